@@ -1,0 +1,65 @@
+# Everything runs in this clone's own .venv, with the versions that constraints.txt pins.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: help install serve demo test test-faults test-clients lint types imports wheel bench bench-quick clean
+
+help:  ## Say what each target does.
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-14s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "strop needs Python 3.11 or newer; got $$($(PYTHON) --version). Say which: make PYTHON=python3.12 install" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(INPUTS)
+	@echo "Installing strop and the embedded engine into $(VENV) (about 350 MB, once) ..."
+	$(PIP) --editable '.[mlx]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what the tests need into $(VENV) (about 900 MB, once) ..."
+	$(PIP) --editable '.[mlx,torch,dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## Install strop with the embedded engine into .venv.
+
+serve: install  ## Start the proxy on http://127.0.0.1:8484 (ARGS='--port 9000 ...').
+	$(BIN)/strop serve $(ARGS)
+
+demo: install  ## Show the whole loop on this machine, with the small model that strop ships.
+	$(BIN)/strop demo $(ARGS)
+
+test: $(VENV)/.installed-dev  ## Run the tests (ARGS='-k relay -x').
+	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: $(VENV)/.installed-dev  ## Run only the tests that break things.
+	$(BIN)/python -m pytest -m faults $(ARGS)
+
+test-clients: $(VENV)/.installed-dev  ## Try stock clients, each in an environment of its own (needs node).
+	$(BIN)/python -m pytest -m clients --clients $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## Check style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev  ## Check types.
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev  ## Check which package may import which.
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev  ## Measure speed beside nginx and LiteLLM; writes docs/performance.md.
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(VENV)/.installed-dev  ## The same in under two minutes, without LiteLLM.
+	$(BIN)/python -m bench --quick $(ARGS)
+
+wheel: $(VENV)/.installed-dev  ## Build the wheel into dist/.
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## Remove what was built and installed here; ~/.strop stays.
+	rm -rf $(VENV) build dist .cache *.egg-info

@@ -1,0 +1,1 @@
+"""LoRA adapter versions on disk and the formats they come in."""

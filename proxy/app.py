@@ -1,0 +1,240 @@
+"""The ASGI application: what strop is made of, and which part answers which path.
+
+`/v1/*` completions take the short way to the relay; everything else is a Starlette route. The list of
+`/v1` paths is closed, so an engine's own admin routes can't be reached through here.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+
+from strop.proxy import auth
+from strop.proxy.engines.base import Dialect, Engine
+from strop.proxy.engines.embedded import EngineProcess
+from strop.proxy.errors import SOURCE_HEADER, StropError, render
+from strop.proxy.intake import ClientLeft, Intake
+from strop.proxy.metrics import Metrics
+from strop.proxy.passing import pass_through
+from strop.proxy.rater import Rater
+from strop.proxy.relay import Receive, Relay, Send
+from strop.proxy.serving import Serving
+from strop.proxy.settings import Settings
+from strop.proxy.store.store import Store
+
+log = logging.getLogger(__name__)
+
+_COMPLETIONS: dict[str, Dialect] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+}
+_PASSED = frozenset({"/v1/embeddings"})
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts of a running strop, for the routes."""
+
+    settings: Settings
+    home: Path
+    keys: auth.Keys
+    doors: auth.Doors
+    store: Store
+    metrics: Metrics
+    serving: Serving
+    relay: Relay
+    rater: Rater
+    intake: Intake
+    process: EngineProcess | None = None
+
+
+@contextlib.asynccontextmanager
+async def run_services(
+    settings: Settings, home: Path, engine: Engine, process: EngineProcess | None
+) -> AsyncIterator[Services]:
+    """Open the store, start what runs in the background, and end all of it in order.
+
+    Args:
+        engine: the driver; its upstream is closed at the end.
+        process: the embedded engine, if strop runs one.
+    """
+    capture = settings.capture
+    store = await Store.open(
+        home / "strop.db",
+        synchronous="full" if capture.synchronous == "FULL" else "normal",
+        busy_timeout_s=capture.commit_timeout_s,
+        max_queued=capture.max_queued,
+    )
+    metrics = Metrics()
+    serving = Serving(
+        engine,
+        model_name=settings.model.name,
+        accepts_any=settings.model.accept_any,
+        check_interval_s=settings.engine.health_interval_s,
+    )
+    relay = Relay(settings, serving, store, metrics)
+    server = settings.server
+    keys = auth.Keys(server.client_keys, auth.load_or_create_admin_key(home))
+    doors = auth.Doors(server.host, server.allowed_hosts, server.allowed_origins)
+    rater = Rater(store, relay.is_in_flight, metrics)
+    services = Services(
+        settings,
+        home,
+        keys,
+        doors,
+        store,
+        metrics,
+        serving,
+        relay,
+        rater,
+        Intake(settings.server, relay, rater),
+        process,
+    )
+    background = [asyncio.create_task(serving.watch()), asyncio.create_task(relay.sweep())]
+    if process is not None:
+        background.append(asyncio.create_task(process.keep_alive()))
+    for task in background:
+        task.add_done_callback(_say_why)
+    try:
+        yield services
+    finally:
+        # The engine outlives the drain; the store outlives everything.
+        if process is not None:
+            await process.stop()
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await engine.upstream.aclose()
+        await store.close()
+
+
+def _say_why(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a background task ended", exc_info=task.exception())
+
+
+class App:
+    """The ASGI application.
+
+    Args:
+        services: a context manager that yields what `run_services` does; entered at start-up.
+        routes: makes the Starlette application for everything but completions.
+    """
+
+    def __init__(
+        self,
+        services: contextlib.AbstractAsyncContextManager[Services],
+        routes: Callable[[Services], Starlette],
+    ) -> None:
+        self._open = services
+        self._make_routes = routes
+        self._services: Services | None = None
+        self._routes: Starlette | None = None
+
+    @property
+    def services(self) -> Services:
+        """The running parts.
+
+        Raises:
+            RuntimeError: start-up has not finished.
+        """
+        if self._services is None:
+            raise RuntimeError("strop has not started")
+        return self._services
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self._open as services:
+                self._services = services
+                self._routes = self._make_routes(services)
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except StropError as error:
+            await send({"type": "lifespan.startup.failed", "message": error.message})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            await self._dispatch(scope, receive, send)
+        except ClientLeft:
+            return
+        except StropError as error:
+            await self._answer(error, send)
+        except Exception:
+            # The edge of a request: whatever goes wrong inside, others are served as before.
+            log.exception("request failed", extra={"path": scope["path"]})
+            # Where an answer has begun, the server refuses a second head and closes the connection.
+            with contextlib.suppress(RuntimeError):
+                await self._answer(StropError("strop failed to serve this; see its log"), send)
+
+    async def _answer(self, error: StropError, send: Send) -> None:
+        self.services.metrics.refused.labels(error.code).inc()
+        body = render(error)
+        head = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            SOURCE_HEADER,
+        ]
+        if error.status == 503:
+            head.append((b"retry-after", b"2"))
+        elif error.status == 401:
+            head.append((b"www-authenticate", b"Bearer"))
+        await send({"type": "http.response.start", "status": error.status, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _dispatch(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
+        services = self.services
+        services.doors.check(scope["headers"])
+        path, session = _without_session(scope["path"])
+        if scope["method"] == "POST":
+            if dialect := _COMPLETIONS.get(path):
+                await services.intake.take(
+                    dialect,
+                    scope,
+                    receive,
+                    send,
+                    caller=services.keys.caller(scope["headers"]),
+                    path_session=session,
+                )
+                return
+            if path in _PASSED:
+                services.keys.caller(scope["headers"])
+                await pass_through(
+                    scope,
+                    receive,
+                    send,
+                    path=path,
+                    settings=services.settings,
+                    serving=services.serving,
+                    metrics=services.metrics,
+                )
+                return
+        assert self._routes is not None
+        await self._routes({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+
+def _without_session(path: str) -> tuple[str, str | None]:
+    """Return a path without its `/s/<session>` prefix, and the session."""
+    if not path.startswith("/s/"):
+        return path, None
+    session, slash, rest = path[3:].partition("/")
+    return (slash + rest, unquote(session)) if session and slash else (path, None)

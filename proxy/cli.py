@@ -1,0 +1,278 @@
+"""The command line: starts strop and the embedded engine, and says how they are and are set.
+
+Parses and prints; what it calls does the work. Imports nothing heavy before a command needs it.
+"""
+
+import asyncio
+import http.client
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from strop.proxy import auth, cli_ratings, cli_records, settings, terminal
+from strop.proxy.cli_options import (
+    STORE_FILE,
+    examples,
+    home_of,
+    home_option,
+    json_option,
+    open_store,
+)
+from strop.proxy.errors import BadRequest, ConfigError, StropError
+
+_STATUS_TIMEOUT_S = 5.0
+
+
+class _Misused(click.ClickException):
+    """What was typed or set is wrong, and not what it meets."""
+
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """The commands; strop's own errors end them with one line."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(context)
+        except StropError as error:
+            is_usage = isinstance(error, ConfigError | BadRequest)
+            raise (_Misused if is_usage else click.ClickException)(error.message) from error
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples("strop serve", "strop good -m 'short and right'"),
+)
+@click.version_option(package_name="strop", message="strop %(version)s")
+def main() -> None:
+    """A local OpenAI-compatible proxy that records answers and learns from their ratings."""
+
+
+def _settings_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--set",
+            "pairs",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Any other setting, as in capture.mode=required. May be given often.",
+        ),
+        click.option(
+            "--model-name",
+            metavar="NAME",
+            help="The name that clients use. [default: the engine's own]",
+        ),
+        click.option(
+            "--model",
+            metavar="PATH_OR_ID",
+            help="What the embedded engine serves: a folder or a hub id. [default: the demo model]",
+        ),
+        click.option("--engine-key", metavar="KEY", help="The engine's API key."),
+        click.option("--engine-url", metavar="URL", help="Where the engine listens."),
+        click.option(
+            "--engine",
+            type=click.Choice(["embedded", "vllm", "openai"]),
+            help="Which kind of engine serves.",
+        ),
+        click.option(
+            "--port", type=int, metavar="N", help="The port to listen on. [default: 8484]"
+        ),
+        click.option("--host", help="The address to listen on. [default: 127.0.0.1]"),
+        home_option,
+    ):
+        command = option(command)
+    return command
+
+
+def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
+    """Return the settings in force; `flags` are the options of `_settings_options`."""
+    named: dict[str, object] = {
+        "server.host": flags["host"],
+        "server.port": flags["port"],
+        "engine.kind": flags["engine"],
+        "engine.url": flags["engine_url"],
+        "engine.key": flags["engine_key"],
+        "model.path": flags["model"],
+        "model.name": flags["model_name"],
+    }
+    for pair in flags["pairs"]:
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        if not equals:
+            raise click.UsageError(f"expected --set KEY=VALUE, got {pair!r}")
+        named[key] = text
+        if key in settings.KINDS:
+            try:
+                named[key] = settings.KINDS[key].parse(text)
+            except ValueError:
+                # Loading refuses the text as it is, and says what it should be.
+                continue
+    return settings.load(home, flags=named, environ=os.environ)
+
+
+@main.command(
+    epilog=examples(
+        "strop serve",
+        "strop serve --model mlx-community/Qwen3-4B-4bit",
+        "strop serve --engine vllm --engine-url http://127.0.0.1:8000",
+    )
+)
+@_settings_options
+@click.pass_context
+def serve(context: click.Context, /, home: Path | None, **flags: Any) -> None:
+    """Start the proxy.
+
+    It starts the embedded engine too, unless another one is named here or in the settings.
+    """
+    folder = home_of(home)
+    resolved = _load(folder, flags)
+    engine = resolved.settings.engine
+    if flags["model"] and engine.kind in ("vllm", "openai"):
+        raise click.UsageError(
+            f"--model is for the embedded engine, and engine.kind is {engine.kind!r}, which brings"
+            " its own model; leave it out, or give clients another name for it with --model-name"
+        )
+    settings.make_home(folder)
+    from strop.proxy import logs
+
+    keys = (*resolved.settings.server.client_keys, engine.key)
+    logs.set_up(resolved.settings.log, (*keys, auth.load_or_create_admin_key(folder)))
+    from strop.proxy import serve as serving
+
+    context.exit(serving.serve(resolved.settings, folder))
+
+
+@main.command(epilog=examples("strop engine --model ./Qwen3-4B-4bit --name qwen3 --port 8000"))
+@click.option("--model", required=True, metavar="PATH_OR_ID", help="A folder, or a hub id.")
+@click.option(
+    "--name", "served_name", default="", help="What requests call it. [default: as --model]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=int, default=0, show_default=True, help="The port; 0 picks one.")
+@click.option("--parent-fd", type=int, metavar="FD", help="A pipe whose end stops the engine.")
+@click.option("--online", is_flag=True, help="Let a hub id be downloaded.")
+@click.option("--max-model-len", type=int, metavar="TOKENS", help="The context limit.")
+@click.option("--max-rows", type=int, metavar="N", help="Answers generated at once.")
+@click.option("--max-queued", type=int, metavar="N", help="Requests that may wait.")
+@click.option("--max-lora-rank", type=int, metavar="N", help="The largest adapter rank.")
+@click.option("--prefill-chunk", type=int, metavar="TOKENS", help="Prompt tokens per step.")
+@click.option("--prefix-cache-bytes", type=int, metavar="BYTES", help="Memory for prompts.")
+@click.option("--grace-s", type=float, metavar="SECONDS", help="Time to finish after SIGTERM.")
+@click.option("--base-identity", metavar="HASH", help="The base that adapters must be of.")
+@click.pass_context
+def engine(context: click.Context, /, **given: Any) -> None:
+    """Run the embedded engine alone.
+
+    There is no need to: `strop serve` starts it by itself.
+    """
+    from strop.proxy import logs
+    from strop.proxy.embedded.options import Options
+
+    logs.set_up(settings.Log())
+    options = Options(**{name: value for name, value in given.items() if value is not None})
+    if importlib.util.find_spec("mlx_lm") is None:
+        raise ConfigError(
+            "the embedded engine needs mlx-lm, which is not installed; install strop[mlx]"
+        )
+    from strop.proxy.embedded import server
+
+    context.exit(server.run(options))
+
+
+@main.command(epilog=examples("strop status"))
+@home_option
+@json_option
+@click.pass_context
+def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
+    """Say how the proxy is, and what was rated.
+
+    Exits with 1 when no proxy runs.
+    """
+    folder = home_of(home)
+    server = settings.load(folder, environ=os.environ).settings.server
+    url, health = _ask_health(server.host, server.port)
+    stored = asyncio.run(_stored(folder)) if (folder / STORE_FILE).is_file() else None
+    if as_json:
+        click.echo(json.dumps({"url": url, "health": health, "home": str(folder), "store": stored}))
+    else:
+        rows = _health_rows(url, health) if health else []
+        if not health:
+            click.echo(f"strop is not running at {url}; start it with: strop serve")
+        rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
+        if stored:
+            rows.append(
+                ("ratings", "{good} good, {bad} bad, {total} in all".format(**stored["ratings"]))
+            )
+            rows.append(("newest answer", stored["newest"] or "none"))
+        click.echo(terminal.table(rows))
+    context.exit(0 if health else 1)
+
+
+def _ask_health(host: str, port: int) -> tuple[str, dict[str, Any] | None]:
+    """Return where strop should be, and what it says there; None where it doesn't answer."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(host, host)  # noqa: S104
+    shown = f"[{host.strip('[]')}]" if ":" in host else host
+    connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=_STATUS_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        health = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        health = None
+    finally:
+        connection.close()
+    is_strop = isinstance(health, dict) and "capture" in health
+    return f"http://{shown}:{port}", health if is_strop else None
+
+
+def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
+    engine, model, capture = health["engine"], health["model"], health["capture"]
+    engine_is = "ready" if engine["ready"] else f"not ready: {engine['reason']}"
+    capture_is = "writing" if capture["ok"] else f"not writing: {capture['reason']}"
+    return [
+        ("strop", f"{health['version']} at {url}: {health['status']}"),
+        ("engine", f"{engine['label']} at {engine['url']}: {engine_is}"),
+        ("model", f"{model['name'] or 'unknown yet'} ({model['active'] or 'none active'})"),
+        ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
+        ("in flight", str(health["in_flight"])),
+        ("up for", f"{health['uptime_s']:.0f} s"),
+    ]
+
+
+async def _stored(home: Path) -> dict[str, Any]:
+    async with open_store(home) as store:
+        counts = await store.feedback_counts()
+        newest = await store.list_completions(limit=1)
+    return {
+        "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
+        "newest": newest.data[0].id if newest.data else None,
+    }
+
+
+@main.command(epilog=examples("strop config --engine openai --engine-url http://127.0.0.1:8000"))
+@_settings_options
+@json_option
+def config(home: Path | None, as_json: bool, **flags: Any) -> None:
+    """Show the settings in force, and where each came from."""
+    folder = home_of(home)
+    described = _load(folder, flags).describe()
+    if as_json:
+        keys = [{"key": key, "value": value, "origin": origin} for key, value, origin in described]
+        click.echo(json.dumps({"home": str(folder), "settings": keys}))
+        return
+    click.echo(terminal.table(described, ("KEY", "VALUE", "FROM")))
+
+
+for command in (*cli_records.COMMANDS, *cli_ratings.COMMANDS):
+    main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The commands that rate what is recorded, in the home's own store, and take ratings back.
+
+They work whether or not strop runs. They ask for no key: whoever can open the store owns it, and
+may rate what was asked with any client key.
+"""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import click
+
+from strop.proxy import ratings, terminal
+from strop.proxy.auth import LOCAL_KEY_ID
+from strop.proxy.cli_options import examples, home_hint, home_of, home_option, open_store
+from strop.proxy.errors import NotFound, UnknownCompletion
+from strop.proxy.store.records import CompletionFilter, FeedbackFilter, Scope
+
+if TYPE_CHECKING:
+    from strop.proxy.store.store import Store
+
+
+def _rating_command(word: str) -> click.Command:
+    why = "too long" if word == "bad" else "short and right"
+
+    @click.command(
+        word,
+        help=f"Rate an answer {word}: the one named, else the newest.\n\nThe rating is for the"
+        " whole turn, the tool calls that led to the answer included.",
+        epilog=examples(f"strop {word}", f"strop {word} -m '{why}'"),
+    )
+    @click.argument("completion", required=False)
+    @home_option
+    @click.option("-m", "--comment", metavar="TEXT", help="Why.")
+    @click.option("--choice", type=int, default=0, show_default=True, metavar="N")
+    def command(
+        completion: str | None, home: Path | None, comment: str | None, choice: int
+    ) -> None:
+        body = {"rating": word, "comment": comment, "choice": choice, "scope": "turn"}
+        asyncio.run(_rate(completion, body, home_of(home)))
+
+    return command
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog=examples(
+        "strop rate cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708 4/5 --tag style",
+        "strop rate cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708 -0.5 --correction 'Bern.'",
+    ),
+)
+@click.argument("completion")
+@click.argument("rating")
+@home_option
+@click.option("-m", "--comment", metavar="TEXT", help="Why.")
+@click.option("--choice", type=int, default=0, show_default=True, metavar="N")
+@click.option("--correction", metavar="TEXT", help="What should have been answered; - reads it.")
+@click.option("--tag", "tags", multiple=True, help="May be given often.")
+@click.option("--rater", help="Who rates.")
+@click.option("--scope", type=click.Choice(get_args(Scope)), help="[default: completion]")
+def rate(
+    home: Path | None, completion: str, rating: str, tags: tuple[str, ...], **said: Any
+) -> None:
+    """Rate an answer in detail.
+
+    RATING is good or bad, a number from -1 to 1, or stars as in 4/5.
+    """
+    if said["correction"] == "-":
+        said["correction"] = sys.stdin.read()
+    body = {**said, "rating": _rating_in(rating), "tags": list(tags)}
+    asyncio.run(_rate(completion, body, home_of(home)))
+
+
+def _rating_in(text: str) -> object:
+    """Return a rating as the API takes it; `4/5` are stars."""
+    stars, slash, of = text.partition("/")
+    if not slash or of.strip() != "5":
+        return text
+    try:
+        return {"stars": float(stars)}
+    except ValueError:
+        return text
+
+
+async def _rate(identity: str | None, said: Mapping[str, object], home: Path) -> None:
+    async with open_store(home) as store:
+        if identity is None:
+            identity = await _newest(store)
+        found = await store.get_completion(identity)
+        key_id = LOCAL_KEY_ID if found is None else found.completion.key_id
+        body = {name: value for name, value in said.items() if value is not None}
+        new = ratings.parse_feedback(
+            {**body, "completion_id": identity}, key_id=key_id, source="cli"
+        )
+        given = (await store.add_feedback(new, _is_in_flight)).feedback
+        rated = found or await store.get_completion(given.completion)
+    assert rated is not None
+    click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")
+    by = f" --rater {shlex.quote(given.rater)}" if given.rater else ""
+    click.echo(f"Take it back: strop undo {given.completion}{by}{home_hint(home)}")
+
+
+@click.command(epilog=examples("strop undo"))
+@click.argument("completion", required=False)
+@home_option
+@click.option("--rater", default="", help="Whose rating; by default the one without a name.")
+def undo(completion: str | None, home: Path | None, rater: str) -> None:
+    """Take a rating back.
+
+    That of the answer named, else the newest one in the newest conversation.
+    """
+    asyncio.run(_undo(completion, rater, home_of(home)))
+
+
+async def _undo(identity: str | None, rater: str, home: Path) -> None:
+    async with open_store(home) as store:
+        if identity is None:
+            newest = await store.get_completion(await _newest(store))
+            assert newest is not None
+            wanted = FeedbackFilter(session=newest.session, rater=rater, state="standing")
+        else:
+            wanted = FeedbackFilter(completion=identity, rater=rater, state="standing")
+        standing = await store.list_feedback(wanted, limit=1)
+        if not standing.data:
+            of = f"of {identity}" if identity else "in the newest conversation"
+            raise NotFound(f"there is no rating {of} to take back; name the answer that it is of")
+        undone = await store.withdraw(standing.data[0].id, None)
+        rated = await store.get_completion(undone.completion)
+    assert rated is not None
+    word = terminal.rating(undone.rating)
+    click.echo(f"Took back {word}: {terminal.described(rated, undone.choice)}")
+
+
+COMMANDS: Final = (_rating_command("good"), _rating_command("bad"), rate, undo)
+
+
+async def _newest(store: "Store") -> str:
+    """Return the id of the newest complete answer."""
+    page = await store.list_completions(CompletionFilter(state="complete"), limit=1)
+    if not page.data:
+        raise UnknownCompletion("there is no answer to rate yet; ask the model something first")
+    return page.data[0].id
+
+
+def _is_in_flight(_completion: str) -> bool:
+    # Only the process that relays it knows; a rating by hand comes later.
+    return False

@@ -1,0 +1,180 @@
+"""The commands that read what is recorded, in the home's own store: a list, one answer, an export.
+
+They work whether or not strop runs, and change nothing.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import IO, Any, Final, get_args
+
+import click
+
+from strop.proxy import objects, terminal
+from strop.proxy.cli_options import (
+    examples,
+    home_hint,
+    home_of,
+    home_option,
+    json_option,
+    open_store,
+)
+from strop.proxy.errors import UnknownCompletion
+from strop.proxy.store.records import (
+    CompletionFilter,
+    CompletionSummary,
+    Dialect,
+    ExportFormat,
+    Feedback,
+    FeedbackFilter,
+    State,
+    StoredCompletion,
+)
+
+
+@click.group(epilog=examples("strop completions list --rated"))
+def completions() -> None:
+    """Look at recorded answers."""
+
+
+@completions.command("list", epilog=examples("strop completions list --limit 5 --unrated"))
+@home_option
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, metavar="N")
+@click.option("--after", metavar="ID", help="Go on after this one.")
+@click.option("--session", help="Of one conversation.")
+@click.option("--state", type=click.Choice(get_args(State)), help="That ended so.")
+@click.option("--rated/--unrated", default=None, help="With ratings, or without.")
+@json_option
+def list_completions(home: Path | None, as_json: bool, **asked: Any) -> None:
+    """List answers, newest first."""
+    asyncio.run(_list_completions(home_of(home), as_json=as_json, **asked))
+
+
+async def _list_completions(
+    home: Path,
+    *,
+    limit: int,
+    after: str | None,
+    session: str | None,
+    state: State | None,
+    rated: bool | None,
+    as_json: bool,
+) -> None:
+    wanted = CompletionFilter(session=session, state=state, is_rated=rated)
+    async with open_store(home) as store:
+        page = await store.list_completions(wanted, limit=limit, after=after)
+        if as_json:
+            found = objects.list_of(map(objects.summary, page.data), has_more=page.has_more)
+            click.echo(json.dumps(found))
+            return
+        rows = [_row(one, await store.get_completion(one.id)) for one in page.data]
+    if not rows:
+        click.echo("No answers.")
+        return
+    click.echo(terminal.table(rows, ("COMPLETION", "WHEN", "STATE", "MODEL", "RATINGS", "ANSWER")))
+    if page.has_more:
+        click.echo(f"More: strop completions list --after {page.data[-1].id}{home_hint(home)}")
+
+
+def _row(one: CompletionSummary, whole: StoredCompletion | None) -> tuple[str, ...]:
+    answer = terminal.first_words(whole, width=40) if whole else ""
+    model = terminal.excerpt(f"{one.model} ({one.version})", 40)
+    return (
+        one.id,
+        terminal.since(one.created_ms),
+        one.state,
+        model,
+        str(one.num_feedback or "-"),
+        answer,
+    )
+
+
+@completions.command(
+    "show", epilog=examples("strop completions show cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708")
+)
+@click.argument("completion")
+@home_option
+@json_option
+def show_completion(completion: str, home: Path | None, as_json: bool) -> None:
+    """Show one answer: what was asked, its snapshot, its ratings."""
+    asyncio.run(_show_completion(completion, home_of(home), as_json))
+
+
+async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
+    async with open_store(home) as store:
+        found = await store.get_completion(identity)
+        if found is None:
+            raise UnknownCompletion(
+                f"no completion {identity!r} is recorded; `strop completions list` shows them"
+            )
+        given = await store.list_feedback(FeedbackFilter(completion=identity), limit=1000)
+    if as_json:
+        click.echo(json.dumps(objects.completion(found, given.data)))
+        return
+    c = found.completion
+    rows = [
+        ("completion", c.id),
+        ("when", terminal.since(c.created_ms)),
+        ("model", f"{c.model} ({c.version}), by {c.engine}"),
+        ("state", c.state + (f": {c.error}" if c.error else "")),
+        ("session", found.session),
+        ("follows", found.parent or "nothing known"),
+        ("tokens", f"{_or_unknown(c.prompt_tokens)} in, {_or_unknown(c.completion_tokens)} out"),
+        *((f"snapshot {choice.index}", objects.snapshot_of(choice)) for choice in c.choices),
+        *((f"rating {one.id}", _said(one)) for one in given.data),
+    ]
+    click.echo(terminal.table([(name, terminal.excerpt(value, 200)) for name, value in rows]))
+    for choice in c.choices:
+        click.echo(f"\nanswer {choice.index} ({choice.finish_reason or 'cut off'}):")
+        click.echo(terminal.safe(objects.text_of(choice)))
+
+
+@click.command(epilog=examples("strop export --format kto --out ratings.jsonl"))
+@home_option
+@click.option("--format", "format_", type=click.Choice(get_args(ExportFormat)), required=True)
+@click.option(
+    "--dialect", type=click.Choice(get_args(Dialect)), default="chat", show_default=True,
+    help="A file of kto, dpo or sft holds one.",
+)  # fmt: skip
+@click.option("--session", help="Of one conversation.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
+def export(home: Path | None, out: Path | None, **asked: Any) -> None:
+    """Write rated answers as JSON Lines.
+
+    All that is stored (raw), or as TRL's trainers take it (kto, dpo, sft).
+    """
+    if out is None:
+        asyncio.run(_export(home_of(home), sys.stdout.buffer, **asked))
+        return
+    # What people wrote is for its owner's eyes, as the store is.
+    with open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        num_lines = asyncio.run(_export(home_of(home), file, **asked))
+    click.echo(f"Wrote {num_lines} lines to {out}.", err=True)
+
+
+async def _export(
+    home: Path, file: IO[bytes], *, format_: ExportFormat, dialect: Dialect, session: str | None
+) -> int:
+    num_lines = 0
+    async with open_store(home) as store:
+        wanted = FeedbackFilter(session=session)
+        async for line in store.export(format_, wanted, dialect=dialect):
+            file.write(line)
+            num_lines += 1
+    file.flush()
+    return num_lines
+
+
+COMMANDS: Final = (completions, export)
+
+
+def _said(one: Feedback) -> str:
+    by = one.rater or one.source
+    because = f": {one.comment}" if one.comment else ""
+    return f"{terminal.rating(one.rating)} ({one.state}), choice {one.choice}, by {by}{because}"
+
+
+def _or_unknown(count: int | None) -> str:
+    return "unknown" if count is None else str(count)

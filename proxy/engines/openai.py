@@ -1,0 +1,48 @@
+"""The driver for any OpenAI-compatible URL: passes everything through, asks for nothing more.
+
+What answers there is not the person's own model, so its completions are recorded and rated but are
+off-policy for training.
+"""
+
+from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.control import list_models
+from strop.proxy.upstream import Upstream
+from strop.proxy.wire import body
+from strop.proxy.wire.headers import Headers, to_engine
+
+
+class OpenAI:
+    """An OpenAI-compatible service.
+
+    Args:
+        upstream: the connection pool to it.
+        key: its API key. Without one, and with `forwards_key`, the caller's goes on.
+        forwards_key: whether the caller's own key may leave; False where it is strop's.
+    """
+
+    label = "openai"
+    capabilities = Capabilities(
+        token_ids=False, stream_logprobs=False, score_tokens=False, adapters=0, is_local=False
+    )
+
+    def __init__(self, upstream: Upstream, *, key: str = "", forwards_key: bool = False) -> None:
+        self.upstream = upstream
+        self._credentials: Headers = [(b"authorization", b"Bearer " + key.encode())] if key else []
+        self._forwards_key = forwards_key and not key
+
+    def plan(self, ask: Ask) -> Plan:
+        """Return the request as it came, but for the model's name where that was an alias."""
+        if ask.fields.get("model") != ask.served:
+            return Plan(body.dumps({**ask.fields, "model": ask.served}), None)
+        return Plan(body.dumps(dict(ask.fields)) if ask.is_rewritten else ask.raw, None)
+
+    def headers(self, client: Headers) -> Headers:
+        """Return the client's headers with the configured key, or the client's own."""
+        own = [h for h in client if h[0] == b"authorization"] if self._forwards_key else []
+        return to_engine(client, self._credentials or own)
+
+    async def check(self) -> EngineState:
+        """Return what `/v1/models` says to the configured key."""
+        return await list_models(
+            self.upstream, {k.decode(): v.decode() for k, v in self._credentials}
+        )

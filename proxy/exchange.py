@@ -1,0 +1,368 @@
+"""One exchange with an engine, and the connection that carries one at a time.
+
+Does not know which connections there are (see `upstream`), what the bytes mean, or how long an
+answer may take: whoever watches the time calls `Exchange.abort`.
+"""
+
+import asyncio
+from typing import Protocol, cast
+
+from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamError
+from strop.proxy.http1 import Answer, AnswerError
+
+# Unread body bytes above which the connection is no longer read from.
+HIGH_WATER_BYTES = 256 * 1024
+# A longer request body is written slice by slice, as fast as the engine takes it.
+SLICE_BYTES = 256 * 1024
+
+
+class Pool(Protocol):
+    """What exchanges and connections need of the pool they belong to."""
+
+    origin: str
+
+    def take(self) -> "Connection | None":
+        """Return an idle connection that the engine has probably not closed."""
+        ...
+
+    def connect(self) -> "asyncio.Task[Connection]":
+        """Begin to open a new connection; the task fails with `UpstreamError`."""
+        ...
+
+    def release(self, connection: "Connection") -> None:
+        """Take back a connection whose answer ended exactly where it should."""
+        ...
+
+    def opened(self, connection: "Connection") -> None:
+        """Count a connection that is open now."""
+        ...
+
+    def lost(self, connection: "Connection") -> None:
+        """Forget a connection that is closed now."""
+        ...
+
+
+class Exchange:
+    """One request and its answer, used by one task; only `abort` may be called by others.
+
+    Made by `Upstream.exchange`. A task cancelled in an await of these methods aborts its exchange.
+
+    Attributes:
+        last_progress: loop time at which bytes last came, or at which the task began to wait for
+            the engine if that is later. Says something only while `is_waiting`.
+        sent_at: loop time at which the request went to the socket; 0.0 before.
+        head_at: loop time at which the head of the answer came; 0.0 before.
+    """
+
+    def __init__(self, pool: Pool, method: bytes, target: bytes, head: bytes, body: bytes) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.last_progress = self._loop.time()
+        self.sent_at = 0.0
+        self.head_at = 0.0
+        self._pool = pool
+        self._target = target
+        self._head = head
+        self._body = body
+        self._answer = Answer(has_body=method != b"HEAD")
+        self._is_sent = False
+        self._has_received = False
+        self._error: UpstreamError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._connecting: asyncio.Task[Connection] | None = None
+        self._connection: Connection | None = None
+
+    @property
+    def status(self) -> int:
+        """The status of the answer; 0 before its head came."""
+        return self._answer.status if self._answer.has_head else 0
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of the answer, names in lower case, in the order they came; no trailers."""
+        return self._answer.headers
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the task is waiting for the engine now, rather than busy elsewhere."""
+        return self._waiter is not None or self._connecting is not None
+
+    async def start(self) -> None:
+        """Send the request, and return when the head of the answer is there.
+
+        A reused connection that closes before any byte of an answer was most likely closed for
+        being idle: then, once, the request is sent again on a new connection.
+
+        Raises:
+            UpstreamUnreachable: no connection could be made.
+            UpstreamDied: the engine closed before the head's end, or spoke something else.
+            UpstreamAborted: `abort` was called.
+        """
+        if self._error is None:
+            reused = self._pool.take()
+            await self._send(reused or await self._connect())
+            is_dead = isinstance(self._error, UpstreamDied)
+            if reused is not None and is_dead and not self._has_received:
+                self._error = None
+                await self._send(await self._connect())
+        if self._error is not None:
+            raise self._error
+
+    async def read(self) -> bytes:
+        """Return the body bytes that came since the last call, waiting for some; b"" at the end.
+
+        Raises:
+            UpstreamDied: the connection closed before the body's end, or its framing is broken.
+            UpstreamAborted: `abort` was called.
+        """
+        answer = self._answer
+        while not answer.body:
+            if answer.is_complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        data = answer.take()
+        if self._connection is not None:
+            self._connection.resume()
+        return data
+
+    async def read_all(self, limit: int) -> bytes:
+        """Return the rest of the body.
+
+        Raises:
+            UpstreamError: it is longer than `limit` bytes; the exchange is aborted.
+            UpstreamDied: as for `read`.
+            UpstreamAborted: as for `read`.
+        """
+        pieces = []
+        num_bytes = 0
+        while piece := await self.read():
+            pieces.append(piece)
+            num_bytes += len(piece)
+            if num_bytes > limit:
+                self.abort()
+                raise UpstreamError(
+                    f"expected at most {limit} bytes from {self._url}, got more; ask for less"
+                )
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def abort(self) -> None:
+        """Close the connection and wake the task with `UpstreamAborted`.
+
+        May be called at any moment, and again; does nothing once the whole answer has come.
+        """
+        if self._answer.is_complete:
+            return
+        self._answer.take()
+        if self._error is None:
+            self._end(UpstreamAborted(f"the exchange with {self._url} was given up"))
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    def close(self) -> None:
+        """Say that no more will be read: `abort`, unless the whole answer has come.
+
+        The connection of a whole answer went back to the pool with its last byte.
+        """
+        self.abort()
+
+    @property
+    def _url(self) -> str:
+        return self._pool.origin + self._target.partition(b"?")[0].decode("latin-1")
+
+    async def _connect(self) -> "Connection":
+        task = self._connecting = self._pool.connect()
+        try:
+            connection = await task
+        except asyncio.CancelledError:
+            if task.done() and not task.cancelled() and task.exception() is None:
+                task.result().abandon()  # it came to be in the very tick of the cancellation
+            self.abort()
+            caller = asyncio.current_task()
+            if self._error is None or (caller is not None and caller.cancelling()):
+                raise
+            raise self._error from None
+        except UpstreamError as error:
+            self._error = self._error or error
+            raise self._error from error.__cause__
+        finally:
+            self._connecting = None
+        if self._error is not None:
+            connection.abandon()
+            raise self._error
+        return connection
+
+    async def _send(self, connection: "Connection") -> None:
+        """Send the request on `connection`; return when the head is there or the exchange over."""
+        self._connection = connection
+        self._is_sent = False
+        self.sent_at = self._loop.time()
+        if connection.carry(self):
+            if len(self._body) <= SLICE_BYTES:
+                self._is_sent = True
+                connection.transport.write(self._head + self._body)
+            else:
+                await self._send_slices(connection)
+            while self._is_unanswered:
+                await self._wait()
+
+    async def _send_slices(self, connection: "Connection") -> None:
+        """Write the body as fast as it is taken, or until the engine answers before its end."""
+        connection.transport.write(self._head)
+        body = memoryview(self._body)
+        for at in range(0, len(body), SLICE_BYTES):
+            while connection.is_write_paused and self._is_unanswered:
+                await self._wait()
+            if not self._is_unanswered:
+                return
+            connection.transport.write(body[at : at + SLICE_BYTES])
+        self._is_sent = True
+
+    @property
+    def _is_unanswered(self) -> bool:
+        return not self._answer.has_head and self._error is None
+
+    async def _wait(self) -> None:
+        self.last_progress = self._loop.time()
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        finally:
+            self._waiter = None
+
+    # What follows is called by the connection.
+
+    def wake(self) -> None:
+        """Let the waiting task look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def receive(self, data: bytes) -> None:
+        """Take what came from the engine."""
+        answer = self._answer
+        self.last_progress = self._loop.time()
+        self._has_received = True
+        try:
+            answer.feed(data)
+        except AnswerError as error:
+            self._die(str(error), error)
+            return
+        if answer.has_head and not self.head_at:
+            self.head_at = self.last_progress
+        if answer.is_complete:
+            self._end(None)
+        elif answer.num_unread_bytes > HIGH_WATER_BYTES and self._connection is not None:
+            self._connection.pause()
+        self.wake()
+
+    def lost(self, reason: Exception | None) -> None:
+        """Take the end of the connection, and why it ended if not by the engine's will."""
+        if reason is not None:
+            self._die(f"a broken connection ({reason})", reason)
+            return
+        try:
+            self._answer.feed_eof()
+        except AnswerError as error:
+            self._die(str(error), error)
+        else:
+            self._end(None)
+
+    def _die(self, came: str, cause: Exception) -> None:
+        expected = "the rest of the answer" if self._answer.has_head else "an answer"
+        died = UpstreamDied(
+            f"expected {expected} from {self._url}, got: {came}; look at the engine's log"
+        )
+        died.__cause__ = cause
+        self._end(died)
+
+    def _end(self, error: UpstreamError | None) -> None:
+        """Let go of the connection, to the pool or closed, and let the task see why."""
+        self._error = error
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._answer.is_complete and self._answer.is_reusable and self._is_sent:
+                connection.release()
+            else:
+                connection.abandon()
+        self.wake()
+
+
+class Connection(asyncio.Protocol):
+    """One connection; carries one exchange at a time, and none while it is idle."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.transport: asyncio.Transport
+        self.idle_since = 0.0
+        self.is_write_paused = False
+        self._pool = pool
+        self._exchange: Exchange | None = None
+        self._is_paused = False
+
+    def carry(self, exchange: Exchange) -> bool:
+        """Give what comes to `exchange`; if the connection has closed, tell it so at once."""
+        if self.transport.is_closing():
+            exchange.lost(None)
+            return False
+        self._exchange = exchange
+        return True
+
+    def release(self) -> None:
+        """Be idle from now on."""
+        self._exchange = None
+        self.resume()
+        self._pool.release(self)
+
+    def abandon(self) -> None:
+        """Close at once, whatever is under way."""
+        self._exchange = None
+        self.transport.abort()
+
+    def cancel(self) -> None:
+        """Close at once, and abort the exchange under way."""
+        if self._exchange is not None:
+            self._exchange.abort()
+        self.transport.abort()
+
+    def pause(self) -> None:
+        """Receive nothing until `resume`."""
+        if not self._is_paused and not self.transport.is_closing():
+            self._is_paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Receive again."""
+        if self._is_paused and not self.transport.is_closing():
+            self._is_paused = False
+            self.transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the pool."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's inherits from nothing
+        self._pool.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Give the bytes to the exchange; unasked-for ones could pass for the next answer."""
+        if self._exchange is None:
+            self.transport.abort()
+        else:
+            self._exchange.receive(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Leave the pool."""
+        self._pool.lost(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lost(exc)
+
+    def pause_writing(self) -> None:
+        """Note that the engine takes no more for now."""
+        self.is_write_paused = True
+
+    def resume_writing(self) -> None:
+        """Let a body that is being sent go on."""
+        self.is_write_paused = False
+        if self._exchange is not None:
+            self._exchange.wake()

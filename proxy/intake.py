@@ -1,0 +1,161 @@
+"""From an HTTP request to a completion that can be relayed.
+
+Reads and checks the body, takes inline commands and header ratings out of the way. Forwards nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from strop.proxy import commands, conversation
+from strop.proxy.auth import Caller
+from strop.proxy.engines.base import Ask, Dialect
+from strop.proxy.errors import BadRequest, BodyTimeout, BodyTooLarge
+from strop.proxy.ids import new_id
+from strop.proxy.rater import Rater
+from strop.proxy.relay import Incoming, Receive, Relay, Send
+from strop.proxy.settings import Server
+from strop.proxy.wire import body as wire_body
+from strop.proxy.wire import chat
+from strop.proxy.wire import headers as wire_headers
+
+log = logging.getLogger(__name__)
+
+RATING_HEADER = b"x-strop-feedback"
+RATING_FOR_HEADER = b"x-strop-feedback-for"
+RATING_STATUS_HEADER = b"x-strop-feedback-status"
+
+
+async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Server) -> bytes:
+    """Return the whole request body, chunked or not.
+
+    Raises:
+        BodyTooLarge: it is longer than `server.max_body_bytes`.
+        BodyTimeout: it did not come within `server.body_timeout_s`.
+        ClientLeft: the client closed the connection before its end.
+    """
+    limit = limits.max_body_bytes
+    said = wire_headers.first(headers, b"content-length")
+    if said is not None and int(said) > limit:
+        raise _too_large(int(said), limit)
+    pieces: list[bytes] = []
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientLeft
+                piece = message.get("body", b"")
+                num_bytes += len(piece)
+                if num_bytes > limit:
+                    raise _too_large(num_bytes, limit)
+                if not message.get("more_body", False):
+                    return piece if not pieces else b"".join([*pieces, piece])
+                pieces.append(piece)
+    except TimeoutError:
+        raise BodyTimeout(
+            f"expected the request body within {limits.body_timeout_s:g} s, got {num_bytes} bytes of"
+            " it; send it faster, or raise server.body_timeout_s"
+        ) from None
+
+
+class ClientLeft(Exception):  # noqa: N818  (an event, not an error)
+    """The client closed the connection while it was still sending."""
+
+
+def _too_large(num_bytes: int, limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"expected a request body of at most {limit} bytes, got {num_bytes} or more; shorten it, or"
+        " raise server.max_body_bytes"
+    )
+
+
+@dataclass(slots=True)
+class Intake:
+    """Takes completion requests in."""
+
+    limits: Server
+    relay: Relay
+    rater: Rater
+
+    async def take(
+        self,
+        dialect: Dialect,
+        scope: Mapping[str, Any],
+        receive: Receive,
+        send: Send,
+        *,
+        caller: Caller,
+        path_session: str | None,
+    ) -> None:
+        """Serve one completion request, from its body to its last byte.
+
+        Raises:
+            StropError: nothing was sent to the client yet.
+        """
+        started, created_ms = time.monotonic(), time.time_ns() // 1_000_000
+        headers: wire_headers.Headers = scope["headers"]
+        raw = await read_body(receive, headers, self.limits)
+        fields = wire_body.parse(raw)
+        is_rewritten = False
+        rated = wire_headers.first(headers, RATING_HEADER)
+        session = conversation.session_label(headers, path_session, fields)
+        history: list[object] = []
+        if dialect == "chat":
+            messages = chat.messages_of(fields)
+            command = commands.find_command(messages)
+            kept = commands.without_commands(messages) if b"/rl" in raw else None
+            history = messages if kept is None else kept
+            if command is not None:
+                text = await self.rater.by_command(command, history, caller.key_id)
+                await _say(commands.MARK + text, fields, send)
+                return
+            if kept is not None:
+                fields, is_rewritten = {**fields, "messages": kept}, True
+        elif "prompt" not in fields:
+            raise BadRequest("expected `prompt` in a text completion, got none", param="prompt")
+        incoming = Incoming(
+            id=new_id("cmp", created_ms),
+            created_ms=created_ms,
+            started=started,
+            ask=Ask(dialect, raw, fields, "", is_rewritten),
+            key_id=caller.key_id,
+            headers=headers,
+            query=scope["query_string"],
+            request_id=_text(wire_headers.first(headers, b"x-request-id")),
+            session=session,
+        )
+        if rated is not None:
+            meant = _text(wire_headers.first(headers, RATING_FOR_HEADER))
+            status = await self.rater.by_header(rated, meant, history, caller.key_id)
+            incoming.extra_headers.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
+        await self.relay.relay(incoming, receive, send)
+
+
+async def _say(text: str, fields: Mapping[str, object], send: Send) -> None:
+    """Answer in the model's place, in the dialect that was asked for."""
+    identity = new_id("chatcmpl")
+    model = str(fields.get("model", ""))
+    options = fields.get("stream_options")
+    head: wire_headers.Headers = []
+    if fields.get("stream") is True:
+        include_usage = isinstance(options, dict) and options.get("include_usage") is True
+        answer = chat.say_stream(text, identity=identity, model=model, include_usage=include_usage)
+        head += [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+        ]
+    else:
+        answer = chat.say(text, identity=identity, model=model)
+        head += [(b"content-type", b"application/json")]
+    head.append((b"content-length", str(len(answer)).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": answer})
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.decode("latin-1")[:256] if value is not None else None

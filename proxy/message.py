@@ -1,0 +1,158 @@
+"""One chat message in canonical form: what stays of it however a client sends it back.
+
+Pure. Does not know conversations, or what the form is used for. Takes whatever JSON can hold: a
+malformed message is told by what it is.
+
+    role; text parts joined, in NFC, without outer whitespace and leading <think> blocks;
+    tool calls as name and canonical JSON; other parts by their digest; nothing else.
+
+So ids, names, reasoning, refusals, nulls, cache markers and unknown fields make no difference.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Final
+from unicodedata import normalize
+
+import orjson
+
+# What Python, JavaScript or Rust trims: they differ in U+FEFF, and in U+001C to U+001F.
+OUTER: Final = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\ufeff"
+
+_DIGEST_BYTES = 16
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_DROPPED_PARTS = frozenset({"reasoning", "thinking", "redacted_thinking", "refusal"})
+_Fields = list[tuple[bytes, bytes]]
+
+
+def role_of(message: object) -> str:
+    """Return the message's role, or an empty string."""
+    role = message.get("role") if isinstance(message, dict) else None
+    return role if isinstance(role, str) else ""
+
+
+def texts_of(message: object) -> list[str]:
+    """Return the message's text parts; a plain string is one."""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else [content]
+    return [text for part in parts if (text := _text_in(part)) is not None]
+
+
+def canonical(message: object, role: str) -> bytes:
+    """Return the canonical form of `message`, taken as one of `role`: each field, framed."""
+    fields: _Fields = [(b"role", utf8(role))]
+    if not isinstance(message, dict):
+        fields.append((b"message", as_json(message)))
+        return _framed(fields)
+    text = "".join(texts_of(message)).strip(OUTER)
+    if role == "assistant":
+        text = _without_thoughts(text)
+    if text:
+        fields.append((b"text", utf8(normalize("NFC", text))))
+    fields += _other_parts(message.get("content"))
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        fields += _call(call)
+    return _framed(fields)
+
+
+def as_json(value: object) -> bytes:
+    """Return `value` as JSON with sorted keys."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        # Beyond orjson: integers of 64 bits, 254 levels, lone surrogates.
+        try:
+            return _write(value).encode()
+        except RecursionError:
+            return b"too deep"
+
+
+def utf8(text: str) -> bytes:
+    """Return `text` in UTF-8, lone surrogates too."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def digest(value: bytes) -> bytes:
+    """Return the digest of `value` (16 bytes)."""
+    return blake2b(value, digest_size=_DIGEST_BYTES).digest()
+
+
+def _is_part(part: object, kinds: frozenset[str]) -> bool:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return isinstance(kind, str) and kind in kinds
+
+
+def _text_in(part: object) -> str | None:
+    if isinstance(part, dict) and _is_part(part, _TEXT_PARTS):
+        part = part.get("text")
+    return part if isinstance(part, str) else None
+
+
+def _without_thoughts(text: str) -> str:
+    while text.startswith("<think>"):
+        _, end, said = text.partition("</think>")
+        if not end:
+            break
+        text = said.lstrip(OUTER)
+    return text
+
+
+def _other_parts(content: object) -> _Fields:
+    """Return what of the content is not text, each part by its digest: images can be large."""
+    fields: _Fields = []
+    for part in content if isinstance(content, list) else [content]:
+        if part is None or _text_in(part) is not None or _is_part(part, _DROPPED_PARTS):
+            continue
+        told = part
+        if isinstance(part, dict):
+            told = {k: v for k, v in part.items() if k != "cache_control" and v is not None}
+        fields.append((b"part", digest(as_json(told))))
+    return fields
+
+
+def _call(call: object) -> _Fields:
+    """Return a tool call's name and arguments; a custom tool's input is plain text."""
+    if isinstance(call, dict):
+        function, custom = call.get("function"), call.get("custom")
+        if isinstance(function, dict):
+            arguments = _arguments(function.get("arguments"))
+            return [(b"call", _name(function)), (b"arguments", arguments)]
+        if isinstance(custom, dict):
+            return [(b"call", _name(custom)), (b"input", as_json(custom.get("input")))]
+    return [(b"call", as_json(call))]
+
+
+def _name(holder: Mapping[str, object]) -> bytes:
+    name = holder.get("name")
+    return utf8(name) if isinstance(name, str) else as_json(name)
+
+
+def _arguments(arguments: object) -> bytes:
+    """Return a tool call's arguments as canonical JSON, or as they are if they aren't JSON.
+
+    No arguments may be written as nothing, null or an empty object.
+    """
+    text = arguments if isinstance(arguments, str) else as_json(arguments).decode()
+    text = text.strip(OUTER)
+    if not text or text == "null":
+        return b"{}"
+    try:
+        return _write(_parse(text)).encode()
+    except (ValueError, RecursionError):
+        return utf8(text)
+
+
+def _number(written: str) -> float | int:
+    """Return a JSON number as JavaScript keeps it: a double, and integral ones as integers."""
+    value = float(written)
+    return int(value) if value.is_integer() else value
+
+
+_parse = json.JSONDecoder(parse_int=_number, parse_float=_number).decode
+_write = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+def _framed(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%b %d:%b" % (kind, len(value), value) for kind, value in fields)

@@ -1,0 +1,144 @@
+"""Ratings that come with a completion request: in a header, or typed into the chat.
+
+Finds the answer that is meant from the request's own history, never "the latest one around". Does
+not relay or render anything.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from strop.proxy import conversation, ratings
+from strop.proxy.commands import Command
+from strop.proxy.errors import BadRequest, StropError
+from strop.proxy.metrics import Metrics
+from strop.proxy.store.records import Feedback, NewFeedback, Scope
+from strop.proxy.store.store import Store
+
+HELP = (
+    "Rate the answer above: /rl good [why], /rl bad [why], /rl undo, /rl status."
+    " What you type here is answered by strop and never reaches the model."
+)
+
+
+@dataclass(slots=True)
+class Rater:
+    """Takes the ratings that requests carry."""
+
+    store: Store
+    is_in_flight: Callable[[str], bool]
+    metrics: Metrics
+
+    async def by_header(
+        self, value: bytes, meant: str | None, history: Sequence[object], key_id: str
+    ) -> str:
+        """Carry out an X-Strop-Feedback header; return what became of it, as one line of ASCII.
+
+        A rating that fails is said here and never fails the request that carries it.
+
+        Args:
+            value: the header.
+            meant: the completion that X-Strop-Feedback-For names, or None for the reply that
+                `history` ends with.
+            history: the request's messages, inline commands taken out.
+            key_id: whose request it is.
+        """
+        try:
+            said = ratings.parse_header(value)
+            reply = (meant, 0) if meant else await self._reply(history, key_id)
+            if reply is None:
+                return "no-reply; this request's history ends in no answer known here"
+            if said.rating is None:
+                undone = await self._undo(reply[0], key_id)
+                return f"undone {undone.id}" if undone else "nothing-to-undo"
+            outcome = await self.store.add_feedback(
+                self._new(
+                    reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
+                ),
+                self.is_in_flight,
+            )
+        except StropError as error:
+            return f"error {error.code}; {error.message}"
+        self.metrics.feedback.labels("header").inc()
+        return f"{outcome.outcome} {outcome.feedback.id}; completion={outcome.feedback.completion}"
+
+    async def by_command(self, command: Command, history: Sequence[object], key_id: str) -> str:
+        """Carry out an inline command; return what to tell the person.
+
+        `history` ends with the command itself, which is not counted.
+        """
+        if command.verb == "help":
+            return HELP
+        try:
+            reply = await self._reply(history, key_id)
+            if reply is None:
+                return (
+                    "There is no answer above that strop has recorded, so there is nothing to rate."
+                )
+            if command.verb == "status":
+                return await self._status(reply[0])
+            if command.verb == "undo":
+                undone = await self._undo(reply[0], key_id)
+                if undone is None:
+                    return "There is no rating in this conversation to undo."
+                return f"Took back the rating {_name(undone.rating)} ({undone.id})."
+            rating = 1.0 if command.verb == "good" else -1.0
+            original = b'"%b"' % command.verb.encode()
+            new = self._new(reply, key_id, rating, original, command.comment, "turn", "inline")
+            outcome = await self.store.add_feedback(new, self.is_in_flight)
+        except StropError as error:
+            return f"Could not do that: {error.message}."
+        self.metrics.feedback.labels("inline").inc()
+        because = f', because "{command.comment}"' if command.comment else ""
+        return f"Rated the answer above {_name(rating)}{because} ({outcome.feedback.completion})."
+
+    async def _reply(self, history: Sequence[object], key_id: str) -> tuple[str, int] | None:
+        keys = conversation.read(history, key_id)
+        if keys.after is None or keys.after_tail is None:
+            return None
+        found = await self.store.find_reply(key_id, keys.after, keys.after_tail)
+        return (found.completion, found.choice) if found else None
+
+    async def _undo(self, completion_id: str, key_id: str) -> Feedback | None:
+        found = await self.store.get_completion(completion_id)
+        return await self.store.undo(found.session, key_id, rater="") if found else None
+
+    async def _status(self, completion_id: str) -> str:
+        found = await self.store.get_completion(completion_id)
+        if found is None:
+            return "Nothing is known of this conversation."
+        counts = await self.store.feedback_counts(found.session)
+        return (
+            f"In this conversation: {counts.good} good, {counts.bad} bad. The answer above is"
+            f" {completion_id}, by {found.completion.version}."
+        )
+
+    @staticmethod
+    def _new(
+        reply: tuple[str, int],
+        key_id: str,
+        rating: float,
+        original: bytes,
+        comment: str | None,
+        scope: Scope,
+        source: Literal["header", "inline"],
+    ) -> NewFeedback:
+        if comment is not None and len(comment) > ratings.MAX_COMMENT_CHARS:
+            raise BadRequest(
+                f"expected a comment of at most {ratings.MAX_COMMENT_CHARS} characters, got"
+                f" {len(comment)}; shorten it"
+            )
+        return NewFeedback(
+            completion=reply[0],
+            choice=reply[1],
+            key_id=key_id,
+            rating=rating,
+            original=original,
+            comment=comment,
+            scope=scope,
+            source=source,
+        )
+
+
+def _name(rating: float) -> str:
+    return {1.0: "good", -1.0: "bad"}.get(rating, f"{rating:g}")

@@ -1,0 +1,151 @@
+"""Turns what was relayed into the completion that the store keeps.
+
+Pure, and slow beside the relay: it parses the whole answer, so it runs in the writer's thread. Does
+not write anything.
+"""
+
+from array import array
+from dataclasses import dataclass
+
+import orjson
+
+from strop.proxy import conversation
+from strop.proxy.alias import Served
+from strop.proxy.engines.base import Ask, Capabilities
+from strop.proxy.errors import BadRequest
+from strop.proxy.store.records import Choice, Completion, State
+from strop.proxy.wire import body, chat, completions, sse
+from strop.proxy.wire.answer import Answer, AnsweredChoice
+
+# What decided the sampling, as the client asked for it; what is absent was the engine's default.
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stop_token_ids", "max_tokens",
+    "max_completion_tokens", "min_tokens", "ignore_eos", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "logit_bias", "response_format", "structured_outputs", "tool_choice",
+    "reasoning_effort", "chat_template_kwargs",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What the relay knows of one request when it is over.
+
+    `answer` is the engine's body, or its stream, exactly as sent. Times are in milliseconds.
+    """
+
+    id: str
+    created_ms: int
+    key_id: str
+    engine: str
+    capabilities: Capabilities
+    ask: Ask
+    served: Served
+    state: State
+    delivered: bool
+    status: int | None
+    error: str | None
+    answer: bytes
+    is_event_stream: bool
+    ttft_ms: float | None
+    total_ms: float
+    overhead_ms: float
+    request_id: str | None
+    session: str | None
+
+
+def complete(draft: Draft) -> Completion:
+    """Return the completion that `draft` amounts to."""
+    ask, answer = draft.ask, _read(draft)
+    if ask.dialect == "chat":
+        history = conversation.read(chat.messages_of(ask.fields), draft.key_id)
+    else:
+        history = conversation.read_prompt(draft.key_id)
+    choices = []
+    for choice in sorted(answer.choices.values(), key=lambda c: c.index):
+        chain, tail = (
+            conversation.extend(history, choice.message) if ask.dialect == "chat" else (None, None)
+        )
+        choices.append(_choice(choice, draft.capabilities, chain, tail))
+    model = ask.fields.get("model")
+    return Completion(
+        id=draft.id,
+        created_ms=draft.created_ms,
+        key_id=draft.key_id,
+        dialect=ask.dialect,
+        engine=draft.engine,
+        model=model if isinstance(model, str) else "",
+        served=draft.served.name,
+        version=draft.served.version,
+        state=draft.state,
+        delivered=draft.delivered,
+        stream=ask.is_stream,
+        request=ask.raw,
+        status=draft.status,
+        error=draft.error or answer.error,
+        sampling=body.dumps({key: ask.fields[key] for key in SAMPLING if key in ask.fields}),
+        prompt_ids=answer.prompt_ids,
+        prompt_tokens=_or_length(answer.prompt_tokens, answer.prompt_ids),
+        completion_tokens=_or_length(
+            answer.completion_tokens, *(c.token_ids for c in answer.choices.values())
+        ),
+        ttft_ms=draft.ttft_ms,
+        total_ms=draft.total_ms,
+        overhead_ms=draft.overhead_ms,
+        upstream_id=answer.upstream_id if draft.capabilities.body_ids_are_unique else None,
+        request_id=draft.request_id,
+        session=draft.session,
+        starts_turn=history.starts_turn,
+        after=history.after,
+        after_tail=history.after_tail,
+        choices=tuple(choices),
+    )
+
+
+def _read(draft: Draft) -> Answer:
+    is_chat = draft.ask.dialect == "chat"
+    if draft.is_event_stream:
+        chunks = _chunks(draft.answer)
+        return chat.read_stream(chunks) if is_chat else completions.read_stream(chunks)
+    try:
+        value = body.loads(draft.answer) if draft.answer else {}
+    except BadRequest:
+        value = {}
+    fields = value if isinstance(value, dict) else {"error": value}
+    return chat.read_json(fields) if is_chat else completions.read_json(fields)
+
+
+def _chunks(stream: bytes) -> list[dict[str, object]]:
+    found = []
+    for event in sse.events(stream):
+        data = sse.data_of(event)
+        # A stream that was cut off may end in half an event.
+        if data[:1] == b"{":
+            try:
+                chunk = orjson.loads(data)
+            except orjson.JSONDecodeError:
+                continue
+            found.append(chunk)
+    return found
+
+
+def _or_length(said: int | None, *ids: "array[int] | None") -> int | None:
+    """Return how many tokens the engine said there were, or how many ids it sent."""
+    if said is not None or not ids or any(one is None for one in ids):
+        return said
+    return sum(len(one) for one in ids if one is not None)
+
+
+def _choice(
+    choice: AnsweredChoice, can: Capabilities, chain: bytes | None, tail: bytes | None
+) -> Choice:
+    return Choice(
+        index=choice.index,
+        message=body.dumps(choice.message),
+        finish_reason=choice.finish_reason,
+        token_ids=choice.token_ids,
+        logprobs=choice.logprobs,
+        logprobs_source="engine" if choice.logprobs is not None else None,
+        logprobs_kind=can.logprobs_kind if choice.logprobs is not None else None,
+        chain=chain,
+        tail=tail,
+    )

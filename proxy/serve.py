@@ -1,0 +1,194 @@
+"""Serving: puts the parts together for given settings, runs the server, and says what a person needs.
+
+The one place that chooses a driver. Does not parse command lines.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import logging
+import signal
+import socket
+import types
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import uvicorn
+
+from strop import configs
+from strop.proxy import auth, routes
+from strop.proxy.app import App, Services, run_services
+from strop.proxy.engines.base import Engine
+from strop.proxy.engines.embedded import EngineProcess
+from strop.proxy.engines.openai import OpenAI
+from strop.proxy.engines.vllm import Vllm
+from strop.proxy.errors import ConfigError
+from strop.proxy.settings import Settings
+from strop.proxy.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, home: Path) -> int:
+    """Serve until stopped by SIGINT or SIGTERM; return the exit status.
+
+    Raises:
+        ConfigError: the settings don't allow it.
+    """
+    auth.check_bind(settings.server.host, settings.server.client_keys)
+    _check_engine(settings)
+    listener = _listen(settings.server.host, settings.server.port)
+    server = _Server(uvicorn_config(settings, App(_services(settings, home), routes.make)))
+    server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def uvicorn_config(settings: Settings, app: App) -> uvicorn.Config:
+    """Return the server's configuration; the application keeps its own log."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        backlog=2048,
+        timeout_keep_alive=round(settings.server.keep_alive_s),
+        timeout_graceful_shutdown=round(settings.server.drain_s),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _services(settings: Settings, home: Path) -> AsyncIterator[Services]:
+    engine, process = make_engine(settings, home)
+    async with run_services(settings, home, engine, process) as services:
+        banner = asyncio.create_task(_say_when_ready(services))
+        try:
+            yield services
+        finally:
+            banner.cancel()
+
+
+def make_engine(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
+    """Return the driver that the settings name, and the embedded engine's process where it is that."""
+    engine = settings.engine
+    if _kind(settings) == "embedded":
+        model = settings.model.path or str(configs.demo_model())
+        process = EngineProcess(
+            model, name=settings.model.name or Path(model).name, log_path=home / "engine.log"
+        )
+        upstream = Upstream(process.url, connect_timeout_s=engine.connect_timeout_s)
+        return Vllm(upstream, label="embedded"), process
+    # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
+    url = engine.url.rstrip("/").removesuffix("/v1")
+    upstream = Upstream(url, connect_timeout_s=engine.connect_timeout_s)
+    if engine.kind == "vllm":
+        return Vllm(upstream, key=engine.key), None
+    forwards_key = not settings.server.client_keys
+    return OpenAI(upstream, key=engine.key, forwards_key=forwards_key), None
+
+
+def _kind(settings: Settings) -> str:
+    return settings.engine.kind or "embedded"
+
+
+def _check_engine(settings: Settings) -> None:
+    kind, engine = _kind(settings), settings.engine
+    if kind == "embedded":
+        if engine.url:
+            raise ConfigError(
+                f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind, vllm or openai;"
+                " without a kind strop runs its own engine"
+            )
+        if importlib.util.find_spec("mlx_lm") is None:
+            raise ConfigError(
+                "the embedded engine needs mlx-lm, which is not installed; install strop[mlx], or"
+                " name an engine that runs: strop serve --engine vllm --engine-url http://127.0.0.1:8000"
+            )
+    elif not engine.url:
+        raise ConfigError(
+            f'engine.kind = "{kind}" needs engine.url, for instance http://127.0.0.1:8000'
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"can't listen on {host}:{port}: {error.strerror}; is strop running already? Stop it, or"
+            " choose another port with --port"
+        ) from error
+    listener.set_inheritable(False)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that tells the relay at once when it is to stop."""
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        app = self.config.app
+        assert isinstance(app, App)
+        with contextlib.suppress(RuntimeError):
+            app.services.relay.is_draining = True
+        super().handle_exit(sig, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """Handle the signals, and end without raising them again: stopping is success."""
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, self.handle_exit)
+        yield
+
+
+async def _say_when_ready(services: Services) -> None:
+    server = services.settings.server
+    await services.serving.wait_until_ready()
+    alias, engine = services.serving.alias, services.serving.engine
+    is_demo = services.process is not None and not services.settings.model.path
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    print(
+        banner(
+            url=f"http://{host}:{server.port}",
+            model=alias.name,
+            version=alias.active.version,
+            engine=f"{engine.label} at {auth.scrub_url(engine.upstream.url)}",
+            home=services.home,
+            is_demo=is_demo,
+        ),
+        flush=True,
+    )
+
+
+def banner(*, url: str, model: str, version: str, engine: str, home: Path, is_demo: bool) -> str:
+    """Return what a person is told at the start."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    lines = [
+        "",
+        f"strop serves {model} ({version}), by {engine}",
+        "",
+        "  Point an agent at it:",
+        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=strop",
+        "  Try it:",
+        f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        "  Rate an answer: type /rl good or /rl bad [why] as your next message, or run",
+        "    strop good    strop bad -m 'too long'",
+        f"  What is recorded stays in {home}; see it with",
+        "    strop completions list    strop status",
+    ]
+    if is_demo:
+        lines += [
+            "",
+            "  This is the small demo model that strop ships: it knows 94 short facts and little else.",
+            "  A real one:  strop serve --model mlx-community/Qwen3-4B-4bit",
+            "  or yours:    strop serve --engine vllm --engine-url http://127.0.0.1:8000",
+        ]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,291 @@
+"""Settings: every key with its default, and where each value in force came from.
+
+Reads one file, and acts on no setting. `configs/strop.toml` is the manual of the keys.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_type_hints
+from urllib.parse import urlsplit
+
+from strop.proxy.auth import scrub
+from strop.proxy.errors import ConfigError
+from strop.proxy.setting_kinds import Kind, Range, Secret, shown
+
+FILE_NAME: Final = "strop.toml"
+HOME_VARIABLE: Final = "STROP_HOME"
+
+_PREFIX = "STROP_"
+_Seconds = Annotated[float, Range(0.01, 86_400)]
+_Bytes = Annotated[int, Range(1024, 2**31)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """Where strop listens, to whom, and for how long."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Range(0, 65_535)] = 8484
+    client_keys: Annotated[tuple[str, ...], Secret(8)] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: _Bytes = 32 * 2**20
+    body_timeout_s: _Seconds = 30.0
+    stall_timeout_s: _Seconds = 120.0
+    keep_alive_s: _Seconds = 75.0
+    drain_s: Annotated[float, Range(0, 86_400)] = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """The engine behind the proxy."""
+
+    kind: Literal["", "embedded", "vllm", "openai"] = ""
+    url: str = ""
+    key: Annotated[str, Secret()] = field(default="", repr=False)
+    connect_timeout_s: _Seconds = 10.0
+    first_byte_timeout_s: _Seconds = 600.0
+    idle_timeout_s: _Seconds = 300.0
+    health_interval_s: _Seconds = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """What is served, and under which name."""
+
+    name: str = ""
+    path: str = ""
+    accept_any: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """How answers are recorded."""
+
+    mode: Literal["best_effort", "required", "off"] = "best_effort"
+    on_disconnect: Literal["cancel", "finish"] = "cancel"
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    commit_timeout_s: _Seconds = 5.0
+    max_queued: Annotated[int, Range(1, 1_000_000)] = 10_000
+    max_answer_bytes: _Bytes = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What strop writes to its standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, by section."""
+
+    server: Server = field(default_factory=Server)
+    engine: Engine = field(default_factory=Engine)
+    model: Model = field(default_factory=Model)
+    capture: Capture = field(default_factory=Capture)
+    log: Log = field(default_factory=Log)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings in force, and for each key, as `section.key`, where its value came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """Return key, value and origin of every setting; of secrets, only whether they are set."""
+        return [
+            (name, kind.shown(_value(self.settings, name)), self.origins[name])
+            for name, kind in KINDS.items()
+        ]
+
+
+def _value(settings: Settings, name: str) -> object:
+    section, _, key = name.partition(".")
+    value: object = getattr(getattr(settings, section), key)
+    return value
+
+
+_SECTIONS: Mapping[str, type[Any]] = get_type_hints(Settings)
+
+KINDS: Final[Mapping[str, Kind]] = {
+    f"{section}.{one.name}": Kind.of(hints[one.name])
+    for section, holder in _SECTIONS.items()
+    for hints in [get_type_hints(holder, include_extras=True)]
+    for one in fields(holder)
+}
+"""What each key, as `section.key`, may be."""
+
+VARIABLES: Final[Mapping[str, str]] = {
+    _PREFIX + name.replace(".", "_").upper(): name for name in KINDS
+}
+"""The environment variable of each key."""
+
+
+def find_home(environ: Mapping[str, str]) -> Path:
+    """Return the folder where strop keeps its things: `STROP_HOME`, or `~/.strop`."""
+    return Path(environ.get(HOME_VARIABLE) or "~/.strop").expanduser().absolute()
+
+
+def make_home(home: Path) -> None:
+    """Make the home folder, for its owner only; one that exists is left as it is.
+
+    Raises:
+        ConfigError: it can't be made.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"expected to make the folder {home}: {error}; set STROP_HOME") from error
+
+
+def load(
+    home: Path,
+    *,
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Return the settings in force: defaults < `strop.toml` in the home < environment < flags.
+
+    Args:
+        home: the folder with the file; neither needs to exist.
+        flags: values by `section.key`; None for a flag that was not given.
+        environ: the environment variables; all that begin with `STROP_` must be known.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is not what it must be.
+    """
+    values: dict[str, object] = {}
+    origins = dict.fromkeys(KINDS, "default")
+    given = [
+        *_from_file(home / FILE_NAME),
+        *_from_environment(environ or {}),
+        *_from_flags(flags or {}),
+    ]
+    for name, value, origin in given:
+        values[name], origins[name] = value, origin
+    settings = Settings(
+        **{
+            section: holder(
+                **{
+                    name.partition(".")[2]: value
+                    for name, value in values.items()
+                    if name.partition(".")[0] == section
+                }
+            )
+            for section, holder in _SECTIONS.items()
+        }
+    )
+    _check_forms(settings, origins)
+    return Resolved(settings, origins)
+
+
+_Given = Iterator[tuple[str, object, str]]
+
+
+def _from_file(path: Path) -> _Given:
+    origin = str(path)
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: expected a readable TOML file: {error}") from error
+    for section, keys in sections.items():
+        if section not in _SECTIONS:
+            raise ConfigError(f"{path}: unknown section [{section}]{_nearest(section, _SECTIONS)}")
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{path}: expected [{section}] to be a section, got {shown(keys)}")
+        for key, value in keys.items():
+            name = f"{section}.{key}"
+            yield name, _checked(name, value, origin), origin
+
+
+def _from_environment(environ: Mapping[str, str]) -> _Given:
+    for variable, text in environ.items():
+        if not variable.startswith(_PREFIX) or variable == HOME_VARIABLE:
+            continue
+        name = VARIABLES.get(variable)
+        if name is None:
+            raise ConfigError(
+                f"environment: unknown variable {variable}{_nearest(variable, VARIABLES)}"
+            )
+        try:
+            value = KINDS[name].parse(text)
+        except ValueError:
+            raise _wrong(name, text, f"environment: {variable}") from None
+        yield name, value, f"environment {variable}"
+
+
+def _from_flags(flags: Mapping[str, object]) -> _Given:
+    for name, value in flags.items():
+        if value is not None:
+            yield name, _checked(name, value, "flag"), "flag"
+
+
+def _checked(name: str, value: object, origin: str) -> object:
+    if name not in KINDS:
+        raise ConfigError(f"{origin}: unknown key {name}{_nearest(name, KINDS)}")
+    try:
+        return KINDS[name].check(value)
+    except ValueError:
+        raise _wrong(name, value, f"{origin}: {name}") from None
+
+
+def _wrong(name: str, value: object, where: str) -> ConfigError:
+    kind = KINDS[name]
+    got = "another value, not shown since it is secret" if kind.secret else shown(value)
+    return ConfigError(f"{where}: expected {kind.expected}, got {got}")
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    """Return a hint at the key that was meant: this name in another section, or one like it."""
+    key = name.rpartition(".")[2]
+    same = [one for one in known if one.rpartition(".")[2] == key]
+    found = same or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else f"; known are {', '.join(known)}"
+
+
+def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
+    """Check the form of what are strings to their kind."""
+
+    def wrong(name: str, expected: str) -> ConfigError:
+        got = scrub(KINDS[name].shown(_value(settings, name)), ())
+        where = "" if origins[name] == "default" else f"{origins[name]}: "
+        return ConfigError(f"{where}{name}: expected {expected}, got {got}")
+
+    engine, server = settings.engine, settings.server
+    if not server.host:
+        raise wrong("server.host", "a host or address to listen on")
+    if any(not host or "/" in host for host in server.allowed_hosts):
+        raise wrong("server.allowed_hosts", "host names alone, as in `strop.lan`")
+    if any("://" not in one or one.count("/") > 2 for one in server.allowed_origins):
+        raise wrong("server.allowed_origins", "origins, as in `https://strop.lan:8484`")
+    if engine.url and not _is_base_url(engine.url):
+        raise wrong(
+            "engine.url",
+            "http:// or https://, a host, and at most a path; a key goes into engine.key",
+        )
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and "@" not in parts.netloc
+        and not parts.query
+        and not parts.fragment
+        and not any(char.isspace() for char in url)
+    )

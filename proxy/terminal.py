@@ -1,0 +1,70 @@
+"""What people read in a terminal: aligned tables, ages, excerpts.
+
+Does not print, and knows no command.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+
+from strop.proxy import objects
+from strop.proxy.store.records import StoredCompletion
+
+_SPACE = re.compile(r"\s+")
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    """Return rows as aligned columns, two spaces apart; the last column is not padded."""
+    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, in its largest unit."""
+    for unit, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length_s:
+            return f"{seconds / length_s:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"
+
+
+def excerpt(text: str, width: int = 60) -> str:
+    """Return the first words of `text` on one line."""
+    line = _SPACE.sub(" ", safe(text)).strip()
+    return line if len(line) <= width else line[: width - 3].rstrip() + "..."
+
+
+def safe(text: str) -> str:
+    """Return `text` without what would steer the terminal, such as escape sequences."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for char in text
+    )
+
+
+def rating(value: float) -> str:
+    """Return a rating as a word where it is one."""
+    return {1.0: "good", -1.0: "bad"}.get(value, f"{value:+.2g}")
+
+
+def since(created_ms: int) -> str:
+    """Return how long ago a time in milliseconds since the epoch was."""
+    return age(time.time() - created_ms / 1000)
+
+
+def first_words(found: StoredCompletion, choice: int = 0, width: int = 60) -> str:
+    """Return the beginning of an answer, or why there is none."""
+    for one in found.completion.choices:
+        if one.index == choice:
+            return excerpt(objects.text_of(one), width)
+    return excerpt(found.completion.error or "", width)
+
+
+def described(found: StoredCompletion, choice: int = 0) -> str:
+    """Return a line by which a person knows an answer again."""
+    words = first_words(found, choice)
+    return f'{found.completion.id} ({since(found.completion.created_ms)}): "{words}"'

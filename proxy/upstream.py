@@ -1,0 +1,258 @@
+"""Bytes to and from one engine: a pool of keep-alive HTTP/1.1 connections to one origin.
+
+Does not know what the bytes mean, and sets no deadline but for connecting. It is made for the hot
+path, where httpx's own pool costs several times the rest of the proxy, and is a transport for httpx
+too, so that control calls share its connections.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import TypeVar
+
+import httpx
+
+from strop.proxy.errors import (
+    ConfigError,
+    UpstreamAborted,
+    UpstreamDied,
+    UpstreamError,
+    UpstreamUnreachable,
+)
+from strop.proxy.exchange import Connection, Exchange
+from strop.proxy.http1 import request_head
+
+__all__ = ["Exchange", "Upstream"]
+
+T = TypeVar("T")
+
+_OWN_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+
+
+class Upstream(httpx.AsyncBaseTransport):
+    """The connections to one origin, for use in one event loop.
+
+    There is no limit on their number: a stream holds one for as long as it lasts.
+
+    Args:
+        base_url: http or https, with or without a path.
+        connect_timeout_s: for name look-up, TCP and TLS together.
+        idle_expiry_s: a connection idle for longer isn't used again. Less than the engine's own
+            keep-alive time (uvicorn and vLLM: 5 s).
+        max_idle: how many idle connections are kept.
+        ssl_context: for https; without one, the system's trust.
+
+    Attributes:
+        origin: scheme, host and port.
+        host_header: what the Host header says.
+        base_path: the path of the base URL, b"" for none; part of each target given to `exchange`.
+        url: origin and base path, without a slash at the end.
+
+    Raises:
+        ConfigError: `base_url` is not a plain http(s) URL.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout_s: float = 10.0,
+        idle_expiry_s: float = 4.0,
+        max_idle: int = 64,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        url = _parse(base_url)
+        self.host_header = url.netloc
+        self.base_path = url.raw_path.rstrip(b"/")
+        self.origin = f"{url.scheme}://{url.netloc.decode()}"
+        self.url = self.origin + self.base_path.decode()
+        self._host = url.raw_host.decode()
+        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._ssl: ssl.SSLContext | None = None
+        if url.scheme == "https":
+            self._ssl = ssl_context or ssl.create_default_context()
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_expiry_s = idle_expiry_s
+        self._max_idle = max_idle
+        self._connections: set[Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._connecting: set[asyncio.Task[Connection]] = set()
+        self._is_closed = False
+        self._emptied: asyncio.Future[None] | None = None
+
+    @property
+    def num_connections(self) -> int:
+        """Open connections, idle ones among them."""
+        return len(self._connections)
+
+    @property
+    def num_idle(self) -> int:
+        """Open connections that wait for an exchange."""
+        return len(self._idle)
+
+    def exchange(
+        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
+    ) -> Exchange:
+        """Return a request ready to start; nothing is sent yet.
+
+        `headers` go out as given, and before them Host, after them Content-Length where there is a
+        body or could be one: they must contain neither, nor Transfer-Encoding.
+
+        Raises:
+            ValueError: the request line or a header would not stay on its line.
+        """
+        head = request_head(method, target, self.host_header, headers, len(body))
+        return Exchange(self, method, target, head, body)
+
+    async def aclose(self) -> None:
+        """Close all connections; exchanges under way end with `UpstreamAborted`."""
+        self._is_closed = True
+        for task in self._connecting:
+            task.cancel()
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+        for connection in list(self._connections):
+            connection.cancel()
+        if self._connections:
+            self._emptied = self._emptied or asyncio.get_running_loop().create_future()
+            await self._emptied
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request of an `httpx.AsyncClient`, its body streamed.
+
+        Of the client's timeouts `read` counts: for connecting and the head together, then for each
+        piece of the body.
+
+        Raises:
+            httpx.TransportError: in place of strop's own errors.
+        """
+        if f"{request.url.scheme}://{request.url.netloc.decode()}" != self.origin:
+            raise httpx.UnsupportedProtocol(f"expected a URL of {self.origin}, got another origin")
+        headers = [h for h in request.headers.raw if h[0].lower() not in _OWN_HEADERS]
+        body = await request.aread()
+        try:
+            exchange = self.exchange(request.method.encode(), request.url.raw_path, headers, body)
+        except ValueError as error:
+            raise httpx.LocalProtocolError(str(error)) from error
+        timeout_s = request.extensions.get("timeout", {}).get("read")
+        await _as_httpx(exchange.start(), timeout_s)
+        return httpx.Response(
+            exchange.status,
+            headers=exchange.headers,
+            stream=_Body(exchange, timeout_s),
+            extensions={"http_version": b"HTTP/1.1"},
+        )
+
+    # What follows is called by exchanges and connections.
+
+    def take(self) -> Connection | None:
+        """Return the connection that went idle last, unless that is too long ago."""
+        if not self._idle:
+            return None
+        connection = self._idle.pop()
+        if asyncio.get_running_loop().time() - connection.idle_since <= self._idle_expiry_s:
+            return connection
+        # Those that went idle before it are older still.
+        connection.abandon()
+        while self._idle:
+            self._idle.pop().abandon()
+        return None
+
+    def connect(self) -> asyncio.Task[Connection]:
+        """Begin to open a connection; the task fails with `UpstreamError`."""
+        task = asyncio.get_running_loop().create_task(self._open())
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return task
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection for the next exchange; of too many, close the oldest."""
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+        if len(self._idle) > self._max_idle:
+            self._idle.popleft().abandon()
+
+    def opened(self, connection: Connection) -> None:
+        """Count a connection that is open now."""
+        self._connections.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """Forget a connection that is closed now."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if self._emptied is not None and not self._connections and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    async def _open(self) -> Connection:
+        if self._is_closed:
+            raise UpstreamAborted(f"the connections to {self.url} are closed: strop is stopping")
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    lambda: Connection(self), self._host, self._port, ssl=self._ssl
+                )
+        except TimeoutError as error:
+            raise UpstreamUnreachable(
+                f"expected an engine at {self.url}, got no connection within"
+                f" {self._connect_timeout_s:g} s; check that it runs, or set engine.url"
+            ) from error
+        except (OSError, UnicodeError) as error:
+            raise UpstreamUnreachable(
+                f"expected an engine at {self.url}, got: {error}; start it, or set engine.url"
+            ) from error
+        return connection
+
+
+class _Body(httpx.AsyncByteStream):
+    """An answer's body, as httpx streams it."""
+
+    def __init__(self, exchange: Exchange, timeout_s: float | None) -> None:
+        self._exchange = exchange
+        self._timeout_s = timeout_s
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await _as_httpx(self._exchange.read(), self._timeout_s):
+            yield piece
+
+    async def aclose(self) -> None:
+        self._exchange.close()
+
+
+async def _as_httpx(step: Coroutine[None, None, T], timeout_s: float | None) -> T:
+    """Return what `step` does; its errors, and its being late, become httpx's."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await step
+    except TimeoutError as error:
+        raise httpx.ReadTimeout(f"expected bytes within {timeout_s} s, got none") from error
+    except UpstreamUnreachable as error:
+        is_late = isinstance(error.__cause__, TimeoutError)
+        raise (httpx.ConnectTimeout if is_late else httpx.ConnectError)(str(error)) from error
+    except UpstreamDied as error:
+        is_reset = isinstance(error.__cause__, OSError)
+        raise (httpx.ReadError if is_reset else httpx.RemoteProtocolError)(str(error)) from error
+    except UpstreamError as error:
+        raise httpx.ReadError(str(error)) from error
+
+
+def _parse(base_url: str) -> httpx.URL:
+    """Return the parts of a base URL, and refuse what would be left out of them silently."""
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(
+            f"expected an engine URL like http://127.0.0.1:8000, got: {error}"
+        ) from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ConfigError(
+            "expected an engine URL that begins with http:// or https:// and a host, got scheme"
+            f" {url.scheme!r} and host {url.host!r}; correct engine.url"
+        )
+    if url.userinfo or url.query or url.fragment:
+        raise ConfigError(
+            f"expected an engine URL without credentials, query and fragment for {url.host}; set"
+            " engine.key for a key, and leave out the rest"
+        )
+    return url

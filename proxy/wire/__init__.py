@@ -1,0 +1,1 @@
+"""Wire shapes, one file per dialect; pure."""

@@ -1,0 +1,57 @@
+"""JSON bodies: bytes to values and back, keeping whatever JSON can hold.
+
+Does not know what the bodies mean.
+"""
+
+import json
+
+import orjson
+
+from strop.proxy.errors import BadRequest
+
+
+def parse(body: bytes) -> dict[str, object]:
+    """Return the JSON object in `body`.
+
+    orjson refuses what some clients send (integers beyond 64 bits, lone surrogates); the standard
+    library's parser then decides.
+
+    Raises:
+        BadRequest: the body is not JSON, or not an object.
+    """
+    value = loads(body)
+    if not isinstance(value, dict):
+        raise BadRequest(
+            f"expected a JSON object as the request body, got {_kind(value)}; send"
+            ' {"model": ..., ...} with Content-Type: application/json'
+        )
+    return value
+
+
+def loads(body: bytes) -> object:
+    """Return the JSON value in `body`; see `parse`."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as fast:
+        try:
+            return json.loads(body)
+        except RecursionError:
+            reason = "it is nested too deeply"
+        except ValueError:
+            reason = str(fast)
+    raise BadRequest(f"the request body is not JSON: {reason}; got {len(body)} bytes")
+
+
+def dumps(value: object) -> bytes:
+    """Return `value`, as `loads` gave it, as JSON."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {list: "an array", str: "a string", bool: "a boolean", int: "a number"}
+    return kinds.get(type(value), "a number")

@@ -1,0 +1,157 @@
+"""The chat completions dialect: requests, answers in JSON and streams, and answers of our own.
+
+Pure. Fields and events: OpenAI API reference, "Chat"; vLLM's `token_ids` and `prompt_token_ids`
+beside them.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+from strop.proxy.errors import BadRequest
+from strop.proxy.wire import body, sse
+from strop.proxy.wire.answer import Answer, AnsweredChoice
+
+
+def messages_of(fields: Mapping[str, object]) -> list[object]:
+    """Return the messages of a request.
+
+    Raises:
+        BadRequest: `messages` is missing or no array.
+    """
+    messages = fields.get("messages")
+    if not isinstance(messages, list):
+        raise BadRequest(
+            "expected `messages` to be an array of message objects, got "
+            + ("nothing" if messages is None else type(messages).__name__),
+            param="messages",
+        )
+    return messages
+
+
+def read_json(answer: Mapping[str, object]) -> Answer:
+    """Return what a JSON body answered."""
+    result = Answer()
+    result.read_head(answer)
+    for entry in _entries(answer):
+        choice = result.choice(entry)
+        message = entry.get("message")
+        if isinstance(message, dict):
+            choice.message = message
+        _read_choice(choice, entry)
+    result.close()
+    return result
+
+
+def read_stream(chunks: Iterable[Mapping[str, object]]) -> Answer:
+    """Return what the chunks of a stream, complete or cut off, answered together."""
+    result = Answer()
+    for chunk in chunks:
+        result.read_head(chunk)
+        for entry in _entries(chunk):
+            choice = result.choice(entry)
+            delta = entry.get("delta")
+            if isinstance(delta, dict):
+                _merge(choice.message, delta)
+            _read_choice(choice, entry)
+    for choice in result.choices.values():
+        calls = choice.message.get("tool_calls")
+        if isinstance(calls, dict):
+            choice.message["tool_calls"] = [calls[index] for index in sorted(calls)]
+        choice.message.setdefault("role", "assistant")
+        choice.message.setdefault("content", None)
+    result.close()
+    return result
+
+
+def _entries(holder: Mapping[str, object]) -> list[dict[str, object]]:
+    entries = holder.get("choices")
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def _read_choice(choice: AnsweredChoice, entry: Mapping[str, object]) -> None:
+    reason = entry.get("finish_reason")
+    if isinstance(reason, str):
+        choice.finish_reason = reason
+    choice.add_ids(entry.get("token_ids"))
+    logprobs = entry.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if isinstance(content, list) and content:
+        tokens = [token if isinstance(token, dict) else {} for token in content]
+        choice.add_logprobs([token.get("logprob") for token in tokens])
+        if "token_ids" not in entry:
+            # mlx_lm.server and llama-server put each id into its logprob entry.
+            choice.add_ids([token.get("id") for token in tokens])
+
+
+def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
+    for key, value in delta.items():
+        if value is None:
+            continue
+        if key == "tool_calls" and isinstance(value, list):
+            calls = cast("dict[int, dict[str, object]]", message.setdefault("tool_calls", {}))
+            for position, part in enumerate(value):
+                if isinstance(part, dict):
+                    index = part.get("index")
+                    _merge_call(
+                        calls.setdefault(index if isinstance(index, int) else position, {}), part
+                    )
+        elif isinstance(value, str) and key != "role" and isinstance(message.get(key), str):
+            message[key] = cast("str", message[key]) + value
+        else:
+            message[key] = value
+
+
+def _merge_call(call: dict[str, object], part: Mapping[str, object]) -> None:
+    for key, value in part.items():
+        if value is None or key == "index":
+            continue
+        if key == "function" and isinstance(value, dict):
+            function = cast("dict[str, object]", call.setdefault("function", {}))
+            for name, text in value.items():
+                known = function.get(name)
+                if name == "arguments" and isinstance(known, str) and isinstance(text, str):
+                    function[name] = known + text
+                elif text is not None:
+                    function[name] = text
+        else:
+            call[key] = value
+
+
+def say(text: str, *, identity: str, model: str) -> bytes:
+    """Return a JSON answer of our own that says `text`."""
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
+    return body.dumps(
+        {**_envelope(identity, model, "chat.completion"), "choices": [choice], "usage": _NO_USAGE}
+    )
+
+
+def say_stream(text: str, *, identity: str, model: str, include_usage: bool) -> bytes:
+    """Return the events of a stream of our own that says `text`."""
+    head = _envelope(identity, model, "chat.completion.chunk")
+
+    def chunk(delta: dict[str, object], reason: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return sse.event(body.dumps({**head, "choices": [choice]}))
+
+    events = [
+        chunk({"role": "assistant", "content": ""}, None),
+        chunk({"content": text}, None),
+        chunk({}, "stop"),
+    ]
+    if include_usage:
+        events.append(sse.event(body.dumps({**head, "choices": [], "usage": _NO_USAGE})))
+    events.append(sse.event(sse.DONE))
+    return b"".join(events)
+
+
+_NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+def _envelope(identity: str, model: str, kind: str) -> dict[str, object]:
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": model}

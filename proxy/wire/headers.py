@@ -1,0 +1,67 @@
+"""Which headers cross the proxy, in each direction.
+
+Pure. Names are lower-case bytes, as ASGI gives them; order and repeats are kept. Hop-by-hop: RFC 9110,
+section 7.6.1.
+"""
+
+from collections.abc import Iterable
+
+Headers = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Host and Content-Length are the upstream connection's own. Accept-Encoding goes, or the answer that
+# is recorded would be compressed. X-Request-Id is recorded here and not passed on. What says where a
+# request came from, or who sent it, is nobody's business behind the proxy.
+_REQUEST_STAYS = _HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"accept-encoding",
+    b"expect",
+    b"authorization",
+    b"x-api-key",
+    b"cookie",
+    b"origin",
+    b"referer",
+    b"x-request-id",
+}
+_RESPONSE_STAYS = _HOP_BY_HOP | {b"content-length"}
+
+
+def to_engine(client: Iterable[tuple[bytes, bytes]], credentials: Headers) -> Headers:
+    """Return a request's headers for the engine, with `credentials` in place of the client's."""
+    kept = [
+        (name, value)
+        for name, value in client
+        if name not in _REQUEST_STAYS and not name.startswith(b"x-strop-")
+    ]
+    kept += credentials
+    return kept
+
+
+def to_client(engine: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Return an engine's response headers for the client."""
+    return [
+        (name, value)
+        for name, value in engine
+        if name not in _RESPONSE_STAYS and not name.startswith(b"x-strop-")
+    ]
+
+
+def first(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    """Return the first value under `name`, or None."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None

@@ -1,0 +1,93 @@
+"""Relays a stream's bytes, keeps a copy, and holds back the end.
+
+Pure: bytes in, bytes out. Does not know when the copy is durable; whoever does calls `flush`.
+"""
+
+import re
+
+import orjson
+
+from strop.proxy.wire import sse
+from strop.proxy.wire.restore import Restore
+
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
+
+
+class Tap:
+    """One stream's way through the proxy.
+
+    Everything from the event that ends the last choice is held back, so that nobody has a whole
+    answer before it is recorded.
+
+    Args:
+        restore: what to take out for the client; None passes every byte on.
+        num_choices: how many choices the client asked for.
+        limit_bytes: how much of the stream is kept; a longer one is relayed but not recorded.
+    """
+
+    def __init__(self, restore: Restore | None, num_choices: int, limit_bytes: int) -> None:
+        self.is_ended = False
+        self.is_over_limit = False
+        self._restore = restore
+        self._splitter = sse.Splitter()
+        self._open_choices = set(range(num_choices))
+        self._kept: list[bytes] = []
+        self._room_bytes = limit_bytes
+        self._held: list[bytes] = []
+
+    @property
+    def kept(self) -> bytes:
+        """The stream as the engine sent it, as far as it was kept."""
+        return b"".join(self._kept)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what the engine sent; return what the client may have of it now."""
+        self._keep(data)
+        whole = self._splitter.feed(data)
+        if not whole:
+            return b""
+        if self.is_ended:
+            self._held.append(whole)
+            return b""
+        if (b"finish_reason" in whole and _FINISH.search(whole)) or sse.DONE in whole:
+            whole = self._until_end(whole)
+        return self._restored(whole)
+
+    def flush(self) -> bytes:
+        """Return what was held back, to the last byte."""
+        held = self._restored(b"".join(self._held)) + self._splitter.rest
+        self._held.clear()
+        self._splitter.rest = b""
+        return held
+
+    def _until_end(self, whole: bytes) -> bytes:
+        passed: list[bytes] = []
+        for event in sse.events(whole):
+            if not self.is_ended and self._ends(event):
+                self.is_ended = True
+            (self._held if self.is_ended else passed).append(event)
+        return b"".join(passed)
+
+    def _ends(self, event: bytes) -> bool:
+        data = sse.data_of(event)
+        if data == sse.DONE:
+            return True
+        if not _FINISH.search(data):
+            return False
+        try:
+            choices = orjson.loads(data)["choices"]
+            self._open_choices -= {c.get("index", 0) for c in choices if c.get("finish_reason")}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return False
+        return not self._open_choices
+
+    def _restored(self, data: bytes) -> bytes:
+        return self._restore.apply(data) if self._restore and data else data
+
+    def _keep(self, data: bytes) -> None:
+        self._room_bytes -= len(data)
+        if self._room_bytes >= 0:
+            self._kept.append(data)
+        elif not self.is_over_limit:
+            self.is_over_limit = True
+            self._kept.clear()

@@ -1,0 +1,92 @@
+"""A proxy that runs in the test's own loop, on a real socket and a real store."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from strop.proxy import routes
+from strop.proxy.app import App, Services, run_services
+from strop.proxy.serve import make_engine, uvicorn_config
+from strop.proxy.settings import Capture, Engine, Model, Server, Settings
+from strop.proxy.store.records import StoredCompletion
+
+
+@dataclass
+class Running:
+    """A running proxy, its parts, and a client for it."""
+
+    url: str
+    services: Services
+    client: httpx.AsyncClient
+    server: uvicorn.Server
+
+    async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
+        """Ask for one chat completion."""
+        body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **fields}
+        return await self.client.post("/v1/chat/completions", json=body)
+
+    async def rows(self) -> list[StoredCompletion]:
+        """Return every completion once nothing is in flight, oldest first."""
+        while self.services.relay.num_calls:
+            await asyncio.sleep(0.005)
+        page = await self.services.store.list_completions(limit=10_000)
+        found = [await self.services.store.get_completion(one.id) for one in page.data]
+        return [one for one in reversed(found) if one is not None]
+
+    async def row(self) -> StoredCompletion:
+        """Return the only completion."""
+        (one,) = await self.rows()
+        return one
+
+
+def settings_for(
+    url: str,
+    *,
+    kind: str = "vllm",
+    server: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+    capture: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+) -> Settings:
+    """Return settings for an engine at `url`, with a few changed."""
+    return Settings(
+        server=Server(**(server or {})),
+        engine=Engine(**{"kind": kind, "url": url, **(engine or {})}),
+        capture=Capture(**(capture or {})),
+        model=Model(**(model or {})),
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, home: Path, *, ready: bool = True) -> AsyncIterator[Running]:
+    """Run a proxy on a free port; `ready` waits until its engine has answered."""
+    home.mkdir(mode=0o700, exist_ok=True)
+    engine, process = make_engine(settings, home)
+    app = App(run_services(settings, home, engine, process), routes.make)
+    server = uvicorn.Server(uvicorn_config(settings, app))
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        while not server.started:
+            await asyncio.sleep(0.005)
+            if task.done():
+                task.result()
+                raise AssertionError("the proxy did not start")
+        if ready:
+            await app.services.serving.wait_until_ready()
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            yield Running(url, app.services, client, server)
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()

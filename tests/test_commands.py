@@ -1,0 +1,119 @@
+"""Inline commands: what is one, and how they are taken out of histories."""
+
+import pytest
+
+from strop.proxy.commands import MARK, Command, find_command, without_commands
+
+ANSWERED = {"role": "assistant", "content": f"{MARK}Rated."}
+GOOD = {"role": "user", "content": "/rl good"}
+QUESTION = {"role": "user", "content": "why?"}
+ANSWER = {"role": "assistant", "content": "Because."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("/rl good", Command("good")),
+        ("\n /rl bad\n", Command("bad")),
+        ("/rl up", Command("good")),
+        ("/rl DOWN", Command("bad")),
+        ("/rl undo", Command("undo")),
+        ("/rl status", Command("status")),
+        ("/rl help", Command("help")),
+        ("/rl", Command("help")),
+        ("/rl  bad   too long, and  dull ", Command("bad", "too long, and  dull")),
+        ("/rl\tbad\tdull", Command("bad", "dull")),
+        ("/rl sideways", Command("help")),
+        ("/rl 5 stars", Command("help", "stars")),
+        ("/rl bad \ud83d", Command("bad", "?")),
+        (parts("<system-reminder>", " /rl good "), Command("good")),
+        ([*parts("/rl good"), {"type": "image_url", "image_url": {}}], Command("good")),
+    ],
+)
+def test_a_line_of_its_own_is_a_command(content: object, expected: Command) -> None:
+    """A user's last text part that is one line `/rl <verb> [comment]` is a command."""
+    assert expected == find_command([ANSWER, {"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "/rlx good"},
+        {"role": "user", "content": "//rl good"},
+        {"role": "user", "content": "/RL good"},
+        {"role": "user", "content": '"/rl good"'},
+        {"role": "user", "content": "please /rl good"},
+        {"role": "user", "content": "/rl good\nand go on"},
+        {"role": "user", "content": "/rl good\u2028and go on"},
+        {"role": "user", "content": "go on\n/rl good"},
+        {"role": "user", "content": parts("/rl good", "go on")},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": None},
+        {"role": "user", "content": []},
+        {"role": "user", "content": {"text": "/rl good"}},
+        {"role": "user"},
+        {"role": "tool", "content": "/rl good"},
+        {"role": "assistant", "content": "/rl good"},
+        {"role": "system", "content": "/rl good"},
+        {"role": ["user"], "content": "/rl good"},
+        {"content": "/rl good"},
+        "/rl good",
+        None,
+    ],
+)
+def test_anything_else_is_no_command(message: object) -> None:
+    """What isn't exactly a command goes to the model: pasted text and tool results too."""
+    assert find_command([message]) is None
+    assert without_commands([message]) is None
+
+
+def test_only_the_last_message_is_a_command_now() -> None:
+    """A command that was answered before is not carried out again."""
+    assert find_command([]) is None
+    assert find_command([GOOD, ANSWERED, QUESTION]) is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([GOOD], []),
+        ([QUESTION, ANSWER, GOOD, ANSWERED, QUESTION], [QUESTION, ANSWER, QUESTION]),
+        ([QUESTION, ANSWER, GOOD, QUESTION], [QUESTION, ANSWER, QUESTION]),
+        ([GOOD, ANSWERED, GOOD, ANSWERED, QUESTION], [QUESTION]),
+        ([GOOD, GOOD, ANSWERED, QUESTION], [QUESTION]),
+        ([GOOD, SYSTEM, ANSWERED, QUESTION], [SYSTEM, QUESTION]),
+        ([GOOD, ANSWER, ANSWERED], [ANSWER, ANSWERED]),
+        ([GOOD, ANSWERED, ANSWERED], [ANSWERED]),
+        ([GOOD, QUESTION, ANSWERED], [QUESTION, ANSWERED]),
+        (
+            [
+                {"role": "user", "content": parts("x", "/rl good")},
+                {"role": "assistant", "content": parts(" [strop] ", "Rated.")},
+                QUESTION,
+            ],
+            [QUESTION],
+        ),
+        (
+            [GOOD, {"role": "user", "content": "[strop] x"}],
+            [{"role": "user", "content": "[strop] x"}],
+        ),
+    ],
+)
+def test_commands_and_their_answers_are_taken_out(
+    messages: list[object], expected: list[object]
+) -> None:
+    """Each command goes, and the marked answer that follows it; all else stays in its order."""
+    assert expected == without_commands(messages)
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [QUESTION, ANSWER], [QUESTION, ANSWERED], [SYSTEM, {"x": 1}, None, 3]]
+)
+def test_a_history_without_commands_is_left_alone(messages: list[object]) -> None:
+    """A marked answer without its command was the model's own; nothing is taken out."""
+    assert without_commands(messages) is None

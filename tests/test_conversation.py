@@ -1,0 +1,532 @@
+"""Conversations: a later request is found to follow a choice, whatever its client did to it."""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from strop.proxy.conversation import MAX_LABEL_CHARS, extend, read, read_prompt, session_label
+from strop.proxy.message import canonical, texts_of
+
+Message = dict[str, Any]
+
+SALT = "key_0123"
+LONG = (
+    "The quick brown fox jumps over the lazy dog, and the dog goes on sleeping by the warm stove."
+)
+
+
+def call(
+    name: str = "weather", arguments: str = '{"city":"x"}', identity: str = "call_1"
+) -> Message:
+    function = {"name": name, "arguments": arguments}
+    return {"id": identity, "type": "function", "function": function}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str | None, *calls: Message) -> Message:
+    message: Message = {"role": "assistant", "content": text}
+    return {**message, "tool_calls": list(calls)} if calls else message
+
+
+def tool(text: str, identity: str = "call_1") -> Message:
+    return {"role": "tool", "tool_call_id": identity, "content": text}
+
+
+# What clients do to the messages they send back; the name says who does it.
+
+
+def openai_python(message: Message) -> Message:
+    """Sends the parsed object back, with every field it knows."""
+    message |= {"refusal": None, "annotations": [], "audio": None, "function_call": None}
+    message |= {"parsed": None, "x_msg_extra": 1}
+    for index, one in enumerate(message.get("tool_calls", [])):
+        one["index"] = index
+        one["function"]["parsed_arguments"] = {"city": "x"}
+    return message
+
+
+def ai_sdk(message: Message) -> Message:
+    """Writes arguments anew as JavaScript does, and "" for no content."""
+    for one in message.get("tool_calls", []):
+        one["function"]["arguments"] = json.dumps(
+            javascript(json.loads(one["function"]["arguments"])),
+            separators=(",", ":"),
+            ensure_ascii=False,
+        )
+    if message["content"] is None:
+        message["content"] = ""
+    return {key: message[key] for key in ("role", "content", "tool_calls") if key in message}
+
+
+def javascript(value: Any) -> Any:
+    """Return what JavaScript keeps of a JSON value: integral keys first, numbers as doubles."""
+    if isinstance(value, dict):
+        is_index = re.compile("[0-9]+").fullmatch
+        ordered = sorted(
+            value, key=lambda key: (not is_index(key), int(key) if is_index(key) else 0)
+        )
+        return {key: javascript(value[key]) for key in ordered}
+    if isinstance(value, list):
+        return [javascript(one) for one in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return int(float(value)) if float(value).is_integer() else value
+    return value
+
+
+def langchain(message: Message) -> Message:
+    """Writes arguments anew as Python does, and drops the content of tool calls."""
+    for one in message.get("tool_calls", []):
+        one["function"]["arguments"] = json.dumps(json.loads(one["function"]["arguments"]))
+    message.pop("reasoning_content", None)
+    if not message["content"] and "tool_calls" in message:
+        del message["content"]
+    return message
+
+
+def openclaw(message: Message) -> Message:
+    """Writes the ids of tool calls anew and trims tool results."""
+    for one in message.get("tool_calls", []):
+        one["id"] = re.sub("[^a-zA-Z0-9]", "", one["id"])
+    if "tool_call_id" in message:
+        message["tool_call_id"] = re.sub("[^a-zA-Z0-9]", "", message["tool_call_id"])
+        message["content"] = message["content"].strip()
+    message.pop("reasoning_content", None)
+    return ai_sdk(message)
+
+
+def claude(message: Message) -> Message:
+    """Sends parts with cache markers, and arguments as an object."""
+    if isinstance(message["content"], str):
+        marker = {"cache_control": {"type": "ephemeral"}}
+        message["content"] = [{"type": "text", "text": message["content"], **marker}]
+    for one in message.get("tool_calls", []):
+        one["function"]["arguments"] = javascript(json.loads(one["function"]["arguments"]))
+    return message
+
+
+def smolagents(message: Message) -> Message:
+    """Strips text and sends it as parts."""
+    text = (message["content"] or "").strip()
+    message["content"] = [{"type": "text", "text": text}] if text else []
+    return message
+
+
+def qwen(message: Message) -> Message:
+    """Splits text into parts and trims the reasoning."""
+    text = message["content"] or ""
+    half = len(text) // 2
+    message["content"] = [
+        {"type": "text", "text": text[:half]},
+        {"type": "text", "text": text[half:]},
+    ]
+    if "reasoning_content" in message:
+        message["reasoning_content"] = message["reasoning_content"].strip()
+    return message
+
+
+def litellm(message: Message) -> Message:
+    """Adds fields of its own."""
+    message["provider_specific_fields"] = {"refusal": None, "x_msg_extra": 1}
+    message["name"] = "agent"
+    return message
+
+
+CLIENTS: list[Callable[[Message], Message]] = [
+    openai_python,
+    ai_sdk,
+    langchain,
+    openclaw,
+    claude,
+    smolagents,
+    qwen,
+    litellm,
+]
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+arguments = st.dictionaries(st.text(), json_values, max_size=4).map(
+    lambda value: json.dumps(value, ensure_ascii=False)
+)
+calls = st.builds(call, name=st.text(min_size=1), arguments=arguments, identity=st.text(min_size=1))
+spaced = st.text() | st.text().map(lambda text: f"\ufeff \n{text}\t\u2028 ")
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Message:
+    message = assistant(draw(st.none() | spaced), *draw(st.lists(calls, max_size=2)))
+    if draw(st.booleans()):
+        message["reasoning_content"] = draw(st.text())
+    return message
+
+
+histories = st.lists(
+    st.builds(user, spaced)
+    | st.builds(tool, spaced, st.text())
+    | answers()
+    | st.builds(lambda text: {"role": "system", "content": text}, st.text()),
+    max_size=5,
+)
+
+
+@given(histories, answers(), st.sampled_from(CLIENTS))
+@example([user("hi")], assistant(None, call(arguments='{"n": 5000.0, "é": -0.0}')), claude)
+@example([user("hi")], assistant(None, call(arguments='{"id": 12345678901234567890}')), ai_sdk)
+@example([user("hi")], assistant(None, call(arguments='{"b": "\\ud83d", "1": 2}')), ai_sdk)
+def test_a_request_that_ends_in_a_choice_follows_it(
+    history: list[Message], answer: Message, client: Callable[[Message], Message]
+) -> None:
+    """What any known client sends back has the chain and the tail that the choice stored."""
+    chain, tail = extend(read(history, SALT), answer)
+
+    later = [client(copy.deepcopy(message)) for message in [*history, answer]]
+    found = read([*later, user("go on")], SALT)
+
+    assert (chain, tail) == (found.after, found.after_tail)
+
+
+@given(histories, answers(), answers())
+def test_another_answer_is_another_choice(
+    history: list[Message], answer: Message, other: Message
+) -> None:
+    """Choices whose canonical forms differ have different chains and tails."""
+    assume(canonical(answer, "assistant") != canonical(other, "assistant"))
+    conversation = read(history, SALT)
+
+    chain, tail = extend(conversation, answer)
+    other_chain, other_tail = extend(conversation, other)
+
+    assert chain != other_chain
+    assert tail != other_tail
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (assistant("yes"), assistant("no")),
+        (assistant("yes"), assistant("y es")),
+        (assistant("yes"), user("yes")),
+        (assistant("", call("a")), assistant("", call("b"))),
+        (assistant("", call()), assistant("", call(), call())),
+        (assistant("", call(arguments='{"n":1}')), assistant("", call(arguments='{"n":1.5}'))),
+        (assistant("", call(arguments='{"n":1}')), assistant("", call(arguments='{"n":"1"}'))),
+        (assistant("", call(arguments='{"n":1')), assistant("", call(arguments='{"n":2'))),
+        (assistant("", call(arguments="[1,2]")), assistant("", call(arguments="[2,1]"))),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:a"}}]},
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:b"}}]},
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"custom": {"name": "sh", "input": "ls"}}]},
+            {"role": "assistant", "tool_calls": [{"custom": {"name": "sh", "input": "rm"}}]},
+        ),
+        (assistant("acall:barguments:{}"), assistant("a", call("b", "{}"))),
+    ],
+)
+def test_what_differs_in_meaning_differs_in_form(one: Message, other: Message) -> None:
+    """Words, calls, arguments, their order and images tell messages apart."""
+    assert canonical(one, one["role"]) != canonical(other, other["role"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (assistant("caf\u00e9"), assistant("cafe\u0301")),
+        (assistant("a"), assistant("\u001c\u0085\ufeff a \u2029\n")),
+        (assistant("a"), assistant("<think>\nhm\n</think>\n\na")),
+        (assistant("a"), assistant("<think>b</think><think>c</think> a")),
+        (assistant("a"), {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]}),
+        (assistant("a"), {"role": "assistant", "content": ["a"]}),
+        (assistant("a"), {"role": "assistant", "content": "a", "tool_calls": []}),
+        (assistant("a"), {"role": "assistant", "content": "a", "tool_calls": None}),
+        (
+            assistant("a"),
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"}, "a", None]},
+        ),
+        (assistant("", call(arguments="")), assistant("", call(arguments="{}"))),
+        (assistant("", call(arguments=" null ")), assistant("", call(arguments="{ }"))),
+        (
+            assistant("", call(arguments='{"a":1,"b":2}')),
+            assistant("", call(arguments='{"b":2,"a":1}')),
+        ),
+        (assistant("", call(arguments='{"a":')), assistant("", call(arguments=' {"a":\n'))),
+        (assistant("", call(arguments="1e2")), assistant("", call(arguments="100"))),
+        (
+            {"role": "user", "content": [{"type": "file", "file": {"a": 1, "b": 2}}]},
+            {
+                "role": "user",
+                "content": [
+                    {"file": {"b": 2, "a": 1}, "cache_control": {}, "name": None, "type": "file"}
+                ],
+            },
+        ),
+    ],
+)
+def test_what_clients_change_makes_no_difference(one: Message, other: Message) -> None:
+    """Spaces around, Unicode forms, thoughts, key order and cache markers tell nothing."""
+    assert canonical(one, one["role"]) == canonical(other, other["role"])
+
+
+def test_an_unclosed_thought_is_text() -> None:
+    """A `<think>` without its end is what the model said."""
+    assert canonical(assistant("<think>a"), "assistant") != canonical(assistant(""), "assistant")
+    assert canonical(user("<think>a</think>"), "user") != canonical(user(""), "user")
+
+
+def test_system_messages_are_not_in_the_chain() -> None:
+    """System and developer messages may come, go, move and change."""
+    history = [user("a"), assistant("b"), user("c")]
+
+    moved = [{"role": "developer", "content": "1"}, *history, {"role": "system", "content": "2"}]
+
+    assert read(history, SALT) == read(moved, SALT)
+
+
+def test_another_key_is_another_conversation() -> None:
+    """The same words under another client key have other chains and tails."""
+    history = [user("a"), assistant(LONG)]
+
+    mine, theirs = read(history, "key_1"), read(history, "key_2")
+
+    assert mine.after != theirs.after
+    assert mine.after_tail != theirs.after_tail
+
+
+def test_the_chain_depends_on_all_before() -> None:
+    """An earlier message that differs, is missing or stands elsewhere makes another chain."""
+    history = [user("a"), assistant("b"), user("c"), assistant("d")]
+    others = [
+        [user("A"), *history[1:]],
+        history[1:],
+        [user("c"), assistant("b"), user("a"), assistant("d")],
+        [user("a"), user("b"), user("c"), assistant("d")],
+    ]
+
+    chains = {read(messages, SALT).after for messages in [history, *others]}
+
+    assert len(others) + 1 == len(chains)
+
+
+def test_a_cut_history_keeps_its_tail() -> None:
+    """A truncated or compacted history has the tail of its last answer, and another chain."""
+    turn = [user("and the tests?"), assistant("", call()), tool("3 passed"), assistant("Green.")]
+    whole = [user("fix it"), assistant("Done."), *turn[:-1]]
+
+    chain, tail = extend(read(whole, SALT), turn[-1])
+    cut = read([user("Summary: it is fixed."), *turn, user("thanks")], SALT)
+
+    assert chain != cut.after
+    assert tail == cut.after_tail
+
+
+def test_moved_context_keeps_the_tail_of_a_telling_answer() -> None:
+    """A client that moves its context message to the end still follows (OpenClaw)."""
+    context = user("INTERNAL CONTEXT: it is Tuesday")
+    history = [user("hello"), context]
+
+    chain, tail = extend(read(history, SALT), assistant(LONG))
+    later = read([user("hello"), assistant(LONG), user("more"), context], SALT)
+
+    assert chain != later.after
+    assert tail == later.after_tail
+
+
+def test_a_shortened_question_keeps_the_tail_of_a_telling_answer() -> None:
+    """A client that sends earlier questions without their reminder still follows (aider)."""
+    _, tail = extend(read([user("hello\nReply in French.")], SALT), assistant(f"  {LONG}\n"))
+
+    later = read([user("hello"), assistant(LONG), user("more\nReply in French.")], SALT)
+
+    assert tail == later.after_tail
+
+
+def test_tool_results_make_a_short_answer_telling() -> None:
+    """With enough tool output before it, a short answer is known without the user messages."""
+    loop = [assistant("", call()), tool(LONG), user("CONTEXT 1")]
+
+    _, tail = extend(read([user("hi"), *loop], SALT), assistant("Ok."))
+    later = read([user("hi"), *loop[:2], assistant("Ok."), user("CONTEXT 1")], SALT)
+    other = read([user("hi"), loop[0], tool(LONG + "!"), assistant("Ok.")], SALT)
+
+    assert tail == later.after_tail
+    assert tail != other.after_tail
+
+
+def test_short_answers_of_strangers_have_different_tails() -> None:
+    """An answer that anyone could get is told apart by the question before it."""
+    _, mine = extend(read([user("is it raining?")], SALT), assistant("Yes."))
+    _, theirs = extend(read([user("is it late?")], SALT), assistant("Yes."))
+
+    assert mine != theirs
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([], True),
+        ([user("a")], True),
+        ([{"role": "system", "content": "a"}], True),
+        ([user("a"), assistant("b")], False),
+        ([user("a"), assistant("b"), user("c")], True),
+        ([user("a"), assistant("", call()), tool("c")], False),
+        ([user("a"), assistant("", call()), {"role": "system", "content": "c"}], False),
+        ([user("a"), assistant("", call()), tool("c"), user("d")], True),
+    ],
+)
+def test_a_user_message_starts_a_turn(messages: list[object], expected: bool) -> None:
+    """A turn begins with a user message after the last answer, or with the conversation."""
+    assert expected is read(messages, SALT).starts_turn
+
+
+def test_without_an_answer_nothing_is_followed() -> None:
+    """A history without assistant messages follows nothing, but a choice can follow it."""
+    conversation = read([user("a")], SALT)
+
+    assert conversation.after is None
+    assert conversation.after_tail is None
+    assert 16 == len(extend(conversation, assistant("b"))[0])
+
+
+def test_a_prompt_follows_nothing() -> None:
+    """A text completion begins a conversation of its own."""
+    conversation = read_prompt(SALT)
+
+    assert (None, None, True) == (
+        conversation.after,
+        conversation.after_tail,
+        conversation.starts_turn,
+    )
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(), inner, max_size=3)
+        | st.fixed_dictionaries(
+            {},
+            optional={
+                "role": st.sampled_from(["user", "assistant", "tool", "system"]) | inner,
+                "content": inner,
+                "tool_calls": inner,
+                "function": inner,
+                "custom": inner,
+                "arguments": inner,
+                "type": st.just("text") | inner,
+                "text": inner,
+            },
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.lists(anything, max_size=5))
+@example([{"content": {"type": []}}, {"content": [{"type": {}}]}])
+def test_no_history_is_refused(messages: list[object]) -> None:
+    """Whatever JSON can hold is hashed, and the same value always gives the same keys."""
+    assert read(messages, SALT) == read(copy.deepcopy(messages), SALT)
+
+
+def deep(levels: int, core: object) -> object:
+    for _ in range(levels):
+        core = [core]
+    return core
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["\ud83d", ["\ud83d"], [{"type": "x", "y": "\ud83d"}], 2**80, deep(300, 1), deep(5000, 1)],
+)
+def test_what_json_libraries_refuse_is_hashed(content: object) -> None:
+    """Lone surrogates, long integers and deep nesting raise nothing, wherever they stand."""
+    arguments = content if isinstance(content, str) else "[" * 5000 + "]" * 5000
+    custom = {"custom": {"name": content, "input": content}}
+    messages = [
+        {"role": "user", "content": content},
+        assistant("a", call("name", arguments), {"function": {"arguments": content}}, custom),
+        content,
+    ]
+
+    assert read(messages, SALT).after is not None
+
+
+def test_large_images_are_kept_by_their_digest() -> None:
+    """The canonical form of a message does not grow with its images."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}
+
+    form = canonical(
+        {"role": "user", "content": [{"type": "text", "text": "what?"}, image]}, "user"
+    )
+
+    assert len(form) < 100
+
+
+def test_text_parts_are_those_with_text() -> None:
+    """`texts_of` gives the strings among the parts, in order."""
+    parts = ["a", {"type": "text", "text": "b"}, {"type": "text", "text": 1}, {"type": "image"}, 2]
+
+    assert ["a", "b"] == texts_of({"content": parts})
+    assert [] == texts_of({"content": None})
+    assert [] == texts_of("a")
+
+
+UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+@pytest.mark.parametrize(
+    ("headers", "path_session", "metadata", "expected"),
+    [
+        ({}, None, None, None),
+        ({"x-strop-session": "a", "x-session-id": "b"}, "c", {"session_id": "d"}, "a"),
+        ({"x-session-id": "b"}, "c", {"session_id": "d"}, "c"),
+        ({"x-session-id": "b", "x-claude-code-session-id": "c"}, None, None, "b"),
+        ({"x-claude-code-session-id": "c", "session-id": "d"}, None, None, "c"),
+        ({"thread-id": "e", "session-id": "d"}, None, None, "d"),
+        ({"thread-id": "e", "session_id": "d"}, None, None, "d"),
+        ({"thread-id": "e"}, None, {"session_id": "f"}, "e"),
+        ({}, None, {"session_id": "f", "user_id": f"user_1_session_{UUID}"}, "f"),
+        ({}, None, {"user_id": f"user_1_account__session_{UUID}"}, UUID),
+        ({}, None, {"user_id": json.dumps({"device_id": "x", "session_id": UUID})}, UUID),
+        ({}, None, {"user_id": "user_1"}, None),
+        ({}, None, {"user_id": "[1]"}, None),
+        ({}, None, {"user_id": '{"session_id": 1}'}, None),
+        ({}, None, {"user_id": 1, "session_id": 2}, None),
+        ({}, None, "session_id", None),
+        ({"x-strop-session": "  "}, "", {"session_id": " f "}, "f"),
+        ({"x-strop-session": "a" * MAX_LABEL_CHARS}, None, None, "a" * MAX_LABEL_CHARS),
+        ({"x-strop-session": "a" * (MAX_LABEL_CHARS + 1)}, None, None, None),
+        ({"x-strop-session": "naïve"}, None, None, "naïve"),
+        ({}, "a\nb", None, None),
+        ({}, None, {"session_id": "\ud83d"}, None),
+    ],
+)
+def test_a_session_label_is_found_in_its_order(
+    headers: dict[str, str], path_session: str | None, metadata: object, expected: str | None
+) -> None:
+    """The first usable label counts: ours, the path's, then those that agents send."""
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    assert expected == session_label(pairs, path_session, {"metadata": metadata})
+
+
+def test_labels_that_are_no_utf8_stay_apart() -> None:
+    """Bytes that are no text make a label that no other bytes make."""
+    labels = {session_label([(b"x-strop-session", raw)], None, {}) for raw in (b"\xff", b"\xfe")}
+
+    assert 2 == len(labels - {None})

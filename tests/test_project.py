@@ -1,0 +1,121 @@
+"""The project is what it says it is: packages, wheel, README."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SOURCES = ("adapters", "configs", "proxy", "training")
+NOT_SHIPPED = {"__pycache__"}
+
+
+def files_of(folder: str) -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and not NOT_SHIPPED & set(path.parts)
+    }
+
+
+def test_every_folder_with_code_is_listed_as_a_package() -> None:
+    """A forgotten one works in the checkout and is missing from the wheel."""
+    folders = {
+        "strop." + path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for source in SOURCES
+        for path in (ROOT / source).rglob("*.py")
+        if not NOT_SHIPPED & set(path.parts)
+    }
+
+    assert sorted(folders) == sorted(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_package_is_typed() -> None:
+    """Each root folder has its marker and its link for the type checkers."""
+    for source in SOURCES:
+        assert (ROOT / source / "py.typed").is_file()
+        assert (ROOT / source).resolve() == (ROOT / "typings" / "strop" / source).resolve()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "build",
+            "--wheel",
+            "--no-isolation",
+            "--outdir",
+            str(out),
+            str(ROOT),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (built,) = out.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_has_what_the_checkout_has(wheel: zipfile.ZipFile) -> None:
+    """Code, migrations, settings and the demo model, under `strop/`."""
+    shipped = {
+        name.removeprefix("strop/") for name in wheel.namelist() if name.startswith("strop/")
+    }
+
+    assert sorted(set().union(*map(files_of, SOURCES))) == sorted(shipped)
+
+
+def test_the_wheel_names_the_command_and_the_licence(wheel: zipfile.ZipFile) -> None:
+    """`strop` is the console command."""
+    names = {
+        name.rpartition(".dist-info/")[2]: name
+        for name in wheel.namelist()
+        if ".dist-info/" in name
+    }
+
+    assert "strop = strop.proxy.cli:main" in wheel.read(names["entry_points.txt"]).decode()
+    assert "licenses/LICENSE" in names
+
+
+def test_the_readmes_tree_is_the_one_on_disk() -> None:
+    """Every path in the annotated tree exists, and every top-level folder is in it."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = re.search(r"<!-- tree -->\n```\n(.*?)```", readme, re.DOTALL)
+    assert tree is not None
+    paths, parents = [], {0: ""}
+    for line in tree[1].splitlines():
+        indent = len(line) - len(line.lstrip())
+        for name in re.split(r"  +", line.strip())[0].split(" "):
+            path = parents[indent] + name
+            paths.append(path.rstrip("/"))
+            if name.endswith("/"):
+                parents[indent + 4] = path
+
+    assert [] == [path for path in paths if not (ROOT / path).exists()]
+    tracked = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))}
+    generated = {"build", "dist", "strop.egg-info", "node_modules"}
+    assert [] == sorted(tracked - generated - {path.partition("/")[0] for path in paths})
+
+
+def test_no_tracked_file_names_a_registry_or_a_machine() -> None:
+    """Pins are versions; addresses belong to whoever installs."""
+    hosts = "|".join(
+        ["pypi" + r"\.org", "python" + "hosted", "registry" + r"\.npmjs", "deb" + r"\.debian"]
+    )
+    homes = "|".join(["/ro" + "ot/", "/wo" + "rk/"])
+    found = subprocess.run(
+        ["git", "grep", "-nIE", f"({hosts}|{homes})"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert found.stdout == ""

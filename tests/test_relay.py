@@ -1,0 +1,607 @@
+"""A completion goes through the proxy unchanged, and is in the store before its last byte leaves."""
+
+import asyncio
+import hashlib
+import json
+import re
+import sqlite3
+from array import array
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import SSE, Call, DisconnectedError, FakeEngine
+from fake_vllm import FakeVllm
+from running import Running, running, settings_for
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+PARSED = FakeVllm(has_parser=True)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    """An engine that answers as vLLM does."""
+    async with FakeEngine(FakeVllm()) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def proxy(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Running]:
+    """A proxy in front of it."""
+    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
+        yield proxy
+
+
+def masked(body: bytes) -> bytes:
+    """Return an answer without what differs between any two: its time."""
+    return re.sub(rb'"created":\d+', b'"created":0', body)
+
+
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"n": 2, "temperature": 1.0},
+    {"logprobs": True},
+    {"logprobs": True, "top_logprobs": 2},
+    {"return_token_ids": True},
+    {"logprobs": None, "stream_options": {"include_usage": True}},
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+]
+
+
+@pytest.mark.parametrize("handler", [FakeVllm(), PARSED], ids=["plain", "parser"])
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("fields", REQUESTS, ids=lambda f: ",".join(f) or "bare")
+async def test_what_the_engine_sends_unasked_is_what_the_client_gets(
+    handler: FakeVllm, stream: bool, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """Byte for byte: what strop asks for in addition is taken out again."""
+    body = {"model": "tiny", "messages": MESSAGES, "request_id": "r1", "max_tokens": 12, **fields}
+    if not stream:
+        body.pop("stream_options", None)
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+        httpx.AsyncClient(base_url=engine.url) as direct,
+    ):
+        expected = await direct.post("/v1/chat/completions", json={**body, "stream": stream})
+        relayed = await proxy.client.post("/v1/chat/completions", json={**body, "stream": stream})
+
+        assert masked(expected.content) == masked(relayed.content)
+        assert expected.headers["content-type"] == relayed.headers["content-type"]
+        (row,) = await proxy.rows()
+        assert all(choice.token_ids for choice in row.completion.choices)
+        assert all(
+            len(choice.logprobs or ()) == len(choice.token_ids or ())
+            for choice in row.completion.choices
+        )
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 3}, {"echo": True}, {"prompt": [5, 6]}])
+async def test_text_completions_come_through_too(
+    stream: bool, fields: dict[str, Any], engine: FakeEngine, proxy: Running
+) -> None:
+    """Their ids stand inside the choice; with echo strop asks for nothing."""
+    body = {"model": "tiny", "prompt": "hi", "request_id": "r1", "stream": stream, **fields}
+    async with httpx.AsyncClient(base_url=engine.url) as direct:
+        expected = await direct.post("/v1/completions", json=body)
+    relayed = await proxy.client.post("/v1/completions", json=body)
+
+    assert masked(expected.content) == masked(relayed.content)
+    (choice,) = (await proxy.row()).completion.choices
+    assert ("echo" in fields) == (choice.token_ids is None)
+
+
+async def test_where_nothing_is_injected_the_hash_of_the_stream_is_the_engines(
+    tmp_path: Path,
+) -> None:
+    """Odd spacing, comments, line separators and a missing [DONE] included."""
+    stream = (
+        b': hello\n\nevent: x\r\ndata: {"choices": [ {"index": 0, "delta": {"content": "a\xe2\x80\xa8b"}} ]}'
+        b"\r\n\r\n"
+        b'data: {"choices":[{"index":0,"delta":{},"finish_reason": "stop"}]}\n\n: bye\n\ntail'
+    )
+
+    async def handler(call: Call) -> None:
+        if call.request.method == "GET":
+            return await FakeVllm()(call)
+        await call.stream(stream[i : i + 7] for i in range(0, len(stream), 7))
+        return None
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        answer = await proxy.chat(stream=True, logprobs=True, return_token_ids=True)
+
+        assert hashlib.sha256(stream).hexdigest() == hashlib.sha256(answer.content).hexdigest()
+        assert "complete" == (await proxy.row()).completion.state
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_completion_is_durable_before_its_last_byte_leaves(
+    stream: bool, proxy: Running, tmp_path: Path
+) -> None:
+    """Whoever holds an answer can rate it: another connection to the file sees it at once."""
+    for _ in range(20):
+        answer = await proxy.chat(stream=stream)
+        with sqlite3.connect(tmp_path / "home" / "strop.db") as other:
+            (found,) = other.execute(
+                "SELECT count(*) FROM completions WHERE id = ?",
+                (answer.headers["x-strop-completion-id"],),
+            ).fetchone()
+        other.close()
+
+        assert found == 1
+
+
+async def test_a_record_holds_the_request_the_answer_and_its_snapshot(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """The ids and logprobs are those that the engine sent."""
+    fields = {"temperature": 0.7, "seed": 5, "max_tokens": 6}
+    sent = json.dumps({"model": "tiny", "messages": MESSAGES, **fields}, indent=1)
+    headers = {"content-type": "application/json", "x-request-id": "mine"}
+    answer = await proxy.client.post("/v1/chat/completions", content=sent, headers=headers)
+    async with httpx.AsyncClient(base_url=engine.url) as direct:
+        asked = {**json.loads(sent), "logprobs": True, "return_token_ids": True}
+        expected = (await direct.post("/v1/chat/completions", json=asked)).json()
+
+    row = (await proxy.row()).completion
+    assert sent.encode() == row.request
+    assert fields == json.loads(row.sampling)
+    assert ("tiny", "tiny", "base", "vllm") == (row.model, row.served, row.version, row.engine)
+    assert ("mine", answer.json()["id"], 200, True) == (
+        row.request_id,
+        row.upstream_id,
+        row.status,
+        row.delivered,
+    )
+    (choice,) = row.choices
+    entries = expected["choices"][0]["logprobs"]["content"]
+    assert array("i", expected["prompt_token_ids"]) == row.prompt_ids
+    assert array("i", expected["choices"][0]["token_ids"]) == choice.token_ids
+    assert array("f", [entry["logprob"] for entry in entries]) == choice.logprobs
+    assert answer.json()["choices"][0]["message"] == json.loads(choice.message)
+    assert row.total_ms > 0
+
+
+async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) -> None:
+    """Strop's own, the client's key and its request id stay here; the rest goes on, and comes back."""
+    await proxy.client.post(
+        "/v1/chat/completions?api-version=1",
+        json={"model": "tiny", "messages": MESSAGES},
+        headers={
+            "authorization": "Bearer secret",
+            "x-request-id": "r",
+            "x-strop-session": "s",
+            "cookie": "c=1",
+            "traceparent": "00-1-2-01",
+            "x-codex-turn-state": "t",
+        },
+    )
+
+    request = engine.requests[-1]
+    names = {name for name, _ in request.headers}
+    assert request.target == "/v1/chat/completions?api-version=1"
+    assert {"traceparent", "x-codex-turn-state", "content-type"} <= names
+    assert (
+        not {"authorization", "x-request-id", "x-strop-session", "cookie", "accept-encoding"}
+        & names
+    )
+
+
+async def test_an_engines_error_passes_through_and_is_recorded(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Status and words are the engine's own, and nothing says that strop wrote them."""
+
+    async def handler(call: Call) -> None:
+        await call.json({"error": {"message": "too long", "code": 400}}, 400)
+
+    engine.handler = handler
+    answer = await proxy.chat()
+
+    assert (400, {"error": {"message": "too long", "code": 400}}) == (
+        answer.status_code,
+        answer.json(),
+    )
+    assert "x-strop-error-source" not in answer.headers
+    row = (await proxy.row()).completion
+    assert ("upstream_error", 400, "too long") == (row.state, row.status, row.error)
+
+
+@pytest.mark.parametrize("way", ["close", "reset"])
+async def test_an_engine_that_dies_before_its_answer_is_a_502(
+    way: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """The error says what happened, and that strop says so."""
+
+    async def handler(call: Call) -> None:
+        getattr(call, way)()
+
+    engine.handler = handler
+    answer = await proxy.chat()
+
+    assert (502, "proxy") == (answer.status_code, answer.headers["x-strop-error-source"])
+    assert "upstream_died" == answer.json()["error"]["code"]
+    assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@pytest.mark.parametrize("way", ["close", "reset", "end"])
+async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event(
+    way: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """No [DONE]: a client must not take half an answer for a whole one. What came is recorded."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"half"},"token_ids":[7]}]}\n\n'
+
+    async def handler(call: Call) -> None:
+        await call.head(200, [("content-type", SSE)])
+        await call.chunk(event)
+        if way == "end":
+            await call.end()
+        else:
+            getattr(call, way)()
+
+    engine.handler = handler
+    answer = await proxy.chat(stream=True)
+
+    relayed, error = answer.content.split(b"\n\n")[:2]
+    assert event.replace(b"[7]", b"null").strip() == relayed or way == "reset"
+    last = json.loads((error if error else relayed).removeprefix(b"data: "))
+    assert "upstream_died" == last["error"]["code"]
+    assert b"[DONE]" not in answer.content
+    row = (await proxy.row()).completion
+    assert "upstream_error" == row.state
+
+
+async def test_an_engine_that_says_nothing_is_a_504(engine: FakeEngine, tmp_path: Path) -> None:
+    """After `engine.first_byte_timeout_s`."""
+    settings = settings_for(engine.url, engine={"first_byte_timeout_s": 0.05})
+    async with running(settings, tmp_path / "home") as proxy:
+        engine.handler = Call.hang
+        answer = await proxy.chat()
+
+        assert (504, "upstream_timeout") == (answer.status_code, answer.json()["error"]["code"])
+        assert "upstream_timeout" == (await proxy.row()).completion.state
+        await engine.until(lambda: engine.num_open <= 1)
+
+
+async def test_no_engine_is_a_503_and_a_late_one_is_found(tmp_path: Path) -> None:
+    """The proxy starts without its engine, says so, and serves once it is there."""
+    engine = FakeEngine(FakeVllm())
+    await engine.start()
+    await engine.stop()
+    async with running(settings_for(engine.url), tmp_path / "home", ready=False) as proxy:
+        refused = await proxy.chat()
+        await engine.start()
+        await proxy.services.serving.wait_until_ready()
+        served = await proxy.chat()
+        await engine.stop()
+        unreachable = await proxy.chat()
+
+        assert (503, "engine_not_ready") == (refused.status_code, refused.json()["error"]["code"])
+        assert "retry-after" in refused.headers
+        assert served.status_code == 200
+        assert (502, "upstream_unreachable") == (
+            unreachable.status_code,
+            unreachable.json()["error"]["code"],
+        )
+        assert ["complete", "upstream_error"] == [r.completion.state for r in await proxy.rows()]
+
+
+async def start_and_leave(proxy: Running, engine: FakeEngine, *, stream: bool, read: bool) -> None:
+    """Open a request by hand and break it off, after its first event or before any byte."""
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": stream}).encode()
+    host, port = proxy.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    num_before = len(engine.requests)
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n%b"
+        % (len(body), body)
+    )
+    if read:
+        await reader.readuntil(b"data: ")
+    else:
+        await engine.until(lambda: len(engine.requests) > num_before)
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_client_that_leaves_before_the_first_byte_cancels_the_engine(
+    stream: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """JSON as well as streams, from the first moment."""
+    engine.handler = Call.hang
+    await start_and_leave(proxy, engine, stream=stream, read=False)
+
+    row = (await proxy.row()).completion
+    assert ("client_cancelled", False) == (row.state, row.delivered)
+    await engine.until(lambda: engine.num_open <= 1)
+
+
+async def test_a_client_that_leaves_mid_stream_cancels_the_engine_and_keeps_what_there_was(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """The ids that had come are in the record."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"half"},"token_ids":[7]}]}\n\n'
+    is_gone = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        await call.head(200, [("content-type", SSE)])
+        await call.chunk(event)
+        await call.hang()
+        is_gone.set()
+
+    engine.handler = handler
+    await start_and_leave(proxy, engine, stream=True, read=True)
+    await is_gone.wait()
+
+    row = (await proxy.row()).completion
+    assert "client_cancelled" == row.state
+    assert {"role": "assistant", "content": "half"} == json.loads(row.choices[0].message)
+    assert array("i", [7]) == row.choices[0].token_ids
+
+
+async def test_with_finish_the_engine_goes_on_without_its_client(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """The whole answer is recorded, as not delivered."""
+    gate = asyncio.Event()
+
+    async def wait(number: int) -> None:
+        if number == 2:
+            await gate.wait()
+
+    settings = settings_for(engine.url, capture={"on_disconnect": "finish"})
+    async with running(settings, tmp_path / "home") as proxy:
+        engine.handler = FakeVllm(before_event=wait)
+        await start_and_leave(proxy, engine, stream=True, read=True)
+        gate.set()
+
+        row = (await proxy.row()).completion
+        assert ("complete", False) == (row.state, row.delivered)
+
+
+async def test_stopping_cuts_what_the_drain_did_not_wait_for_and_records_it(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """The client is told; the row says `shutdown`."""
+    settings = settings_for(engine.url, server={"drain_s": 0.0})
+    home = tmp_path / "home"
+    async with running(settings, home) as proxy:
+        engine.handler = Call.hang
+        waiting = asyncio.create_task(proxy.chat())
+        await engine.until(lambda: any(r.method == "POST" for r in engine.requests))
+        proxy.server.should_exit = True
+        answer = await waiting
+
+        assert (503, "shutting_down") == (answer.status_code, answer.json()["error"]["code"])
+    with sqlite3.connect(home / "strop.db") as database:
+        states = database.execute("SELECT state FROM completions").fetchall()
+    database.close()
+    assert [("shutdown",)] == states
+
+
+async def test_a_draining_proxy_takes_nothing_new(proxy: Running) -> None:
+    """On a connection that was open before."""
+    proxy.services.relay.is_draining = True
+    answer = await proxy.chat()
+
+    assert (503, "shutting_down") == (answer.status_code, answer.json()["error"]["code"])
+    assert [] == await proxy.rows()
+
+
+@pytest.mark.parametrize("mode", ["best_effort", "required"])
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_store_that_fails_loses_answers_only_where_that_is_allowed(
+    mode: str, stream: bool, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """best_effort serves and counts the loss; required withholds the end and then refuses."""
+    settings = settings_for(engine.url, capture={"mode": mode, "commit_timeout_s": 0.1})
+    async with running(settings, tmp_path / "home") as proxy:
+        lock = sqlite3.connect(tmp_path / "home" / "strop.db", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        answer = await proxy.chat(stream=stream)
+        while proxy.services.relay.num_calls:
+            await asyncio.sleep(0.01)
+        later = await proxy.chat(stream=stream)
+        lock.execute("ROLLBACK")
+        lock.close()
+
+        if mode == "best_effort":
+            assert (200, 200) == (answer.status_code, later.status_code)
+            assert not stream or answer.content.endswith(b"data: [DONE]\n\n")
+        else:
+            assert b'"store_unavailable"' in answer.content
+            assert b"[DONE]" not in answer.content
+            assert (503, "store_unavailable") == (later.status_code, later.json()["error"]["code"])
+        lost = proxy.services.metrics.registry.get_sample_value("strop_completions_lost_total")
+        assert lost is not None
+        assert lost >= 1
+        while not proxy.services.store.health.ok:
+            await asyncio.sleep(0.01)
+        assert 200 == (await proxy.chat()).status_code
+
+
+async def test_a_version_is_pinned_by_its_name(proxy: Running) -> None:
+    """`<name>@base`; the answer says which version served."""
+    answer = await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny@base", "messages": MESSAGES}
+    )
+
+    assert (200, "base") == (answer.status_code, answer.headers["x-strop-adapter"])
+    row = (await proxy.row()).completion
+    assert ("tiny@base", "tiny") == (row.model, row.served)
+
+
+async def test_an_unknown_model_is_a_404_that_lists_the_known_ones(proxy: Running) -> None:
+    """Nothing reaches the engine, and nothing is recorded."""
+    answer = await proxy.client.post(
+        "/v1/chat/completions", json={"model": "x", "messages": MESSAGES}
+    )
+
+    assert (404, "model_not_found") == (answer.status_code, answer.json()["error"]["code"])
+    assert "tiny, tiny@base" in answer.json()["error"]["message"]
+    assert [] == await proxy.rows()
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "code", "param"),
+    [
+        ("/v1/chat/completions", b"", "invalid_request", None),
+        ("/v1/chat/completions", b"{", "invalid_request", None),
+        ("/v1/chat/completions", b"[]", "invalid_request", None),
+        ("/v1/chat/completions", b'{"model":"tiny"}', "invalid_request", "messages"),
+        ("/v1/chat/completions", b'{"model":"tiny","messages":"x"}', "invalid_request", "messages"),
+        ("/v1/chat/completions", b'{"messages":[]}', "model_not_found", "model"),
+        ("/v1/chat/completions", b'{"model":7,"messages":[]}', "model_not_found", "model"),
+        ("/v1/completions", b'{"model":"tiny"}', "invalid_request", "prompt"),
+        (
+            "/v1/chat/completions",
+            b'{"model":"tiny","messages":[],"lora_request":{"path":"/etc"}}',
+            "invalid_request",
+            "lora_request",
+        ),
+    ],
+)
+async def test_bad_input_is_an_error_that_names_the_field(
+    path: str, content: bytes, code: str, param: str | None, proxy: Running
+) -> None:
+    """An OpenAI error object of ours; nothing is recorded, others are served as before."""
+    answer = await proxy.client.post(path, content=content)
+
+    error = answer.json()["error"]
+    assert (code, param, "proxy") == (
+        error["code"],
+        error["param"],
+        answer.headers["x-strop-error-source"],
+    )
+    assert [] == await proxy.rows()
+    assert 200 == (await proxy.chat()).status_code
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_huge_body_is_refused(framing: str, engine: FakeEngine, tmp_path: Path) -> None:
+    """Before it is read to its end, however it is framed."""
+    settings = settings_for(engine.url, server={"max_body_bytes": 2048})
+    async with running(settings, tmp_path / "home") as proxy:
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(64):
+                yield b"x" * 1024
+
+        content = pieces() if framing == "chunked" else b"x" * 65536
+        answer = await proxy.client.post("/v1/chat/completions", content=content)
+
+        assert (413, "body_too_large") == (answer.status_code, answer.json()["error"]["code"])
+
+
+async def test_a_body_that_does_not_come_is_a_408(engine: FakeEngine, tmp_path: Path) -> None:
+    """After `server.body_timeout_s`."""
+    settings = settings_for(engine.url, server={"body_timeout_s": 0.05})
+    async with running(settings, tmp_path / "home") as proxy:
+        host, port = proxy.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n{"
+        )
+        answer = await reader.readuntil(b"\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_embeddings_are_passed_through_and_not_recorded(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Bytes both ways."""
+
+    async def handler(call: Call) -> None:
+        await call.answer(b'{ "you": ' + call.request.body + b"}", 201)
+
+    engine.handler = handler
+    answer = await proxy.client.post("/v1/embeddings", content=b'{"input": "x"}')
+
+    assert (201, b'{ "you": {"input": "x"}}') == (answer.status_code, answer.content)
+    assert [] == await proxy.rows()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/v1/audio/speech", "/v1", "/invocations", "/adapters", "/x"]
+)
+async def test_what_is_not_allowed_is_a_404(path: str, engine: FakeEngine, proxy: Running) -> None:
+    """An engine's admin routes can't be reached through here."""
+    num_before = sum(r.method == "POST" for r in engine.requests)
+    answer = await proxy.client.post(path, json={})
+
+    assert (404, "not_found") == (answer.status_code, answer.json()["error"]["code"])
+    assert num_before == sum(r.method == "POST" for r in engine.requests)
+
+
+async def test_without_capture_nothing_is_recorded(engine: FakeEngine, tmp_path: Path) -> None:
+    """`capture.mode = "off"` relays only."""
+    async with running(
+        settings_for(engine.url, capture={"mode": "off"}), tmp_path / "home"
+    ) as proxy:
+        answer = await proxy.chat(stream=True)
+
+        assert answer.content.endswith(b"data: [DONE]\n\n")
+        assert [] == await proxy.rows()
+
+
+async def test_the_callers_key_goes_on_only_to_an_openai_engine(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """And only where it isn't strop's own."""
+    body = {"model": "tiny", "messages": MESSAGES}
+    seen = []
+    for server in ({}, {"client_keys": ("a-client-key",)}):
+        async with running(
+            settings_for(engine.url, kind="openai", server=server), tmp_path / "home"
+        ) as proxy:
+            headers = {"authorization": "Bearer a-client-key"}
+            await proxy.client.post("/v1/chat/completions", json=body, headers=headers)
+            seen.append(engine.requests[-1].header("authorization"))
+
+    assert ["Bearer a-client-key", None] == seen
+
+
+async def test_a_client_that_stops_reading_is_given_up(engine: FakeEngine, tmp_path: Path) -> None:
+    """After `server.stall_timeout_s`; others are served meanwhile."""
+
+    async def handler(call: Call) -> None:
+        if call.request.method == "GET":
+            return await FakeVllm()(call)
+        if b"flood" not in call.request.body:
+            return await FakeVllm()(call)
+        await call.head(200, [("content-type", SSE)])
+        try:
+            while True:
+                await call.chunk(b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n' * 2000)
+        except DisconnectedError:
+            return None
+
+    settings = settings_for(engine.url, server={"stall_timeout_s": 0.2})
+    async with running(settings, tmp_path / "home") as proxy:
+        engine.handler = handler
+        host, port = proxy.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        body = json.dumps(
+            {"model": "tiny", "messages": [{"role": "user", "content": "flood"}], "stream": True}
+        )
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body.encode())
+        )
+        await engine.until(lambda: any(b"flood" in r.body for r in engine.requests))
+        served = await proxy.chat()
+
+        assert 200 == served.status_code
+        rows = await proxy.rows()
+        assert ["client_cancelled", "complete"] == sorted(r.completion.state for r in rows)
+        writer.close()

@@ -1,0 +1,122 @@
+"""A stream passes byte for byte, but for its end, which waits."""
+
+import hashlib
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strop.proxy.wire import sse
+from strop.proxy.wire.restore import Restore
+from strop.proxy.wire.tap import Tap
+
+
+def chunk(text: str, *, index: int = 0, reason: str | None = None) -> bytes:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": reason}
+    return sse.event(orjson.dumps({"id": "c", "choices": [choice]}))
+
+
+STREAM = chunk("a") + b": keep-alive\n\n" + chunk("é\u2028") + chunk("", reason="stop")
+USAGE = sse.event(b'{"choices":[],"usage":{"prompt_tokens":1}}')
+DONE = sse.event(sse.DONE)
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    edges = [0, *sorted(i % (len(data) + 1) for i in at), len(data)]
+    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@given(at=st.lists(st.integers(0, 10_000), max_size=12), crlf=st.booleans())
+def test_every_byte_comes_through_however_the_stream_is_cut(at: list[int], crlf: bool) -> None:
+    """Without anything to take out, the hash of the stream is the engine's own."""
+    stream = STREAM + USAGE + DONE
+    if crlf:
+        stream = stream.replace(b"\n\n", b"\r\n\r\n")
+    tap = Tap(None, 1, 1 << 20)
+
+    passed = b"".join(tap.feed(piece) for piece in cut(stream, at)) + tap.flush()
+
+    assert hashlib.sha256(stream).digest() == hashlib.sha256(passed).digest()
+    assert stream == tap.kept
+
+
+@given(at=st.lists(st.integers(0, 10_000), max_size=12))
+def test_nothing_from_the_last_finish_reason_on_leaves_before_the_flush(at: list[int]) -> None:
+    """So nobody has a whole answer before it is recorded."""
+    tap = Tap(None, 1, 1 << 20)
+
+    passed = b"".join(tap.feed(piece) for piece in cut(STREAM + USAGE + DONE, at))
+
+    assert chunk("a") + b": keep-alive\n\n" + chunk("é\u2028") == passed
+    assert tap.is_ended
+
+
+def test_a_finished_choice_does_not_hold_up_the_others() -> None:
+    """With n choices the end is the end of the last one."""
+    tap = Tap(None, 2, 1 << 20)
+
+    first = tap.feed(chunk("a", index=0, reason="stop") + chunk("b", index=1))
+    last = tap.feed(chunk("c", index=1, reason="length") + DONE)
+
+    assert chunk("a", index=0, reason="stop") + chunk("b", index=1) == first
+    assert last == b""
+    assert chunk("c", index=1, reason="length") + DONE == tap.flush()
+
+
+def test_a_done_mark_ends_a_stream_whose_choices_never_finished() -> None:
+    """An engine that sends an error and [DONE] has ended, too."""
+    tap = Tap(None, 1, 1 << 20)
+
+    passed = tap.feed(sse.event(b'{"error":{"message":"x"}}') + DONE)
+
+    assert sse.event(b'{"error":{"message":"x"}}') == passed
+    assert (True, DONE) == (tap.is_ended, tap.flush())
+
+
+def test_a_stream_without_an_end_is_not_ended() -> None:
+    """Text that says finish_reason is text."""
+    tap = Tap(None, 1, 1 << 20)
+
+    tap.feed(chunk('"finish_reason":"stop" and [DONE]'))
+
+    assert not tap.is_ended
+
+
+def test_the_copy_is_what_the_engine_sent_and_the_client_gets_it_restored() -> None:
+    """The store keeps the ids that the client did not ask for."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"token_ids":[7]}]}\n\n'
+    tap = Tap(Restore(("token_ids",)), 1, 1 << 20)
+
+    passed = tap.feed(event + DONE) + tap.flush()
+
+    assert event.replace(b"[7]", b"null") + DONE == passed
+    assert event + DONE == tap.kept
+
+
+def test_a_stream_over_the_limit_is_relayed_and_not_kept() -> None:
+    """The tee is bounded."""
+    tap = Tap(None, 1, 100)
+
+    passed = b"".join(tap.feed(chunk("x" * 40)) for _ in range(5))
+
+    assert 5 * chunk("x" * 40) == passed
+    assert (True, b"") == (tap.is_over_limit, tap.kept)
+
+
+@pytest.mark.parametrize(
+    ("event", "data"),
+    [
+        (b"data: a\n\n", b"a"),
+        (b"data:a\n\n", b"a"),
+        (b"data: a\ndata: b\n\n", b"a\nb"),
+        (b"data: a\r\n\r\n", b"a"),
+        (b"event: x\ndata: a\nid: 1\n\n", b"a"),
+        (b": comment\n\n", b""),
+        (b"data\n\n", b""),
+        (b'data: {"a":1}', b'{"a":1}'),
+    ],
+)
+def test_the_data_of_an_event_are_its_data_lines(event: bytes, data: bytes) -> None:
+    """WHATWG HTML, "Interpreting an event stream"."""
+    assert data == sse.data_of(event)

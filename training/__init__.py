@@ -1,0 +1,1 @@
+"""Learning from ratings, in processes of its own."""
