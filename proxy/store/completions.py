@@ -1,0 +1,166 @@
+"""Completions and their choices, as rows: recorded once, under the parent that their history names.
+
+Does not know how a history becomes a key, or who reads what is written here.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from strop.proxy.errors import Conflict
+from strop.proxy.store import feedback, pack
+from strop.proxy.store.database import Query, Row, storable
+from strop.proxy.store.records import Choice, Completion, Recorded, Reply
+
+TAIL_WINDOW_MS: Final = 24 * 60 * 60 * 1000
+"""How long a choice can be found again by its tail key."""
+
+COMPLETION_COLUMNS: Final = (
+    "id", "created_ms", "key_id", "dialect", "engine", "model", "served", "version", "state",
+    "delivered", "stream", "status", "error", "prompt_tokens", "completion_tokens", "ttft_ms",
+    "total_ms", "overhead_ms", "upstream_id", "request_id", "starts_turn", "after", "after_tail",
+    "sampling", "prompt_ids", "request", "session", "session_by", "turn", "parent",
+    "parent_choice", "parent_by",
+)  # fmt: skip
+CHOICE_COLUMNS: Final = (
+    "completion", "choice", "created_ms", "finish_reason", "num_tokens", "logprobs_source",
+    "logprobs_kind", "chain", "tail", "token_ids", "logprobs", "message",
+)  # fmt: skip
+
+
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    places = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"
+
+
+_INSERT_COMPLETION: Final = _insert("completions", COMPLETION_COLUMNS)
+_INSERT_CHOICE: Final = _insert("choices", CHOICE_COLUMNS)
+
+# CROSS JOIN keeps the order: the choice by its key first, then its completion by id.
+_BY_CHAIN: Final = """
+SELECT h.completion, h.choice, c.session, c.turn
+FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
+WHERE h.chain = ? AND c.key_id = ? ORDER BY h.num DESC LIMIT 2"""
+_BY_TAIL: Final = """
+SELECT h.completion, h.choice, c.session, c.turn
+FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
+WHERE h.tail = ? AND h.created_ms > ? AND c.key_id = ? LIMIT 2"""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A completion whose large values are packed; made before the transaction opens."""
+
+    completion: Completion
+    row: Row
+    choices: tuple[Row, ...]
+
+
+def pack_completion(completion: Completion) -> Packed:
+    """Return `completion` as rows, but for what only the transaction can tell."""
+    c = completion
+    row = (
+        c.id, c.created_ms, storable(c.key_id), c.dialect, c.engine, storable(c.model),
+        storable(c.served), c.version, c.state, c.delivered, c.stream, c.status, storable(c.error),
+        c.prompt_tokens, c.completion_tokens, c.ttft_ms, c.total_ms, c.overhead_ms,
+        storable(c.upstream_id), storable(c.request_id), c.starts_turn, c.after, c.after_tail,
+        c.sampling.decode("utf-8", "replace"),
+        None if c.prompt_ids is None else pack.pack_ints(c.prompt_ids),
+        pack.pack_bytes(c.request),
+    )  # fmt: skip
+    return Packed(c, row, tuple(_pack_choice(c, choice) for choice in c.choices))
+
+
+def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
+    """Record a completion: find its parent, session and turn, and join the feedback that waits.
+
+    The session is the client's label, else the parent's, else a new one. The turn is the parent's
+    unless the completion starts one.
+
+    Raises:
+        Conflict: a completion with this id is recorded already.
+    """
+    c = packed.completion
+    reply = find_reply(connection, c.key_id, c.after, c.after_tail, c.created_ms)
+    if c.session is not None:
+        session, session_by = storable(c.session), "client"
+    elif reply is not None:
+        session, session_by = reply.session, "parent"
+    else:
+        session, session_by = "ses_" + c.id.removeprefix("cmp_"), "new"
+    if reply is None:
+        recorded = Recorded(c.id, session, turn=c.id)
+    else:
+        turn = c.id if c.starts_turn else reply.turn
+        recorded = Recorded(c.id, session, turn, reply.completion, reply.choice, reply.by)
+    link = (
+        session, session_by, recorded.turn, recorded.parent, recorded.parent_choice,
+        recorded.parent_by,
+    )  # fmt: skip
+    try:
+        connection.execute(_INSERT_COMPLETION, packed.row + link)
+    except sqlite3.IntegrityError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+            raise
+        raise Conflict(
+            f"expected a new completion id, got {c.id}, which is recorded already; each completion"
+            " is recorded once"
+        ) from error
+    for choice in packed.choices:
+        connection.execute(_INSERT_CHOICE, choice)
+    feedback.join_pending(connection, c, session)
+    return recorded
+
+
+def find_reply(
+    connection: sqlite3.Connection,
+    key_id: str,
+    after: bytes | None,
+    after_tail: bytes | None,
+    now_ms: int,
+) -> Reply | None:
+    """Return the choice that a history ends in, or None where it is not known.
+
+    By the whole history: the newest choice, marked ambiguous if there are several. Else by its
+    tail: only if one choice alone, of the last 24 h, has it. Other keys' choices are never found.
+    """
+    if after is not None:
+        rows = reply_by_chain(key_id, after).run(connection)
+        if rows:
+            return newest(rows)
+    if after_tail is not None:
+        rows = reply_by_tail(key_id, after_tail, now_ms).run(connection)
+        if len(rows) == 1:
+            return rows[0]
+    return None
+
+
+def reply_by_chain(key_id: str, after: bytes) -> Query[Reply]:
+    """Return the query for up to two choices that the whole history ends in, the newest first."""
+    return Query(_BY_CHAIN, (after, key_id), lambda row: Reply(row[0], row[1], "chain", *row[2:]))
+
+
+def reply_by_tail(key_id: str, after_tail: bytes, now_ms: int) -> Query[Reply]:
+    """Return the query for up to two choices, of the last 24 h, that the tail belongs to."""
+    parameters = (after_tail, now_ms - TAIL_WINDOW_MS, key_id)
+    return Query(_BY_TAIL, parameters, lambda row: Reply(row[0], row[1], "tail", *row[2:]))
+
+
+def newest(replies: list[Reply]) -> Reply:
+    """Return the first of `replies`, marked ambiguous if it isn't alone."""
+    first = replies[0]
+    if len(replies) == 1:
+        return first
+    return Reply(first.completion, first.choice, "chain_ambiguous", first.session, first.turn)
+
+
+def _pack_choice(completion: Completion, choice: Choice) -> Row:
+    ids, logprobs = choice.token_ids, choice.logprobs
+    return (
+        completion.id, choice.index, completion.created_ms, storable(choice.finish_reason),
+        None if ids is None else len(ids), choice.logprobs_source, choice.logprobs_kind,
+        choice.chain, choice.tail,
+        None if ids is None else pack.pack_ints(ids),
+        None if logprobs is None else pack.pack_floats(logprobs),
+        pack.pack_bytes(choice.message),
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""Rated completions as training data for other programs: JSON lines, from stored values alone.
+
+Pure. Does not know where the values come from. Only standing feedback counts; a choice is good if
+the mean of its ratings lies above 0, bad below.
+
+    raw   one line a completion: all that is stored of it, and its feedback
+    kto   {"prompt", "completion", "label"}    one line a choice that is good or bad
+    dpo   {"prompt", "chosen", "rejected"}     each correction over its answer, and each good choice
+                                               over each bad one of the same completion
+    sft   {"messages"}                         each good choice, and each correction
+
+The last three are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
+list of messages, an answer a list of one. A text completion gives plain strings, and `{"prompt",
+"completion"}` as sft. One file holds one dialect, since a column can't be both.
+
+Left out: completions whose prompt holds more than text and tool calls, answers without either, and
+commands of ours with their answers. Messages keep role, content (one string), name, tool calls and
+tool_call_id; `tools` stands beside the prompt. Tools, and the arguments of a call, are strings of
+JSON: their members differ from line to line, and a column has one type.
+"""
+
+import base64
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from strop.proxy.commands import without_commands
+from strop.proxy.errors import BadRequest
+from strop.proxy.store.records import (
+    Choice,
+    Dialect,
+    ExportFormat,
+    Feedback,
+    StoredCompletion,
+)
+from strop.proxy.wire import body
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A completion and the standing feedback on it."""
+
+    stored: StoredCompletion
+    feedback: tuple[Feedback, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """One rated choice: what was asked, what was answered, what should have been."""
+
+    prompt: object
+    answer: object
+    rating: float
+    corrections: tuple[object, ...]
+
+
+def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Iterator[bytes]:
+    """Yield the lines that `rated` gives, each with its newline. `raw` has both dialects."""
+    if format_ == "raw":
+        yield body.dumps(_raw(rated)) + b"\n"
+        return
+    completion = rated.stored.completion
+    request = _json(completion.request)
+    if completion.dialect != dialect or not isinstance(request, dict):
+        return
+    read = _CHAT if dialect == "chat" else _TEXT
+    prompt = read.prompt(request)
+    if prompt is None:
+        return
+    examples = list(_examples(rated, prompt, read))
+    tools = request.get("tools") if dialect == "chat" else None
+    beside = {"tools": body.dumps(tools).decode()} if tools else {}
+    for row in _ROWS[format_](examples):
+        yield body.dumps({**row, **beside}) + b"\n"
+
+
+def _kto(examples: list[_Example]) -> Iterator[Json]:
+    for example in examples:
+        if example.answer is not None and example.rating:
+            yield {
+                "prompt": example.prompt,
+                "completion": example.answer,
+                "label": example.rating > 0,
+            }
+
+
+def _dpo(examples: list[_Example]) -> Iterator[Json]:
+    answered = [example for example in examples if example.answer is not None]
+    for example in answered:
+        for correction in example.corrections:
+            if correction != example.answer:
+                yield _pair(example.prompt, correction, example.answer)
+    for good in answered:
+        for bad in answered:
+            if good.rating > 0 > bad.rating and good.answer != bad.answer:
+                yield _pair(good.prompt, good.answer, bad.answer)
+
+
+def _pair(prompt: object, chosen: object, rejected: object) -> Json:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _sft(examples: list[_Example]) -> Iterator[Json]:
+    for example in examples:
+        liked = [example.answer] if example.answer is not None and example.rating > 0 else []
+        for answer in [*liked, *example.corrections]:
+            if isinstance(example.prompt, list) and isinstance(answer, list):
+                yield {"messages": [*example.prompt, *answer]}
+            else:
+                yield {"prompt": example.prompt, "completion": answer}
+
+
+_ROWS: Final[Mapping[str, Callable[[list[_Example]], Iterator[Json]]]] = {
+    "kto": _kto,
+    "dpo": _dpo,
+    "sft": _sft,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    """How a dialect's prompt, answers and corrections are read; None where there is no text."""
+
+    prompt: Callable[[Json], object]
+    answer: Callable[[object], object]
+    correction: Callable[[str], object]
+
+
+def _examples(rated: Rated, prompt: object, read: _Dialect) -> Iterator[_Example]:
+    for choice in rated.stored.completion.choices:
+        given = [f for f in rated.feedback if f.choice == choice.index]
+        if given:
+            # In the order of arrival, each once.
+            texts = dict.fromkeys(f.correction for f in given if f.correction is not None)
+            yield _Example(
+                prompt,
+                read.answer(_json(choice.message)),
+                sum(f.rating for f in given) / len(given),
+                tuple(read.correction(text) for text in texts),
+            )
+
+
+def _chat_prompt(request: Json) -> object:
+    messages = request.get("messages")
+    if not isinstance(messages, list):
+        return None
+    kept = without_commands(messages)
+    read = [_message(message) for message in (messages if kept is None else kept)]
+    return None if not read or None in read else read
+
+
+def _chat_answer(message: object) -> object:
+    read = _message(message)
+    return None if read is None else [{**read, "role": "assistant"}]
+
+
+def _chat_correction(text: str) -> object:
+    return [{"role": "assistant", "content": text}]
+
+
+def _text_prompt(request: Json) -> object:
+    prompt = request.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    return prompt if isinstance(prompt, str) else None
+
+
+def _text_answer(message: object) -> object:
+    text = message.get("text") if isinstance(message, dict) else None
+    return text if isinstance(text, str) else None
+
+
+_CHAT: Final = _Dialect(_chat_prompt, _chat_answer, _chat_correction)
+_TEXT: Final = _Dialect(_text_prompt, _text_answer, str)
+
+
+def _message(message: object) -> Json | None:
+    """Return a chat message as TRL reads it, or None if it holds more than text and tool calls."""
+    if not isinstance(message, dict):
+        return None
+    content, calls = _content(message.get("content")), message.get("tool_calls")
+    if content is None:
+        return None
+    read: Json = {"role": str(message.get("role", "assistant")), "content": content}
+    if isinstance(calls, list) and calls:
+        read["tool_calls"] = calls
+    elif not content and read["role"] == "assistant":
+        return None
+    for key in ("name", "tool_call_id"):
+        if isinstance(message.get(key), str):
+            read[key] = message[key]
+    return read
+
+
+def _content(content: object) -> str | None:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    return "".join(str(text) for text in texts)
+
+
+def _raw(rated: Rated) -> Json:
+    stored, c = rated.stored, rated.stored.completion
+    request = _json(c.request)
+    return {
+        "id": c.id,
+        "created_ms": c.created_ms,
+        "key_id": c.key_id,
+        "session": stored.session,
+        "turn": stored.turn,
+        "parent": stored.parent,
+        "parent_choice": stored.parent_choice,
+        "parent_by": stored.parent_by,
+        "dialect": c.dialect,
+        "engine": c.engine,
+        "model": c.model,
+        "served": c.served,
+        "version": c.version,
+        "state": c.state,
+        "delivered": c.delivered,
+        "stream": c.stream,
+        "status": c.status,
+        "error": c.error,
+        "prompt_tokens": c.prompt_tokens,
+        "completion_tokens": c.completion_tokens,
+        "ttft_ms": c.ttft_ms,
+        "total_ms": c.total_ms,
+        "overhead_ms": c.overhead_ms,
+        "upstream_id": c.upstream_id,
+        "request_id": c.request_id,
+        "sampling": _json(c.sampling),
+        "request": request,
+        "request_base64": base64.b64encode(c.request).decode() if request is None else None,
+        "prompt_ids": None if c.prompt_ids is None else c.prompt_ids.tolist(),
+        "choices": [_raw_choice(choice) for choice in c.choices],
+        "feedback": [_raw_feedback(f) for f in rated.feedback],
+    }
+
+
+def _raw_choice(choice: Choice) -> Json:
+    return {
+        "index": choice.index,
+        "message": _json(choice.message),
+        "finish_reason": choice.finish_reason,
+        "token_ids": None if choice.token_ids is None else choice.token_ids.tolist(),
+        "logprobs": _finite(choice.logprobs),
+        "logprobs_source": choice.logprobs_source,
+        "logprobs_kind": choice.logprobs_kind,
+    }
+
+
+def _raw_feedback(f: Feedback) -> Json:
+    return {
+        "id": f.id,
+        "revision": f.revision,
+        "choice": f.choice,
+        "rating": f.rating,
+        "original": _json(f.original),
+        "comment": f.comment,
+        "correction": f.correction,
+        "tags": list(f.tags),
+        "rater": f.rater,
+        "key_id": f.key_id,
+        "source": f.source,
+        "scope": f.scope,
+        "created_ms": f.created_ms,
+    }
+
+
+def _finite(values: "array[float] | None") -> list[float | None] | None:
+    """Return logprobs as JSON can hold them: minus infinity is null."""
+    if values is None:
+        return None
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def _json(data: bytes) -> object:
+    try:
+        return body.loads(data)
+    except BadRequest:
+        return None

@@ -1,0 +1,322 @@
+"""Feedback as rows: bound to its completion, one standing rating each, every revision kept.
+
+Does not know how a rating was given, or who learns from it. Each function here is one operation:
+the writer runs it in a savepoint, so it happens whole or not at all.
+
+    pending     its completion is in flight; becomes standing (or withdrawn) when that is recorded
+    standing    the one that counts, of this completion, choice, rater and key
+    superseded  a newer one of the same rater took its place, for good
+    withdrawn   taken back by a person, or by strop, which then says why in `note`
+"""
+
+import sqlite3
+from dataclasses import replace
+from typing import Final
+
+import orjson
+
+from strop.proxy.errors import (
+    AmbiguousCompletion,
+    BadRequest,
+    Conflict,
+    IdempotencyConflict,
+    NotFound,
+    UnknownCompletion,
+)
+from strop.proxy.ids import new_id
+from strop.proxy.store.database import storable
+from strop.proxy.store.feedback_queries import by_id
+from strop.proxy.store.records import (
+    Completion,
+    Feedback,
+    FeedbackOutcome,
+    FeedbackState,
+    NewFeedback,
+    Revision,
+)
+
+MAX_PENDING_MS: Final = 24 * 60 * 60 * 1000
+"""How long a rating waits for its completion; none is in flight for so long."""
+
+MAX_CANDIDATES: Final = 10
+"""How many candidates an ambiguous id is answered with, the newest."""
+
+_NOT_RECORDED: Final = "the completion was never recorded"
+_OTHER_KEY: Final = "the completion was made with another key"
+
+_BY_OWN_ID: Final = "SELECT key_id, session FROM completions WHERE id = ?"
+_BY_ALIAS: Final = """
+SELECT id, created_ms, model, session FROM completions WHERE upstream_id = ? AND key_id = ?
+ORDER BY num DESC LIMIT ?"""
+_CHOICES: Final = "SELECT choice FROM choices WHERE completion = ? ORDER BY choice"
+_BY_IDEMPOTENCY: Final = "SELECT id, digest FROM feedback WHERE key_id = ? AND idempotency = ?"
+_STANDING: Final = """
+SELECT id FROM feedback
+WHERE state = 'standing' AND completion = ? AND choice = ? AND rater = ? AND key_id = ?"""
+_PENDING_FOR: Final = """
+SELECT id, completion, choice, rater, key_id FROM feedback
+WHERE state = 'pending' AND completion IN (?, ?) ORDER BY num"""
+_NEWEST_OF_RATER: Final = """
+SELECT id FROM feedback WHERE session = ? AND key_id = ? AND rater = ? AND state = 'standing'
+ORDER BY num DESC LIMIT 1"""
+_INSERT: Final = """
+INSERT INTO feedback (id, created_ms, completion, choice, session, key_id, rater, source, state,
+    revision, idempotency, digest)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)"""
+_INSERT_REVISION: Final = """
+INSERT INTO feedback_revisions (feedback, revision, created_ms, rating, original, comment,
+    correction, tags, scope)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_SET_STATE: Final = "UPDATE feedback SET state = ?, note = ? WHERE id = ?"
+_JOIN: Final = "UPDATE feedback SET state = 'standing', completion = ?, session = ? WHERE id = ?"
+_SET_REVISION: Final = "UPDATE feedback SET revision = ? WHERE id = ?"
+_WITHDRAW_LOST: Final = """
+UPDATE feedback SET state = 'withdrawn', note = ? WHERE state = 'pending' AND created_ms < ?"""
+
+
+def add(
+    connection: sqlite3.Connection, new: NewFeedback, *, is_in_flight: bool, now_ms: int
+) -> FeedbackOutcome:
+    """Store a rating, and supersede the one it replaces.
+
+    The completion is named by its own id, else by the engine's, which is an alias among the
+    completions of the same key. A header that repeats the standing rating and its scope, and says
+    nothing more, changes nothing.
+
+    Args:
+        connection: in a transaction.
+        new: what was said.
+        is_in_flight: whether a completion of this id is running.
+        now_ms: the time, since the epoch.
+
+    Raises:
+        UnknownCompletion: the key has no such completion, and none is in flight.
+        AmbiguousCompletion: the engine gave this id to several; `candidates` are in the error.
+        BadRequest: the completion has no such choice.
+        IdempotencyConflict: the idempotency id came before, with another body.
+    """
+    new = _storable(new)
+    if new.idempotency is not None and (known := _repeated(connection, new)):
+        return FeedbackOutcome(known, "repeat")
+    bound = _bind(connection, new.completion, new.key_id)
+    if bound is None:
+        if not is_in_flight:
+            raise UnknownCompletion(
+                f"no completion {new.completion!r} was made with this key; send the id of an answer"
+                " (X-Strop-Completion-Id, or the answer's own id)",
+                param="completion_id",
+            )
+        pending = _insert(connection, new, new.completion, None, "pending", now_ms)
+        return FeedbackOutcome(pending, "pending")
+    completion, session = bound
+    choices = [choice for (choice,) in connection.execute(_CHOICES, (completion,))]
+    if new.choice not in choices:
+        raise BadRequest(_no_choice(completion, new.choice, choices), param="choice")
+    standing = connection.execute(
+        _STANDING, (completion, new.choice, new.rater, new.key_id)
+    ).fetchone()
+    if standing is not None:
+        known = get(connection, standing[0])
+        if new.source == "header" and _says_nothing_new(new, known):
+            return FeedbackOutcome(known, "repeat")
+        _set_state(connection, known.id, "superseded")
+    created = _insert(connection, new, completion, session, "standing", now_ms)
+    return FeedbackOutcome(created, "created")
+
+
+def join_pending(connection: sqlite3.Connection, completion: Completion, session: str) -> None:
+    """Let the ratings that wait for `completion`, just recorded, stand, in the order they came.
+
+    One that can't be bound (another key, no such choice) is withdrawn, and its note says why: its
+    sender was told `pending` and is gone.
+    """
+    names = (completion.id, storable(completion.upstream_id))
+    waiting = connection.execute(_PENDING_FOR, names).fetchall()
+    if not waiting:
+        return
+    choices = [choice.index for choice in completion.choices]
+    for id_, named, choice, rater, key_id in waiting:
+        if key_id != completion.key_id:
+            # An alias is scoped to its key: under another one it names something else.
+            if named == completion.id:
+                _set_state(connection, id_, "withdrawn", _OTHER_KEY)
+        elif choice not in choices:
+            _set_state(connection, id_, "withdrawn", _no_choice(completion.id, choice, choices))
+        else:
+            replaced = connection.execute(
+                _STANDING, (completion.id, choice, rater, key_id)
+            ).fetchone()
+            if replaced is not None:
+                _set_state(connection, replaced[0], "superseded")
+            connection.execute(_JOIN, (completion.id, session, id_))
+
+
+def revise(
+    connection: sqlite3.Connection, id_: str, key_id: str | None, new: Revision, *, now_ms: int
+) -> Feedback:
+    """Make `new` the current revision of a feedback; the same values again change nothing.
+
+    Args:
+        connection: in a transaction.
+        id_: the feedback.
+        key_id: the key that must have given it; None for any.
+        new: all of what it says from now on.
+        now_ms: the time, since the epoch.
+
+    Raises:
+        NotFound: the key gave no such feedback.
+        Conflict: it is superseded or withdrawn.
+    """
+    known = _own(connection, id_, key_id)
+    if known.state not in ("standing", "pending"):
+        raise Conflict(
+            f"expected a standing rating, but {id_} is {known.state}; give a new rating instead"
+        )
+    if _revision_of(known) != new:
+        connection.execute(_SET_REVISION, (known.revision + 1, id_))
+        _insert_revision(connection, id_, known.revision + 1, new, now_ms)
+    return get(connection, id_)
+
+
+def withdraw(connection: sqlite3.Connection, id_: str, key_id: str | None) -> Feedback:
+    """Take a feedback back, whatever its state; the one it superseded stays superseded.
+
+    Raises:
+        NotFound: the key (None: any) gave no such feedback.
+    """
+    known = _own(connection, id_, key_id)
+    if known.state != "withdrawn":
+        _set_state(connection, id_, "withdrawn")
+    return get(connection, id_)
+
+
+def undo(connection: sqlite3.Connection, session: str, key_id: str, rater: str) -> Feedback | None:
+    """Withdraw the rater's newest standing rating in a session; None where there is none.
+
+    The rating that it superseded does not come back: undoing says "I take this back", not "I think
+    again what I thought before".
+    """
+    found = connection.execute(_NEWEST_OF_RATER, (session, key_id, rater)).fetchone()
+    return None if found is None else withdraw(connection, found[0], key_id)
+
+
+def withdraw_lost(connection: sqlite3.Connection, now_ms: int) -> int:
+    """Withdraw what still waits for a completion after a day; return how many these were."""
+    cursor = connection.execute(_WITHDRAW_LOST, (_NOT_RECORDED, now_ms - MAX_PENDING_MS))
+    return cursor.rowcount
+
+
+def get(connection: sqlite3.Connection, id_: str) -> Feedback:
+    """Return a feedback that is known to exist."""
+    (known,) = by_id(id_).run(connection)
+    return known
+
+
+def _storable(new: NewFeedback) -> NewFeedback:
+    return replace(
+        new,
+        completion=storable(new.completion),
+        rater=storable(new.rater),
+        idempotency=storable(new.idempotency),
+    )
+
+
+def _own(connection: sqlite3.Connection, id_: str, key_id: str | None) -> Feedback:
+    found = by_id(id_).run(connection)
+    if not found or key_id not in (None, found[0].key_id):
+        raise NotFound(f"no feedback {id_!r} was given with this key; list them to find its id")
+    return found[0]
+
+
+def _repeated(connection: sqlite3.Connection, new: NewFeedback) -> Feedback | None:
+    known = connection.execute(_BY_IDEMPOTENCY, (new.key_id, new.idempotency)).fetchone()
+    if known is None:
+        return None
+    id_, digest = known
+    if digest != new.digest:
+        raise IdempotencyConflict(
+            f"the idempotency id {new.idempotency!r} came before with another body, as {id_}; use a"
+            " new one, or PUT to change that feedback",
+            detail={"feedback_id": id_},
+        )
+    return get(connection, id_)
+
+
+def _bind(connection: sqlite3.Connection, named: str, key_id: str) -> tuple[str, str] | None:
+    """Return the id and the session of the completion that is `named`, or None."""
+    own = connection.execute(_BY_OWN_ID, (named,)).fetchone()
+    if own is not None:
+        return (named, own[1]) if own[0] == key_id else None
+    rows = connection.execute(_BY_ALIAS, (named, key_id, MAX_CANDIDATES)).fetchall()
+    if not rows:
+        return None
+    if len(rows) > 1:
+        candidates = [
+            {"completion_id": id_, "created": created_ms // 1000, "model": model}
+            for id_, created_ms, model, _ in rows
+        ]
+        raise AmbiguousCompletion(
+            f"the engine gave the id {named!r} to several completions; rate one of `candidates` by"
+            " its completion_id",
+            param="completion_id",
+            detail={"candidates": candidates},
+        )
+    id_, _, _, session = rows[0]
+    return id_, session
+
+
+def _insert(
+    connection: sqlite3.Connection,
+    new: NewFeedback,
+    completion: str,
+    session: str | None,
+    state: FeedbackState,
+    now_ms: int,
+) -> Feedback:
+    id_ = new_id("fb", now_ms)
+    connection.execute(
+        _INSERT,
+        (
+            id_, now_ms, completion, new.choice, session, new.key_id, new.rater, new.source, state,
+            new.idempotency, new.digest,
+        ),
+    )  # fmt: skip
+    said = Revision(new.rating, new.original, new.comment, new.correction, new.tags, new.scope)
+    _insert_revision(connection, id_, 1, said, now_ms)
+    return get(connection, id_)
+
+
+def _insert_revision(
+    connection: sqlite3.Connection, id_: str, number: int, said: Revision, now_ms: int
+) -> None:
+    connection.execute(
+        _INSERT_REVISION,
+        (
+            id_, number, now_ms, said.rating, said.original.decode(), storable(said.comment),
+            storable(said.correction), orjson.dumps([storable(t) for t in said.tags]).decode(),
+            said.scope,
+        ),
+    )  # fmt: skip
+
+
+def _set_state(
+    connection: sqlite3.Connection, id_: str, state: FeedbackState, note: str | None = None
+) -> None:
+    connection.execute(_SET_STATE, (state, note, id_))
+
+
+def _revision_of(known: Feedback) -> Revision:
+    return Revision(
+        known.rating, known.original, known.comment, known.correction, known.tags, known.scope
+    )
+
+
+def _says_nothing_new(new: NewFeedback, known: Feedback) -> bool:
+    is_same = new.rating == known.rating and new.scope == known.scope
+    return is_same and new.comment is None and new.correction is None and not new.tags
+
+
+def _no_choice(completion: str, choice: int, choices: list[int]) -> str:
+    if not choices:
+        return f"{completion} has no answer to rate"
+    return f"expected one of the choices {choices} of {completion}, got {choice}"

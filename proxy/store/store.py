@@ -1,0 +1,290 @@
+"""The store as the proxy sees it: completions and feedback go in durably, and come back as values.
+
+Does not know HTTP, engines, or SQL. Writes go through the process's one writer, reads through a
+connection of their own that can't write; neither keeps a transaction open.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import aiosqlite
+
+from strop.proxy.errors import BadRequest, StoreUnavailable
+from strop.proxy.store import (
+    completion_queries,
+    completions,
+    database,
+    export,
+    feedback,
+    feedback_queries,
+)
+from strop.proxy.store.database import Query, Synchronous
+from strop.proxy.store.records import (
+    Completion,
+    CompletionFilter,
+    CompletionSummary,
+    Dialect,
+    ExportFormat,
+    Feedback,
+    FeedbackCounts,
+    FeedbackFilter,
+    FeedbackOutcome,
+    NewFeedback,
+    Page,
+    Recorded,
+    Reply,
+    Revision,
+    StoredCompletion,
+    StoreHealth,
+)
+from strop.proxy.store.writer import Writer
+
+T = TypeVar("T")
+
+EVERYTHING: Final = CompletionFilter()
+ALL_FEEDBACK: Final = FeedbackFilter()
+
+# Rendered in a thread, between two of the loop's turns: small enough to leave it responsive.
+_EXPORT_PAGE: Final = 16
+
+
+class Store:
+    """Everything durable, behind one door. Made by `Store.open`; belongs to the running loop."""
+
+    def __init__(self, path: Path, writer: Writer, reader: aiosqlite.Connection) -> None:
+        self._path = path
+        self._writer = writer
+        self._reader: aiosqlite.Connection | None = reader
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        synchronous: Synchronous = "full",
+        busy_timeout_s: float = 5.0,
+        max_queued: int = 10_000,
+        max_queued_bytes: int = 256 * 1024 * 1024,
+    ) -> "Store":
+        """Open the database at `path`, made if missing; its folder must exist.
+
+        Args:
+            path: the database file.
+            synchronous: `full` keeps what was acknowledged through a power cut, `normal` through a
+                killed process.
+            busy_timeout_s: how long a write waits for another program's lock.
+            max_queued: how many writes may wait before further ones are refused.
+            max_queued_bytes: how many bytes may wait.
+
+        Raises:
+            ConfigError: the file is another program's, or a newer strop's.
+            StoreUnavailable: it can't be opened.
+        """
+        writer = Writer(
+            path,
+            synchronous=synchronous,
+            busy_timeout_s=busy_timeout_s,
+            max_queued=max_queued,
+            max_queued_bytes=max_queued_bytes,
+        )
+        try:
+            await writer.open()
+            reader = await database.connect_reader(path, busy_timeout_s=busy_timeout_s)
+        except BaseException:
+            await writer.aclose()
+            raise
+        # Whether the store takes writes is asked of its health, not found out here.
+        with contextlib.suppress(StoreUnavailable):
+            await writer.submit(partial(feedback.withdraw_lost, now_ms=_now_ms()))
+        return cls(path, writer, reader)
+
+    @property
+    def health(self) -> StoreHealth:
+        """Whether the store takes writes, and what waits."""
+        return self._writer.health
+
+    def commit_completion(
+        self, build: Callable[[], Completion], size: int
+    ) -> "asyncio.Future[Recorded]":
+        """Record a completion; the future is done once it is durable.
+
+        `build` runs in the writer's thread, and so does packing. Cancelling the future cancels
+        nothing. The future fails with StoreUnavailable if the store does, with Conflict if the
+        completion is recorded already, and with what `build` raises.
+
+        Args:
+            build: returns the completion.
+            size: about how many bytes `build` holds.
+
+        Raises:
+            StoreUnavailable: too much waits already, or the store is closed.
+        """
+        return self._writer.submit_prepared(partial(_prepared, build), size)
+
+    async def add_feedback(
+        self, new: NewFeedback, is_in_flight: Callable[[str], bool]
+    ) -> FeedbackOutcome:
+        """Store a rating durably; see `feedback.add` for how it is bound, and its errors.
+
+        Args:
+            new: the rating.
+            is_in_flight: whether a completion of this id is running; must say so until its commit
+                is done.
+        """
+        is_running = is_in_flight(new.completion)
+        size = len(new.original) + len(new.comment or "") + len(new.correction or "")
+        add = partial(feedback.add, new=new, is_in_flight=is_running, now_ms=_now_ms())
+        return await self._writer.submit(add, size)
+
+    async def revise(self, id_: str, key_id: str | None, new: Revision) -> Feedback:
+        """Replace what a feedback says by a new revision; see `feedback.revise`."""
+        revise = partial(feedback.revise, id_=id_, key_id=key_id, new=new, now_ms=_now_ms())
+        return await self._writer.submit(revise, len(new.correction or ""))
+
+    async def withdraw(self, id_: str, key_id: str | None) -> Feedback:
+        """Take a feedback back; see `feedback.withdraw`."""
+        return await self._writer.submit(partial(feedback.withdraw, id_=id_, key_id=key_id))
+
+    async def undo(self, session: str, key_id: str, rater: str) -> Feedback | None:
+        """Withdraw the rater's newest standing rating in a session; see `feedback.undo`."""
+        undo = partial(feedback.undo, session=session, key_id=key_id, rater=rater)
+        return await self._writer.submit(undo)
+
+    async def find_reply(
+        self, key_id: str, after: bytes | None, after_tail: bytes | None
+    ) -> Reply | None:
+        """Return the recorded choice that a history ends in; see `completions.find_reply`."""
+        if after is not None:
+            replies = await self._all(completions.reply_by_chain(key_id, after))
+            if replies:
+                return completions.newest(replies)
+        if after_tail is not None:
+            replies = await self._all(completions.reply_by_tail(key_id, after_tail, _now_ms()))
+            if len(replies) == 1:
+                return replies[0]
+        return None
+
+    async def get_completion(self, id_: str) -> StoredCompletion | None:
+        """Return a completion, whole, or None."""
+        return (await self._completions([id_])).get(id_)
+
+    async def list_completions(
+        self, wanted: CompletionFilter = EVERYTHING, *, limit: int = 20, after: str | None = None
+    ) -> Page[CompletionSummary]:
+        """Return up to `limit` completions, newest first, from the one after the id `after` on.
+
+        Raises:
+            BadRequest: there is no completion `after`.
+        """
+        before = completion_queries.NEWEST
+        if after is not None:
+            before = await self._position(completion_queries.position(after), after)
+        found = await self._all(completion_queries.newest(wanted, limit + 1, before))
+        return Page(tuple(found[:limit]), len(found) > limit)
+
+    async def get_feedback(self, id_: str) -> Feedback | None:
+        """Return a feedback as its current revision says, or None."""
+        found = await self._all(feedback_queries.by_id(id_))
+        return found[0] if found else None
+
+    async def list_revisions(self, id_: str) -> tuple[Feedback, ...]:
+        """Return every revision of a feedback, the first one first; the state is today's."""
+        return tuple(await self._all(feedback_queries.revisions(id_)))
+
+    async def list_feedback(
+        self, wanted: FeedbackFilter = ALL_FEEDBACK, *, limit: int = 20, after: str | None = None
+    ) -> Page[Feedback]:
+        """Return up to `limit` feedback, newest first, from the one after the id `after` on.
+
+        Raises:
+            BadRequest: there is no feedback `after`.
+        """
+        before = feedback_queries.NEWEST
+        if after is not None:
+            before = await self._position(feedback_queries.position(after), after)
+        found = await self._all(feedback_queries.newest(wanted, limit + 1, before))
+        return Page(tuple(found[:limit]), len(found) > limit)
+
+    async def feedback_counts(
+        self, session: str | None = None, key_id: str | None = None
+    ) -> FeedbackCounts:
+        """Return how many ratings stand, and the newest; in one session, of one key, or of all."""
+        wanted = FeedbackFilter(session=session, key_id=key_id, state="standing")
+        ((good, bad, total),) = await self._all(feedback_queries.counts(wanted))
+        last = await self._all(feedback_queries.newest(wanted, 1))
+        return FeedbackCounts(good, bad, total, last[0] if last else None)
+
+    async def export(
+        self,
+        format_: ExportFormat,
+        wanted: FeedbackFilter = ALL_FEEDBACK,
+        *,
+        dialect: Dialect = "chat",
+    ) -> AsyncIterator[bytes]:
+        """Yield the rated completions as JSON lines, oldest first; see `export`.
+
+        Only standing feedback that `wanted` asks for counts. Between two lines the store may
+        change: what is rated meanwhile may or may not be there.
+        """
+        after = ""
+        while ids := await self._all(feedback_queries.rated(wanted, _EXPORT_PAGE, after)):
+            given = await self._all(feedback_queries.standing(wanted, ids))
+            stored = await self._completions(ids)
+            rated = [
+                export.Rated(stored[id_], tuple(f for f in given if f.completion == id_))
+                for id_ in ids
+                if id_ in stored
+            ]
+            for line in await asyncio.to_thread(_render, rated, format_, dialect):
+                yield line
+            after = ids[-1]
+
+    async def close(self) -> None:
+        """Write what waits and close the database; may be called again."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await reader.close()
+        await self._writer.aclose()
+
+    async def _completions(self, ids: list[str]) -> dict[str, StoredCompletion]:
+        rows = await self._all(completion_queries.whole(ids))
+        choices = await self._all(completion_queries.choices(ids))
+        return await asyncio.to_thread(completion_queries.assemble, rows, choices)
+
+    async def _position(self, query: Query[T], after: str) -> T:
+        found = await self._all(query)
+        if not found:
+            raise BadRequest(
+                f"expected `after` to be an id of this list, got {after!r}; take the last id of"
+                " the page before",
+                param="after",
+            )
+        return found[0]
+
+    async def _all(self, query: Query[T]) -> list[T]:
+        if self._reader is None:
+            raise StoreUnavailable(database.CLOSED)
+        try:
+            rows = await self._reader.execute_fetchall(query.sql, query.parameters)
+        except sqlite3.Error as error:
+            raise database.unavailable(error, self._path) from error
+        return [query.decode(tuple(row)) for row in rows]
+
+
+def _prepared(build: Callable[[], Completion]) -> Callable[[sqlite3.Connection], Recorded]:
+    packed = completions.pack_completion(build())
+    return lambda connection: completions.insert(connection, packed)
+
+
+def _render(rated: list[export.Rated], format_: ExportFormat, dialect: Dialect) -> list[bytes]:
+    return [line for one in rated for line in export.lines(one, format_, dialect)]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,374 @@
+"""The one writer of a process: a thread with a connection of its own, and group commit.
+
+Does not know what it writes: an operation is a function of a connection.
+
+The thread takes everything that waits, prepares it, and runs it in one transaction. It never
+lingers: while one batch is made durable, the next one gathers. Nothing is acknowledged before its
+COMMIT has returned. An operation may run twice, the first time undone: it reads and writes through
+its connection alone.
+
+    an operation fails          the batch is undone and run again in savepoints; it alone fails
+    the store fails             the batch is undone, and all of it fails with StoreUnavailable
+    the store has failed        each batch is tried all the same, and once a second a small write
+    the queue is over a bound   StoreUnavailable at once
+"""
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future as ThreadFuture
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from strop.proxy.errors import StoreUnavailable
+from strop.proxy.store import database
+from strop.proxy.store.database import Synchronous
+from strop.proxy.store.records import StoreHealth
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+
+MAX_BATCH: Final = 512
+RETRY_S: Final = 1.0
+# Some 8,000 pages of WAL. Fewer checkpoints write a page that changes often fewer times.
+CHECKPOINT_JOBS: Final = 1024
+CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+# Enough that the write needs fresh pages, so that a full disk shows.
+_PROBE_BYTES: Final = 64 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One operation on its way: `prepare` makes it, in the thread, before the transaction."""
+
+    prepare: Callable[[], Operation[Any]]
+    future: "asyncio.Future[Any]"
+    size_bytes: int
+    operation: Operation[Any] | None = None
+    value: Any = None
+    error: Exception | None = None
+
+    def run(self, connection: sqlite3.Connection) -> Any:
+        """Run the operation that was prepared."""
+        assert self.operation is not None
+        return self.operation(connection)
+
+
+class Writer:
+    """Runs operations in the order of their submission, and acknowledges them once durable.
+
+    `submit`, `submit_prepared` and `health` belong to the loop that opened the writer.
+
+    Args:
+        path: the database.
+        synchronous: SQLite's own; `full` survives a power cut, `normal` a killed process.
+        busy_timeout_s: how long a batch waits for another program's write lock.
+        max_queued: how many operations may wait.
+        max_queued_bytes: how many bytes, as the submitters say, may wait.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        synchronous: Synchronous = "full",
+        busy_timeout_s: float = 5.0,
+        max_queued: int = 10_000,
+        max_queued_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        self._path = path
+        self._synchronous: Synchronous = synchronous
+        self._busy_timeout_s = busy_timeout_s
+        self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._num_queued = 0
+        self._queued_bytes = 0
+        self._num_refused = 0
+        self._is_closing = False
+        # Written by the thread alone.
+        self._num_failed = 0
+        self._reason: str | None = None
+        self._since_ms = _now_ms()
+        self._has_given_up = False
+        self._num_since_checkpoint = 0
+        self._bytes_since_checkpoint = 0
+        self._opened: ThreadFuture[None] = ThreadFuture()
+        self._thread = threading.Thread(target=self._run, name="strop-writer", daemon=True)
+
+    async def open(self) -> None:
+        """Start the thread, and return when the database is open and up to date.
+
+        Raises:
+            ConfigError, StoreUnavailable: see `database.connect`.
+        """
+        self._thread.start()
+        await asyncio.wrap_future(self._opened)
+
+    @property
+    def health(self) -> StoreHealth:
+        """Whether the store takes writes, as of the last one."""
+        reason = self._reason
+        return StoreHealth(
+            ok=reason is None,
+            reason=reason,
+            since_ms=self._since_ms,
+            num_failed=self._num_failed + self._num_refused,
+            num_queued=self._num_queued,
+            queued_bytes=self._queued_bytes,
+        )
+
+    def submit(self, operation: Operation[T], size_bytes: int = 0) -> "asyncio.Future[T]":
+        """Queue `operation`; the future has its result once that is durable.
+
+        A cancelled future cancels nothing: the operation runs all the same.
+
+        Raises:
+            StoreUnavailable: too much waits already, or the writer is closed.
+        """
+        return self.submit_prepared(lambda: operation, size_bytes)
+
+    def submit_prepared(
+        self, prepare: Callable[[], Operation[T]], size_bytes: int = 0
+    ) -> "asyncio.Future[T]":
+        """Queue what `prepare` returns; it is called in the thread, outside the transaction.
+
+        Raises:
+            StoreUnavailable: too much waits already, or the writer is closed.
+        """
+        if self._is_closing:
+            self._num_refused += 1
+            raise StoreUnavailable(database.CLOSED)
+        if (
+            self._num_queued >= self._max_queued
+            or self._queued_bytes + size_bytes > self._max_queued_bytes
+        ):
+            self._num_refused += 1
+            raise StoreUnavailable(
+                f"too much waits to be written to {self._path}: {self._num_queued} of"
+                f" {self._max_queued} writes, {self._queued_bytes} of {self._max_queued_bytes}"
+                " bytes; the disk is too slow, or the database locked; try again shortly"
+            )
+        self._num_queued += 1
+        self._queued_bytes += size_bytes
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Job(prepare, future, size_bytes))
+        return future
+
+    def close(self) -> None:
+        """Write what waits, checkpoint, close the database. Blocks; may be called again.
+
+        Needs no running loop; on one, prefer `aclose`.
+        """
+        if not self._is_closing:
+            self._is_closing = True
+            self._queue.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    async def aclose(self) -> None:
+        """Do what `close` does, without blocking the loop."""
+        await asyncio.to_thread(self.close)
+
+    def _run(self) -> None:
+        try:
+            connection = database.connect(
+                self._path, synchronous=self._synchronous, busy_timeout_s=self._busy_timeout_s
+            )
+        except Exception as error:  # noqa: BLE001  the opener gets it
+            self._is_closing = True
+            self._opened.set_exception(error)
+            return
+        self._opened.set_result(None)
+        try:
+            while self._work(connection):
+                pass
+        finally:
+            self._shut(connection)
+
+    def _work(self, connection: sqlite3.Connection) -> bool:
+        """Write one batch; return whether there may be more."""
+        try:
+            first = self._queue.get(timeout=None if self._reason is None else RETRY_S)
+        except queue.Empty:
+            self._retry(connection)
+            return True
+        if first is None:
+            return False
+        jobs = [first]
+        is_last = False
+        while len(jobs) < MAX_BATCH and not is_last:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                is_last = True
+            else:
+                jobs.append(job)
+        self._write(connection, jobs)
+        return not is_last
+
+    def _write(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        for job in jobs:
+            try:
+                job.operation = job.prepare()
+            except Exception as error:  # noqa: BLE001  its submitter gets it
+                job.error = error
+        ready = [job for job in jobs if job.operation is not None]
+        if self._has_given_up:
+            self._fail(ready, self._reason or "")
+        elif ready:
+            try:
+                self._transact(connection, ready)
+            except sqlite3.Error as error:
+                if connection.in_transaction:
+                    _roll_back(connection)
+                self._fail(ready, database.unavailable(error, self._path).message)
+            else:
+                self._heal()
+        self._acknowledge(jobs)
+        self._num_since_checkpoint += len(jobs)
+        self._bytes_since_checkpoint += sum(job.size_bytes for job in jobs)
+        if (
+            self._num_since_checkpoint >= CHECKPOINT_JOBS
+            or self._bytes_since_checkpoint >= CHECKPOINT_BYTES
+        ):
+            self._checkpoint(connection)
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Bring the WAL into the database, now that nobody waits for this batch any more.
+
+        Passive: it waits for no reader, and for no other process.
+        """
+        self._num_since_checkpoint = self._bytes_since_checkpoint = 0
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error as error:
+            log.warning("a checkpoint failed", extra={"reason": str(error)})
+
+    def _transact(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for job in jobs:
+                job.value = job.run(connection)
+        except Exception as error:
+            if _is_fatal(connection, error):
+                raise
+            # Savepoints cost a seventh of an insert: only a batch in which one failed pays.
+            connection.execute("ROLLBACK")
+            self._transact_apart(connection, jobs)
+        else:
+            connection.execute("COMMIT")
+
+    def _transact_apart(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        """Run each job in a savepoint of its own, so that one that fails leaves nothing behind."""
+        connection.execute("BEGIN IMMEDIATE")
+        for job in jobs:
+            connection.execute("SAVEPOINT operation")
+            try:
+                job.value = job.run(connection)
+            except Exception as error:
+                if _is_fatal(connection, error):
+                    raise
+                job.error = error
+                connection.execute("ROLLBACK TO operation")
+            connection.execute("RELEASE operation")
+        connection.execute("COMMIT")
+
+    def _acknowledge(self, jobs: list[_Job]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._resolve, jobs)
+        except RuntimeError:
+            # The loop is gone, and whoever waited with it.
+            return
+
+    def _resolve(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            self._num_queued -= 1
+            self._queued_bytes -= job.size_bytes
+            if job.future.done():
+                continue
+            if job.error is None:
+                job.future.set_result(job.value)
+            else:
+                job.future.set_exception(job.error)
+
+    def _fail(self, jobs: list[_Job], reason: str) -> None:
+        self._num_failed += len(jobs)
+        if self._reason is None:
+            self._since_ms = _now_ms()
+            log.error("the store takes no writes", extra={"reason": reason})
+        self._reason = reason
+        # At the end, each further batch would wait for the same lock again.
+        self._has_given_up = self._is_closing
+        for job in jobs:
+            job.error = StoreUnavailable(reason)
+
+    def _heal(self) -> None:
+        if self._reason is not None:
+            self._reason = None
+            self._since_ms = _now_ms()
+            log.info("the store takes writes again")
+
+    def _retry(self, connection: sqlite3.Connection) -> None:
+        """Find out with a small write whether the store works again."""
+        try:
+            for statement in (
+                f"INSERT INTO write_probe (payload) VALUES (zeroblob({_PROBE_BYTES}))",
+                "DELETE FROM write_probe WHERE num > 0",
+            ):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(statement)
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                _roll_back(connection)
+            self._reason = database.unavailable(error, self._path).message
+        else:
+            self._heal()
+
+    def _shut(self, connection: sqlite3.Connection) -> None:
+        self._is_closing = True
+        left = []
+        while True:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is not None:
+                left.append(job)
+        if left:
+            self._fail(left, database.CLOSED)
+            self._acknowledge(left)
+        self._checkpoint(connection)
+        try:
+            connection.close()
+        except sqlite3.Error as error:
+            log.error("the database was not closed cleanly", extra={"reason": str(error)})
+
+
+def _is_fatal(connection: sqlite3.Connection, error: Exception) -> bool:
+    """Return whether `error` is the store's; SQLite may have undone the transaction itself."""
+    return isinstance(error, sqlite3.Error) and (
+        database.is_store_failure(error) or not connection.in_transaction
+    )
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        log.error("a transaction was not rolled back", extra={"reason": str(error)})
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,209 @@
+"""The database file: made, brought up to date, refused, kept private."""
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from store_values import database_in
+
+from strop.proxy.errors import ConfigError, StoreUnavailable
+from strop.proxy.store import database
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_missing_file_is_made_with_the_newest_schema(tmp_path: Path) -> None:
+    """Opening nothing gives an empty database with every migration applied."""
+    connection = database.connect(database_in(tmp_path))
+
+    version = connection.execute("PRAGMA user_version").fetchone()
+    owner = connection.execute("PRAGMA application_id").fetchone()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    connection.close()
+
+    assert (len(database.migrations()),) == version
+    assert (database.APPLICATION_ID,) == owner
+    assert {"completions", "choices", "feedback", "feedback_revisions"} <= tables
+
+
+def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+    """A database that is up to date keeps its rows and its schema."""
+    path = database_in(tmp_path)
+    first = database.connect(path)
+    first.execute("INSERT INTO write_probe (payload) VALUES (x'01')")
+    schema = first.execute("SELECT sql FROM sqlite_schema").fetchall()
+    first.close()
+
+    second = database.connect(path)
+    rows = second.execute("SELECT payload FROM write_probe").fetchall()
+    schema_again = second.execute("SELECT sql FROM sqlite_schema").fetchall()
+    second.close()
+
+    assert [(b"\x01",)] == rows
+    assert schema == schema_again
+
+
+def test_an_older_database_gets_only_the_newer_migrations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Migrations are applied in order, from the version that the file has."""
+    path = database_in(tmp_path)
+    database.connect(path).close()
+    scripts = [
+        *database.migrations(),
+        "ALTER TABLE completions ADD COLUMN mood TEXT;\nCREATE TABLE moods (mood TEXT) STRICT;\n",
+        "INSERT INTO moods VALUES ('sharp');",
+    ]
+    monkeypatch.setattr(database, "migrations", lambda: scripts)
+
+    connection = database.connect(path)
+    moods = connection.execute("SELECT mood FROM moods").fetchall()
+    version = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+
+    assert [("sharp",)] == moods
+    assert (len(scripts),) == version
+
+
+def test_a_migration_that_fails_leaves_the_version_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A migration happens whole or not at all; the ones before it stay."""
+    path = database_in(tmp_path)
+    first = database.migrations()
+    broken = "CREATE TABLE half (x TEXT) STRICT;\nINSERT INTO nowhere VALUES (1);"
+    monkeypatch.setattr(database, "migrations", lambda: [*first, broken])
+
+    with pytest.raises(StoreUnavailable, match="nowhere"):
+        database.connect(path)
+
+    monkeypatch.setattr(database, "migrations", lambda: first)
+    connection = database.connect(path)
+    version = connection.execute("PRAGMA user_version").fetchone()
+    half = connection.execute("SELECT name FROM sqlite_schema WHERE name = 'half'").fetchall()
+    connection.close()
+    assert (len(first),) == version
+    assert [] == half
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    """A schema from the future is left alone, and the error says to upgrade."""
+    path = database_in(tmp_path)
+    connection = database.connect(path)
+    connection.execute("PRAGMA user_version = 999")
+    connection.close()
+
+    with pytest.raises(ConfigError, match="got 999: a newer strop has written it; upgrade"):
+        database.connect(path)
+
+
+def test_another_programs_database_is_refused_untouched(tmp_path: Path) -> None:
+    """A SQLite file with tables that aren't strop's is never written to."""
+    path = database_in(tmp_path)
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE recipes (name TEXT)")
+    other.close()
+    before = path.read_bytes()
+
+    with pytest.raises(ConfigError, match="one of another program"):
+        database.connect(path)
+
+    assert before == path.read_bytes()
+
+
+def test_a_file_that_is_no_database_is_refused_untouched(tmp_path: Path) -> None:
+    """A file of something else is named, with what to do."""
+    path = database_in(tmp_path)
+    path.write_bytes(b"[server]\nport = 8484\n" * 100)
+
+    with pytest.raises(StoreUnavailable, match="no SQLite database; move it away"):
+        database.connect(path)
+
+    assert b"[server]\nport = 8484\n" * 100 == path.read_bytes()
+
+
+def test_a_missing_folder_is_said(tmp_path: Path) -> None:
+    """The store makes its file, not the folder around it."""
+    with pytest.raises(StoreUnavailable, match="its folder must exist"):
+        database.connect(tmp_path / "nowhere" / "strop.db")
+
+
+def test_its_files_are_the_owners_alone(tmp_path: Path) -> None:
+    """The database, its WAL and its index are 0600."""
+    path = database_in(tmp_path)
+
+    connection = database.connect(path)
+    modes = {file.name: mode_of(file) for file in tmp_path.iterdir()}
+    connection.close()
+
+    assert {"strop.db": 0o600, "strop.db-wal": 0o600, "strop.db-shm": 0o600} == modes
+
+
+def test_a_file_that_others_can_read_is_made_private(tmp_path: Path) -> None:
+    """An existing file with a wider mode is narrowed to 0600."""
+    path = database_in(tmp_path)
+    path.touch()
+    path.chmod(0o644)
+
+    database.connect(path).close()
+
+    assert 0o600 == mode_of(path)
+
+
+def test_its_pragmas_are_set(tmp_path: Path) -> None:
+    """WAL, the chosen synchronous level, foreign keys and the busy timeout hold on a connection."""
+    connection = database.connect(database_in(tmp_path), synchronous="normal", busy_timeout_s=1.5)
+    found = [
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+    ]
+    connection.close()
+
+    assert ["wal", 1, 1, 1500] == found
+
+
+def test_processes_that_open_a_new_database_together_all_get_it(tmp_path: Path) -> None:
+    """Several workers may start on an empty home at once."""
+    path = database_in(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from strop.proxy.store import database;"
+        "sys.stdin.readline(); database.connect(Path(sys.argv[1])).close()"
+    )
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+
+    ends = [worker.communicate(b"\n") for worker in workers]
+
+    assert [b""] * 4 == [error for _, error in ends]
+    assert [0] * 4 == [worker.returncode for worker in workers]
+
+
+async def test_a_reader_cannot_write(tmp_path: Path) -> None:
+    """The connection that reads refuses every write."""
+    path = database_in(tmp_path)
+    database.connect(path).close()
+    reader = await database.connect_reader(path)
+
+    try:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            await reader.execute_fetchall("DELETE FROM completions")
+    finally:
+        await reader.close()
+
+
+def test_text_that_sqlite_cannot_hold_is_replaced() -> None:
+    """Lone surrogates, which JSON can smuggle in, become question marks; all else stays."""
+    assert "a?b" == database.storable("a\ud800b")
+    assert "naïve 日本 😀" == database.storable("naïve 日本 😀")
+    assert database.storable(None) is None

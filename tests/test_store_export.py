@@ -1,0 +1,288 @@
+"""Exports: rated completions as the JSON lines that other trainers load."""
+
+import json
+import math
+from array import array
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_values import KEY, OTHER_KEY, choice, database_in, rate, record
+
+from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
+from strop.proxy.store.store import ALL_FEEDBACK, Store
+
+QUESTION = {"role": "user", "content": "What is a strop?"}
+ANSWER = {"role": "assistant", "content": "A leather for blades."}
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    made = await Store.open(database_in(tmp_path), synchronous="off")
+    yield made
+    await made.close()
+
+
+async def rows(
+    store: Store,
+    format_: ExportFormat,
+    wanted: FeedbackFilter = ALL_FEEDBACK,
+    dialect: Dialect = "chat",
+) -> list[dict[str, Any]]:
+    lines = [line async for line in store.export(format_, wanted, dialect=dialect)]
+    assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+    return [json.loads(line) for line in lines]
+
+
+def says(text: str) -> bytes:
+    """A stored message."""
+    return json.dumps({"role": "assistant", "content": text}).encode()
+
+
+def said(text: str) -> list[dict[str, str]]:
+    """The same message as it is exported."""
+    return [{"role": "assistant", "content": text}]
+
+
+def asks(*messages: dict[str, Any], **beside: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": messages, **beside}).encode()
+
+
+async def test_kto_has_a_label_for_each_rated_choice(store: Store) -> None:
+    """Prompt and completion are lists of messages; good is true, bad is false."""
+    await record(store, "cmp_1", choices=(choice(0), choice(1, message=says("No.")), choice(2)))
+    await record(store, "cmp_2")
+    await rate(store, "cmp_1", 0.5)
+    await rate(store, "cmp_1", -1.0, choice=1)
+
+    expected = [
+        {"prompt": [QUESTION], "completion": [ANSWER], "label": True},
+        {"prompt": [QUESTION], "completion": said("No."), "label": False},
+    ]
+    assert expected == await rows(store, "kto")
+
+
+async def test_a_label_is_the_sign_of_the_mean(store: Store) -> None:
+    """Several raters make one row, and none where they cancel out."""
+    await record(store, "cmp_1")
+    await record(store, "cmp_2")
+    for rater, first, second in (("ann", 1.0, 1.0), ("bob", -0.5, -1.0)):
+        await rate(store, "cmp_1", first, rater=rater)
+        await rate(store, "cmp_2", second, rater=rater)
+
+    assert [True] == [row["label"] for row in await rows(store, "kto")]
+
+
+async def test_dpo_pairs_a_correction_with_the_answer_it_corrects(store: Store) -> None:
+    """The correction is chosen over the answer; one that equals the answer is no pair."""
+    await record(store, "cmp_1")
+    await record(store, "cmp_2")
+    await rate(store, "cmp_1", -1.0, correction="Like so.")
+    await rate(store, "cmp_2", 1.0, correction=ANSWER["content"])
+
+    expected = [{"prompt": [QUESTION], "chosen": said("Like so."), "rejected": [ANSWER]}]
+    assert expected == await rows(store, "dpo")
+
+
+async def test_dpo_pairs_good_with_bad_choices_of_one_completion(store: Store) -> None:
+    """Each good choice is chosen over each bad one; other completions' choices don't meet."""
+    texts = ("a", "b", "c")
+    choices = tuple(choice(i, message=says(text)) for i, text in enumerate(texts))
+    await record(store, "cmp_1", choices=choices)
+    await record(store, "cmp_2", choices=choices)
+    for index, value in enumerate((1.0, -1.0, -0.5)):
+        await rate(store, "cmp_1", value, choice=index)
+    await rate(store, "cmp_2", -1.0, choice=2)
+
+    expected = [
+        {"prompt": [QUESTION], "chosen": said("a"), "rejected": said(text)} for text in ("b", "c")
+    ]
+    assert expected == await rows(store, "dpo")
+
+
+async def test_sft_has_liked_answers_and_corrections(store: Store) -> None:
+    """Each is the conversation with what should be said; a bad answer is left out."""
+    await record(store, "cmp_1")
+    await record(store, "cmp_2")
+    await rate(store, "cmp_1", 1.0)
+    await rate(store, "cmp_2", -1.0, correction="Like so.")
+    await rate(store, "cmp_2", -1.0, correction="Like so.", rater="ann")
+
+    expected = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, *said("Like so.")]}]
+    assert expected == await rows(store, "sft")
+
+
+async def test_only_what_stands_counts(store: Store) -> None:
+    """Superseded and withdrawn ratings are in no export, and neither is what nobody rated."""
+    for number in range(3):
+        await record(store, f"cmp_{number}")
+    await rate(store, "cmp_0", 1.0)
+    await rate(store, "cmp_0", -1.0)
+    withdrawn = await rate(store, "cmp_1", 1.0)
+    await store.withdraw(withdrawn.feedback.id, KEY)
+
+    assert [False] == [row["label"] for row in await rows(store, "kto")]
+    assert [] == await rows(store, "sft")
+    assert ["cmp_0"] == [row["id"] for row in await rows(store, "raw")]
+
+
+async def test_an_export_can_be_filtered(store: Store) -> None:
+    """Only feedback that is asked for counts."""
+    await record(store, "cmp_1", session="mine")
+    await record(store, "cmp_2", session="yours", key_id=OTHER_KEY)
+    await rate(store, "cmp_1", 1.0, rater="ann")
+    await rate(store, "cmp_1", -1.0, rater="bob")
+    await rate(store, "cmp_2", 1.0, key_id=OTHER_KEY)
+
+    async def labels(**wanted: Any) -> list[bool]:
+        return [row["label"] for row in await rows(store, "kto", FeedbackFilter(**wanted))]
+
+    assert [True] == await labels(rater="ann")
+    assert [False] == await labels(rater="bob")
+    assert [True] == await labels(key_id=OTHER_KEY)
+    assert [True] == await labels(session="yours")
+    assert [False] == await labels(sign="bad")
+    assert [] == await labels(since_ms=2**60)
+
+
+async def test_an_export_goes_on_over_many_pages(store: Store) -> None:
+    """Every rated completion is there once, by id."""
+    ids = [f"cmp_{number:03}" for number in range(50)]
+    for id_ in ids:
+        await record(store, id_)
+        await rate(store, id_)
+
+    assert ids == [row["id"] for row in await rows(store, "raw")]
+
+
+async def test_tool_calls_and_tools_are_kept(store: Store) -> None:
+    """Calls and their results are in the prompt; the tools offered beside it, as a JSON string."""
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    calls = [
+        {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
+    ]
+    asked: list[dict[str, Any]] = [
+        QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": calls, "refusal": None},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a leather"}]},
+    ]
+    await record(store, "cmp_1", request=asks(*asked, tools=tools))
+    await rate(store, "cmp_1")
+
+    (row,) = await rows(store, "kto")
+
+    assert tools == json.loads(row["tools"])
+    assert [
+        QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "a leather", "tool_call_id": "c1"},
+    ] == row["prompt"]
+
+
+async def test_content_is_always_one_string(store: Store) -> None:
+    """Text parts are joined, so that a column has one type; other fields are left out."""
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "a strop?"}]
+    await record(
+        store, "cmp_1", request=asks({"role": "user", "content": parts, "cache_control": {}})
+    )
+    await rate(store, "cmp_1")
+
+    (row,) = await rows(store, "kto")
+
+    assert [QUESTION] == row["prompt"]
+
+
+async def test_what_is_not_text_is_left_out(store: Store) -> None:
+    """An image in the prompt, an unreadable request or an answer without text give no row."""
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    await record(store, "cmp_1", request=asks({"role": "user", "content": [image]}))
+    await record(store, "cmp_2", request=b"\xff not JSON")
+    await record(store, "cmp_3", choices=(choice(message=b'{"role":"assistant"}'),))
+    for number in (1, 2, 3):
+        await rate(store, f"cmp_{number}")
+
+    assert [] == await rows(store, "kto")
+    assert [] == await rows(store, "sft")
+    assert ["cmp_1", "cmp_2", "cmp_3"] == [row["id"] for row in await rows(store, "raw")]
+
+
+async def test_commands_and_our_answers_to_them_are_left_out(store: Store) -> None:
+    """What the model never saw is not in a prompt."""
+    command = {"role": "user", "content": "/rl good"}
+    ours = {"role": "assistant", "content": "[strop] rated good"}
+    await record(store, "cmp_1", request=asks(QUESTION, ANSWER, command, ours, QUESTION))
+    await rate(store, "cmp_1")
+
+    (row,) = await rows(store, "kto")
+
+    assert [QUESTION, ANSWER, QUESTION] == row["prompt"]
+
+
+async def test_text_completions_are_plain_strings(store: Store) -> None:
+    """The other dialect, asked for by name, has strings for prompt and answer."""
+    text = {"dialect": "completions", "request": b'{"model": "m", "prompt": "A strop is"}'}
+    await record(store, "cmp_1", choices=(choice(message=b'{"text":" a leather."}'),), **text)
+    await record(store, "cmp_2")
+    await rate(store, "cmp_1", 1.0, correction=" a strap.")
+    await rate(store, "cmp_2", 1.0)
+
+    async def of_text(format_: ExportFormat) -> list[dict[str, Any]]:
+        return await rows(store, format_, dialect="completions")
+
+    prompt, answer, correction = "A strop is", " a leather.", " a strap."
+    assert [{"prompt": prompt, "completion": answer, "label": True}] == await of_text("kto")
+    assert [{"prompt": prompt, "chosen": correction, "rejected": answer}] == await of_text("dpo")
+    assert [
+        {"prompt": prompt, "completion": answer},
+        {"prompt": prompt, "completion": correction},
+    ] == await of_text("sft")
+    assert 1 == len(await rows(store, "kto"))
+
+
+async def test_raw_has_all_that_is_stored(store: Store) -> None:
+    """Texts, ids, logprobs, sampling, versions, and the standing feedback."""
+    await record(
+        store, "cmp_1", session="mine", sampling=b'{"temperature":0.5}', version="v3",
+        prompt_ids=array("i", [5, 6]), upstream_id="chatcmpl-1",
+        choices=(choice(logprobs=array("f", [-0.5, -math.inf, -0.25])),),
+    )  # fmt: skip
+    given = (await rate(store, "cmp_1", -1.0, comment="no", correction="so", tags=("a",))).feedback
+
+    (row,) = await rows(store, "raw")
+
+    assert [QUESTION] == row["request"]["messages"]
+    assert ({"temperature": 0.5}, "v3", [5, 6], "mine", "cmp_1", None) == (
+        row["sampling"], row["version"], row["prompt_ids"], row["session"], row["turn"],
+        row["request_base64"],
+    )  # fmt: skip
+    assert [
+        {
+            "index": 0,
+            "message": ANSWER,
+            "finish_reason": "stop",
+            "token_ids": [7, 11, 2],
+            "logprobs": [-0.5, None, -0.25],
+            "logprobs_source": "engine",
+            "logprobs_kind": "raw",
+        }
+    ] == row["choices"]
+    (feedback,) = row["feedback"]
+    assert (given.id, 1, 0, -1.0, "bad", "no", "so", ["a"], "completion") == (
+        feedback["id"], feedback["revision"], feedback["choice"], feedback["rating"],
+        feedback["original"], feedback["comment"], feedback["correction"], feedback["tags"],
+        feedback["scope"],
+    )  # fmt: skip
+
+
+async def test_raw_keeps_a_request_that_is_not_json(store: Store) -> None:
+    """Its bytes are there in base64; lone surrogates are JSON and stay JSON."""
+    await record(store, "cmp_1", request=b"\xff\x00")
+    await record(store, "cmp_2", request=b'{"messages": [{"content": "\\ud800"}]}')
+    await rate(store, "cmp_1")
+    await rate(store, "cmp_2")
+
+    broken, lone = await rows(store, "raw")
+
+    assert (None, "/wA=") == (broken["request"], broken["request_base64"])
+    assert ("\ud800", None) == (lone["request"]["messages"][0]["content"], lone["request_base64"])

@@ -1,0 +1,88 @@
+"""docs/schema.md says what is in the database, and nothing else."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from store_values import database_in, rate, record
+
+from strop.proxy.store import database, pack
+from strop.proxy.store.store import Store
+
+PAGE = (Path(__file__).parent.parent / "docs" / "schema.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    made = database.connect(database_in(tmp_path))
+    yield made
+    made.close()
+
+
+def described() -> dict[str, list[str]]:
+    """The columns that the page describes, by table, in its order."""
+    sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+    columns = {
+        section.split("\n", 1)[0]: re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE)
+        for section in sections
+    }
+    return {table: found for table, found in columns.items() if found}
+
+
+def test_every_table_and_column_is_described(connection: sqlite3.Connection) -> None:
+    """Each table has its section and each column its row, in the order of the schema."""
+    tables = [
+        name
+        for (name,) in connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rowid"
+        )
+    ]
+
+    columns = {
+        table: [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
+        for table in tables
+    }
+
+    assert columns == described()
+
+
+def test_every_word_that_a_column_is_limited_to_is_described(
+    connection: sqlite3.Connection,
+) -> None:
+    """The values that a CHECK allows stand on the page."""
+    schema = " ".join(sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema") if sql)
+    words = set(re.findall(r"'(\w+)'", schema))
+
+    assert {"standing", "chain_ambiguous", "upstream_timeout", "processed"} <= words
+    assert [] == sorted(word for word in words if f"`{word}`" not in PAGE)
+
+
+async def test_the_code_on_the_page_reads_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python prints a stored answer with its ids and logprobs; the SQL runs."""
+    store = await Store.open(database_in(tmp_path))
+    await record(store, "cmp_1", session="my session", version="v2")
+    await rate(store, "cmp_1")
+    await store.close()
+    monkeypatch.chdir(tmp_path)
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    questions = re.findall(r"```sql\n(.*?)```", PAGE, flags=re.DOTALL)
+
+    names: dict[str, object] = {}
+    exec(program, names)
+    answers = [names["database"].execute(sql).fetchall() for sql in questions]  # type: ignore[attr-defined]
+    names["database"].close()  # type: ignore[attr-defined]
+
+    assert '{"role":"assistant","content":"A leather for blades."} (7, 11, 2)' in (
+        capsys.readouterr().out
+    )
+    assert [[("v2", 1.0, 1)], [("cmp_1", None, None, "cmp_1", "complete")]] == answers
+
+
+def test_the_tags_on_the_page_are_the_packers() -> None:
+    """0 is plain, 1 is zstd."""
+    assert (b"\x00", b"\x01") == (pack.RAW, pack.ZSTD)
+    assert "| 0 | the bytes themselves |\n| 1 | one zstd frame of the bytes |" in PAGE
