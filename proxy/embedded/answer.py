@@ -1,0 +1,136 @@
+"""One answer on its way from sampled ids to what a client reads.
+
+Knows neither dialect: `render` puts the pieces into bodies and chunks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from strop.proxy.embedded.jobs import Sampled, Scored
+from strop.proxy.embedded.parts import Delta, Markup, Splitter, ToolCall
+from strop.proxy.embedded.protocol import Request
+from strop.proxy.embedded.text import Detokenizer, StopStrings, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one token brings.
+
+    Attributes:
+        token: the token with its logprobs.
+        token_text: its text as logprobs show it; "" where none are asked for.
+        before: the ids before it, for the text of its alternatives.
+        delta: what it adds to the answer.
+        finish_reason: set on the last piece.
+        stop_reason: the stop string or stop token id that ended the answer.
+    """
+
+    token: Scored
+    token_text: str
+    before: tuple[int, ...]
+    delta: Delta
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """One choice of one request.
+
+    Args:
+        request: what was asked for.
+        prompt: the ids that it answers.
+        vocabulary: of the model.
+        markup: of the model's chat template; for a text completion an empty one.
+    """
+
+    request: Request
+    prompt: Sequence[int]
+    vocabulary: Vocabulary
+    markup: Markup
+    pieces: list[Piece] = field(default_factory=list)
+    _detokenizer: Detokenizer = field(init=False)
+    _stops: StopStrings = field(init=False)
+    _splitter: Splitter = field(init=False)
+
+    def __post_init__(self) -> None:
+        silent = (
+            self.vocabulary.silent(keeps_markers=self.request.dialect == "chat")
+            if self.request.skip_special_tokens
+            else frozenset()
+        )
+        self._detokenizer = Detokenizer(self.vocabulary, silent, self.prompt[-4:])
+        self._stops = StopStrings(self.request.stop, self.request.include_stop)
+        self._splitter = Splitter(self.markup, self.request.tools)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last piece has come."""
+        return bool(self.pieces) and self.pieces[-1].finish_reason is not None
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether a stop string ended it, which the worker doesn't know."""
+        return self._stops.found is not None
+
+    def add(self, sampled: Sampled) -> Piece:
+        """Return what the next token brings; not to be called on a finished answer."""
+        token = sampled.token
+        before = tuple(piece.token.id for piece in self.pieces[-4:])
+        # As in vLLM, the token that stops an answer is no part of its text.
+        text = "" if sampled.finish == "stop" else self._detokenizer.add(token.id)
+        if len(self.pieces) >= self.request.sampling.min_tokens:
+            text = self._stops.add(text)
+        finish: str | None = sampled.finish
+        stop_reason: str | int | None = None
+        if self._stops.found is not None:
+            finish, stop_reason = "stop", self._stops.found
+        elif finish:
+            text += self._stops.flush()
+            if finish == "stop" and token.id in self.request.stop_token_ids:
+                stop_reason = token.id
+        delta = self._splitter.add(text, is_last=finish is not None)
+        if not self.request.include_reasoning:
+            delta.reasoning = ""
+        if finish == "stop" and self._splitter.has_called:
+            finish = "tool_calls"
+        piece = Piece(
+            token,
+            "" if self.request.logprobs is None else self.vocabulary.token_text(token.id, before),
+            before,
+            delta,
+            finish,
+            stop_reason,
+        )
+        self.pieces.append(piece)
+        return piece
+
+    @property
+    def content(self) -> str:
+        """The text of the answer."""
+        return "".join(piece.delta.content for piece in self.pieces)
+
+    @property
+    def reasoning(self) -> str:
+        """The thoughts before and between."""
+        return "".join(piece.delta.reasoning for piece in self.pieces)
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The calls in the order they were made."""
+        return [call for piece in self.pieces for call in piece.delta.tool_calls]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The sampled ids, a stop token included."""
+        return [piece.token.id for piece in self.pieces]
+
+
+def render_tool_call(call: ToolCall) -> dict[str, Any]:
+    """Return a tool call as OpenAI writes it in a message."""
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }

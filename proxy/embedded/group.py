@@ -1,0 +1,218 @@
+"""The running jobs of one version: admits them, steps them, and scores what they draw.
+
+Belongs to the owner thread. The caller sets the version's weights before each step; knows no other
+version, no text and no HTTP.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+
+from strop.proxy.embedded.batch import Batch, Drawn, KVCache, materialise
+from strop.proxy.embedded.jobs import Event, Job, Sampled, Scored, Started
+from strop.proxy.embedded.loading import Float32Logits
+from strop.proxy.embedded.lora import Version
+from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.prefix import PrefixCache
+from strop.proxy.embedded.sampling import Samplers, Tap, processors
+from strop.proxy.embedded.scoring import score, score_prompt
+
+Events = list[tuple[int, Event]]  # with the number of the job
+
+_SCORE_CHUNK = 128  # every position's logits are kept: at 150,000 tokens 77 MB
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """One answer being generated."""
+
+    number: int
+    choice: int
+    job: Job
+    tap: Tap | None
+
+
+@dataclass(slots=True, eq=False)
+class _Prefill:
+    """A prompt that is run outside the batch: once for several answers, or to score it."""
+
+    number: int
+    job: Job
+    cache: KVCache
+    num_cached: int
+    num_done: int
+    scores: list[Scored] = field(default_factory=list)
+
+
+class Group:
+    """The jobs of one version.
+
+    Args:
+        version: what they are answered with.
+        model: the resident base with slots.
+        prefix: shared by all groups; this one uses its version's key only.
+        samplers: shared by all groups.
+        vocab_size: the width of the logits.
+        options: batch sizes.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        model: Float32Logits,
+        prefix: PrefixCache,
+        samplers: Samplers,
+        vocab_size: int,
+        options: Options,
+    ) -> None:
+        self.version = version
+        self._model = model
+        self._prefix = prefix
+        self._samplers = samplers
+        self._vocab_size = vocab_size
+        self._options = options
+        self._rows: dict[int, _Row] = {}
+        self._prefills: list[_Prefill] = []
+        self._batch = self._new_batch()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to step."""
+        return bool(self._rows or self._prefills)
+
+    @property
+    def num_rows(self) -> int:
+        """How many answers run or wait."""
+        return len(self._rows) + sum(prefill.job.n for prefill in self._prefills)
+
+    def admit(self, number: int, job: Job) -> Events:
+        """Take a job; its prompt is run in later steps."""
+        cache, num_cached = None, 0
+        if job.prompt_logprobs is None:
+            cache, num_cached = self._prefix.fetch(self.version.uid, job.prompt)
+        is_shared = job.n > 1 or job.prompt_logprobs is not None
+        if is_shared and len(job.prompt) > 1:
+            self._prefills.append(
+                _Prefill(number, job, cache or self._batch.new_cache(), num_cached, num_cached)
+            )
+            return []
+        for choice in range(job.n):
+            self._insert(number, job, choice, cache, num_cached)
+        scores = None if job.prompt_logprobs is None else ()
+        return [(number, Started(num_cached, scores))]
+
+    def cancel(self, number: int, choice: int | None) -> None:
+        """Stop one answer of a job, or all; nothing more of it comes."""
+        if choice is None:
+            self._prefills = [each for each in self._prefills if each.number != number]
+        for uid, row in [*self._rows.items()]:
+            if row.number == number and choice in (None, row.choice):
+                del self._rows[uid]
+                if left := self._batch.remove(uid):
+                    cache, tokens = left
+                    self._keep(row, cache, tokens)
+
+    def step(self) -> Events:
+        """Run one chunk of a prompt and draw one token for every running row."""
+        events = self._step_prefill() if self._prefills else []
+        drawn = self._batch.step() if self._rows else []
+        for each, token in zip(drawn, self._score(drawn), strict=True):
+            row = self._rows[each.uid]
+            events.append((row.number, Sampled(row.choice, token, each.finish)))
+            if each.finish:
+                del self._rows[each.uid]
+                if each.cache and each.tokens:
+                    self._keep(row, each.cache, each.tokens)
+        return events
+
+    def abandon(self) -> set[int]:
+        """Drop all jobs after an error, start afresh, and return their numbers."""
+        numbers = {row.number for row in self._rows.values()}
+        numbers |= {prefill.number for prefill in self._prefills}
+        self._rows.clear()
+        self._prefills.clear()
+        self._prefix.drop(self.version.uid)
+        self._batch.close()
+        self._batch = self._new_batch()
+        return numbers
+
+    def _new_batch(self) -> Batch:
+        return Batch(
+            self._model,
+            max_rows=self._options.max_rows,
+            prefill_chunk=self._options.prefill_chunk,
+        )
+
+    def _keep(self, row: _Row, cache: KVCache, tokens: list[int]) -> None:
+        # Of several answers the first: they share the prompt, and only one will be continued.
+        if row.choice == 0:
+            self._prefix.insert(self.version.uid, tokens, cache)
+
+    def _insert(
+        self, number: int, job: Job, choice: int, cache: KVCache | None, num_cached: int
+    ) -> None:
+        chain = processors(
+            job.sampling,
+            prompt_length=len(job.prompt),
+            stop_ids=job.stop_ids,
+            vocab_size=self._vocab_size,
+        )
+        tap = Tap() if chain else None
+        uid = self._batch.insert(
+            job.prompt,
+            cache=cache,
+            num_cached=num_cached,
+            max_tokens=job.max_tokens,
+            stop_ids=job.stop_ids,
+            sampler=self._samplers.sampler(job.sampling, choice),
+            processors=[tap, *chain] if tap else [],
+        )
+        self._rows[uid] = _Row(number, choice, job, tap)
+
+    def _step_prefill(self) -> Events:
+        """Run one chunk of the first waiting prompt; at its end, insert its answers' rows."""
+        prefill = self._prefills[0]
+        job = prefill.job
+        end = len(job.prompt) - 1  # The batch runs the last id: it wants its logits.
+        is_scored = job.prompt_logprobs is not None
+        size = min(self._options.prefill_chunk, _SCORE_CHUNK if is_scored else end)
+        start, stop = prefill.num_done, min(prefill.num_done + size, end)
+        if start < stop:
+            logits_TV = self._batch.forward(job.prompt[start:stop], prefill.cache)
+            if job.prompt_logprobs is not None:
+                with self._batch.stream():
+                    prefill.scores += score_prompt(
+                        logits_TV, job.prompt[start + 1 : stop + 1], job.prompt_logprobs
+                    )
+            materialise(prefill.cache)
+            prefill.num_done = stop
+        if prefill.num_done < end:
+            return []
+        self._prefills.pop(0)
+        for choice in range(job.n):
+            cache = copy.deepcopy(prefill.cache) if choice + 1 < job.n else prefill.cache
+            self._insert(prefill.number, job, choice, cache, end)
+        scores = tuple(prefill.scores) if is_scored else None
+        return [(prefill.number, Started(prefill.num_cached, scores))]
+
+    def _score(self, drawn: Sequence[Drawn]) -> list[Scored]:
+        """Return the drawn tokens with raw logprobs, all rows in one evaluation."""
+        if not drawn:
+            return []
+        rows = [self._rows[each.uid] for each in drawn]
+        with self._batch.stream():
+            logprobs_BV = mx.stack(
+                [
+                    row.tap.take() if row.tap else each.logprobs
+                    for each, row in zip(drawn, rows, strict=True)
+                ]
+            )
+            tokens = score(
+                logprobs_BV, [each.token for each in drawn], max(row.job.num_top for row in rows)
+            )
+        return [
+            replace(token, top=token.top[: row.job.num_top])
+            for token, row in zip(tokens, rows, strict=True)
+        ]

@@ -1,0 +1,98 @@
+"""What goes to the worker and what comes back: plain values.
+
+Imports no mlx, knows no HTTP and no text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from strop.proxy.embedded.errors import EngineError
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one token is drawn, with vLLM's meanings and neutral values.
+
+    Order: `min_tokens`, `logit_bias` and penalties change the logits; then temperature, min_p,
+    top_k, top_p. Presence and frequency count generated tokens, repetition the prompt's as well.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt to answer `n` times.
+
+    Attributes:
+        model: the served name: the base, or a loaded version.
+        prompt: token ids, at least one.
+        max_tokens: at least 1.
+        stop_ids: tokens that end an answer; they are delivered.
+        num_top: how many of the best alternatives to give with each token.
+        prompt_logprobs: None, or how many alternatives to give with each prompt token's logprob.
+    """
+
+    model: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    stop_ids: frozenset[int]
+    sampling: Sampling
+    n: int = 1
+    num_top: int = 0
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token with its raw logprob (log-softmax at T = 1, nats) and the best alternatives.
+
+    `rank` is 1 for the most likely token; it is counted for prompt tokens only.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The job was taken: how much of the prompt was cached, and the prompt's scores if asked for.
+
+    `prompt_scores` has one entry per prompt token after the first.
+    """
+
+    cached_tokens: int
+    prompt_scores: tuple[Scored, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One more token of the answer `choice`; `finish` is set on its last."""
+
+    choice: int
+    token: Scored
+    finish: Finish | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job ended without an answer; nothing more of it comes."""
+
+    error: EngineError
+
+
+Event = Started | Sampled | Failed

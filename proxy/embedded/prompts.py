@@ -1,0 +1,179 @@
+"""Prompts of requests to token ids, and jobs for the worker.
+
+Runs in one thread of its own: encoding a long history takes tens of milliseconds. Knows no HTTP.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+
+from strop.proxy.embedded.errors import BadRequest
+from strop.proxy.embedded.jobs import Job
+from strop.proxy.embedded.loading import LoadedModel
+from strop.proxy.embedded.protocol import Prompt, Request
+
+# These choose what comes back or where the template comes from, not what it says.
+_RESERVED = frozenset(
+    ("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "return_dict",
+     "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
+     "return_assistant_tokens_mask")
+)  # fmt: skip
+
+
+def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
+    """Return one job per prompt.
+
+    Raises:
+        BadRequest: the template refuses the messages, an id is no token, or the context is too
+            short.
+    """
+    if request.dialect == "chat":
+        prompts: list[tuple[int, ...]] = [encode_chat(request, loaded.tokenizer)]
+    else:
+        prompts = [
+            encode(prompt, loaded.tokenizer, add_special_tokens=request.add_special_tokens)
+            for prompt in request.prompts
+        ]
+    eos = () if request.ignore_eos else loaded.tokenizer.eos_token_ids
+    stop_ids = request.stop_token_ids | frozenset(eos)
+    _check_ids(request, prompts, loaded.vocab_size)
+    return [
+        Job(
+            model=request.model,
+            prompt=prompt,
+            max_tokens=_max_tokens(request, len(prompt), loaded.max_model_len),
+            stop_ids=stop_ids,
+            sampling=request.sampling,
+            n=request.n,
+            num_top=request.logprobs or 0,
+            prompt_logprobs=request.prompt_logprobs,
+        )
+        for prompt in prompts
+    ]
+
+
+def encode(prompt: Prompt, tokenizer: Any, *, add_special_tokens: bool) -> tuple[int, ...]:
+    """Return the ids of a text completion's prompt."""
+    if isinstance(prompt, tuple):
+        return prompt
+    ids = tuple(tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
+    if not ids:
+        raise BadRequest("`prompt` must not be empty", param="prompt")
+    return ids
+
+
+def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids of a chat as the model's template renders it.
+
+    Raises:
+        BadRequest: there is no template, or it refuses the messages.
+    """
+    if not tokenizer.has_chat_template:
+        raise BadRequest(
+            "this model has no chat template, so it can't take messages; use /v1/completions",
+            param="messages",
+        )
+    if reserved := _RESERVED & request.template_kwargs.keys():
+        raise BadRequest(
+            f"`chat_template_kwargs` must not hold {sorted(reserved)}", param="chat_template_kwargs"
+        )
+    arguments = {"add_generation_prompt": True, **request.template_kwargs}
+    if arguments.get("continue_final_message"):
+        arguments["add_generation_prompt"] = False
+    messages = [_message(message) for message in request.messages]
+    tools = [dict(tool) for tool in request.tools] if request.tools else None
+    try:
+        ids = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, **arguments)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BadRequest(
+            f"the chat template refuses these messages: {error}", param="messages"
+        ) from error
+    return tuple(ids)
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as chat templates want it: text content, arguments as objects."""
+    result = {key: value for key, value in message.items() if value is not None}
+    result["content"] = _text(message.get("content"))
+    if message["role"] == "developer":
+        # OpenAI's newer name for it, which most templates would pass over in silence.
+        result["role"] = "system"
+    thought = message.get("reasoning") or message.get("reasoning_content")
+    if isinstance(thought, str):
+        result["reasoning"] = result["reasoning_content"] = thought
+    calls = message.get("tool_calls")
+    if calls:
+        if not isinstance(calls, list):
+            raise BadRequest("`tool_calls` must be a list", param="messages")
+        result["tool_calls"] = [_call(call) for call in calls]
+    else:
+        result.pop("tool_calls", None)
+    return result
+
+
+def _text(content: object) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise BadRequest(
+                f"message content must be text for the embedded engine, got type {kind!r}",
+                param="messages",
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _call(call: object) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise BadRequest("each of `tool_calls` must have a `function`", param="messages")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments or "{}")
+        except ValueError:
+            parsed = None
+        if isinstance(parsed, dict):
+            arguments = parsed
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _check_ids(request: Request, prompts: list[tuple[int, ...]], vocab_size: int) -> None:
+    for name, ids in (
+        ("prompt", (token for prompt in prompts for token in prompt)),
+        ("logit_bias", iter(request.sampling.logit_bias)),
+        ("stop_token_ids", iter(request.stop_token_ids)),
+    ):
+        for token in ids:
+            if token >= vocab_size:
+                raise BadRequest(
+                    f"Token id {token} is out of vocabulary; ids go up to {vocab_size - 1}",
+                    param=name,
+                )
+
+
+def _max_tokens(request: Request, num_prompt: int, limit: int) -> int:
+    if num_prompt >= limit:
+        raise BadRequest(
+            f"This model's maximum context length is {limit} tokens. However, your request has "
+            f"{num_prompt} input tokens. Please reduce the length of the input messages.",
+            param="input_tokens",
+        )
+    wanted = request.max_tokens
+    if wanted is None:
+        return limit - num_prompt
+    if num_prompt + wanted > limit:
+        raise BadRequest(
+            f"This model's maximum context length is {limit} tokens. However, you requested "
+            f"{wanted} output tokens and your prompt contains {num_prompt} input tokens, for a "
+            f"total of {num_prompt + wanted} tokens. Please reduce the length of the input prompt "
+            "or the number of requested output tokens.",
+            param="input_tokens",
+        )
+    return wanted

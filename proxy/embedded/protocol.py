@@ -1,0 +1,265 @@
+"""Requests in vLLM's dialect, validated: JSON fields in, plain values out.
+
+Every range is checked here, because an exception in a batch would end other requests' answers too.
+Knows no tokenizer; what needs token counts is checked where the prompt is encoded.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from strop.proxy.embedded.errors import BadRequest
+from strop.proxy.embedded.fields import Fields, wrong
+from strop.proxy.embedded.jobs import Sampling
+
+Dialect = Literal["chat", "completions"]
+Prompt = str | tuple[int, ...]
+
+MAX_TOP_LOGPROBS = 20
+MAX_N = 64
+MAX_PROMPTS = 256
+
+_WEIGHTS = ("adapters", "lora", "lora_path", "lora_request", "draft_model")
+# Would change the answer, so ignoring them would be a lie. With the values that mean nothing.
+_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "use_beam_search": (False,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "bad_words": ([],),
+    "allowed_token_ids": (),
+    "logits_processors": ([],),
+    "prompt_embeds": (),
+    "functions": ([],),
+    "truncate_prompt_tokens": (),
+    "chat_template": (),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A chat or text completion as asked for.
+
+    Attributes:
+        max_tokens: None for the rest of the context.
+        logprobs: how many alternatives to give with each logprob; None for no logprobs.
+        prompt_logprobs: the same for the prompt's tokens.
+        messages: of a chat.
+        tools: what the template and the tool parser get; None also with `tool_choice` none.
+        template_kwargs: further arguments of the chat template.
+        prompts: of a text completion.
+    """
+
+    dialect: Dialect
+    model: str
+    sampling: Sampling
+    is_stream: bool = False
+    include_usage: bool = False
+    n: int = 1
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    include_stop: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool = False
+    tokens_as_ids: bool = False
+    include_reasoning: bool = True
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[Prompt, ...] = ()
+    add_special_tokens: bool = True
+
+
+def parse_chat(body: object) -> Request:
+    """Return a chat request.
+
+    Raises:
+        BadRequest: a field is missing, wrong, or asks for what this engine can't do.
+    """
+    fields = Fields(body)
+    messages = fields.objects("messages")
+    if not messages:
+        raise wrong("messages", "a list of at least one message", fields.get("messages"))
+    for message in messages:
+        if not isinstance(message.get("role"), str):
+            raise wrong("messages", "messages that each have a `role`", message)
+    top = fields.integer("top_logprobs", low=0, high=MAX_TOP_LOGPROBS)
+    wants_logprobs = fields.flag("logprobs")
+    if top and not wants_logprobs:
+        raise BadRequest(
+            "when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs"
+        )
+    template_kwargs = dict(fields.mapping("chat_template_kwargs"))
+    for name in ("add_generation_prompt", "continue_final_message"):
+        if name in fields:
+            template_kwargs[name] = fields.flag(name)
+    return _request(
+        fields,
+        "chat",
+        max_tokens="max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens",
+        logprobs=(top or 0) if wants_logprobs else None,
+        messages=messages,
+        tools=_tools(fields),
+        template_kwargs=template_kwargs,
+        include_reasoning=fields.flag("include_reasoning", default=True),
+    )
+
+
+def parse_completion(body: object) -> Request:
+    """Return a text completion request; raises as `parse_chat`."""
+    fields = Fields(body)
+    logprobs = fields.get("logprobs")
+    if isinstance(logprobs, bool):
+        logprobs = 1 if logprobs else None
+    else:
+        logprobs = fields.integer("logprobs", low=0, high=MAX_TOP_LOGPROBS)
+    return _request(
+        fields,
+        "completions",
+        max_tokens="max_tokens",
+        logprobs=logprobs,
+        prompts=_prompts(fields.get("prompt")),
+        add_special_tokens=fields.flag("add_special_tokens", default=True),
+    )
+
+
+def _request(fields: Fields, dialect: Dialect, *, max_tokens: str, **rest: Any) -> Request:
+    _refuse(fields)
+    is_stream = fields.flag("stream")
+    prompt_logprobs = fields.integer("prompt_logprobs", low=0, high=MAX_TOP_LOGPROBS)
+    if is_stream and prompt_logprobs is not None:
+        raise BadRequest(
+            "`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs"
+        )
+    return Request(
+        dialect=dialect,
+        model=fields.string("model") if "model" in fields else "",
+        sampling=_sampling(fields),
+        is_stream=is_stream,
+        include_usage=bool(fields.mapping("stream_options").get("include_usage")),
+        n=fields.integer("n", 1, low=1, high=MAX_N) or 1,
+        max_tokens=fields.integer(max_tokens, low=1, high=1 << 31),
+        stop=_stop(fields.get("stop")),
+        stop_token_ids=frozenset(_stop_ids(fields)),
+        include_stop=fields.flag("include_stop_str_in_output"),
+        ignore_eos=fields.flag("ignore_eos"),
+        skip_special_tokens=fields.flag("skip_special_tokens", default=True),
+        prompt_logprobs=prompt_logprobs,
+        return_token_ids=fields.flag("return_token_ids"),
+        tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
+        **rest,
+    )
+
+
+def _refuse(fields: Fields) -> None:
+    for name in _WEIGHTS:
+        if name in fields:
+            raise BadRequest(
+                f"`{name}` is not accepted; name a loaded version in `model` instead", param=name
+            )
+    for name, harmless in _UNSUPPORTED.items():
+        if name in fields and fields.get(name) not in harmless:
+            raise BadRequest(f"`{name}` is not supported by the embedded engine", param=name)
+    kind = fields.mapping("response_format").get("type", "text")
+    if kind != "text":
+        raise BadRequest(
+            f"`response_format` {kind!r} is not supported by the embedded engine; use vLLM for "
+            "structured outputs",
+            param="response_format",
+        )
+
+
+def _sampling(fields: Fields) -> Sampling:
+    def penalty(name: str) -> float:
+        return fields.number(name, 0.0, lambda x: -2 <= x <= 2, "a number from -2 to 2")
+
+    return Sampling(
+        temperature=fields.number("temperature", 1.0, lambda x: x >= 0, "a number of at least 0"),
+        top_p=fields.number("top_p", 1.0, lambda x: 0 < x <= 1, "a number above 0 and up to 1"),
+        top_k=max(0, fields.integer("top_k", 0, low=-1, high=1 << 31) or 0),
+        min_p=fields.number("min_p", 0.0, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+        seed=fields.integer("seed", low=-(1 << 63), high=(1 << 63) - 1),
+        presence_penalty=penalty("presence_penalty"),
+        frequency_penalty=penalty("frequency_penalty"),
+        repetition_penalty=fields.number(
+            "repetition_penalty", 1.0, lambda x: 0 < x <= 10, "a number above 0 and up to 10"
+        ),
+        logit_bias=_logit_bias(fields),
+        min_tokens=fields.integer("min_tokens", 0, low=0, high=1 << 31) or 0,
+    )
+
+
+def _logit_bias(fields: Fields) -> dict[int, float]:
+    bias = {}
+    for token, value in fields.mapping("logit_bias").items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (token.isascii() and token.isdigit() and is_number and math.isfinite(value)):
+            raise wrong("logit_bias", "an object of token ids to numbers", {token: value})
+        bias[int(token)] = min(100.0, max(-100.0, float(value)))
+    return bias
+
+
+def _stop(value: object) -> tuple[str, ...]:
+    strings = [value] if isinstance(value, str) else value
+    if strings is None:
+        return ()
+    if not isinstance(strings, list) or not all(isinstance(s, str) and s for s in strings):
+        raise wrong("stop", "a string or a list of strings, none of them empty", value)
+    return tuple(strings)
+
+
+def _stop_ids(fields: Fields) -> tuple[int, ...]:
+    name = "stop_token_ids"
+    return _ids(fields.get(name), name) if name in fields else ()
+
+
+def _ids(value: object, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value
+    ):
+        raise wrong(name, "a list of token ids", value)
+    return tuple(value)
+
+
+def _prompts(value: object) -> tuple[Prompt, ...]:
+    expected = "a string, token ids, or a list of either, none of them empty"
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        raise wrong("prompt", expected, value)
+    if isinstance(value[0], int):
+        return (_ids(value, "prompt"),)
+    if len(value) > MAX_PROMPTS:
+        raise wrong("prompt", f"a list of at most {MAX_PROMPTS} prompts", f"{len(value)} of them")
+    prompts = tuple(item if isinstance(item, str) else _ids(item, "prompt") for item in value)
+    if not all(prompt or isinstance(prompt, str) for prompt in prompts):
+        raise wrong("prompt", expected, value)
+    return prompts
+
+
+def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...] | None:
+    tools = fields.objects("tools")
+    choice = fields.get("tool_choice")
+    if choice == "none":
+        return None
+    if choice not in (None, "auto"):
+        raise BadRequest(
+            f"`tool_choice` {choice!r} can't be enforced by the embedded engine; use 'auto' or "
+            "'none'",
+            param="tool_choice",
+        )
+    for tool in tools:
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise wrong("tools", "a list of functions, each with a `name`", tool)
+    return tools or None

@@ -1,0 +1,89 @@
+"""The embedded engine's process: its routes, its start and its end.
+
+Imports mlx only once `run` has set the environment that mlx reads. Speaks vLLM's dialect; needs no
+keys, since only the proxy on the same machine talks to it.
+"""
+
+import ctypes
+import ctypes.util
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+from strop.proxy.embedded.options import Options
+
+_log = logging.getLogger(__name__)
+
+
+def run(options: Options) -> int:
+    """Serve until SIGTERM, SIGINT or the parent's end; return the exit status.
+
+    Prints `listening on http://HOST:PORT` once the port is bound. The model is loaded after that;
+    /health answers 200 when it is ready. Must be called in the main thread of a process of its own.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGTERM, _exit)
+    _set_environment(options)
+    if options.parent_fd is not None:
+        threading.Thread(
+            target=_follow_parent, args=(options.parent_fd, options.grace_s), daemon=True
+        ).start()
+    listener = socket.create_server((options.host, options.port), backlog=1024)
+    host, port = listener.getsockname()[:2]
+    print(f"listening on http://{host}:{port}", flush=True)
+
+    import uvicorn
+
+    from strop.proxy.embedded.app import build
+
+    app = build(options)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(options.grace_s)),
+        )
+    )
+    app.state.stop = lambda: setattr(server, "should_exit", True)
+    server.run(sockets=[listener])
+    return 1 if app.state.has_failed else 0
+
+
+def _set_environment(options: Options) -> None:
+    if not options.online:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if sys.platform == "linux":
+        # Otherwise each new kernel on the CPU costs seconds of g++, for a few percent of speed.
+        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+        # mlx's Linux wheel brings the reference BLAS; a loaded OpenBLAS takes its place, and makes
+        # fp32 models 2 to 10 times as fast. Must be loaded before mlx.
+        if library := ctypes.util.find_library("openblas"):
+            try:
+                ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                _log.warning("going on without OpenBLAS, it can't be loaded: %s", error)
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    # Before the server runs, and after it: uvicorn has its own handler in between.
+    raise SystemExit(0)
+
+
+def _follow_parent(fd: int, grace_s: float) -> None:
+    """Stop the process when the other end of `fd` is closed, gently first."""
+    while os.read(fd, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    # Not reached if the process ends in time: the thread is a daemon.
+    threading.Event().wait(grace_s + 5)
+    os._exit(1)

@@ -1,0 +1,145 @@
+"""From token ids to text: detokenising, stop strings, and the text of single tokens.
+
+Knows no tools, no reasoning and no HTTP. Holds back what later tokens may still change: pieces of
+a character, and what may be the beginning of a stop string.
+"""
+
+import functools
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_BROKEN = "\ufffd"
+
+
+class Vocabulary:
+    """Decodes ids with a Hugging Face tokenizer.
+
+    Args:
+        tokenizer: mlx-lm's wrapper of it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._markers = frozenset(_marker_ids(tokenizer))
+        self._text_of = functools.lru_cache(maxsize=1 << 16)(lambda token: self.decode((token,)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included."""
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def silent(self, *, keeps_markers: bool) -> frozenset[int]:
+        """Return the special tokens, which give no text.
+
+        Args:
+            keeps_markers: leave out those that mark reasoning and tool calls.
+        """
+        return self._special - self._markers if keeps_markers else self._special
+
+    def token_text(self, token: int, before: Sequence[int]) -> str:
+        """Return the text of one token as logprobs show it, as vLLM does.
+
+        A piece of a character gives "", and the piece that completes it the whole character.
+        """
+        text = self._text_of(token)
+        if not text.endswith(_BROKEN):
+            return text
+        for count in range(1, min(4, len(before)) + 1):
+            context = before[-count:]
+            whole = self.decode((*context, token))
+            if not whole.endswith(_BROKEN):
+                return whole.removeprefix(self.decode(context).rstrip(_BROKEN))
+        return ""
+
+
+def _marker_ids(tokenizer: Any) -> list[int]:
+    return [
+        token
+        for ids in (
+            tokenizer.think_start_tokens,
+            tokenizer.think_end_tokens,
+            tokenizer.tool_call_start_tokens,
+            tokenizer.tool_call_end_tokens,
+        )
+        for token in ids or ()
+    ]
+
+
+class Detokenizer:
+    """Turns one answer's ids into text as they come.
+
+    Decodes a window that begins at the last boundary where the text was whole, so that tokenizers
+    which join tokens differently at a beginning give the same text as for the whole answer.
+
+    Args:
+        vocabulary: decodes.
+        silent: ids that give no text.
+        before: the last ids of the prompt, so that the first token joins them.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, silent: Collection[int], before: Sequence[int] = ()
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._silent = silent
+        self._window = [token for token in before[-4:] if token not in silent]
+        self._num_read = len(self._window)
+        self._read_text = vocabulary.decode(self._window)
+
+    def add(self, token: int) -> str:
+        """Return the text that this token makes certain, "" while a character is incomplete."""
+        if token in self._silent:
+            return ""
+        self._window.append(token)
+        text = self._vocabulary.decode(self._window)
+        if text.endswith(_BROKEN) or len(text) <= len(self._read_text):
+            return ""
+        new = text[len(self._read_text) :]
+        del self._window[: self._num_read]
+        self._num_read = len(self._window)
+        self._read_text = self._vocabulary.decode(self._window)
+        return new
+
+
+@dataclass(slots=True)
+class StopStrings:
+    """Ends an answer at the first of some strings, however the tokens cut them.
+
+    Attributes:
+        strings: none of them empty; may be empty itself.
+        is_included: whether the string that ended the answer is part of it.
+        found: the string that ended the answer.
+    """
+
+    strings: tuple[str, ...]
+    is_included: bool = False
+    found: str | None = None
+    _held: str = ""
+
+    def add(self, text: str) -> str:
+        """Return the text that is certain; sets `found` where the answer ends with it."""
+        if not self.strings:
+            return text
+        held = self._held + text
+        hits = [(at, stop) for stop in self.strings if (at := held.find(stop)) >= 0]
+        if hits:
+            at, self.found = min(hits, key=lambda hit: hit[0])
+            self._held = ""
+            return held[: at + len(self.found)] if self.is_included else held[:at]
+        # Keep the longest end that a stop string could begin with.
+        longest = max(len(stop) for stop in self.strings) - 1
+        for start in range(max(0, len(held) - longest), len(held)):
+            if any(stop.startswith(held[start:]) for stop in self.strings):
+                self._held = held[start:]
+                return held[:start]
+        self._held = ""
+        return held
+
+    def flush(self) -> str:
+        """Return what was held back, at an end that no stop string made."""
+        held, self._held = self._held, ""
+        return held

@@ -1,0 +1,233 @@
+"""The owner thread: the one thread that runs the model. Jobs and commands go in, events come out.
+
+Knows ids and versions; no text and no HTTP. Several versions live over one resident base, a step of
+each in turn. A job takes its version when it is admitted here and keeps it to its last token, so a
+version that is unloaded meanwhile goes when its last job ends.
+"""
+
+import ctypes
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
+
+import mlx.core as mx
+
+from strop.proxy.embedded.errors import EngineError, InvalidInput, NotFound, unknown_model
+from strop.proxy.embedded.group import Events, Group
+from strop.proxy.embedded.jobs import Failed, Job, Sampled, Sampling
+from strop.proxy.embedded.loading import LoadedModel, load
+from strop.proxy.embedded.lora import Slots, Version, Weights
+from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.prefix import PrefixCache
+from strop.proxy.embedded.sampling import Samplers
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_BASE_UID = 0
+
+
+class Worker(threading.Thread):
+    """Owns the model.
+
+    Args:
+        options: what to serve and how.
+        sink: called in this thread with the events of one step, each with its job's number.
+        on_change: called in this thread with the model once it answers, or with the error that
+            ended the thread; nothing is answered after that.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        sink: Callable[[Events], None],
+        on_change: Callable[[LoadedModel | BaseException], None],
+    ) -> None:
+        super().__init__(name="engine", daemon=True)
+        self._options = options
+        self._sink = sink
+        self._on_change = on_change
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_stopping = False
+        self._events: Events = []
+        self._groups: list[Group] = []
+        self._named: dict[str, Group] = {}
+        self._next_uid = _BASE_UID
+        # Read by other threads, for metrics only.
+        self.num_rows = 0
+        self.num_generated = 0
+
+    def submit(self, number: int, job: Job) -> None:
+        """Queue a job; its events come with `number`. Never blocks; may be called in any thread."""
+        self._commands.put(lambda: self._admit(number, job))
+
+    def cancel(self, number: int, choice: int | None = None) -> None:
+        """Stop a job, or one of its answers. Unknown and finished ones are ignored."""
+
+        def cancel() -> None:
+            for group in self._groups:
+                try:
+                    group.cancel(number, choice)
+                except Exception as error:  # noqa: BLE001 - the edge of one version's jobs
+                    self._abandon(group, error)
+
+        self._commands.put(cancel)
+
+    def add_version(self, name: str, path: str, weights: Mapping[str, Weights]) -> "Future[None]":
+        """Serve `weights` as `name` from the next admission on.
+
+        The future raises InvalidInput if the name is taken.
+        """
+
+        def add() -> None:
+            if name in self._named:
+                raise already_loaded(name)
+            self._named[name] = self._new_group(name, path, weights)
+
+        return self._call(add)
+
+    def remove_version(self, name: str) -> "Future[None]":
+        """Take no new jobs for `name`; its memory is freed when its last job ends.
+
+        The future raises NotFound if there is no such version.
+        """
+
+        def remove() -> None:
+            group = self._named.get(name)
+            if group is None or group.version.uid == _BASE_UID:
+                raise NotFound(f"The lora adapter '{name}' cannot be found.", param="lora_name")
+            del self._named[name]
+
+        return self._call(remove)
+
+    def stop(self) -> None:
+        """End the thread after the current step."""
+        self._commands.put(lambda: setattr(self, "_is_stopping", True))
+
+    def run(self) -> None:
+        """Load, warm up, and step until stopped."""
+        try:
+            self._start_up()
+            self._on_change(self._loaded)
+            self._step_until_stopped()
+        except BaseException as error:  # noqa: BLE001 - the edge of the thread
+            _log.critical("the engine's thread ends", exc_info=error)
+            self._on_change(error)
+
+    def _start_up(self) -> None:
+        self._loaded = load(self._options)
+        self._slots = Slots(self._loaded.module)
+        self._prefix = PrefixCache(self._options.prefix_cache_bytes)
+        self._samplers = Samplers(int.from_bytes(os.urandom(8)))
+        name = self._options.name
+        self._named[name] = self._new_group(name, self._options.model, {})
+        self._warm_up(name)
+
+    def _step_until_stopped(self) -> None:
+        while not self._is_stopping:
+            self._run_commands()
+            for group in [*self._groups]:
+                if group.is_busy:
+                    self._step(group)
+                if not group.is_busy and group not in self._named.values():
+                    self._forget(group)
+            self.num_rows = sum(group.num_rows for group in self._groups)
+            if self._events:
+                self.num_generated += sum(isinstance(e, Sampled) for _, e in self._events)
+                self._sink(self._events)
+                self._events = []
+
+    def _call(self, function: Callable[[], T]) -> "Future[T]":
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:  # noqa: BLE001 - raised again where the future is awaited
+                future.set_exception(error)
+
+        self._commands.put(run)
+        return future
+
+    def _run_commands(self) -> None:
+        """Run all queued commands; wait for one where there is nothing else to do."""
+        is_idle = not self._events and not any(group.is_busy for group in self._groups)
+        try:
+            while not self._is_stopping:
+                self._commands.get(block=is_idle)()
+                is_idle = False
+        except queue.Empty:
+            return
+
+    def _admit(self, number: int, job: Job) -> None:
+        group = self._named.get(job.model)
+        if group is None:
+            self._events.append((number, Failed(unknown_model(job.model))))
+            return
+        try:
+            self._events += group.admit(number, job)
+        except Exception as error:  # noqa: BLE001 - the edge of one job
+            group.cancel(number, None)
+            self._events.append((number, self._failure(error)))
+
+    def _step(self, group: Group) -> None:
+        self._slots.activate(group.version)
+        try:
+            self._events += group.step()
+        except Exception as error:  # noqa: BLE001 - the edge of one version's jobs
+            self._abandon(group, error)
+
+    def _abandon(self, group: Group, error: Exception) -> None:
+        failure = self._failure(error)
+        self._events += [(number, failure) for number in sorted(group.abandon())]
+
+    def _failure(self, error: Exception) -> Failed:
+        _log.error("generation failed", exc_info=error)
+        return Failed(EngineError(f"Generation failed: {type(error).__name__}: {error}"))
+
+    def _new_group(self, name: str, path: str, weights: Mapping[str, Weights]) -> Group:
+        version = Version(self._next_uid, name, path, weights)
+        self._next_uid += 1
+        self._slots.install(version)
+        group = Group(
+            version,
+            self._loaded.model,
+            self._prefix,
+            self._samplers,
+            self._loaded.vocab_size,
+            self._options,
+        )
+        self._groups.append(group)
+        return group
+
+    def _forget(self, group: Group) -> None:
+        """Free what an unloaded version took."""
+        self._groups.remove(group)
+        self._prefix.drop(group.version.uid)
+        self._slots.activate(self._named[self._options.name].version)
+        del group
+        mx.clear_cache()
+        if sys.platform == "linux":
+            # glibc keeps freed arrays for itself otherwise.
+            ctypes.CDLL(None).malloc_trim(0)
+
+    def _warm_up(self, name: str) -> None:
+        """Generate one token, so that the first request finds everything compiled and loaded."""
+        group = self._named[name]
+        group.admit(0, Job(name, (0,), 1, frozenset(), Sampling()))
+        while group.is_busy:
+            group.step()
+
+
+def already_loaded(name: str) -> InvalidInput:
+    """Return the error for a name that is served already."""
+    return InvalidInput(
+        f"The lora adapter '{name}' has already been loaded. Unload it first, or use another name.",
+        param="lora_name",
+    )

@@ -1,0 +1,111 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import models
+import pytest
+import scripted_models
+
+# Each kernel that MLX compiles for the CPU costs seconds of g++; results are the same without.
+os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
+# An unknown model name must not become a download.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what asks for the stock clients."""
+    parser.addoption(
+        "--clients",
+        action="store_true",
+        help="try stock clients; installs them into .cache/clients",
+    )
+    parser.addoption(
+        "--clients-all", action="store_true", help="with --clients: coding agents too (550 MB)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the stock clients out unless they are asked for."""
+    if config.getoption("--clients") or config.getoption("--clients-all"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("clients")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make the scripted model before any test's time limit runs: it takes a minute."""
+    wanted = any("scripted" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        models.cached("scripted", scripted_models.make_scripted)
+
+
+@pytest.fixture(scope="session")
+def qwen3() -> Path:
+    """A small random Qwen3 in fp32: the base that most tests serve."""
+    return models.cached("qwen3", models.make_qwen3)
+
+
+@pytest.fixture(scope="session")
+def qwen3_bf16() -> Path:
+    """The same Qwen3, its weights rounded to bf16."""
+    return models.cached("qwen3-bf16", lambda to: models.make_qwen3(to, dtype="bfloat16"))
+
+
+@pytest.fixture(scope="session")
+def qwen3_4bit() -> Path:
+    """The same Qwen3, quantised to 4 bits; only mlx-lm loads it."""
+    return models.cached("qwen3-4bit", lambda to: models.make_qwen3(to, bits=4))
+
+
+@pytest.fixture(scope="session")
+def llama() -> Path:
+    """A small random Llama in fp32."""
+    return models.cached("llama", models.make_llama)
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Path:
+    """A Qwen3 that calls a tool, thinks or answers as `scripted_models` says."""
+    return models.cached("scripted", scripted_models.make_scripted)
+
+
+@pytest.fixture(scope="session")
+def peft_a(qwen3: Path) -> Path:
+    """An adapter of rank 8 on all linear layers of `qwen3`."""
+    return models.cached(
+        "peft-a",
+        lambda to: models.make_peft(
+            qwen3, to, rank=8, alpha=16, targets=models.ALL_LINEAR, seed=1, scale=0.1
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def peft_b(qwen3: Path) -> Path:
+    """An adapter of rank 4 on two projections of the last two blocks of `qwen3`."""
+    return models.cached(
+        "peft-b",
+        lambda to: models.make_peft(
+            qwen3,
+            to,
+            rank=4,
+            alpha=8,
+            targets=("q_proj", "v_proj"),
+            layers=(1, 2),
+            seed=2,
+            scale=3.0,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def peft_c(qwen3: Path) -> Path:
+    """A rank-stabilised adapter of rank 16 on all linear layers of `qwen3`."""
+    return models.cached(
+        "peft-c",
+        lambda to: models.make_peft(
+            qwen3, to, rank=16, alpha=16, targets=models.ALL_LINEAR, seed=3, rslora=True, scale=0.05
+        ),
+    )

@@ -1,0 +1,141 @@
+"""The embedded engine under load, under leaving clients, and at its end."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import engine_process
+import httpx
+import pytest
+from engine_process import EngineProcess
+
+from strop.proxy.embedded.options import Options
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def engine(qwen3: Path) -> EngineProcess:
+    """The shared engine."""
+    return engine_process.shared(qwen3)
+
+
+@pytest.fixture(scope="module")
+def small(qwen3: Path) -> Iterator[EngineProcess]:
+    """An engine for two answers at once and two more waiting, without a prefix cache."""
+    running = EngineProcess(
+        Options(
+            model=str(qwen3), served_name="base", max_rows=2, max_queued=2, prefix_cache_bytes=0
+        )
+    )
+    running.wait_until_ready()
+    yield running
+    assert 0 == running.end()
+
+
+def counts(engine: EngineProcess) -> tuple[int, int]:
+    """Return how many answers run, and how many tokens were generated so far."""
+    lines = httpx.get(f"{engine.url}/metrics").text.splitlines()
+    values = {line.split()[0]: int(line.split()[1]) for line in lines}
+    return values["vllm:num_requests_running"], values["vllm:generation_tokens_total"]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return once `holds` does; the test's own timeout bounds it."""
+    while not holds():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_frees_its_rows(small: EngineProcess, stream: bool) -> None:
+    """A closed connection ends its answers, the waiting ones too, long before max_tokens."""
+    _, before = counts(small)
+    body = {"prompt": "Hello", "max_tokens": 4000, "ignore_eos": True, "n": 4, "stream": stream}
+
+    async with small.client() as client:
+        request = asyncio.create_task(client.post("/v1/completions", json=body))
+        await asyncio.to_thread(wait_until, lambda: counts(small) >= (4, before + 20))
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        await asyncio.to_thread(wait_until, lambda: counts(small)[0] == 0)
+
+    _, after = counts(small)
+    assert 20 <= after - before < 4000
+    assert 3 == small.complete("Hello", max_tokens=3)["usage"]["completion_tokens"]
+
+
+async def test_more_than_the_queue_holds_is_refused(small: EngineProcess) -> None:
+    """Answers beyond those that run and wait get 503 at once; what waits is answered."""
+    body = {"prompt": "Hello", "max_tokens": 300, "ignore_eos": True}
+
+    async with small.client() as client:
+        running = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
+        await asyncio.to_thread(wait_until, lambda: counts(small)[0] == 4)
+        refused = await client.post("/v1/completions", json=body)
+        answered = await asyncio.gather(*running)
+
+    assert 503 == refused.status_code
+    assert "ServiceUnavailableError" == refused.json()["error"]["type"]
+    assert [200] * 4 == [response.status_code for response in answered]
+
+
+async def test_a_slow_reader_holds_up_nobody(small: EngineProcess) -> None:
+    """While one client doesn't read its long stream, another's request is answered."""
+    body = {
+        "prompt": "Hello", "max_tokens": 3000, "ignore_eos": True, "stream": True, "logprobs": 20,
+    }  # fmt: skip
+
+    async with (
+        small.client() as client,
+        client.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        await anext(response.aiter_raw())
+        other = await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 50})
+
+    assert 50 == other.json()["usage"]["completion_tokens"]
+
+
+def test_the_engine_ends_with_its_parent(qwen3: Path) -> None:
+    """When the parent's end of the pipe closes, the process ends by itself, in order."""
+    running = EngineProcess(Options(model=str(qwen3)))
+    running.wait_until_ready()
+
+    status = running.end()
+
+    assert 0 == status
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{running.url}/health")
+
+
+def test_sigterm_ends_the_engine_while_it_streams(qwen3: Path) -> None:
+    """A running answer delays the end for the grace time at most."""
+    running = EngineProcess(Options(model=str(qwen3), grace_s=1))
+    running.wait_until_ready()
+    body = {"prompt": "Hello", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+
+    with (
+        httpx.Client(base_url=running.url, timeout=60) as client,
+        client.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        next(response.iter_raw())
+        os.kill(running.process.pid, signal.SIGTERM)
+        status = running.process.wait(timeout=30)
+
+    running.end()
+    assert 0 == status
+    assert "Traceback" not in running.log
+
+
+def test_a_model_that_cant_be_loaded_ends_the_process(tmp_path: Path) -> None:
+    """Nothing to serve is exit status 1 with the reason in the log."""
+    running = EngineProcess(Options(model=str(tmp_path)))
+
+    status = running.process.wait(timeout=60)
+
+    running.end()
+    assert 1 == status
+    assert f"can't serve {tmp_path}" in running.log

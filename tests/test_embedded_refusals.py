@@ -1,0 +1,193 @@
+"""What the embedded engine refuses, and how its versions are loaded and listed."""
+
+from pathlib import Path
+from typing import Any
+
+import engine_process
+import httpx
+import pytest
+import scripted_models
+from engine_process import EngineProcess
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def engine(qwen3: Path) -> EngineProcess:
+    """The shared engine."""
+    return engine_process.shared(qwen3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(qwen3: Path) -> Any:
+    """The base's tokenizer in transformers."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(qwen3)
+
+
+REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("chat", {"messages": None}, "messages"),
+    ("chat", {"messages": []}, "messages"),
+    ("chat", {"messages": "Hello"}, "messages"),
+    ("chat", {"messages": [{"content": "no role"}]}, "messages"),
+    ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+    ("chat", {"temperature": -1}, "temperature"),
+    ("chat", {"temperature": "hot"}, "temperature"),
+    ("chat", {"temperature": True}, "temperature"),
+    ("chat", {"top_p": 0}, "top_p"),
+    ("chat", {"top_p": 1.1}, "top_p"),
+    ("chat", {"top_k": -2}, "top_k"),
+    ("chat", {"min_p": 2}, "min_p"),
+    ("chat", {"n": 0}, "n"),
+    ("chat", {"n": 65}, "n"),
+    ("chat", {"seed": 1.5}, "seed"),
+    ("chat", {"stop": [""]}, "stop"),
+    ("chat", {"stop": [1]}, "stop"),
+    ("chat", {"stop_token_ids": ["a"]}, "stop_token_ids"),
+    ("chat", {"stop_token_ids": [99999]}, "stop_token_ids"),
+    ("chat", {"logit_bias": {"a": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"99999": 1}}, "logit_bias"),
+    ("chat", {"presence_penalty": 3}, "presence_penalty"),
+    ("chat", {"repetition_penalty": 0}, "repetition_penalty"),
+    ("chat", {"max_tokens": 0}, "max_tokens"),
+    ("chat", {"max_completion_tokens": 100_000}, "input_tokens"),
+    ("chat", {"messages": [{"role": "user", "content": "long " * 9000}]}, "input_tokens"),
+    ("chat", {"top_logprobs": 2}, "top_logprobs"),
+    ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ("chat", {"stream": "yes"}, "stream"),
+    ("chat", {"stream": True, "prompt_logprobs": 0}, "prompt_logprobs"),
+    ("chat", {"tools": [{"type": "function"}]}, "tools"),
+    ("chat", {"tools": scripted_models.TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
+    ("chat", {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ("chat", {"lora_request": {}}, "lora_request"),
+    ("chat", {"adapters": "/somewhere"}, "adapters"),
+    ("chat", {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
+    ("chat", {"chat_template": "{{ 1 }}"}, "chat_template"),
+    ("completions", {"prompt": None}, "prompt"),
+    ("completions", {"prompt": []}, "prompt"),
+    ("completions", {"prompt": [[]]}, "prompt"),
+    ("completions", {"prompt": [1, "a"]}, "prompt"),
+    ("completions", {"prompt": [99999]}, "prompt"),
+    ("completions", {"prompt": [-1]}, "prompt"),
+    ("completions", {"prompt": ""}, "prompt"),
+    ("completions", {"logprobs": 21}, "logprobs"),
+    ("completions", {"echo": True}, "echo"),
+    ("completions", {"suffix": "end"}, "suffix"),
+)
+
+
+@pytest.mark.parametrize(("dialect", "fields", "param"), REFUSED)
+def test_what_it_cant_do_is_refused_by_name(
+    engine: EngineProcess, dialect: str, fields: dict[str, Any], param: str
+) -> None:
+    """A wrong or unsupported field is a 400 that names it, never ignored and never a 500."""
+    path, body = {
+        "chat": ("/v1/chat/completions", {"messages": engine_process.HELLO}),
+        "completions": ("/v1/completions", {"prompt": "Hello"}),
+    }[dialect]
+
+    response = engine.post(path, {**body, "max_tokens": 2, **fields})
+
+    assert 400 == response.status_code, response.text
+    error = response.json()["error"]
+    assert ("BadRequestError", param, 400) == (error["type"], error["param"], error["code"])
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"\xff"])
+def test_a_body_that_is_no_json_object_is_refused(engine: EngineProcess, body: bytes) -> None:
+    """Whatever is sent, the answer is an error object."""
+    response = httpx.post(f"{engine.url}/v1/chat/completions", content=body)
+
+    assert 400 == response.status_code
+    assert "BadRequestError" == response.json()["error"]["type"]
+
+
+def test_unknown_fields_and_nulls_are_ignored(engine: EngineProcess) -> None:
+    """What stock clients send beside the known fields does no harm."""
+    answer = engine.chat(
+        max_tokens=2, user="me", metadata={"a": 1}, store=False, stop=None, tools=None, seed=None
+    )
+
+    assert 2 == answer["usage"]["completion_tokens"]
+
+
+def test_unknown_names_and_paths_are_errors(engine: EngineProcess) -> None:
+    """An unknown model or path is a 404 error object, a wrong method a 405."""
+    unknown = engine.post(
+        "/v1/chat/completions", {"model": "nope", "messages": engine_process.HELLO}
+    )
+    path = httpx.get(f"{engine.url}/v1/nope")
+    method = httpx.get(f"{engine.url}/v1/completions")
+
+    assert [404, 404, 405] == [r.status_code for r in (unknown, path, method)]
+    assert "The model `nope` does not exist." == unknown.json()["error"]["message"]
+    assert [404, 404, 405] == [r.json()["error"]["code"] for r in (unknown, path, method)]
+
+
+def test_versions_are_listed_under_their_base(engine: EngineProcess, peft_a: Path) -> None:
+    """/v1/models has the base with its context limit, and each version with its parent."""
+    with engine.version("listed", peft_a):
+        base, version = httpx.get(f"{engine.url}/v1/models").json()["data"]
+
+    assert ("base", None, 4096) == (base["id"], base["parent"], base["max_model_len"])
+    assert ("listed", "base", str(peft_a)) == (version["id"], version["parent"], version["root"])
+    assert 1 == len(httpx.get(f"{engine.url}/v1/models").json()["data"])
+
+
+def test_loading_and_unloading_fail_as_in_vllm(
+    engine: EngineProcess, peft_a: Path, tmp_path: Path
+) -> None:
+    """Each failure has its status and says why, and leaves the engine and its versions serving."""
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_bytes((peft_a / "adapter_config.json").read_bytes())
+    weights = (peft_a / "adapter_model.safetensors").read_bytes()
+    (broken / "adapter_model.safetensors").write_bytes(weights[:-8])
+
+    def load(**body: Any) -> tuple[int, str, str]:
+        response = engine.post("/v1/load_lora_adapter", body)
+        error = response.json()["error"]
+        return response.status_code, error["type"], error["message"]
+
+    with engine.version("taken", peft_a):
+        cases = [
+            load(lora_name="taken", lora_path=str(peft_a)),
+            load(lora_name="base", lora_path=str(peft_a)),
+            load(lora_name="", lora_path=str(peft_a)),
+            load(lora_name="x"),
+            load(lora_name="x", lora_path=str(tmp_path / "nowhere")),
+            load(lora_name="x", lora_path=str(tmp_path / "empty")),
+            load(lora_name="x", lora_path=str(broken)),
+            load(lora_name="x", lora_path=str(peft_a), load_inplace=True),
+        ]
+        assert 2 == engine.chat(model="taken", max_tokens=2)["usage"]["completion_tokens"]
+    unknown = engine.post("/v1/unload_lora_adapter", {"lora_name": "x"})
+    base = engine.post("/v1/unload_lora_adapter", {"lora_name": "base"})
+
+    assert [400, 400, 400, 400, 404, 404, 500, 400] == [status for status, _, _ in cases]
+    texts = [
+        "already been loaded", "conflicts", "must be provided", "lora_path", "No adapter found",
+        "No adapter found", "truncated", "load_inplace",
+    ]  # fmt: skip
+    for text, (_, _, message) in zip(texts, cases, strict=True):
+        assert text in message
+    assert [404, 404] == [unknown.status_code, base.status_code]
+    assert "NotFoundError" == unknown.json()["error"]["type"]
+
+
+def test_tokenize_renders_as_a_chat_does(engine: EngineProcess, tokenizer: Any) -> None:
+    """The ids of /tokenize are those that a chat's answer names."""
+    chat = engine.chat(max_tokens=1, return_token_ids=True)
+
+    counted = engine.post("/tokenize", {"messages": engine_process.HELLO}).json()
+    plain = engine.post("/tokenize", {"prompt": "Hello", "return_token_strs": True}).json()
+    back = engine.post("/detokenize", {"tokens": plain["tokens"]}).json()
+
+    assert chat["prompt_token_ids"] == counted["tokens"]
+    assert (len(counted["tokens"]), 4096) == (counted["count"], counted["max_model_len"])
+    assert tokenizer.encode("Hello") == plain["tokens"]
+    assert tokenizer.convert_ids_to_tokens(plain["tokens"]) == plain["token_strs"]
+    assert {"prompt": "Hello"} == back

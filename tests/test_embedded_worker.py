@@ -1,0 +1,187 @@
+"""The embedded engine's owner thread, run inside the test: failures in generation, and memory."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlx.core")
+
+import mlx.core as mx
+
+from strop.proxy.embedded import lora
+from strop.proxy.embedded.completions import Completions
+from strop.proxy.embedded.engine import Engine
+from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.protocol import parse_completion
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+async def engine(qwen3: Path) -> AsyncIterator[Engine]:
+    """An engine in this process, ready."""
+    mx.disable_compile()
+    running = Engine(Options(model=str(qwen3), served_name="base"))
+    await running.ready.wait()
+    assert running.failure is None
+    yield running
+    await running.stop()
+
+
+class Call:
+    """One request to the application: its status, and its body as it comes."""
+
+    def __init__(self, engine: Engine, **body: Any) -> None:
+        self.status = 0
+        self.body = b""
+        self.changed = asyncio.Event()
+        self._request = json.dumps({"prompt": "Hello", "ignore_eos": True, **body}).encode()
+        app = Completions(lambda: engine, parse_completion)
+        self.task = asyncio.create_task(app({"type": "http"}, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._request:
+            await asyncio.Event().wait()
+        body, self._request = self._request, b""
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.body += message["body"]
+            self.changed.set()
+
+
+def zeros(num_in: int) -> lora.Weights:
+    """Weights that change nothing, or fit no layer of the base if `num_in` is not 128."""
+    a, b = mx.zeros((num_in, 2)), mx.zeros((2, 128))
+    mx.eval(a, b)  # Streams are thread-local: the worker can't compute what this thread began.
+    return lora.Weights(a, b, 1.0)
+
+
+async def add(engine: Engine, name: str, weights: dict[str, lora.Weights]) -> None:
+    """Serve weights that no check has seen."""
+    await asyncio.wrap_future(engine._worker.add_version(name, "", weights))
+    engine.versions[name] = ""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_in_generation_is_answered_and_the_engine_goes_on(
+    engine: Engine, stream: bool
+) -> None:
+    """Before the first token it is a 500 error object, in JSON and streams alike."""
+    await add(engine, "broken", {LAYER: zeros(3)})
+
+    call = Call(engine, model="broken", stream=stream, max_tokens=3)
+    beside = Call(engine, model="base", max_tokens=20)
+    await asyncio.gather(call.task, beside.task)
+    again = Call(engine, model="base", max_tokens=3)
+    await again.task
+
+    assert [500, 200, 200] == [call.status, beside.status, again.status]
+    error = json.loads(call.body)["error"]
+    assert ("InternalServerError", 500) == (error["type"], error["code"])
+    assert "matmul" in error["message"]
+    assert 20 == json.loads(beside.body)["usage"]["completion_tokens"]
+
+
+async def test_an_error_midway_ends_only_the_streams_of_its_version(engine: Engine) -> None:
+    """A running stream ends with an error event and no [DONE]; those of others end whole."""
+    weights = {LAYER: zeros(128)}
+    await add(engine, "breaking", weights)
+
+    call = Call(engine, model="breaking", stream=True, max_tokens=4000)
+    beside = Call(engine, model="base", stream=True, max_tokens=400)
+    await call.changed.wait()
+    weights[LAYER] = zeros(3)
+    await asyncio.gather(call.task, beside.task)
+
+    *_, last, rest = call.body.decode().split("\n\n")
+    assert (200, "") == (call.status, rest)
+    assert 500 == json.loads(last.removeprefix("data: "))["error"]["code"]
+    assert beside.body.endswith(b"data: [DONE]\n\n")
+    assert 401 == beside.body.count(b"data: ")
+
+
+async def test_unloading_frees_what_loading_took(engine: Engine, peft_a: Path) -> None:
+    """The memory of a version that was used is given back when it is unloaded."""
+    num_bytes = sum(
+        array.nbytes
+        for weights in lora.prepare(
+            peft_a, engine.model().shapes, max_rank=64, base_identity=None
+        ).values()
+        for array in (weights.a, weights.b)
+    )
+    await Call(engine, model="base", max_tokens=30).task
+
+    peaks = []
+    for number in range(4):
+        await engine.load(f"v{number}", str(peft_a))
+        await Call(engine, model=f"v{number}", max_tokens=30).task
+        peaks.append(mx.get_active_memory())
+        await engine.unload(f"v{number}")
+    await Call(engine, model="base", max_tokens=1).task
+
+    assert max(peaks) - min(peaks) < num_bytes
+    assert mx.get_active_memory() < min(peaks) - num_bytes / 2
+
+
+@pytest.mark.parametrize(
+    ("manifest", "loads"),
+    [
+        ({"base": "ours"}, True),
+        ({"version": "v1"}, True),
+        ({"base": "another"}, False),
+        ([], False),
+    ],
+)
+def test_an_adapter_of_another_base_is_refused(
+    peft_a: Path, tmp_path: Path, manifest: object, loads: bool
+) -> None:
+    """Where the folder's manifest names a base, it must be this one."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((peft_a / name).read_bytes())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    shapes = {
+        path: lora.LinearShape(weights.a.shape[0], weights.b.shape[1], mx.float32)
+        for path, weights in all_weights(peft_a).items()
+    }
+
+    if loads:
+        assert lora.prepare(tmp_path, shapes, max_rank=8, base_identity="ours")
+    else:
+        with pytest.raises(ValueError, match=r"manifest"):
+            lora.prepare(tmp_path, shapes, max_rank=8, base_identity="ours")
+
+
+def all_weights(folder: Path) -> dict[str, lora.Weights]:
+    """Return an adapter's weights, whatever the base."""
+    from strop.adapters import peft
+
+    return {
+        path: lora.Weights(mx.array(module.a.T), mx.array(module.b.T), module.scale)
+        for path, module in peft.read(folder).modules.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "max_rank", "says"),
+    [
+        (None, 8, "no linear layer"),
+        (lora.LinearShape(128, 64, mx.float32), 8, "inputs"),
+        (lora.LinearShape(128, 128, mx.float32), 7, "max_lora_rank 7"),
+    ],
+)
+def test_an_adapter_that_doesnt_fit_is_refused(
+    peft_a: Path, shape: lora.LinearShape | None, max_rank: int, says: str
+) -> None:
+    """Names, shapes and rank are checked against the base before anything is served."""
+    shapes = {} if shape is None else dict.fromkeys(all_weights(peft_a), shape)
+
+    with pytest.raises(ValueError, match=says):
+        lora.prepare(peft_a, shapes, max_rank=max_rank, base_identity=None)

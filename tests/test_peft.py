@@ -1,0 +1,254 @@
+"""Reading PEFT LoRA folders, against peft itself and against broken ones."""
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from strop.adapters import peft
+
+
+@pytest.fixture
+def copy_of_a(peft_a: Path, tmp_path: Path) -> Path:
+    """A writable copy of an adapter."""
+    return Path(shutil.copytree(peft_a, tmp_path / "adapter"))
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Write the folder's config with other settings."""
+    path = folder / peft.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    """Return the folder's tensors as the safetensors library reads them."""
+    from safetensors.numpy import load_file
+
+    return load_file(folder / peft.WEIGHTS)
+
+
+def write_tensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write other tensors into the folder."""
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / peft.WEIGHTS)
+
+
+def test_tensors_are_those_that_safetensors_reads(peft_a: Path) -> None:
+    """Each module has its A and B, by the base's path, and no module is missing."""
+    adapter = peft.read(peft_a)
+
+    tensors = tensors_of(peft_a)
+    assert len(tensors) == 2 * len(adapter.modules)
+    assert 3 * 7 == len(adapter.modules)
+    for path, module in adapter.modules.items():
+        np.testing.assert_array_equal(
+            tensors[f"base_model.model.{path}.lora_A.weight"], module.a, strict=True
+        )
+        np.testing.assert_array_equal(
+            tensors[f"base_model.model.{path}.lora_B.weight"], module.b, strict=True
+        )
+    assert "model.layers.0.self_attn.q_proj" in adapter.modules
+
+
+def test_the_scale_is_alpha_over_rank_or_its_root(peft_a: Path, peft_c: Path) -> None:
+    """Plain LoRA: 16 / 8 = 2. Rank-stabilised: 16 / sqrt(16) = 4."""
+    assert {2.0} == {module.scale for module in peft.read(peft_a).modules.values()}
+    assert {4.0} == {module.scale for module in peft.read(peft_c).modules.values()}
+
+
+def test_only_the_adapted_layers_are_there(peft_b: Path) -> None:
+    """An adapter of two projections in two blocks has four modules."""
+    assert [
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+        "model.layers.2.self_attn.q_proj",
+        "model.layers.2.self_attn.v_proj",
+    ] == [*peft.read(peft_b).modules]
+
+
+def test_patterns_give_modules_their_own_rank_and_alpha(copy_of_a: Path) -> None:
+    """`rank_pattern` and `alpha_pattern` match the ends of paths, as in peft."""
+    tensors = tensors_of(copy_of_a)
+    for name in [*tensors]:
+        if ".layers.1.mlp.up_proj." in name:
+            tensors[name] = np.ascontiguousarray(
+                tensors[name][:4] if "lora_A" in name else tensors[name][:, :4]
+            )
+    write_tensors(copy_of_a, tensors)
+    change_config(
+        copy_of_a, rank_pattern={r"layers\.1\.mlp\.up_proj": 4}, alpha_pattern={"q_proj": 32}
+    )
+
+    modules = peft.read(copy_of_a).modules
+
+    assert (4, 16 / 4) == (
+        modules["model.layers.1.mlp.up_proj"].a.shape[0],
+        modules["model.layers.1.mlp.up_proj"].scale,
+    )
+    assert 32 / 8 == modules["model.layers.2.self_attn.q_proj"].scale
+    assert 16 / 8 == modules["model.layers.2.self_attn.k_proj"].scale
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_read_exactly(copy_of_a: Path, dtype: str) -> None:
+    """Every float16 and bfloat16 value is a float32 value, and is read as that."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    halves = {
+        name: tensor.to(getattr(torch, dtype))
+        for name, tensor in load_file(copy_of_a / peft.WEIGHTS).items()
+    }
+    save_file(halves, copy_of_a / peft.WEIGHTS)
+
+    adapter = peft.read(copy_of_a)
+
+    for path, module in adapter.modules.items():
+        expected = halves[f"base_model.model.{path}.lora_A.weight"].float().numpy()
+        np.testing.assert_array_equal(expected, module.a, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
+        ({"r": 0}, "r must be"),
+        ({"r": 4}, "r = 4"),
+        ({"lora_alpha": "x"}, "lora_alpha"),
+        ({"lora_alpha": math.nan}, "lora_alpha"),
+        ({"rank_pattern": {"(": 4}}, "rank_pattern"),
+        ({"rank_pattern": []}, None),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused_by_name(
+    copy_of_a: Path, changes: dict[str, Any], says: str | None
+) -> None:
+    """A setting that changes what the weights mean is refused; an empty one is not."""
+    change_config(copy_of_a, **changes)
+
+    if says is None:
+        assert peft.read(copy_of_a).modules
+    else:
+        with pytest.raises(peft.InvalidAdapter, match=says):
+            peft.read(copy_of_a)
+
+
+def remove_b(tensors: dict[str, np.ndarray]) -> None:
+    del tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"]
+
+
+def poison(tensors: dict[str, np.ndarray]) -> None:
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"][3, 3] = math.nan
+
+
+def overflow(tensors: dict[str, np.ndarray]) -> None:
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"][0, 0] = math.inf
+
+
+def flatten(tensors: dict[str, np.ndarray]) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors[name] = tensors[name].reshape(-1)
+
+
+def add_embedding(tensors: dict[str, np.ndarray]) -> None:
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = np.zeros((8, 4), np.float32)
+
+
+def rename(tensors: dict[str, np.ndarray]) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors["transformer.q_proj.lora_A.weight"] = tensors.pop(name)
+
+
+def use_doubles(tensors: dict[str, np.ndarray]) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    tensors[name] = tensors[name].astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (remove_b, "has no lora_B"),
+        (poison, "NaN or infinity"),
+        (overflow, "NaN or infinity"),
+        (flatten, "expected a matrix"),
+        (add_embedding, "unexpected tensor"),
+        (rename, "unexpected tensor"),
+        (use_doubles, "F64"),
+        (dict.clear, "doesn't contain tensors"),
+    ],
+)
+def test_wrong_tensors_are_refused(
+    copy_of_a: Path, change: Callable[[dict[str, np.ndarray]], None], says: str
+) -> None:
+    """Tensors that can't be served are named before any engine sees them."""
+    tensors = tensors_of(copy_of_a)
+    change(tensors)
+    write_tensors(copy_of_a, tensors)
+
+    with pytest.raises(peft.InvalidAdapter, match=says):
+        peft.read(copy_of_a)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100, 5000, -1])
+def test_a_truncated_file_is_refused(copy_of_a: Path, kept: int) -> None:
+    """Wherever the file is cut off, it is noticed."""
+    path = copy_of_a / peft.WEIGHTS
+    path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(peft.InvalidAdapter):
+        peft.read(copy_of_a)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[]",
+        b"{",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": [4, 8]}}',
+        b'{"a": {"dtype": "F32", "shape": [1, -1], "data_offsets": [0, -4]}}',
+        b'{"a": {"dtype": "F32", "shape": ["x", 1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": ["0", "4"]}}',
+    ],
+)
+def test_a_lying_header_is_refused(copy_of_a: Path, header: bytes) -> None:
+    """Offsets and shapes that don't fit the file are an error of ours, not a crash."""
+    (copy_of_a / peft.WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+
+    with pytest.raises(peft.InvalidAdapter):
+        peft.read(copy_of_a)
+
+
+def test_a_pickle_is_never_read(copy_of_a: Path) -> None:
+    """A folder with only a pickle is refused with the way out, and the pickle isn't opened."""
+    (copy_of_a / peft.WEIGHTS).unlink()
+    (copy_of_a / "adapter_model.bin").write_bytes(b"not even a pickle")
+
+    with pytest.raises(peft.InvalidAdapter, match="pickle"):
+        peft.read(copy_of_a)
+
+
+def test_what_is_not_there_is_told_apart(copy_of_a: Path, tmp_path: Path) -> None:
+    """A missing folder, config or weights file is `AdapterNotFound`."""
+    (tmp_path / "empty").mkdir()
+    (copy_of_a / peft.WEIGHTS).unlink()
+
+    for folder in (tmp_path / "nowhere", tmp_path / "empty", copy_of_a):
+        with pytest.raises(peft.AdapterNotFound):
+            peft.read(folder)
