@@ -1,0 +1,1 @@
+"""The small model that strop makes itself, and the task it is made for."""
