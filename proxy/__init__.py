@@ -1,1 +1,1 @@
-"""The inference proxy: speaks OpenAI to agents, records, rates; no torch, and mlx only in `embedded`."""
+"""The inference proxy: speaks OpenAI to agents, records, rates; mlx only in `embedded`."""

@@ -4,7 +4,7 @@ Pure state of one process. Does not load, probe or unload anything, and never re
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from strop.proxy.errors import UnknownModel
@@ -30,20 +30,28 @@ class Alias:
         name: the public model name; `<name>@<version>` pins a version.
         active: what unpinned requests get.
         versions: every version that is loaded, `active` among them.
+        others: the names of other bases that the engine serves; they have no versions.
         accepts_any: whether an unknown name means `name` instead of an error.
     """
 
     name: str
     active: Served
     versions: Mapping[str, Served]
+    others: tuple[str, ...] = ()
     accepts_any: bool = False
     epoch: int = 0
 
     @classmethod
-    def of_base(cls, name: str, engine_name: str, *, accepts_any: bool) -> "Alias":
-        """Return the alias of an engine that serves nothing but its base, as `engine_name`."""
-        base = Served(BASE, engine_name)
-        return cls(name, base, {BASE: base}, accepts_any)
+    def of_base(cls, name: str, models: Sequence[str], *, accepts_any: bool) -> "Alias":
+        """Return the alias of an engine that serves `models`, and no versions of them.
+
+        An empty `name` means the first one's; a `name` that is one of them means that one; any
+        other is a new name for the first.
+        """
+        served = name if name in models else models[0]
+        base = Served(BASE, served)
+        others = tuple(model for model in models if model != served)
+        return cls(name or served, base, {BASE: base}, others, accepts_any)
 
     def resolve(self, model: object) -> Served:
         """Return the version that a request's `model` means.
@@ -57,16 +65,24 @@ class Alias:
             name, _, version = model.rpartition("@")
             if name == self.name and version in self.versions:
                 return self.versions[version]
+            if model in self.others:
+                return Served(BASE, model)
         if self.accepts_any:
             return self.active
         raise UnknownModel(
-            f"the model {model!r} does not exist here; the models are: " + ", ".join(self.names()),
+            f"the model {_shown(model)} does not exist here; the models are: "
+            + ", ".join(self.names()),
             param="model",
         )
 
     def names(self) -> list[str]:
         """Return every name that a request may use."""
-        return [self.name, *(f"{self.name}@{version}" for version in self.versions)]
+        pins = (f"{self.name}@{version}" for version in self.versions)
+        return [self.name, *pins, *self.others]
+
+
+def _shown(model: object) -> str:
+    return repr(model[:100]) if isinstance(model, str) else f"of type {type(model).__name__}"
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The ASGI application: what strop is made of, and which part answers which path.
 
-`/v1/*` completions take the short way to the relay; everything else is a Starlette route. The list of
-`/v1` paths is closed, so an engine's own admin routes can't be reached through here.
+Completions take the short way to the relay; everything else is a Starlette route. The list of `/v1`
+paths is closed, so an engine's own admin routes can't be reached through here.
 """
 
 import asyncio
@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from starlette.applications import Starlette
 
 from strop.proxy import auth
 from strop.proxy.engines.base import Dialect, Engine
 from strop.proxy.engines.embedded import EngineProcess
-from strop.proxy.errors import SOURCE_HEADER, StropError, render
+from strop.proxy.errors import SOURCE_HEADER, ShuttingDown, StropError, render
 from strop.proxy.intake import ClientLeft, Intake
 from strop.proxy.metrics import Metrics
 from strop.proxy.passing import pass_through
@@ -61,6 +60,8 @@ async def run_services(
     """Open the store, start what runs in the background, and end all of it in order.
 
     Args:
+        settings: all of them.
+        home: the folder with the database and the admin key.
         engine: the driver; its upstream is closed at the end.
         process: the embedded engine, if strop runs one.
     """
@@ -104,12 +105,12 @@ async def run_services(
     try:
         yield services
     finally:
-        # The engine outlives the drain; the store outlives everything.
-        if process is not None:
-            await process.stop()
+        # The engine outlives the drain, the store everything; nobody watches an engine that stops.
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        if process is not None:
+            await process.stop()
         await engine.upstream.aclose()
         await store.close()
 
@@ -177,6 +178,10 @@ class App:
             return
         except StropError as error:
             await self._answer(error, send)
+        except asyncio.CancelledError:
+            # The drain is over, and the request had not got as far as the relay.
+            with contextlib.suppress(RuntimeError):
+                await self._answer(ShuttingDown("strop is stopping; ask again shortly"), send)
         except Exception:
             # The edge of a request: whatever goes wrong inside, others are served as before.
             log.exception("request failed", extra={"path": scope["path"]})
@@ -237,4 +242,4 @@ def _without_session(path: str) -> tuple[str, str | None]:
     if not path.startswith("/s/"):
         return path, None
     session, slash, rest = path[3:].partition("/")
-    return (slash + rest, unquote(session)) if session and slash else (path, None)
+    return (slash + rest, session) if session and slash else (path, None)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -24,6 +25,7 @@ from strop.proxy.cli_options import (
     open_store,
 )
 from strop.proxy.errors import BadRequest, ConfigError, StropError
+from strop.proxy.home import serving_url
 
 _STATUS_TIMEOUT_S = 5.0
 
@@ -56,6 +58,14 @@ def main() -> None:
     """A local OpenAI-compatible proxy that records answers and learns from their ratings."""
 
 
+_host_option = click.option(
+    "--host", metavar="HOST", help="The address to listen on. [default: 127.0.0.1]"
+)
+_port_option = click.option(
+    "--port", type=int, metavar="N", help="The port to listen on. [default: 8484]"
+)
+
+
 def _settings_options(command: Any) -> Any:
     for option in (
         click.option(
@@ -72,20 +82,24 @@ def _settings_options(command: Any) -> Any:
         ),
         click.option(
             "--model",
-            metavar="PATH_OR_ID",
-            help="What the embedded engine serves: a folder or a hub id. [default: the demo model]",
+            metavar="MODEL",
+            help="What to serve. Embedded: a folder or a hub id. [default: the demo model] Another"
+            " engine: the one of its models that it is. [default: its first]",
         ),
-        click.option("--engine-key", metavar="KEY", help="The engine's API key."),
+        click.option(
+            "--engine-key",
+            metavar="KEY",
+            help="The engine's API key. Other users of this machine can see it here, but not in"
+            " STROP_ENGINE_KEY.",
+        ),
         click.option("--engine-url", metavar="URL", help="Where the engine listens."),
         click.option(
             "--engine",
             type=click.Choice(["embedded", "vllm", "openai"]),
             help="Which kind of engine serves.",
         ),
-        click.option(
-            "--port", type=int, metavar="N", help="The port to listen on. [default: 8484]"
-        ),
-        click.option("--host", help="The address to listen on. [default: 127.0.0.1]"),
+        _port_option,
+        _host_option,
         home_option,
     ):
         command = option(command)
@@ -100,8 +114,6 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
         "engine.kind": flags["engine"],
         "engine.url": flags["engine_url"],
         "engine.key": flags["engine_key"],
-        "model.path": flags["model"],
-        "model.name": flags["model_name"],
     }
     for pair in flags["pairs"]:
         key, equals, text = pair.partition("=")
@@ -115,6 +127,17 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
             except ValueError:
                 # Loading refuses the text as it is, and says what it should be.
                 continue
+    model, name = flags["model"], flags["model_name"]
+    kind = settings.load(home, flags=named, environ=os.environ).settings.engine.kind
+    if kind not in ("vllm", "openai"):
+        named |= {"model.path": model, "model.name": name}
+    elif model and name:
+        raise click.UsageError(
+            f"expected --model or --model-name with the engine {kind}, got both; --model chooses one"
+            " of its models, --model-name gives its first another name"
+        )
+    else:
+        named["model.name"] = model or name
     return settings.load(home, flags=named, environ=os.environ)
 
 
@@ -134,16 +157,10 @@ def serve(context: click.Context, /, home: Path | None, **flags: Any) -> None:
     """
     folder = home_of(home)
     resolved = _load(folder, flags)
-    engine = resolved.settings.engine
-    if flags["model"] and engine.kind in ("vllm", "openai"):
-        raise click.UsageError(
-            f"--model is for the embedded engine, and engine.kind is {engine.kind!r}, which brings"
-            " its own model; leave it out, or give clients another name for it with --model-name"
-        )
     settings.make_home(folder)
     from strop.proxy import logs
 
-    keys = (*resolved.settings.server.client_keys, engine.key)
+    keys = (*resolved.settings.server.client_keys, resolved.settings.engine.key)
     logs.set_up(resolved.settings.log, (*keys, auth.load_or_create_admin_key(folder)))
     from strop.proxy import serve as serving
 
@@ -197,15 +214,15 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     Exits with 1 when no proxy runs.
     """
     folder = home_of(home)
-    server = settings.load(folder, environ=os.environ).settings.server
-    url, health = _ask_health(server.host, server.port)
+    url = serving_url(folder)
+    health = _ask_health(url) if url else None
     stored = asyncio.run(_stored(folder)) if (folder / STORE_FILE).is_file() else None
     if as_json:
         click.echo(json.dumps({"url": url, "health": health, "home": str(folder), "store": stored}))
     else:
-        rows = _health_rows(url, health) if health else []
+        rows = _health_rows(url, health) if url and health else []
         if not health:
-            click.echo(f"strop is not running at {url}; start it with: strop serve")
+            click.echo(f"strop does not serve from {folder}; start it with: strop serve")
         rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
         if stored:
             rows.append(
@@ -216,20 +233,20 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     context.exit(0 if health else 1)
 
 
-def _ask_health(host: str, port: int) -> tuple[str, dict[str, Any] | None]:
-    """Return where strop should be, and what it says there; None where it doesn't answer."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "[::]": "::1"}.get(host, host)  # noqa: S104
-    shown = f"[{host.strip('[]')}]" if ":" in host else host
-    connection = http.client.HTTPConnection(host.strip("[]"), port, timeout=_STATUS_TIMEOUT_S)
+def _ask_health(url: str) -> dict[str, Any] | None:
+    """Return what the proxy at `url` says of itself; None where it doesn't answer."""
+    at = urlsplit(url)
+    # Bound to every address, it is reached at this machine's own.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(at.hostname or "", at.hostname)  # noqa: S104
+    connection = http.client.HTTPConnection(host or "", at.port, timeout=_STATUS_TIMEOUT_S)
     try:
         connection.request("GET", "/health")
         health = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
-        health = None
+        return None
     finally:
         connection.close()
-    is_strop = isinstance(health, dict) and "capture" in health
-    return f"http://{shown}:{port}", health if is_strop else None
+    return health if isinstance(health, dict) else None
 
 
 def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
@@ -272,6 +289,15 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
 
 for command in (*cli_records.COMMANDS, *cli_ratings.COMMANDS):
     main.add_command(command)
+
+
+@main.command(epilog=examples("strop demo"))
+@click.pass_context
+def demo(context: click.Context, /) -> None:
+    """Show chat, snapshot and rating with the demo model, in a home folder of its own."""
+    from strop.proxy.demo import demo as show
+
+    context.exit(show())
 
 
 if __name__ == "__main__":

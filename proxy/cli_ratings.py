@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from strop.proxy.store.store import Store
 
 
+def _choice_option(command: Any) -> Any:
+    return click.option(
+        "--choice",
+        type=int,
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Which of several answers to one request.",
+    )(command)
+
+
 def _rating_command(word: str) -> click.Command:
     why = "too long" if word == "bad" else "short and right"
 
@@ -35,7 +46,7 @@ def _rating_command(word: str) -> click.Command:
     @click.argument("completion", required=False)
     @home_option
     @click.option("-m", "--comment", metavar="TEXT", help="Why.")
-    @click.option("--choice", type=int, default=0, show_default=True, metavar="N")
+    @_choice_option
     def command(
         completion: str | None, home: Path | None, comment: str | None, choice: int
     ) -> None:
@@ -56,7 +67,7 @@ def _rating_command(word: str) -> click.Command:
 @click.argument("rating")
 @home_option
 @click.option("-m", "--comment", metavar="TEXT", help="Why.")
-@click.option("--choice", type=int, default=0, show_default=True, metavar="N")
+@_choice_option
 @click.option("--correction", metavar="TEXT", help="What should have been answered; - reads it.")
 @click.option("--tag", "tags", multiple=True, help="May be given often.")
 @click.option("--rater", help="Who rates.")

@@ -4,6 +4,7 @@ They work whether or not strop runs, and change nothing.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from strop.proxy.cli_options import (
     json_option,
     open_store,
 )
-from strop.proxy.errors import UnknownCompletion
+from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.store.records import (
     CompletionFilter,
     CompletionSummary,
@@ -41,7 +42,14 @@ def completions() -> None:
 
 @completions.command("list", epilog=examples("strop completions list --limit 5 --unrated"))
 @home_option
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, metavar="N")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How many at most.",
+)
 @click.option("--after", metavar="ID", help="Go on after this one.")
 @click.option("--session", help="Of one conversation.")
 @click.option("--state", type=click.Choice(get_args(State)), help="That ended so.")
@@ -133,38 +141,55 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
 
 @click.command(epilog=examples("strop export --format kto --out ratings.jsonl"))
 @home_option
-@click.option("--format", "format_", type=click.Choice(get_args(ExportFormat)), required=True)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(get_args(ExportFormat)),
+    required=True,
+    help="What each line holds.",
+)
 @click.option(
     "--dialect", type=click.Choice(get_args(Dialect)), default="chat", show_default=True,
     help="A file of kto, dpo or sft holds one.",
 )  # fmt: skip
 @click.option("--session", help="Of one conversation.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE")
-def export(home: Path | None, out: Path | None, **asked: Any) -> None:
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write. [default: standard output]",
+)
+def export(home: Path | None, **asked: Any) -> None:
     """Write rated answers as JSON Lines.
 
     All that is stored (raw), or as TRL's trainers take it (kto, dpo, sft).
     """
-    if out is None:
-        asyncio.run(_export(home_of(home), sys.stdout.buffer, **asked))
-        return
-    # What people wrote is for its owner's eyes, as the store is.
-    with open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        num_lines = asyncio.run(_export(home_of(home), file, **asked))
-    click.echo(f"Wrote {num_lines} lines to {out}.", err=True)
+    asyncio.run(_export(home_of(home), **asked))
 
 
 async def _export(
-    home: Path, file: IO[bytes], *, format_: ExportFormat, dialect: Dialect, session: str | None
-) -> int:
+    home: Path, *, format_: ExportFormat, dialect: Dialect, session: str | None, out: Path | None
+) -> None:
     num_lines = 0
     async with open_store(home) as store:
-        wanted = FeedbackFilter(session=session)
-        async for line in store.export(format_, wanted, dialect=dialect):
-            file.write(line)
-            num_lines += 1
-    file.flush()
-    return num_lines
+        with _opened(out) as file:
+            wanted = FeedbackFilter(session=session)
+            async for line in store.export(format_, wanted, dialect=dialect):
+                file.write(line)
+                num_lines += 1
+            file.flush()
+    if out is not None:
+        click.echo(f"Wrote {num_lines} lines to {out}.", err=True)
+
+
+def _opened(out: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Return where to write: standard output, or a file for its owner's eyes, as the store is."""
+    if out is None:
+        return contextlib.nullcontext(sys.stdout.buffer)
+    try:
+        return open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
+    except OSError as error:
+        raise ConfigError(f"expected to write to {out}: {error.strerror}") from error
 
 
 COMMANDS: Final = (completions, export)

@@ -77,14 +77,17 @@ def _show(client: httpx.Client, home: Path, model: str) -> None:
     _head("Chat: any OpenAI client, only the base URL changed")
     asked = [_ask(client, model, [{"role": "user", "content": q}]) for q in _QUESTIONS]
     for question, (answer, completion_id) in zip(_QUESTIONS, asked, strict=True):
-        print(f"  you    {question}\n  {model:6} {_line(answer)}\n         {completion_id}")
+        print(
+            f"  you         {question}\n  {model:10}  {_line(answer)}\n  {'':10}  {completion_id}"
+        )
 
     _head("Snapshot: what a trainer needs later, taken while the answer streamed by")
     admin = {"Authorization": f"Bearer {(home / ADMIN_KEY_FILE).read_text().strip()}"}
     record = client.get(f"/admin/completions/{asked[0][1]}", headers=admin).json()
-    choice = record["choices"][0]
+    snapshot = record["snapshot"]
+    choice = snapshot["choices"][0]
     logprobs = [round(value, 2) for value in choice["logprobs"]]
-    print(f"  prompt ids   {_few(record['prompt_ids'])}")
+    print(f"  prompt ids   {_few(snapshot['prompt_ids'])}")
     print(f"  sampled ids  {_few(choice['token_ids'])}")
     print(f"  logprobs     {_few(logprobs)}")
 
@@ -93,10 +96,10 @@ def _show(client: httpx.Client, home: Path, model: str) -> None:
     print("  POST /v1/feedback   ", _said(client.post("/v1/feedback", json=body).json()))
     conversation = _conversation(_QUESTIONS[1], asked[1][0])
     headers = {"X-Strop-Feedback": 'bad; comment="too rude"'}
-    answer = _post(
+    carrier = _post(
         client, model, [*conversation, {"role": "user", "content": _QUESTIONS[2]}], headers
     )
-    print("  X-Strop-Feedback    ", answer.headers["X-Strop-Feedback-Status"])
+    print("  X-Strop-Feedback    ", carrier.headers["X-Strop-Feedback-Status"])
     conversation = _conversation(_QUESTIONS[2], asked[2][0])
     typed, _ = _ask(client, model, [*conversation, {"role": "user", "content": "/rl good short"}])
     print("  /rl good short      ", typed)

@@ -5,6 +5,7 @@ engine wrote them.
 
     StropError                          500 internal_error
     ├── BadRequest                      400 invalid_request
+    │   ├── HeadTooLarge                431 head_too_large
     │   ├── BodyTooLarge                413 body_too_large
     │   └── BodyTimeout                 408 body_timeout
     ├── Unauthorized                    401 invalid_api_key
@@ -68,6 +69,13 @@ class BadRequest(StropError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
+
+
+class HeadTooLarge(BadRequest):
+    """The request line and headers are longer than strop takes."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class BodyTooLarge(BadRequest):
@@ -188,7 +196,7 @@ class UpstreamUnreachable(UpstreamError):
 
 
 class UpstreamDied(UpstreamError):
-    """The engine closed the connection, or spoke something other than HTTP, before its answer ended."""
+    """The engine closed the connection, or spoke no HTTP, before its answer ended."""
 
     code = "upstream_died"
 

@@ -33,10 +33,6 @@ class Pool(Protocol):
         """Take back a connection whose answer ended exactly where it should."""
         ...
 
-    def opened(self, connection: "Connection") -> None:
-        """Count a connection that is open now."""
-        ...
-
     def lost(self, connection: "Connection") -> None:
         """Forget a connection that is closed now."""
         ...
@@ -297,6 +293,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.idle_since = 0.0
         self.is_write_paused = False
+        self.is_lost = False
         self._pool = pool
         self._exchange: Exchange | None = None
         self._is_paused = False
@@ -339,9 +336,8 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Join the pool."""
+        """Keep the way out."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's inherits from nothing
-        self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
         """Give the bytes to the exchange; unasked-for ones could pass for the next answer."""
@@ -352,6 +348,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Leave the pool."""
+        self.is_lost = True
         self._pool.lost(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:

@@ -5,12 +5,16 @@ Knows nothing of what they name.
 
 import os
 import time
+from random import Random
+
+# An id needs no secrecy, only to be nobody else's; one system call an id would cost more than it.
+_random = Random(os.urandom(32))  # noqa: S311
 
 
 def new_id(prefix: str, now_ms: int | None = None) -> str:
     """Return `<prefix>_` and 32 hexadecimal digits: 48 bits of time, then 74 of chance."""
     if now_ms is None:
         now_ms = time.time_ns() // 1_000_000
-    chance = int.from_bytes(os.urandom(10)) >> 6
+    chance = _random.getrandbits(74)
     high, low = chance >> 62, chance & 0x3FFF_FFFF_FFFF_FFFF
     return f"{prefix}_{now_ms:012x}7{high:03x}{0x8000_0000_0000_0000 | low:016x}"

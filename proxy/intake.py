@@ -1,6 +1,6 @@
 """From an HTTP request to a completion that can be relayed.
 
-Reads and checks the body, takes inline commands and header ratings out of the way. Forwards nothing.
+Reads and checks the body, carries out inline commands and header ratings. Forwards nothing.
 """
 
 import asyncio
@@ -58,12 +58,12 @@ async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Ser
                 pieces.append(piece)
     except TimeoutError:
         raise BodyTimeout(
-            f"expected the request body within {limits.body_timeout_s:g} s, got {num_bytes} bytes of"
-            " it; send it faster, or raise server.body_timeout_s"
+            f"expected the request body within {limits.body_timeout_s:g} s, got {num_bytes} bytes"
+            " of it; send it faster, or raise server.body_timeout_s"
         ) from None
 
 
-class ClientLeft(Exception):  # noqa: N818  (an event, not an error)
+class ClientLeft(Exception):
     """The client closed the connection while it was still sending."""
 
 

@@ -4,10 +4,11 @@ Relays bytes both ways; reads nothing of them.
 """
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from strop.proxy.errors import UpstreamError
+from strop.proxy.errors import UpstreamError, UpstreamTimeout
 from strop.proxy.intake import read_body
 from strop.proxy.metrics import Metrics
 from strop.proxy.relay import Receive, Send
@@ -50,7 +51,7 @@ async def pass_through(
 
     watcher = asyncio.create_task(until_client_leaves())
     try:
-        async with asyncio.timeout(settings.engine.first_byte_timeout_s):
+        async with _limit(settings.engine.first_byte_timeout_s):
             await exchange.start()
         head = wire_headers.to_client(exchange.headers)
         length = wire_headers.first(exchange.headers, b"content-length")
@@ -58,13 +59,29 @@ async def pass_through(
             head.append((b"content-length", length))
         has_response = True
         await send({"type": "http.response.start", "status": exchange.status, "headers": head})
-        while piece := await exchange.read():
+        while True:
+            async with _limit(settings.engine.idle_timeout_s):
+                piece = await exchange.read()
+            if not piece:
+                break
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-    except UpstreamError:
+    except (UpstreamError, UpstreamTimeout):
         # Once a head is out, a cut connection is the only way to say that the body is not whole.
         if not has_response:
             raise
     finally:
         watcher.cancel()
         exchange.close()
+
+
+@contextlib.asynccontextmanager
+async def _limit(limit_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError:
+        raise UpstreamTimeout(
+            f"expected an answer from the engine within {limit_s:g} s, got none; see its log, or"
+            " raise engine.first_byte_timeout_s or engine.idle_timeout_s"
+        ) from None

@@ -7,8 +7,6 @@ not write anything.
 from array import array
 from dataclasses import dataclass
 
-import orjson
-
 from strop.proxy import conversation
 from strop.proxy.alias import Served
 from strop.proxy.engines.base import Ask, Capabilities
@@ -82,7 +80,7 @@ def complete(draft: Draft) -> Completion:
         request=ask.raw,
         status=draft.status,
         error=draft.error or answer.error,
-        sampling=body.dumps({key: ask.fields[key] for key in SAMPLING if key in ask.fields}),
+        sampling=_json({key: ask.fields[key] for key in SAMPLING if key in ask.fields}),
         prompt_ids=answer.prompt_ids,
         prompt_tokens=_or_length(answer.prompt_tokens, answer.prompt_ids),
         completion_tokens=_or_length(
@@ -116,16 +114,22 @@ def _read(draft: Draft) -> Answer:
 
 def _chunks(stream: bytes) -> list[dict[str, object]]:
     found = []
-    for event in sse.events(stream):
-        data = sse.data_of(event)
+    for data in sse.payloads(stream):
         # A stream that was cut off may end in half an event.
         if data[:1] == b"{":
             try:
-                chunk = orjson.loads(data)
-            except orjson.JSONDecodeError:
+                found.append(body.parse(data))
+            except BadRequest:
                 continue
-            found.append(chunk)
     return found
+
+
+def _json(fields: dict[str, object]) -> bytes:
+    """Return `fields` as JSON; nothing of them where they are nested too deeply to be written."""
+    try:
+        return body.dumps(fields)
+    except BadRequest:
+        return b"{}"
 
 
 def _or_length(said: int | None, *ids: "array[int] | None") -> int | None:
@@ -140,7 +144,7 @@ def _choice(
 ) -> Choice:
     return Choice(
         index=choice.index,
-        message=body.dumps(choice.message),
+        message=_json(choice.message),
         finish_reason=choice.finish_reason,
         token_ids=choice.token_ids,
         logprobs=choice.logprobs,

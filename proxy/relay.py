@@ -6,7 +6,7 @@ the store. Does not know which engine answers, what a rating is, or how a comple
 How a call ends, whichever comes first:
 
     complete           the engine's end was seen
-    client_cancelled   the client left, or stopped reading for `server.stall_timeout_s`
+    client_cancelled   the client left, or was cut off since it stopped reading
     upstream_error     the engine can't be reached, broke off, or answered with an error
     upstream_timeout   the engine said nothing for `engine.first_byte_timeout_s` or `idle_timeout_s`
     shutdown           strop stopped, and the drain's time was over
@@ -84,14 +84,12 @@ class Call:
     served: Served
     plan: Plan
     exchange: Exchange
-    task: "asyncio.Task[Any]"
     state: State | None = None
     error: str | None = None
     is_client_gone: bool = False
     gave_up: State | None = None
     tap: Tap | None = None
     answer: bytes = b""
-    sending_since: float = 0.0
     has_response: bool = False
     first_byte_at: float = 0.0
     overhead_s: float = 0.0
@@ -126,6 +124,11 @@ class Relay:
     def is_in_flight(self, completion_id: str) -> bool:
         """Whether a completion was begun and is not in the store yet. Safe from any thread."""
         return completion_id in self._calls
+
+    def key_of(self, completion_id: str) -> str | None:
+        """Return the id of the key that a completion in flight was asked for with."""
+        call = self._calls.get(completion_id)
+        return call.incoming.key_id if call is not None else None
 
     async def relay(self, incoming: Incoming, receive: Receive, send: Send) -> None:
         """Relay one completion.
@@ -165,9 +168,7 @@ class Relay:
         exchange = engine.upstream.exchange(
             b"POST", engine.upstream.base_path + target, engine.headers(incoming.headers), plan.body
         )
-        task = asyncio.current_task()
-        assert task is not None
-        call = Call(incoming, served, plan, exchange, task)
+        call = Call(incoming, served, plan, exchange)
         serving.leases.take(served)
         self._calls[incoming.id] = call
         self._metrics.in_flight.inc()
@@ -223,13 +224,10 @@ class Relay:
                 call.first_byte_at = monotonic()
                 self._metrics.first_byte.observe(call.first_byte_at - incoming.started)
             if out := tap.feed(data):
-                call.sending_since = monotonic()
                 await send({"type": "http.response.body", "body": out, "more_body": True})
-                call.sending_since = 0.0
         if not tap.is_ended:
             raise UpstreamDied("the engine ended its stream before its answer was finished")
         await self._commit(call, "complete")
-        call.sending_since = monotonic()
         await send({"type": "http.response.body", "body": tap.flush()})
 
     def _head(self, call: Call) -> Headers:
@@ -256,11 +254,16 @@ class Relay:
         committed = self._end(call, state)
         if committed is None:
             return
+        is_required = self._settings.capture.mode == "required"
+        if not is_required and not self._store.health.ok:
+            # Each answer would wait for what most likely fails.
+            return
         try:
             async with asyncio.timeout(self._settings.capture.commit_timeout_s):
                 await asyncio.shield(committed)
-        except (StropError, TimeoutError) as error:
-            if self._settings.capture.mode != "required":
+        except Exception as error:
+            # Why ever there is no record of it, it is an answer.
+            if not is_required:
                 return
             reason = error.message if isinstance(error, StropError) else "it took too long"
             raise StoreUnavailable(
@@ -364,14 +367,12 @@ class Relay:
         await send({"type": "http.response.body", "body": body})
 
     async def _cancelled(self, call: Call, send: Send) -> None:
-        """End a call whose task was cancelled: by the sweeper, or because strop stops."""
-        stalled = call.gave_up == "client_cancelled"
-        call.error = "the client stopped reading" if stalled else "strop stopped"
+        """End a call whose task was cancelled, because strop stops."""
+        call.error = "strop stopped"
         with contextlib.suppress(StoreUnavailable):
             await self._commit(call, call.gave_up or "shutdown")
-        if not stalled:
-            error = ShuttingDown("strop is stopping and the answer was cut off; ask again shortly")
-            await self._answer_error(call, error, send)
+        error = ShuttingDown("strop is stopping and the answer was cut off; ask again shortly")
+        await self._answer_error(call, error, send)
 
     async def sweep(self) -> None:
         """Give up calls that make no progress. Runs until cancelled."""
@@ -383,12 +384,7 @@ class Relay:
                     self._give_up_if_stuck(call, now)
 
     def _give_up_if_stuck(self, call: Call, now: float) -> None:
-        engine = self._settings.engine
-        if call.sending_since:
-            if now - call.sending_since > self._settings.server.stall_timeout_s:
-                call.give_up("client_cancelled")
-                call.task.cancel()
-            return
-        limit_s = engine.idle_timeout_s if call.exchange.status else engine.first_byte_timeout_s
-        if now - call.exchange.last_progress > limit_s:
+        exchange, engine = call.exchange, self._settings.engine
+        limit_s = engine.idle_timeout_s if exchange.status else engine.first_byte_timeout_s
+        if exchange.is_waiting and now - exchange.last_progress > limit_s:
             call.give_up("upstream_timeout")

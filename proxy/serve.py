@@ -1,10 +1,11 @@
-"""Serving: puts the parts together for given settings, runs the server, and says what a person needs.
+"""Serving: puts the parts together, runs the server, and says what a person needs to know.
 
 The one place that chooses a driver. Does not parse command lines.
 """
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -19,11 +20,13 @@ import uvicorn
 from strop import configs
 from strop.proxy import auth, routes
 from strop.proxy.app import App, Services, run_services
+from strop.proxy.client_connection import ClientConnection
 from strop.proxy.engines.base import Engine
 from strop.proxy.engines.embedded import EngineProcess
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ConfigError
+from strop.proxy.home import hold
 from strop.proxy.settings import Settings
 from strop.proxy.upstream import Upstream
 
@@ -39,21 +42,29 @@ def serve(settings: Settings, home: Path) -> int:
     auth.check_bind(settings.server.host, settings.server.client_keys)
     _check_engine(settings)
     listener = _listen(settings.server.host, settings.server.port)
-    server = _Server(uvicorn_config(settings, App(_services(settings, home), routes.make)))
-    server.run(sockets=[listener])
+    url = _url(settings.server.host, listener.getsockname()[1])
+    with listener, hold(home, url):
+        app = App(_services(settings, home, url), routes.make)
+        server = _Server(uvicorn_config(settings, app))
+        server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def uvicorn_config(settings: Settings, app: App) -> uvicorn.Config:
     """Return the server's configuration; the application keeps its own log."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         loop="uvloop",
-        http="httptools",
+        http=functools.partial(ClientConnection, limits=settings.server),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         access_log=False,
         log_config=None,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         backlog=2048,
@@ -63,10 +74,10 @@ def uvicorn_config(settings: Settings, app: App) -> uvicorn.Config:
 
 
 @contextlib.asynccontextmanager
-async def _services(settings: Settings, home: Path) -> AsyncIterator[Services]:
+async def _services(settings: Settings, home: Path, url: str) -> AsyncIterator[Services]:
     engine, process = make_engine(settings, home)
     async with run_services(settings, home, engine, process) as services:
-        banner = asyncio.create_task(_say_when_ready(services))
+        banner = asyncio.create_task(_say_when_ready(services, url))
         try:
             yield services
         finally:
@@ -74,13 +85,13 @@ async def _services(settings: Settings, home: Path) -> AsyncIterator[Services]:
 
 
 def make_engine(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
-    """Return the driver that the settings name, and the embedded engine's process where it is that."""
+    """Return the driver that the settings name, and the embedded engine's process, if any."""
     engine = settings.engine
     if _kind(settings) == "embedded":
-        model = settings.model.path or str(configs.demo_model())
-        process = EngineProcess(
-            model, name=settings.model.name or Path(model).name, log_path=home / "engine.log"
-        )
+        model, name = settings.model.path, settings.model.name or Path(settings.model.path).name
+        if not model:
+            model, name = str(configs.demo_model()), settings.model.name or "strop-demo"
+        process = EngineProcess(model, name=name, log_path=home / "engine.log")
         upstream = Upstream(process.url, connect_timeout_s=engine.connect_timeout_s)
         return Vllm(upstream, label="embedded"), process
     # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
@@ -124,8 +135,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(
-            f"can't listen on {host}:{port}: {error.strerror}; is strop running already? Stop it, or"
-            " choose another port with --port"
+            f"can't listen on {host}:{port}: {error.strerror}; is strop running already? Stop it,"
+            " or choose another port with --port"
         ) from error
     listener.set_inheritable(False)
     return listener
@@ -149,15 +160,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _say_when_ready(services: Services) -> None:
-    server = services.settings.server
+async def _say_when_ready(services: Services, url: str) -> None:
     await services.serving.wait_until_ready()
     alias, engine = services.serving.alias, services.serving.engine
     is_demo = services.process is not None and not services.settings.model.path
-    host = f"[{server.host}]" if ":" in server.host else server.host
     print(
         banner(
-            url=f"http://{host}:{server.port}",
+            url=url,
             model=alias.name,
             version=alias.active.version,
             engine=f"{engine.label} at {auth.scrub_url(engine.upstream.url)}",
@@ -187,7 +196,7 @@ def banner(*, url: str, model: str, version: str, engine: str, home: Path, is_de
     if is_demo:
         lines += [
             "",
-            "  This is the small demo model that strop ships: it knows 94 short facts and little else.",
+            "  This is the small demo model that strop ships: it knows 94 facts and little else.",
             "  A real one:  strop serve --model mlx-community/Qwen3-4B-4bit",
             "  or yours:    strop serve --engine vllm --engine-url http://127.0.0.1:8000",
         ]

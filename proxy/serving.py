@@ -37,6 +37,7 @@ class Serving:
         self._accepts_any = accepts_any
         self._check_interval_s = check_interval_s
         self._alias: Alias | None = None
+        self._models: tuple[str, ...] = ()
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
 
@@ -54,7 +55,8 @@ class Serving:
         """
         if self._alias is None:
             raise EngineNotReady(
-                f"the engine at {self.engine.upstream.url} is not ready: {self.reason}; try again soon"
+                f"the engine at {self.engine.upstream.url} is not ready: {self.reason}; try again"
+                " soon"
             )
         return self._alias
 
@@ -76,19 +78,24 @@ class Serving:
                 self._ready(await self.engine.check())
             except StropError as error:
                 self._not_ready(error.message)
+            except Exception as error:
+                # The edge of a background task: a watcher that ends would never see it ready again.
+                log.exception("the engine's answer could not be read")
+                self._not_ready(f"its answer could not be read ({error})")
             wait_s = self._check_interval_s if self.is_ready else min(2 * wait_s, 5.0)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
 
     def _ready(self, state: EngineState) -> None:
-        base = state.models[0]
-        if self._alias is None or self._alias.active.name != base:
+        if self._alias is None or self._models != state.models:
+            self._models = state.models
             self._alias = Alias.of_base(
-                self._model_name or base, base, accepts_any=self._accepts_any
+                self._model_name, state.models, accepts_any=self._accepts_any
             )
         if self.state is None:
-            log.info("engine ready", extra={"engine": self.engine.label, "model": base})
+            model = self._alias.active.name
+            log.info("engine ready", extra={"engine": self.engine.label, "model": model})
         self.state = state
         self._changed.set()
 

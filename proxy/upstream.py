@@ -173,10 +173,6 @@ class Upstream(httpx.AsyncBaseTransport):
         if len(self._idle) > self._max_idle:
             self._idle.popleft().abandon()
 
-    def opened(self, connection: Connection) -> None:
-        """Count a connection that is open now."""
-        self._connections.add(connection)
-
     def lost(self, connection: Connection) -> None:
         """Forget a connection that is closed now."""
         self._connections.discard(connection)
@@ -202,6 +198,9 @@ class Upstream(httpx.AsyncBaseTransport):
             raise UpstreamUnreachable(
                 f"expected an engine at {self.url}, got: {error}; start it, or set engine.url"
             ) from error
+        # Counted only now: uvloop never reports the loss of one whose making was cancelled.
+        if not connection.is_lost:
+            self._connections.add(connection)
         return connection
 
 

@@ -1,4 +1,4 @@
-"""A completion goes through the proxy unchanged, and is in the store before its last byte leaves."""
+"""A completion goes through unchanged, and is in the store before its last byte leaves."""
 
 import asyncio
 import hashlib
@@ -99,8 +99,8 @@ async def test_where_nothing_is_injected_the_hash_of_the_stream_is_the_engines(
 ) -> None:
     """Odd spacing, comments, line separators and a missing [DONE] included."""
     stream = (
-        b': hello\n\nevent: x\r\ndata: {"choices": [ {"index": 0, "delta": {"content": "a\xe2\x80\xa8b"}} ]}'
-        b"\r\n\r\n"
+        b": hello\n\nevent: x\r\n"
+        b'data: {"choices": [ {"index": 0, "delta": {"content": "a\xe2\x80\xa8b"}} ]}\r\n\r\n'
         b'data: {"choices":[{"index":0,"delta":{},"finish_reason": "stop"}]}\n\n: bye\n\ntail'
     )
 
@@ -169,7 +169,7 @@ async def test_a_record_holds_the_request_the_answer_and_its_snapshot(
 
 
 async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) -> None:
-    """Strop's own, the client's key and its request id stay here; the rest goes on, and comes back."""
+    """The headers that are strop's, the key and the request id stay here; the rest goes on."""
     await proxy.client.post(
         "/v1/chat/completions?api-version=1",
         json={"model": "tiny", "messages": MESSAGES},

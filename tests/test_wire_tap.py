@@ -1,6 +1,7 @@
 """A stream passes byte for byte, but for its end, which waits."""
 
 import hashlib
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -24,7 +25,7 @@ DONE = sse.event(sse.DONE)
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted(i % (len(data) + 1) for i in at), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 @given(at=st.lists(st.integers(0, 10_000), max_size=12), crlf=st.booleans())

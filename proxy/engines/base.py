@@ -62,7 +62,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine says of itself: the names it serves, its base first, and its version."""
+    """What an engine says of itself: the names of the bases it serves, and its version."""
 
     models: tuple[str, ...]
     version: str | None

@@ -13,7 +13,7 @@ CHECK_TIMEOUT_S = 10.0
 
 
 async def list_models(upstream: Upstream, headers: dict[str, str]) -> EngineState:
-    """Return what `GET /v1/models` says; names without a parent are bases and come first.
+    """Return what `GET /v1/models` says; names with a parent are adapters and left out.
 
     Raises:
         UpstreamUnreachable: nobody answers there.
@@ -25,9 +25,7 @@ async def list_models(upstream: Upstream, headers: dict[str, str]) -> EngineStat
         try:
             answer = await client.get("/v1/models", headers=headers)
         except httpx.TransportError as error:
-            raise UpstreamUnreachable(
-                f"expected an engine at {upstream.url}, got: {error}; start it, or set engine.url"
-            ) from error
+            raise UpstreamUnreachable(str(error)) from error
         if answer.status_code != httpx.codes.OK:
             raise EngineNotReady(
                 f"expected a list of models from {upstream.url}/v1/models, got status"
@@ -35,9 +33,8 @@ async def list_models(upstream: Upstream, headers: dict[str, str]) -> EngineStat
             )
         try:
             entries = answer.json()["data"]
-            bases = [e for e in entries if not e.get("parent")]
-            adapters = [e for e in entries if e.get("parent")]
-            names = tuple(str(e["id"]) for e in [*bases, *adapters])
+            bases = [entry for entry in entries if not entry.get("parent")]
+            names = tuple(str(base["id"]) for base in bases)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise EngineNotReady(
                 f"expected an OpenAI list of models from {upstream.url}/v1/models, got something"

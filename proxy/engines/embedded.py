@@ -1,7 +1,7 @@
 """The embedded engine's process: started, watched, restarted and stopped.
 
-The engine speaks vLLM's dialect, so its driver is `Vllm`; here is only the process behind it. Imports
-nothing of the engine: that happens in the child.
+The engine speaks vLLM's dialect, so its driver is `Vllm`; here is only the process behind it.
+Imports nothing of the engine: that happens in the child.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 _HEALTHY_AFTER_S = 30.0
 STOP_TIMEOUT_S = 10.0
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 def free_port(host: str) -> int:
@@ -105,7 +106,7 @@ class EngineProcess:
         self._close_pipe()
         read_end, self._pipe = os.pipe()
         try:
-            with self._log_path.open("ab") as output:
+            with os.fdopen(os.open(self._log_path, _APPEND, 0o600), "ab") as output:
                 self._child = await asyncio.create_subprocess_exec(
                     *self._command,
                     *("--parent-fd", str(read_end)),

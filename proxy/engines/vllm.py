@@ -1,7 +1,7 @@
 """The driver for vLLM, and for the embedded engine, which speaks vLLM's dialect.
 
-Asks for the token ids and logprobs that a snapshot needs, and says what an answer looks like without
-them. Measured on vLLM 0.32.
+Asks for the token ids and logprobs that a snapshot needs, and says what an answer looks like
+without them. Measured on vLLM 0.32.
 """
 
 from collections.abc import Mapping

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+# Counts and indices beyond it are no such thing, and don't fit into a database.
+_LIMIT = 2**31
+
 
 @dataclass(slots=True)
 class AnsweredChoice:
@@ -64,7 +67,7 @@ class Answer:
     def choice(self, entry: Mapping[str, object]) -> AnsweredChoice:
         """Return the choice that `entry` of a `choices` array belongs to."""
         index = entry.get("index")
-        if not isinstance(index, int):
+        if not isinstance(index, int) or not 0 <= index < _LIMIT:
             index = 0
         if index not in self.choices:
             self.choices[index] = AnsweredChoice(index)
@@ -108,4 +111,4 @@ class Answer:
 
 
 def _count(value: object, known: int | None) -> int | None:
-    return value if isinstance(value, int) else known
+    return value if isinstance(value, int) and 0 <= value < _LIMIT else known

@@ -4,6 +4,7 @@ Does not know what the bodies mean.
 """
 
 import json
+import math
 
 import orjson
 
@@ -34,7 +35,7 @@ def loads(body: bytes) -> object:
         return orjson.loads(body)
     except orjson.JSONDecodeError as fast:
         try:
-            return json.loads(body)
+            return json.loads(body, parse_constant=_refuse, parse_float=_finite)
         except RecursionError:
             reason = "it is nested too deeply"
         except ValueError:
@@ -43,11 +44,30 @@ def loads(body: bytes) -> object:
 
 
 def dumps(value: object) -> bytes:
-    """Return `value`, as `loads` gave it, as JSON."""
+    """Return `value`, as `loads` gave it, as JSON.
+
+    Raises:
+        BadRequest: it is nested too deeply.
+    """
     try:
         return orjson.dumps(value)
     except TypeError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        try:
+            return json.dumps(value, separators=(",", ":")).encode()
+        except RecursionError:
+            raise BadRequest("the request body is nested too deeply; flatten it") from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    """Return a number that can be written again: orjson writes an infinite one as null."""
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is out of range")
+    return value
 
 
 def _kind(value: object) -> str:

@@ -56,7 +56,7 @@ def read_stream(chunks: Iterable[Mapping[str, object]]) -> Answer:
             _read_choice(choice, entry)
     for choice in result.choices.values():
         calls = choice.message.get("tool_calls")
-        if isinstance(calls, dict):
+        if isinstance(calls, _Calls):
             choice.message["tool_calls"] = [calls[index] for index in sorted(calls)]
         choice.message.setdefault("role", "assistant")
         choice.message.setdefault("content", None)
@@ -84,12 +84,18 @@ def _read_choice(choice: AnsweredChoice, entry: Mapping[str, object]) -> None:
             choice.add_ids([token.get("id") for token in tokens])
 
 
+class _Calls(dict[int, dict[str, object]]):
+    """The tool calls of a message, by their index, while its deltas come."""
+
+
 def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
     for key, value in delta.items():
         if value is None:
             continue
         if key == "tool_calls" and isinstance(value, list):
-            calls = cast("dict[int, dict[str, object]]", message.setdefault("tool_calls", {}))
+            calls = message.get(key)
+            if not isinstance(calls, _Calls):
+                calls = message[key] = _Calls()
             for position, part in enumerate(value):
                 if isinstance(part, dict):
                     index = part.get("index")
@@ -107,7 +113,9 @@ def _merge_call(call: dict[str, object], part: Mapping[str, object]) -> None:
         if value is None or key == "index":
             continue
         if key == "function" and isinstance(value, dict):
-            function = cast("dict[str, object]", call.setdefault("function", {}))
+            function = call.get(key)
+            if not isinstance(function, dict):
+                function = call[key] = {}
             for name, text in value.items():
                 known = function.get(name)
                 if name == "arguments" and isinstance(known, str) and isinstance(text, str):

@@ -1,7 +1,7 @@
 """The text completions dialect: answers in JSON and streams.
 
-Pure. Fields and events: OpenAI API reference, "Completions"; vLLM's ids beside them. With `echo` the
-logprobs cover the prompt too and don't pair with the ids: such an answer is kept without logprobs.
+Pure. Fields and events: OpenAI API reference, "Completions"; vLLM's ids beside them. With `echo`
+the logprobs cover the prompt too and don't pair with the ids: such an answer is kept without them.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """Which headers cross the proxy, in each direction.
 
-Pure. Names are lower-case bytes, as ASGI gives them; order and repeats are kept. Hop-by-hop: RFC 9110,
-section 7.6.1.
+Pure. Names are lower-case bytes, as ASGI gives them; order and repeats are kept. Hop-by-hop:
+RFC 9110, section 7.6.1.
 """
 
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ _HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Host and Content-Length are the upstream connection's own. Accept-Encoding goes, or the answer that
-# is recorded would be compressed. X-Request-Id is recorded here and not passed on. What says where a
-# request came from, or who sent it, is nobody's business behind the proxy.
+# Host and Content-Length are the upstream connection's own. Accept-Encoding goes, or the answer
+# that is recorded would be compressed. X-Request-Id is recorded here and not passed on. What says
+# where a request came from, or who sent it, is nobody's business behind the proxy.
 _REQUEST_STAYS = _HOP_BY_HOP | {
     b"host",
     b"content-length",

@@ -65,6 +65,15 @@ def data_of(event: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def payloads(stream: bytes) -> Iterator[bytes]:
+    """Yield the data of each event of `stream`; comments have none and are left out."""
+    for one in events(stream) if b"\r" in stream else stream.split(b"\n\n"):
+        # As engines write: one line of data an event.
+        is_line = one.startswith(b"data: ") and b"\n" not in one and b"\r" not in one
+        if data := one[6:] if is_line else data_of(one):
+            yield data
+
+
 def event(data: bytes) -> bytes:
     """Return `data`, which has no line breaks, as one event."""
     return b"data: " + data + b"\n\n"

@@ -5,10 +5,12 @@ Pure: bytes in, bytes out. Does not know when the copy is durable; whoever does 
 
 import re
 
-import orjson
-
-from strop.proxy.wire import sse
+from strop.proxy.errors import BadRequest, UpstreamError
+from strop.proxy.wire import body, sse
 from strop.proxy.wire.restore import Restore
+
+# What may wait: one event that is not whole yet, and what comes after the answer's end.
+MAX_WAITING_BYTES = 32 * 2**20
 
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 
@@ -30,10 +32,12 @@ class Tap:
         self.is_over_limit = False
         self._restore = restore
         self._splitter = sse.Splitter()
-        self._open_choices = set(range(num_choices))
+        self._num_choices = num_choices
+        self._ended_choices: set[object] = set()
         self._kept: list[bytes] = []
         self._room_bytes = limit_bytes
         self._held: list[bytes] = []
+        self._num_held_bytes = 0
 
     @property
     def kept(self) -> bytes:
@@ -41,13 +45,23 @@ class Tap:
         return b"".join(self._kept)
 
     def feed(self, data: bytes) -> bytes:
-        """Take what the engine sent; return what the client may have of it now."""
+        """Take what the engine sent; return what the client may have of it now.
+
+        Raises:
+            UpstreamError: more than `MAX_WAITING_BYTES` wait for the end of an event or of the
+                stream.
+        """
         self._keep(data)
         whole = self._splitter.feed(data)
+        if len(self._splitter.rest) + self._num_held_bytes > MAX_WAITING_BYTES:
+            raise UpstreamError(
+                f"expected an event, or the end of the stream, within {MAX_WAITING_BYTES} bytes"
+                " from the engine, got more; see its log"
+            )
         if not whole:
             return b""
         if self.is_ended:
-            self._held.append(whole)
+            self._hold(whole)
             return b""
         if (b"finish_reason" in whole and _FINISH.search(whole)) or sse.DONE in whole:
             whole = self._until_end(whole)
@@ -61,12 +75,15 @@ class Tap:
         return held
 
     def _until_end(self, whole: bytes) -> bytes:
-        passed: list[bytes] = []
+        """Return what comes before the event that ends the last choice; hold back the rest."""
+        at = 0
         for event in sse.events(whole):
-            if not self.is_ended and self._ends(event):
+            if self._ends(event):
                 self.is_ended = True
-            (self._held if self.is_ended else passed).append(event)
-        return b"".join(passed)
+                self._hold(whole[at:])
+                return whole[:at]
+            at += len(event)
+        return whole
 
     def _ends(self, event: bytes) -> bool:
         data = sse.data_of(event)
@@ -75,11 +92,15 @@ class Tap:
         if not _FINISH.search(data):
             return False
         try:
-            choices = orjson.loads(data)["choices"]
-            self._open_choices -= {c.get("index", 0) for c in choices if c.get("finish_reason")}
-        except (ValueError, TypeError, KeyError, AttributeError):
+            choices = body.parse(data)["choices"]
+            self._ended_choices |= {c.get("index", 0) for c in choices if c.get("finish_reason")}  # type: ignore[attr-defined]
+        except (BadRequest, TypeError, KeyError, AttributeError):
             return False
-        return not self._open_choices
+        return len(self._ended_choices) >= self._num_choices
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        self._num_held_bytes += len(data)
 
     def _restored(self, data: bytes) -> bytes:
         return self._restore.apply(data) if self._restore and data else data

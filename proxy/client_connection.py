@@ -1,0 +1,205 @@
+"""A client's connection: uvicorn's, with bounds on what a client can make strop hold or wait for.
+
+Knows HTTP, and neither paths nor what is asked for.
+
+    no HTTP                       400
+    a head of over MAX_HEAD_BYTES 431
+    a head that doesn't come      408 after `server.body_timeout_s`; silence is just closed
+    a client that stops reading   cut off after `server.stall_timeout_s` without a byte taken
+    an offer to upgrade           declined, and the request served: some clients send `Upgrade: h2c`
+                                  with each (RFC 9110, section 7.8)
+"""
+
+import asyncio
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from strop.proxy.errors import SOURCE_HEADER, BadRequest, BodyTimeout, HeadTooLarge, render
+from strop.proxy.settings import Server
+
+MAX_HEAD_BYTES = 64 * 1024
+
+_OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+
+class ClientConnection(HttpToolsProtocol):
+    """One connection, for uvicorn to make.
+
+    Args:
+        config: uvicorn's, as are `server_state`, `app_state` and `_loop`.
+        server_state: see `config`.
+        app_state: see `config`.
+        limits: the server's settings.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: Server,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._num_head_bytes = 0
+        self._is_in_head = False
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._num_unsent_bytes = 0
+
+    def connection_made(  # type: ignore[override]
+        self, transport: asyncio.Transport
+    ) -> None:
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what the client sent."""
+        self._unset_keepalive_if_required()
+        try:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                self._decline(data[offer.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
+        if self._is_in_head:
+            self._num_head_bytes += len(data)
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(
+                    HeadTooLarge(
+                        f"expected a request line and headers of at most {MAX_HEAD_BYTES} bytes,"
+                        " got more; shorten them"
+                    )
+                )
+            elif self._head_timer is None:
+                self._await_head()
+
+    def on_message_begin(self) -> None:
+        """Note that a head has begun."""
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; after the head it is a trailer, which nothing here reads."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Start on a request, unless it offers an upgrade: then it is read again without."""
+        self._is_in_head = False
+        self._num_head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note the end of a request; the parser takes an offer's head for the whole of it."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own words
+        """Refuse what isn't HTTP."""
+        self._refuse(
+            BadRequest(
+                "expected an HTTP/1.1 request, got something else, or a broken one; check that the"
+                " client speaks plain HTTP to this port"
+            )
+        )
+
+    def pause_writing(self) -> None:
+        """Give the client some time to read."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, at once if the client has not even read its last answer."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.body_timeout_s, self._no_head)
+
+    def _no_head(self) -> None:
+        self._head_timer = None
+        if self._is_in_head:
+            self._refuse(
+                BodyTimeout(
+                    f"expected a request within {self._limits.body_timeout_s:g} s, got"
+                    f" {self._num_head_bytes} bytes of its head; send it faster, or raise"
+                    " server.body_timeout_s"
+                )
+            )
+        else:
+            self.transport.close()
+
+    def _await_reading(self) -> None:
+        self._num_unsent_bytes = self.transport.get_write_buffer_size()
+        self._stall_timer = self.loop.call_later(self._limits.stall_timeout_s, self._no_reading)
+
+    def _no_reading(self) -> None:
+        if self.transport.get_write_buffer_size() < self._num_unsent_bytes:
+            self._await_reading()
+        else:
+            self.transport.abort()
+
+    def _stop_timers(self) -> None:
+        for timer in (self._head_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _decline(self, rest: bytes) -> None:
+        """Read the request again as one that offers nothing; `rest` is what came after its head."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("")
+            return
+        kept = [b"%b: %b\r\n" % header for header in self.headers if header[0] not in _OFFER]
+        version = self.parser.get_http_version().encode()
+        head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(kept))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(head + rest)
+
+    def _refuse(self, error: BadRequest) -> None:
+        """Answer with `error`, and close. An answer under way is cut off: two would mix."""
+        cycle = self.cycle
+        is_answering = cycle and cycle.response_started and not cycle.response_complete
+        if not self.transport.is_closing() and not is_answering:
+            body = render(error)
+            head = [
+                STATUS_LINE[error.status],
+                b"content-type: application/json\r\n",
+                b"content-length: %d\r\n" % len(body),
+                b"%b: %b\r\n" % SOURCE_HEADER,
+                b"connection: close\r\n\r\n",
+            ]
+            self.transport.write(b"".join(head) + body)
+        if cycle and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._is_in_head = False
+        self.transport.close()

@@ -1,0 +1,56 @@
+"""The home folder while strop serves from it: held by one process, which says where it listens.
+
+Does not make the folder or know what else is in it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from strop.proxy.errors import ConfigError
+
+LOCK_FILE: Final = "serve.lock"
+
+
+@contextlib.contextmanager
+def hold(home: Path, url: str) -> Iterator[None]:
+    """Hold `home` for this process, which serves at `url`. The kernel lets go when it dies.
+
+    Raises:
+        ConfigError: another process serves from it.
+    """
+    file = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose another"
+                " folder with --home"
+            ) from error
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps({"url": url, "pid": os.getpid()}).encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def serving_url(home: Path) -> str | None:
+    """Return where strop serves from `home`; None where it doesn't."""
+    try:
+        file = os.open(home / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        # Who gets the lock knows that nobody serves.
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return str(json.loads(os.pread(file, 4096, 0))["url"])
+    finally:
+        os.close(file)
+    return None

@@ -1,0 +1,180 @@
+"""Feedback: taken, listed, exported, revised and withdrawn over HTTP.
+
+Does not know what a rating does to those before it: the store does.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Final, get_args
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from strop.proxy import objects, ratings
+from strop.proxy.app import Services
+from strop.proxy.auth import Caller
+from strop.proxy.errors import BadRequest, NotFound
+from strop.proxy.routes.requests import Query, caller, json_object, services
+from strop.proxy.routes.responses import json_response
+from strop.proxy.store.records import (
+    Dialect,
+    ExportFormat,
+    Feedback,
+    FeedbackFilter,
+    FeedbackState,
+    Revision,
+    Sign,
+)
+
+_STATUS: Final = {"created": 201, "repeat": 200, "pending": 202}
+FORMATS: Final[tuple[ExportFormat, ...]] = get_args(ExportFormat)
+DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
+FEEDBACK_STATES: Final[tuple[FeedbackState, ...]] = get_args(FeedbackState)
+SIGNS: Final[tuple[Sign, ...]] = get_args(Sign)
+
+
+async def create(request: Request) -> Response:
+    """POST /v1/feedback: rate a choice of a completion."""
+    who, running = caller(request), services(request)
+    Query(request)
+    body = await json_object(request)
+    new = ratings.parse_feedback(
+        body,
+        key_id=await _key_to_rate_with(who, body.get("completion_id"), running),
+        idempotency_key=_idempotency_key(request),
+    )
+    outcome = await running.store.add_feedback(new, running.relay.is_in_flight)
+    if outcome.outcome != "repeat":
+        running.metrics.feedback.labels("api").inc()
+    return json_response(objects.feedback(outcome.feedback), _STATUS[outcome.outcome])
+
+
+async def index(request: Request) -> Response:
+    """GET /v1/feedback: the newest first."""
+    who = caller(request)
+    query = Query(
+        request, "limit", "after", "completion_id", "session", "rater", "state", "sign", "since"
+    )
+    wanted = FeedbackFilter(
+        key_id=_seen_by(who),
+        completion=query.text("completion_id"),
+        session=query.text("session"),
+        rater=query.text("rater"),
+        state=query.one_of("state", FEEDBACK_STATES),
+        sign=query.one_of("sign", SIGNS),
+        since_ms=query.since_ms(),
+    )
+    page = await services(request).store.list_feedback(
+        wanted, limit=query.limit(), after=query.text("after")
+    )
+    return json_response(objects.list_of(map(objects.feedback, page.data), has_more=page.has_more))
+
+
+async def export(request: Request) -> Response:
+    """GET /v1/feedback/export: every rated completion as JSONL, in a trainer's format."""
+    who = caller(request)
+    query = Query(request, "format", "dialect", "session", "rater", "since")
+    format_ = query.one_of("format", FORMATS)
+    if format_ is None:
+        raise BadRequest(
+            f"expected `format` to be one of {', '.join(FORMATS)}; got none", param="format"
+        )
+    wanted = FeedbackFilter(
+        key_id=_seen_by(who),
+        session=query.text("session"),
+        rater=query.text("rater"),
+        since_ms=query.since_ms(),
+    )
+    dialect = query.one_of("dialect", DIALECTS) or "chat"
+    lines = services(request).store.export(format_, wanted, dialect=dialect)
+    # What is wrong with the store is said with a status, so the first line is read before that.
+    first = await anext(lines, None)
+    return StreamingResponse(
+        _with_first(first, lines),
+        media_type="application/jsonl",
+        headers={"content-disposition": f'attachment; filename="feedback.{format_}.jsonl"'},
+    )
+
+
+async def show(request: Request) -> Response:
+    """GET /v1/feedback/{id}."""
+    who = caller(request)
+    Query(request)
+    return json_response(objects.feedback(await _own(request, who)))
+
+
+async def revise(request: Request) -> Response:
+    """PUT /v1/feedback/{id}: a new revision in place of what it says."""
+    who = caller(request)
+    Query(request)
+    said = ratings.parse_revision(await json_object(request))
+    known = await _own(request, who)
+    new = Revision(
+        said.rating, said.original, said.comment, said.correction, said.tags, known.scope
+    )
+    revised = await services(request).store.revise(known.id, _seen_by(who), new)
+    return json_response(objects.feedback(revised))
+
+
+async def withdraw(request: Request) -> Response:
+    """DELETE /v1/feedback/{id}: take it back; its history is kept."""
+    who = caller(request)
+    Query(request)
+    store = services(request).store
+    withdrawn = await store.withdraw(request.path_params["id"], _seen_by(who))
+    return json_response(objects.feedback(withdrawn))
+
+
+ROUTES: Final = [
+    Route("/v1/feedback", create, methods=["POST"]),
+    Route("/v1/feedback", index, methods=["GET"]),
+    Route("/v1/feedback/export", export, methods=["GET"]),
+    Route("/v1/feedback/{id}", show, methods=["GET"]),
+    Route("/v1/feedback/{id}", revise, methods=["PUT"]),
+    Route("/v1/feedback/{id}", withdraw, methods=["DELETE"]),
+]
+
+
+def _seen_by(who: Caller) -> str | None:
+    """Return the key whose feedback `who` sees; None for all."""
+    return None if who.is_admin else who.key_id
+
+
+async def _key_to_rate_with(who: Caller, completion: object, running: Services) -> str:
+    """Return the key that a rating counts for: an admin rates in the name of the completion's."""
+    if who.is_admin and isinstance(completion, str):
+        if key_id := running.relay.key_of(completion):
+            return key_id
+        found = await running.store.get_completion(completion)
+        if found is not None:
+            return found.completion.key_id
+    return who.key_id
+
+
+def _idempotency_key(request: Request) -> str | None:
+    given = request.headers.getlist("idempotency-key")
+    if len(given) > 1:
+        raise BadRequest(f"expected one Idempotency-Key header, got {len(given)}; send one")
+    return given[0] if given else None
+
+
+async def _own(request: Request, who: Caller) -> Feedback:
+    """Return the feedback that the path names.
+
+    Raises:
+        NotFound: the caller gave no such feedback.
+    """
+    identity = request.path_params["id"]
+    found = await services(request).store.get_feedback(identity)
+    if found is None or _seen_by(who) not in (None, found.key_id):
+        raise NotFound(
+            f"no feedback {identity[:100]!r} was given with this key; list them to find its id"
+        )
+    return found
+
+
+async def _with_first(first: bytes | None, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first is not None:
+        yield first
+        async for line in rest:
+            yield line

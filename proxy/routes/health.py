@@ -1,0 +1,137 @@
+"""Whether strop runs, is ready, and is well; what it counts; and what it is.
+
+Reads what the parts say of themselves, and checks nothing itself. Asks for no key.
+"""
+
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from strop.proxy.app import Services
+from strop.proxy.auth import scrub_url
+from strop.proxy.errors import EngineNotReady
+from strop.proxy.routes.requests import services
+from strop.proxy.routes.responses import json_response
+
+VERSION: Final = version("strop")
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def root(_request: Request) -> Response:
+    """GET /: what this is, and where to look."""
+    return json_response(
+        {
+            "name": "strop",
+            "version": VERSION,
+            "openai_base_url": "/v1",
+            "paths": {
+                "completions": "/v1/chat/completions",
+                "models": "/v1/models",
+                "feedback": "/v1/feedback",
+                "health": "/health",
+                "metrics": "/metrics",
+                "openapi": "/openapi.json",
+            },
+        }
+    )
+
+
+async def live(_request: Request) -> Response:
+    """GET /livez: 200 while the process answers."""
+    return json_response({"status": "ok"})
+
+
+async def ready(request: Request) -> Response:
+    """GET /readyz: 200 while completions are served, else 503 and why not."""
+    reasons = _not_ready(services(request))
+    status = 503 if reasons else 200
+    return json_response({"status": "not ready" if reasons else "ok", "reasons": reasons}, status)
+
+
+async def health(request: Request) -> Response:
+    """GET /health: 200 always; `status` is `ok`, `degraded` or `draining`."""
+    running = services(request)
+    serving, store, relay = running.serving, running.store.health, running.relay
+    capture = running.settings.capture.mode
+    engine, state = serving.engine, serving.state
+    # A store that doesn't write is no loss where nothing is recorded.
+    is_well = serving.is_ready and (store.ok or capture == "off")
+    return json_response(
+        {
+            "status": "draining" if relay.is_draining else "ok" if is_well else "degraded",
+            "version": VERSION,
+            "uptime_s": round(time.monotonic() - request.app.state.started, 3),
+            "engine": {
+                "label": engine.label,
+                "url": scrub_url(engine.upstream.url),
+                "ready": serving.is_ready,
+                "reason": None if serving.is_ready else serving.reason,
+                "version": None if state is None else state.version,
+                "models": [] if state is None else list(state.models),
+                "capabilities": asdict(engine.capabilities),
+            },
+            "model": _model(running),
+            "capture": {
+                "mode": capture,
+                "ok": store.ok,
+                "reason": store.reason,
+                "since": store.since_ms // 1000,
+                "queued": store.num_queued,
+                "queued_bytes": store.queued_bytes,
+                "lost": int(_counted(running, "strop_completions_lost_total")),
+            },
+            "in_flight": relay.num_calls,
+        }
+    )
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics: Prometheus' text format."""
+    running = services(request)
+    counted, store = running.metrics, running.store.health
+    counted.queue.set(store.num_queued)
+    counted.store_ok.set(store.ok)
+    counted.engine_ready.set(running.serving.is_ready)
+    return Response(counted.render(), headers={"content-type": _METRICS_TYPE})
+
+
+ROUTES: Final = [
+    Route("/", root, methods=["GET"]),
+    Route("/livez", live, methods=["GET"]),
+    Route("/readyz", ready, methods=["GET"]),
+    Route("/health", health, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+]
+
+
+def _not_ready(running: Services) -> list[str]:
+    reasons = []
+    if running.relay.is_draining:
+        reasons.append("strop is stopping and takes no new requests")
+    if not running.serving.is_ready:
+        reasons.append(f"the engine is not ready: {running.serving.reason}")
+    store = running.store.health
+    if running.settings.capture.mode == "required" and not store.ok:
+        reasons.append(f"answers must be recorded, and the store takes no writes: {store.reason}")
+    return reasons
+
+
+def _model(running: Services) -> dict[str, object]:
+    try:
+        alias = running.serving.alias
+    except EngineNotReady:
+        return {"name": running.settings.model.name or None, "active": None, "versions": []}
+    return {
+        "name": alias.name,
+        "active": alias.active.version,
+        "versions": list(alias.versions),
+    }
+
+
+def _counted(running: Services, name: str) -> float:
+    return running.metrics.registry.get_sample_value(name) or 0.0

@@ -1,0 +1,63 @@
+"""The model names that requests may use, as OpenAI model objects.
+
+Does not ask the engine: the alias says what each name means now.
+"""
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from strop.proxy import objects
+from strop.proxy.alias import BASE, Alias
+from strop.proxy.errors import UnknownModel
+from strop.proxy.routes.requests import Query, caller, services
+from strop.proxy.routes.responses import json_response
+
+
+async def index(request: Request) -> Response:
+    """GET /v1/models."""
+    caller(request)
+    Query(request)
+    alias = services(request).serving.alias
+    return json_response(objects.list_of(_model(request, alias, name) for name in alias.names()))
+
+
+async def show(request: Request) -> Response:
+    """GET /v1/models/{name}; a name may hold slashes."""
+    caller(request)
+    Query(request)
+    alias, name = services(request).serving.alias, request.path_params["name"]
+    if name not in alias.names():
+        raise UnknownModel(
+            f"the model {name[:100]!r} does not exist here; the models are: "
+            + ", ".join(alias.names()),
+            param="model",
+        )
+    return json_response(_model(request, alias, name))
+
+
+ROUTES: Final = [
+    Route("/v1/models", index, methods=["GET"]),
+    Route("/v1/models/{name:path}", show, methods=["GET"]),
+]
+
+
+def _model(request: Request, alias: Alias, name: str) -> dict[str, object]:
+    """Return the model object of `name`, as vLLM extends OpenAI's.
+
+    `root` is the pinned name that it stands for, and `parent` what that one was trained from.
+    """
+    served = alias.resolve(name)
+    state = services(request).serving.state
+    return {
+        "id": name,
+        "object": "model",
+        "created": request.app.state.started_epoch_s,
+        "owned_by": "strop",
+        "root": f"{alias.name}@{served.version}",
+        "parent": None if served.version == BASE else f"{alias.name}@{BASE}",
+        "version": served.version,
+        "max_model_len": None if state is None else state.max_model_len,
+    }

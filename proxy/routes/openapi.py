@@ -1,0 +1,90 @@
+"""The OpenAPI 3.1 document of strop's endpoints, and the route that serves it.
+
+Puts it together from `operations` and `schemas`; a test compares it with the routes.
+"""
+
+from functools import cache
+from importlib.metadata import version
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from strop.proxy.routes import operations
+from strop.proxy.routes.schemas import SCHEMAS, ref
+from strop.proxy.wire import body
+
+_ERRORS: Final = {
+    400: "The request can't be understood; `param` names what is wrong in it.",
+    401: "The key is missing or wrong.",
+    403: "The Host or Origin is another server's.",
+    404: "There is no such thing, or it belongs to another key.",
+    408: "The body came too slowly.",
+    409: "It contradicts what is stored; `code` says how.",
+    413: "The body is too long.",
+    502: "The engine broke the exchange.",
+    503: "Not now: the engine or the store is not ready, or strop is stopping.",
+    504: "The engine was too slow.",
+}
+
+
+@cache
+def document() -> bytes:
+    """Return the document as JSON."""
+    return body.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "strop",
+                "version": version("strop"),
+                "summary": "A local OpenAI-compatible proxy that learns from ratings.",
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
+            "servers": [
+                {"url": "/"},
+                {
+                    "url": "/s/{session}",
+                    "description": "For clients that can't send headers.",
+                    "variables": {"session": {"default": "my-session"}},
+                },
+            ],
+            "paths": operations.paths(),
+            "components": {
+                "schemas": SCHEMAS,
+                "responses": {
+                    str(status): {
+                        "description": what,
+                        "headers": {
+                            "X-Strop-Error-Source": {
+                                "description": "`proxy` on strop's own errors, else absent.",
+                                "schema": {"const": "proxy"},
+                            }
+                        },
+                        "content": {"application/json": {"schema": ref("Error")}},
+                    }
+                    for status, what in _ERRORS.items()
+                },
+                "securitySchemes": {
+                    "clientKey": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "One of server.client_keys; none needed if that is empty.",
+                    },
+                    "adminKey": {
+                        "type": "http",
+                        "scheme": "bearer",
+                        "description": "The key in admin.key in strop's home.",
+                    },
+                },
+            },
+        }
+    )
+
+
+async def show(_request: Request) -> Response:
+    """GET /openapi.json."""
+    return Response(document(), media_type="application/json")
+
+
+ROUTES: Final = [Route("/openapi.json", show, methods=["GET"])]

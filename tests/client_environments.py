@@ -1,0 +1,127 @@
+"""Stock clients, each in an environment of its own under `.cache/clients`, made on first use.
+
+Knows nothing of strop, or of what the clients say. Downloads what is not there yet.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+SCRIPTS = Path(__file__).parent / "clients"
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "clients"
+
+RUN_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client and the script that uses it.
+
+    Attributes:
+        script: in `SCRIPTS`, without its ending.
+        runtime: what runs it.
+        packages: names and versions to install, the client's own first.
+    """
+
+    script: str
+    runtime: Literal["python", "node"]
+    packages: Mapping[str, str]
+
+    @property
+    def version(self) -> str:
+        """The client's own version."""
+        return next(iter(self.packages.values()))
+
+    @property
+    def folder(self) -> Path:
+        """Its environment."""
+        return CACHE / f"{self.script}-{self.version}"
+
+    def run(self, *arguments: str, env: Mapping[str, str], cwd: Path) -> str:
+        """Run the script, with nothing in its environment but `env` and PATH; return its output."""
+        if self.runtime == "python":
+            # Isolated: a script named like its package must not be taken for it.
+            command = [str(self.folder / "bin" / "python"), "-I", f"{SCRIPTS / self.script}.py"]
+        else:
+            # Node looks for packages beside the script.
+            script = shutil.copy(f"{SCRIPTS / self.script}.mjs", self.folder)
+            command = ["node", script]
+        done = subprocess.run(
+            [*command, *arguments],
+            env={"PATH": os.environ["PATH"], **env},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=RUN_TIMEOUT_S,
+            check=False,
+        )
+        assert 0 == done.returncode, done.stderr + done.stdout
+        return done.stdout
+
+    def install(self) -> None:
+        """Make the environment, unless it is there with these packages.
+
+        Skips the test where the client's runtime is missing.
+        """
+        if self.runtime == "node":
+            missing = [name for name in ("node", "npm") if shutil.which(name) is None]
+            if missing:
+                pytest.skip(f"{self.script} NOT TRIED: it needs node and npm; not found: {missing}")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (CACHE / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stamp, pins = self.folder / ".installed", json.dumps(self.packages)
+            if stamp.is_file() and stamp.read_text(encoding="utf-8") == pins:
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            if self.runtime == "python":
+                self._install_python()
+            else:
+                self._install_node()
+            stamp.write_text(pins, encoding="utf-8")
+
+    def _install_python(self) -> None:
+        venv.create(self.folder, symlinks=True)
+        pins = [f"{name}=={version}" for name, version in self.packages.items()]
+        # This environment's pip serves: a new one in each costs more than some of the clients.
+        python = str(self.folder / "bin" / "python")
+        self._call(
+            *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet"),
+            *("--disable-pip-version-check", *pins),
+        )
+
+    def _install_node(self) -> None:
+        package = {"private": True, "dependencies": self.packages}
+        (self.folder / "package.json").write_text(json.dumps(package), encoding="utf-8")
+        self._call("npm", "install", "--no-audit", "--no-fund", "--loglevel=error")
+
+    def _call(self, *command: str) -> None:
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert 0 == done.returncode, f"could not install {self.script}:\n{done.stderr}"
+
+
+AGENTS = (
+    Client("openai_python", "python", {"openai": "3.52.0"}),
+    Client("openai_node", "node", {"openai": "6.49.0"}),
+    Client("ai_sdk", "node", {"ai": "6.0.326", "@ai-sdk/openai-compatible": "2.0.87"}),
+    Client("langchain_openai", "python", {"langchain-openai": "1.7.3"}),
+    Client("pydantic_ai", "python", {"pydantic-ai-slim[openai]": "2.68.0"}),
+    Client("openai_agents", "python", {"openai-agents": "0.24.0"}),
+    Client("llm", "python", {"llm": "0.36"}),
+)
+"""Clients that let the model choose its tools."""
+
+INSTRUCTOR = Client("instructor", "python", {"instructor": "1.17.0"})
+"""It forces a tool, which not every engine can."""

@@ -1,0 +1,137 @@
+"""A fake vLLM to run in a `FakeEngine`: the routes that a proxy needs, and two completions.
+
+Knows no model; what it answers is in `fake_vllm_answers`.
+
+    async with FakeEngine(FakeVllm()) as engine:
+        ...
+"""
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from fake_engine import SSE, Call
+from fake_vllm_answers import ChatCompletion, TextCompletion
+
+
+async def _at_once(_: int) -> None:
+    return None
+
+
+@dataclass
+class FakeVllm:
+    """The handler.
+
+    Attributes:
+        base: the base's served name.
+        key: the API key that `/v1` asks for.
+        has_parser: as if a tool or reasoning parser were on: a token without text makes an event
+            only where ids or logprobs are asked for, and `include_reasoning: false` hides both.
+        before_event: awaited before each event of a stream, with its number.
+        adapters: names and paths of the adapters loaded.
+    """
+
+    base: str = "tiny"
+    key: str | None = None
+    has_parser: bool = False
+    before_event: Callable[[int], Awaitable[None]] = _at_once
+    adapters: dict[str, str] = field(default_factory=dict)
+
+    async def __call__(self, call: Call) -> None:
+        """Answer one request."""
+        request = call.request
+        is_let_in = request.header("authorization") == f"Bearer {self.key}"
+        if self.key and request.path.startswith("/v1") and not is_let_in:
+            return await call.json({"error": "Unauthorized"}, 401)
+        match (request.method, request.path):
+            case ("GET", "/health"):
+                await call.answer(headers=())
+            case ("GET", "/version"):
+                await call.json({"version": "0.32.0"})
+            case ("GET", "/v1/models"):
+                await call.json({"object": "list", "data": self._cards()})
+            case ("POST", "/v1/chat/completions"):
+                await self._complete(call, is_chat=True)
+            case ("POST", "/v1/completions"):
+                await self._complete(call, is_chat=False)
+            case ("POST", "/v1/load_lora_adapter"):
+                await self._load(call)
+            case ("POST", "/v1/unload_lora_adapter"):
+                await self._unload(call)
+            case _:
+                await call.json({"detail": "Not Found"}, 404)
+        return None
+
+    def _cards(self) -> list[dict[str, object]]:
+        now = int(time.time())
+        rest: dict[str, object] = {"object": "model", "created": now, "owned_by": "vllm"}
+        base: dict[str, object] = {
+            "root": self.base,
+            "parent": None,
+            "max_model_len": 1024,
+            "permission": [],
+        }
+        return [{"id": self.base, **rest, **base}] + [
+            {"id": name, **rest, **base, "root": path, "parent": self.base, "max_model_len": None}
+            for name, path in self.adapters.items()
+        ]
+
+    async def _load(self, call: Call) -> None:
+        fields = call.request.json()
+        name = fields["lora_name"]
+        if name in self.adapters and not fields.get("load_inplace"):
+            message = (
+                f"The lora adapter '{name}' has already been loaded. If you want to load the"
+                " adapter in place, set 'load_inplace' to True."
+            )
+            return await _refuse(call, message, "InvalidUserInput", 400)
+        self.adapters[name] = fields["lora_path"]
+        return await _say(call, f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def _unload(self, call: Call) -> None:
+        name = call.request.json()["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            message = f"The lora adapter '{name}' cannot be found."
+            return await _refuse(call, message, "NotFoundError", 404)
+        return await _say(call, f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def _complete(self, call: Call, *, is_chat: bool) -> None:
+        try:
+            fields = call.request.json()
+        except ValueError as error:
+            return await _refuse(call, f"1 validation error:\n  {error}", "Bad Request", 400)
+        model = fields.get("model") or self.base
+        if model != self.base and model not in self.adapters:
+            message = f"The model `{model}` does not exist. Valid aliases: {self.base}."
+            return await _refuse(call, message, "NotFoundError", 404, param="model")
+        if is_chat and fields.get("top_logprobs") and not fields.get("logprobs"):
+            message = (
+                "when using `top_logprobs`, `logprobs` must be set to true."
+                " (parameter=top_logprobs)"
+            )
+            return await _refuse(call, message, "BadRequestError", 400, param="top_logprobs")
+        dialect = (ChatCompletion if is_chat else TextCompletion)(model, fields, self.has_parser)
+        if not fields.get("stream"):
+            return await call.answer(_compact(dialect.whole()))
+        await call.head(200, [("content-type", SSE)])
+        for number, event in enumerate(dialect.events()):
+            await self.before_event(number)
+            await call.chunk(b"data: " + _compact(event) + b"\n\n")
+        await call.chunk(b"data: [DONE]\n\n")
+        return await call.end()
+
+
+def _compact(payload: object) -> bytes:
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+async def _say(call: Call, text: str) -> None:
+    await call.answer(text.encode(), headers=[("content-type", "text/plain; charset=utf-8")])
+
+
+async def _refuse(
+    call: Call, message: str, kind: str, status: int, param: str | None = None
+) -> None:
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    await call.json({"error": error}, status)

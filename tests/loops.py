@@ -1,0 +1,48 @@
+"""Runs a test on each event loop that strop may run on."""
+
+import asyncio
+import functools
+import gc
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run a test on either loop, and fail it too for what it left to the loop's error handler."""
+
+    @functools.wraps(test)
+    def run(loop: str, **arguments: object) -> None:
+        unhandled: list[dict[str, Any]] = []
+
+        async def watched() -> None:
+            current = asyncio.get_running_loop()
+            current.set_exception_handler(lambda _, context: unhandled.append(context))
+            async with asyncio.timeout(60):
+                await test(**arguments)
+            gc.collect()
+
+        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
+            runner.run(watched())
+        assert [] == unhandled
+
+    signature = inspect.signature(test)
+    parameter = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
+    signature = signature.replace(parameters=[*signature.parameters.values(), parameter])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    parametrized: Callable[..., None] = pytest.mark.parametrize("loop", LOOPS)(run)
+    return parametrized
+
+
+async def settle(condition: Callable[[], bool]) -> None:
+    """Return once `condition` holds; the test's own timeout is the limit."""
+    while not condition():
+        await asyncio.sleep(0)

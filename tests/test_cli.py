@@ -1,0 +1,496 @@
+"""The command line, against a real store in a temporary home."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cli_reference
+import click
+import pytest
+from click.testing import CliRunner, Result
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from routes_app import completion
+
+from strop.proxy.cli import main
+from strop.proxy.embedded.options import Options
+from strop.proxy.errors import StropError
+from strop.proxy.settings import KINDS
+from strop.proxy.store.records import Choice, Completion, Feedback
+from strop.proxy.store.store import Store
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with an empty store."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    record(folder)
+    return folder
+
+
+def run(home: Path, *arguments: str, **options: Any) -> Result:
+    """Run a command with this home."""
+    return CliRunner(env={"STROP_HOME": str(home)}).invoke(main, arguments, **options)
+
+
+def record(home: Path, *made: dict[str, Any]) -> list[str]:
+    """Put completions into the home's store; return their ids."""
+
+    async def commit() -> list[str]:
+        store = await Store.open(home / "strop.db")
+        try:
+            completions = [completion(**one) for one in made]
+            committed = [store.commit_completion(partial(_same, one), 1000) for one in completions]
+            return [recorded.id for recorded in await asyncio.gather(*committed)]
+        finally:
+            await store.close()
+
+    return asyncio.run(commit())
+
+
+def _same(made: Completion) -> Completion:
+    return made
+
+
+def feedback(home: Path) -> list[Feedback]:
+    """Return all feedback in the home's store, newest first."""
+
+    async def read() -> list[Feedback]:
+        store = await Store.open(home / "strop.db")
+        try:
+            return list((await store.list_feedback(limit=100)).data)
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
+def words(home: Path) -> list[tuple[str, float, str]]:
+    """Return completion, rating and state of all feedback, newest first."""
+    return [(one.completion, one.rating, one.state) for one in feedback(home)]
+
+
+def test_good_and_bad_rate_the_newest_complete_answer(home: Path) -> None:
+    """They say which one, and how to take it back; the rating is for the turn."""
+    old, newest, _ = record(
+        home,
+        {"created_ms": 1000},
+        {"created_ms": 2000, "answer": "Paris,\nof course.", "key_id": "key_1"},
+        {"created_ms": 3000, "state": "upstream_error", "choices": ()},
+    )
+
+    good = run(home, "good")
+    bad = run(home, "bad", old, "-m", "too short")
+
+    assert (0, 0) == (good.exit_code, bad.exit_code)
+    assert f"Rated good: {newest} (" in good.stdout
+    assert '"Paris, of course."' in good.stdout
+    assert f"Take it back: strop undo {newest}\n" in good.stdout
+    assert [(old, -1, "standing"), (newest, 1, "standing")] == words(home)
+    assert [("too short", "turn", "cli", "local", ""), (None, "turn", "cli", "key_1", "")] == [
+        (one.comment, one.scope, one.source, one.key_id, one.rater) for one in feedback(home)
+    ]
+
+
+def test_a_rating_of_another_home_is_taken_back_there(home: Path, tmp_path: Path) -> None:
+    """The command to copy names the home where it isn't the default one."""
+    (made,) = record(home, {})
+
+    rated = run(tmp_path, "good", "--home", str(home))
+
+    assert f"strop undo {made} --home {home}\n" in rated.stdout
+
+
+def test_an_answer_can_be_named_by_the_engines_id(home: Path) -> None:
+    """Where it names one alone."""
+    (made,) = record(home, {"upstream_id": "chatcmpl-7"})
+
+    assert 0 == run(home, "good", "chatcmpl-7").exit_code
+    assert [(made, 1, "standing")] == words(home)
+
+
+@pytest.mark.parametrize(
+    ("given", "rating"),
+    [("good", 1), ("-0.5", -0.5), ("0.25", 0.25), ("4/5", 0.5), ("1/5", -1), ("down", -1)],
+)
+def test_rate_takes_words_numbers_and_stars(home: Path, given: str, rating: float) -> None:
+    """A number below 0 is no option."""
+    (made,) = record(home, {})
+
+    result = run(home, "rate", made, given)
+
+    assert 0 == result.exit_code, result.output
+    assert [(made, rating, "standing")] == words(home)
+
+
+def test_rate_takes_all_that_a_rating_has(home: Path) -> None:
+    """Comment, correction, tags, rater, scope and choice."""
+    answers = tuple(Choice(index=i, message=b'{"content": "Hi"}') for i in range(2))
+    (made,) = record(home, {"choices": answers})
+    options = ("--tag", "a", "--tag", "b", "--rater", "ann", "--scope", "turn", "--choice", "1")
+
+    result = run(
+        home, "rate", made, "bad", *options, "-m", "no", "--correction", "-", input="Hello"
+    )
+
+    (found,) = feedback(home)
+    assert ("no", "Hello", ("a", "b"), "ann", "turn", 1) == (
+        found.comment,
+        found.correction,
+        found.tags,
+        found.rater,
+        found.scope,
+        found.choice,
+    )
+    assert f"strop undo {made} --rater ann" in result.stdout
+
+
+def test_undo_takes_back_the_rating_of_the_answer_named(home: Path) -> None:
+    """Another answer's rating stays, though it is newer."""
+    one, two = record(home, {"session": "s"}, {"session": "s"})
+    run(home, "good", one)
+    run(home, "bad", two)
+
+    result = run(home, "undo", one)
+
+    assert f"Took back good: {one} (" in result.stdout
+    assert [(two, -1, "standing"), (one, 1, "withdrawn")] == words(home)
+
+
+def test_undo_alone_takes_back_the_newest_of_the_newest_conversation(home: Path) -> None:
+    """Not one of another conversation, or another rater."""
+    other, first, last = record(
+        home,
+        {"session": "a", "created_ms": 1},
+        {"session": "b", "created_ms": 2},
+        {"session": "b", "created_ms": 3},
+    )
+    run(home, "good", first)
+    run(home, "rate", last, "bad", "--rater", "ann")
+    run(home, "bad", other)
+
+    undone = run(home, "undo")
+    again = run(home, "undo")
+
+    assert f"Took back good: {first}" in undone.stdout
+    assert [(other, -1, "standing"), (last, -1, "standing"), (first, 1, "withdrawn")] == words(home)
+    assert 1 == again.exit_code
+    assert again.stderr.startswith("Error: there is no rating in the newest conversation")
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "name"), [("embedded", "m", None), ("vllm", None, "m"), ("openai", None, "m")]
+)
+def test_the_model_is_loaded_or_chosen(
+    home: Path, kind: str, path: str | None, name: str | None
+) -> None:
+    """The embedded engine loads it; another one has it already, under that name."""
+    found = json.loads(run(home, "config", "--engine", kind, "--model", "m", "--json").stdout)
+
+    values = {one["key"]: one["value"] for one in found["settings"]}
+    assert (path or "", name or "") == (
+        json.loads(values["model.path"]),
+        json.loads(values["model.name"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("good", "cmp_no"), 1, "no completion 'cmp_no'"),
+        (("good",), 1, "there is no answer to rate yet"),
+        (("undo",), 1, "there is no answer to rate yet"),
+        (("undo", "cmp_no"), 1, "there is no rating of cmp_no to take back"),
+        (("rate", "cmp_no", "great"), 2, "expected `rating` to be"),
+        (("rate", "cmp_no", "9/5"), 2, "expected `rating` to be"),
+        (("good", "cmp_no", "--choice", "-1"), 2, "expected `choice` to be"),
+        (("completions", "show", "cmp_no"), 1, "no completion 'cmp_no'"),
+        (("completions", "list", "--after", "cmp_no"), 2, "expected `after` to be an id"),
+        (("completions", "list", "--limit", "0"), 2, "not in the range"),
+        (("export", "--format", "csv"), 2, "is not one of"),
+        (("export", "--format", "raw", "--out", "/none/x"), 2, "expected to write to /none/x"),
+        (("config", "--set", "capture.mode"), 2, "expected --set KEY=VALUE"),
+        (("config", "--set", "capture.mode=some"), 2, "capture.mode: expected one of"),
+        (("config", "--set", "capture.mood=off"), 2, "unknown key capture.mood"),
+        (("config", "--port", "70000"), 2, "server.port: expected an integer"),
+        (("serve", "--host", "0.0.0.0", "--port", "0"), 2, "server.client_keys is"),
+        (("serve", "--engine", "vllm"), 2, "engine.url"),
+        (
+            ("config", "--engine", "vllm", "--model", "a", "--model-name", "b"),
+            2,
+            "expected --model or --model-name with the engine vllm, got both",
+        ),
+        (("serve", "--home", "/proc/none/home"), 2, "expected to make the folder"),
+        (("nothing",), 2, "No such command"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    home: Path, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    """2 for what was typed or set, 1 for the rest; on standard error, and no traceback."""
+    result = run(home, *arguments)
+
+    assert (code, "") == (result.exit_code, result.stdout)
+    assert says in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert not isinstance(result.exception, StropError)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("good",),
+        ("undo",),
+        ("rate", "cmp_1", "good"),
+        ("completions", "list"),
+        ("completions", "show", "cmp_1"),
+        ("export", "--format", "raw", "--out", "ratings.jsonl"),
+    ],
+)
+def test_a_missing_home_is_said(
+    tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is made, neither a home nor a file."""
+    monkeypatch.chdir(tmp_path)
+
+    result = run(tmp_path / "nowhere", *arguments)
+
+    assert 2 == result.exit_code
+    assert f"there is no {tmp_path / 'nowhere' / 'strop.db'}" in result.stderr
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_completions_are_listed_newest_first(home: Path) -> None:
+    """With their first words, and the command for those that follow."""
+    old, new = record(
+        home, {"created_ms": 1000, "answer": "Lyon."}, {"created_ms": 2000, "answer": "Paris."}
+    )
+    run(home, "good", old)
+
+    listed = run(home, "completions", "list").stdout.splitlines()
+    first = run(home, "completions", "list", "--limit", "1").stdout.splitlines()
+    rated = run(home, "completions", "list", "--rated", "--json").stdout
+
+    assert ["COMPLETION", new, old] == [line.split()[0] for line in listed]
+    assert ["ANSWER", "Paris.", "Lyon."] == [line.split()[-1] for line in listed]
+    assert f"More: strop completions list --after {new}" == first[-1]
+    assert [old] == [one["id"] for one in json.loads(rated)["data"]]
+
+
+def test_no_completions_are_said(home: Path) -> None:
+    """An empty list is no error."""
+    assert (0, "No answers.\n") == (
+        (result := run(home, "completions", "list")).exit_code,
+        result.stdout,
+    )
+
+
+def test_a_completion_is_shown_to_people_and_programs(home: Path) -> None:
+    """The answer, its snapshot and its ratings; as JSON what the API gives."""
+    (made,) = record(home, {"answer": "Paris.\nOf course."})
+    run(home, "bad", "-m", "too long")
+
+    shown = run(home, "completions", "show", made).stdout
+    found = json.loads(run(home, "completions", "show", made, "--json").stdout)
+
+    assert "2 token ids, raw logprobs" in shown
+    assert "bad (standing), choice 0, by cli: too long" in shown
+    assert shown.endswith("answer 0 (stop):\nParis.\nOf course.\n")
+    assert [4, 5] == found["snapshot"]["choices"][0]["token_ids"]
+    assert "too long" == found["feedback"][0]["comment"]
+
+
+def test_an_answer_can_not_steer_the_terminal(home: Path) -> None:
+    """Escape sequences are shown, not obeyed."""
+    (made,) = record(home, {"answer": "\x1b]0;owned\x07\x1b[2Jred"})
+
+    shown = [
+        run(home, *arguments, color=True).stdout
+        for arguments in (("good",), ("completions", "list"), ("completions", "show", made))
+    ]
+
+    assert all("red" in text and "\x1b" not in text and "\x07" not in text for text in shown)
+
+
+def test_an_export_is_written_for_its_owner_alone(home: Path, tmp_path: Path) -> None:
+    """To a file of mode 0600, or to standard output."""
+    record(home, {"answer": "Paris."})
+    run(home, "good")
+    out = tmp_path / "ratings.jsonl"
+
+    to_file = run(home, "export", "--format", "kto", "--out", str(out))
+    to_stdout = run(home, "export", "--format", "kto")
+
+    assert f"Wrote 1 lines to {out}.\n" == to_file.stderr
+    assert 0o600 == out.stat().st_mode & 0o777
+    assert out.read_text(encoding="utf-8") == to_stdout.stdout
+    assert [{"role": "assistant", "content": "Paris."}] == json.loads(to_stdout.stdout)[
+        "completion"
+    ]
+
+
+def test_settings_are_shown_with_their_origin(home: Path) -> None:
+    """File, environment and flags, each above the one before; secrets only as set."""
+    (home / "strop.toml").write_text('[server]\nport = 9000\nclient_keys = ["top-secret"]\n')
+    environment = {"STROP_HOME": str(home), "STROP_LOG_LEVEL": "debug"}
+    flags = ("--port", "9001", "--engine-key", "also-secret", "--set", "capture.mode=required")
+
+    text = CliRunner(env=environment).invoke(main, ["config", *flags]).stdout
+    found = json.loads(CliRunner(env=environment).invoke(main, ["config", "--json", *flags]).stdout)
+
+    origins = {one["key"]: (one["value"], one["origin"]) for one in found["settings"]}
+    assert str(home) == found["home"]
+    assert list(KINDS) == list(origins)
+    assert ("9001", "flag") == origins["server.port"]
+    assert ('"required"', "flag") == origins["capture.mode"]
+    assert ('"debug"', "environment STROP_LOG_LEVEL") == origins["log.level"]
+    assert ("set", str(home / "strop.toml")) == origins["server.client_keys"]
+    assert "secret" not in text + json.dumps(found)
+    assert ["KEY", "VALUE", "FROM"] == text.splitlines()[0].split()
+
+
+def test_status_says_that_nothing_runs(home: Path) -> None:
+    """Exit code 1, and what is recorded all the same."""
+    record(home, {})
+    run(home, "good")
+
+    text = run(home, "status")
+    found = run(home, "status", "--json")
+
+    assert (1, 1) == (text.exit_code, found.exit_code)
+    assert f"strop does not serve from {home}; start it with: strop serve" in text.stdout
+    assert "1 good, 0 bad, 1 in all" in text.stdout
+    assert None is json.loads(found.stdout)["health"]
+    assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
+
+
+async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    """`strop serve` and `strop status`, as processes: home made 0700, answers recorded, exit 0."""
+    home = tmp_path / "home"
+    environment = {**ENVIRONMENT, "STROP_HOME": str(home)}
+    strop = [sys.executable, "-m", "strop.proxy.cli"]
+
+    async def output(*arguments: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            *strop, *arguments, env=environment, stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await process.communicate()
+        return process.returncode, printed.decode()
+
+    async with FakeEngine(FakeVllm()) as engine:
+        port = str(_free_port())
+        server = await asyncio.create_subprocess_exec(
+            *(*strop, "serve", "--port", port, "--engine", "vllm", "--engine-url", engine.url),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert server.stdout is not None
+            async for line in server.stdout:
+                if b"strop completions list" in line:
+                    break
+            code, text = await output("status")
+            _, found = await output("status", "--json")
+            second, _ = await output("serve", "--port", "0")
+        finally:
+            server.terminate()
+            await server.communicate()
+
+    assert (0, 0) == (code, server.returncode)
+    assert second == 2
+    assert "vllm at http://127.0.0.1" in text
+    assert "tiny (base)" in text
+    assert "ok" == json.loads(found)["health"]["status"]
+    assert (0o700, 0o600) == (
+        home.stat().st_mode & 0o777,
+        (home / "admin.key").stat().st_mode & 0o777,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_closed_pipe_ends_an_export_quietly(home: Path) -> None:
+    """As in `strop export --format raw | head -1`."""
+    record(home, *({"answer": "x" * 50_000} for _ in range(8)))
+    for one in json.loads(run(home, "completions", "list", "--json").stdout)["data"]:
+        run(home, "good", one["id"])
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "strop.proxy.cli", "export", "--format", "raw"],
+        env={**ENVIRONMENT, "STROP_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as export:
+        assert export.stdout is not None
+        assert export.stderr is not None
+        first = export.stdout.readline()
+        export.stdout.close()
+        said = export.stderr.read()
+
+    assert json.loads(first)["id"].startswith("cmp_")
+    assert "" == said
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`strop --help` answers at once: no server, no HTTP client, no database, no model."""
+    heavy = (
+        "{'starlette', 'uvicorn', 'httpx', 'aiosqlite', 'zstandard', 'prometheus_client', 'mlx'}"
+    )
+    script = f"import sys, strop.proxy.cli; print(sorted({heavy} & set(sys.modules)))"
+
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+
+    assert "[]\n" == result.stdout
+
+
+def test_every_command_has_help_and_an_example() -> None:
+    """And so has every option."""
+    for context in cli_reference.contexts(main, None, "strop"):
+        command, path = context.command, context.command_path
+        assert command.help, path
+        assert command.epilog is not None, path
+        assert f"  {path}" in command.epilog, path
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{path} {parameter.name}"
+
+
+def test_the_engine_takes_every_option_of_the_embedded_engine() -> None:
+    """Its defaults are the engine's own."""
+    engine = main.commands["engine"]
+    defaults = {one.name: one.default for one in fields(Options) if one.name != "model"}
+
+    assert {one.name for one in fields(Options)} == {one.name for one in engine.params}
+    for parameter in engine.params:
+        if isinstance(parameter, click.Option) and parameter.name in defaults:
+            said = parameter.default
+            assert not isinstance(said, str | int | float) or said == defaults[parameter.name]
+
+
+def test_the_page_of_commands_is_their_help() -> None:
+    """docs/cli.md lags: run `python tests/cli_reference.py`."""
+    assert cli_reference.PAGE.read_text(encoding="utf-8") == cli_reference.render()
+
+
+def test_the_version_is_the_packages() -> None:
+    """`strop --version` names it."""
+    result = CliRunner().invoke(main, ["--version"])
+
+    assert (0, "strop 0.1.0\n") == (result.exit_code, result.stdout)

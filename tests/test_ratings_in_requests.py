@@ -1,0 +1,258 @@
+"""A rating that comes with a request lands on the answer that the request's history ends in."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from running import Running, running, settings_for
+from store_values import completion
+
+Message = dict[str, Any]
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    async with FakeEngine(FakeVllm()) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def proxy(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
+        yield proxy
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+async def say(
+    proxy: Running, history: list[Message], text: str, **headers: str
+) -> tuple[list[Message], httpx.Response]:
+    """Send `text` after `history`; return the history with it and the answer, and the response."""
+    messages = [*history, user(text)]
+    response = await proxy.client.post(
+        "/v1/chat/completions",
+        json={"model": "tiny", "messages": messages},
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
+    assert 200 == response.status_code
+    return [*messages, response.json()["choices"][0]["message"]], response
+
+
+async def standing(proxy: Running) -> list[tuple[str, float, str | None, str, str]]:
+    page = await proxy.services.store.list_feedback(limit=100)
+    return [
+        (f.completion, f.rating, f.comment, f.source, f.scope)
+        for f in reversed(page.data)
+        if f.state == "standing"
+    ]
+
+
+def id_of(response: httpx.Response) -> str:
+    return response.headers["x-strop-completion-id"]
+
+
+def text_of(response: httpx.Response) -> str:
+    if response.headers["content-type"] == "application/json":
+        return str(response.json()["choices"][0]["message"]["content"])
+    events = [e.removeprefix("data: ") for e in response.text.split("\n\n") if e]
+    assert "[DONE]" == events.pop()
+    chunks = [json.loads(event) for event in events]
+    return "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_command_rates_the_answer_above_it_and_never_reaches_the_model(
+    stream: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """It is answered by strop, in the way that was asked for."""
+    history, first = await say(proxy, [], "one")
+
+    typed = await proxy.client.post(
+        "/v1/chat/completions",
+        json={
+            "model": "tiny",
+            "messages": [*history, user("/rl bad too long")],
+            "stream": stream,
+            "stream_options": {"include_usage": True},
+        },
+    )
+
+    assert text_of(typed).startswith("[strop] Rated the answer above bad")
+    assert 1 == sum(request.method == "POST" for request in engine.requests)
+    assert [(id_of(first), -1.0, "too long", "inline", "turn")] == await standing(proxy)
+    assert 1 == len(await proxy.rows())
+
+
+async def test_a_conversation_goes_on_after_a_command_as_if_it_had_not_been_there(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """The command and its answer are taken out before the model and the chain see them."""
+    history, first = await say(proxy, [], "one")
+    history, _ = await say(proxy, history, "/rl good")
+    history, second = await say(proxy, history, "two")
+    history, _ = await say(proxy, history, "/rl bad")
+    _, third = await say(proxy, history, "three")
+
+    sent = engine.requests[-1].json()["messages"]
+    assert ["user", "assistant", "user", "assistant", "user"] == [m["role"] for m in sent]
+    assert not any("/rl" in str(m["content"]) or "[strop]" in str(m["content"]) for m in sent)
+    parents = [row.parent for row in await proxy.rows()]
+    assert [None, id_of(first), id_of(second)] == parents
+    assert [(id_of(first), 1.0), (id_of(second), -1.0)] == [s[:2] for s in await standing(proxy)]
+    assert third.status_code == 200
+
+
+async def test_a_header_rates_the_answer_that_the_history_ends_in(proxy: Running) -> None:
+    """Also the third-last turn's, in a request that goes back there; never the latest around."""
+    ids = []
+    history: list[Message] = []
+    histories = []
+    for text in ("one", "two", "three"):
+        history, response = await say(proxy, history, text)
+        ids.append(id_of(response))
+        histories.append(history)
+
+    _, response = await say(proxy, histories[0], "again", x_strop_feedback='bad; comment="no"')
+
+    assert response.headers["x-strop-feedback-status"].startswith("created fb_")
+    assert [(ids[0], -1.0, "no", "header", "turn")] == await standing(proxy)
+
+
+async def test_a_header_may_name_the_answer(proxy: Running) -> None:
+    """By strop's id, or by the engine's own."""
+    _, first = await say(proxy, [], "one")
+    _, second = await say(proxy, [], "two")
+
+    await say(proxy, [], "x", x_strop_feedback="good", x_strop_feedback_for=first.json()["id"])
+    await say(proxy, [], "y", x_strop_feedback="0.5", x_strop_feedback_for=id_of(second))
+
+    assert [(id_of(first), 1.0), (id_of(second), 0.5)] == [s[:2] for s in await standing(proxy)]
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        ("great", "error invalid_request"),
+        ("2", "error invalid_request"),
+        ("good; colour=red", "error invalid_request"),
+    ],
+)
+async def test_a_header_that_can_not_be_understood_fails_only_itself(
+    value: str, status: str, proxy: Running
+) -> None:
+    """The request that carries it is served, and its answer says what was wrong."""
+    history, _ = await say(proxy, [], "one")
+
+    _, response = await say(proxy, history, "two", x_strop_feedback=value)
+
+    assert response.headers["x-strop-feedback-status"].startswith(status)
+    assert [] == await standing(proxy)
+
+
+async def test_a_header_without_an_answer_to_rate_says_so(proxy: Running) -> None:
+    """A stranger's history, or none, is nobody's."""
+    await say(proxy, [], "one")
+    strangers = [user("x"), {"role": "assistant", "content": "never said here"}]
+
+    for history in ([], strangers):
+        _, response = await say(proxy, history, "two", x_strop_feedback="good")
+        assert response.headers["x-strop-feedback-status"].startswith("no-reply")
+
+    assert [] == await standing(proxy)
+
+
+async def test_the_same_header_again_is_one_rating(proxy: Running) -> None:
+    """Clients with static headers repeat them with every request."""
+    history, first = await say(proxy, [], "one")
+    for _ in range(3):
+        _, response = await say(proxy, history, "two", x_strop_feedback="good")
+
+    assert response.headers["x-strop-feedback-status"].startswith("repeat ")
+    assert [(id_of(first), 1.0)] == [s[:2] for s in await standing(proxy)]
+
+
+async def test_undo_takes_back_the_last_rating_of_this_conversation(proxy: Running) -> None:
+    """By command or by header, and not another conversation's."""
+    other, elsewhere = await say(proxy, [], "elsewhere")
+    await say(proxy, other, "/rl good")
+    history, first = await say(proxy, [], "one")
+    history, _ = await say(proxy, history, "/rl good")
+    history, second = await say(proxy, history, "two")
+    history, _ = await say(proxy, history, "/rl bad")
+
+    _, undone = await say(proxy, history, "/rl undo")
+    after_one = await standing(proxy)
+    _, header = await say(proxy, history, "three", x_strop_feedback="undo")
+    _, empty = await say(proxy, history, "/rl undo")
+
+    assert text_of(undone).startswith("[strop] Took back the rating bad")
+    assert [(id_of(elsewhere), 1.0), (id_of(first), 1.0)] == [s[:2] for s in after_one]
+    assert header.headers["x-strop-feedback-status"].startswith("undone ")
+    assert "no rating" in text_of(empty)
+    assert [id_of(elsewhere)] == [s[0] for s in await standing(proxy)]
+    assert second.status_code == 200
+
+
+async def test_status_and_help_say_what_there_is(proxy: Running) -> None:
+    """An unknown verb asks for help."""
+    history, first = await say(proxy, [], "one")
+    history, _ = await say(proxy, history, "/rl good")
+
+    _, status = await say(proxy, history, "/rl status")
+    _, help_ = await say(proxy, history, "/rl what")
+    _, nothing = await say(proxy, [], "/rl good")
+
+    assert "1 good, 0 bad" in text_of(status)
+    assert id_of(first) in text_of(status)
+    assert "/rl good [why]" in text_of(help_)
+    assert "nothing to rate" in text_of(nothing)
+
+
+@pytest.mark.parametrize(
+    "text", ["/rl good\nand more", "please type /rl good", "/rlgood", "`/rl good`"]
+)
+async def test_text_that_is_not_exactly_a_command_goes_to_the_model(
+    text: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """Pasted text and tool results included."""
+    await say(proxy, [], text)
+    await proxy.client.post(
+        "/v1/chat/completions",
+        json={"model": "tiny", "messages": [{"role": "tool", "content": "/rl good"}]},
+    )
+
+    assert 2 == len(await proxy.rows())
+    assert "/rl good" == engine.requests[-1].json()["messages"][-1]["content"]
+
+
+async def test_a_rating_finds_its_answer_ten_thousand_completions_later(proxy: Running) -> None:
+    """Through the chat, by header and by id."""
+    history, first = await say(proxy, [], "one")
+    other, second = await say(proxy, [], "two")
+    store = proxy.services.store
+    pending = []
+    for number in range(10_000):
+        row = completion(f"cmp_{number:032x}")
+        pending.append(store.commit_completion(lambda row=row: row, 100))
+        if len(pending) == 500:
+            for future in pending:
+                await future
+            pending.clear()
+
+    await say(proxy, history, "/rl good")
+    await say(proxy, other, "go on", x_strop_feedback="bad")
+    answer = await proxy.client.post(
+        "/v1/feedback", json={"completion_id": id_of(first), "rating": "bad", "rater": "me"}
+    )
+
+    assert 201 == answer.status_code
+    assert [(id_of(first), 1.0), (id_of(second), -1.0), (id_of(first), -1.0)] == [
+        s[:2] for s in await standing(proxy)
+    ]

@@ -1,0 +1,102 @@
+"""The model names that requests may use."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from routes_app import Running, running
+
+from strop.proxy.alias import Alias, Served
+from strop.proxy.errors import EngineNotReady
+from strop.proxy.serving import Serving
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[Running]:
+    """A strop that calls the engine's model by another name, with a slash in it."""
+    async with running(tmp_path, model__name="org/small") as app:
+        yield app
+
+
+async def test_models_are_the_name_and_its_pins(app: Running) -> None:
+    """The public name stands for the active version; the engine's own names don't appear."""
+    answer = await app.client.get("/v1/models")
+
+    found = answer.json()
+    assert ("list", ["org/small", "org/small@base"]) == (
+        found["object"],
+        [one["id"] for one in found["data"]],
+    )
+    assert {
+        "id": "org/small",
+        "object": "model",
+        "owned_by": "strop",
+        "root": "org/small@base",
+        "parent": None,
+        "version": "base",
+        "max_model_len": 1024,
+    } == {key: value for key, value in found["data"][0].items() if key != "created"}
+
+
+async def test_versions_name_their_parent(app: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an active version, the public name stands for it, and it was made from the base."""
+    base, v1 = Served("base", "tiny"), Served("v1", "strop-v1")
+    alias = Alias("org/small", v1, {"base": base, "v1": v1})
+    monkeypatch.setattr(Serving, "alias", property(lambda _: alias))
+
+    found = (await app.client.get("/v1/models")).json()["data"]
+
+    assert [
+        ("org/small", "org/small@v1", "org/small@base"),
+        ("org/small@base", "org/small@base", None),
+        ("org/small@v1", "org/small@v1", "org/small@base"),
+    ] == [(one["id"], one["root"], one["parent"]) for one in found]
+
+
+@pytest.mark.parametrize("name", ["org/small", "org/small@base", "org%2Fsmall"])
+async def test_each_model_is_found_by_its_name(app: Running, name: str) -> None:
+    """Slashes in a name need no escape, and may have one."""
+    answer = await app.client.get(f"/v1/models/{name}")
+
+    assert (200, name.replace("%2F", "/")) == (answer.status_code, answer.json()["id"])
+
+
+@pytest.mark.parametrize("name", ["tiny", "org/small@v9", "org"])
+async def test_another_name_is_answered_with_those_there_are(app: Running, name: str) -> None:
+    """404, and the message lists the models."""
+    answer = await app.client.get(f"/v1/models/{name}")
+
+    error = answer.json()["error"]
+    assert (404, "model_not_found", "model") == (answer.status_code, error["code"], error["param"])
+    assert "org/small, org/small@base" in error["message"]
+
+
+async def test_models_are_unknown_until_the_engine_has_answered(
+    app: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 until then, and the engine's reason is said."""
+    silent = Serving(
+        app.services.serving.engine, model_name="", accepts_any=False, check_interval_s=1
+    )
+    monkeypatch.setattr(app.services, "serving", silent)
+
+    answers = await asyncio.gather(
+        app.client.get("/v1/models"), app.client.get("/v1/models/org/small")
+    )
+
+    assert [(503, EngineNotReady.code)] * 2 == [
+        (answer.status_code, answer.json()["error"]["code"]) for answer in answers
+    ]
+    assert "it has not answered yet" in answers[0].json()["error"]["message"]
+
+
+async def test_client_keys_guard_models(tmp_path: Path) -> None:
+    """401 without one, the list with one."""
+    async with running(tmp_path, server__client_keys=["client-key-1"]) as app:
+        refused = await app.client.get("/v1/models")
+        answer = await app.client.get(
+            "/v1/models", headers={"authorization": "Bearer client-key-1"}
+        )
+
+        assert (401, 200) == (refused.status_code, answer.status_code)

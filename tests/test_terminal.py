@@ -1,0 +1,92 @@
+"""Text for people: tables, ages, excerpts."""
+
+import json
+
+import pytest
+from routes_app import completion
+
+from strop.proxy import objects, terminal
+from strop.proxy.store.records import Choice, StoredCompletion
+
+
+def test_tables_are_aligned() -> None:
+    """Columns are as wide as their widest cell, and lines have no blanks at the end."""
+    text = terminal.table([("a", "1"), ("bbbb", "")], ("NAME", "N"))
+
+    assert "NAME  N\na     1\nbbbb" == text
+
+
+def test_a_table_may_be_empty() -> None:
+    """It is then no text."""
+    assert "" == terminal.table([])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-1, "0 s ago"),
+        (0, "0 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (3600, "1 h ago"),
+        (86_399, "24 h ago"),
+        (172_800, "2 d ago"),
+    ],
+)
+def test_ages_are_in_their_largest_unit(seconds: float, said: str) -> None:
+    """A clock that was set back is no reason for a negative age."""
+    assert said == terminal.age(seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "said"),
+    [
+        ("  one\n\ttwo ", 60, "one two"),
+        ("abcdefgh", 8, "abcdefgh"),
+        ("abcdefghi", 8, "abcde..."),
+        ("\x1b[31mred", 60, "\N{REPLACEMENT CHARACTER}[31mred"),
+        ("caf\u00e9 \u4e2d\u6587", 60, "caf\u00e9 \u4e2d\u6587"),
+    ],
+)
+def test_excerpts_are_one_safe_line(text: str, width: int, said: str) -> None:
+    """Of at most that many characters."""
+    assert said == terminal.excerpt(text, width)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.0, "good"), (-1.0, "bad"), (0.5, "+0.5"), (-0.25, "-0.25"), (0.0, "+0")]
+)
+def test_ratings_are_words_where_they_are_some(value: float, said: str) -> None:
+    """Else signed numbers."""
+    assert said == terminal.rating(value)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "assistant", "content": "Hi"}, "Hi"),
+        ({"text": " 4"}, " 4"),
+        ({"content": None, "refusal": "No."}, "No."),
+        (
+            {
+                "content": None,
+                "tool_calls": [{"function": {"name": "ls"}}, {"function": {"name": "cat"}}],
+            },
+            "[calls ls, cat]",
+        ),
+        ({"content": "", "tool_calls": "none"}, ""),
+        ({"content": [{"type": "text"}]}, ""),
+        ("text", "text"),
+    ],
+)
+def test_answers_are_read_whatever_they_hold(message: object, said: str) -> None:
+    """A text, else the tools that are called."""
+    assert said == objects.text_of(Choice(index=0, message=json.dumps(message).encode()))
+
+
+def test_an_answer_that_is_missing_is_told_by_its_error() -> None:
+    """Its first words are why there is none."""
+    made = completion(state="upstream_error", error="the engine died", choices=())
+    stored = StoredCompletion(made, "s", made.id, None, None, None)
+
+    assert "the engine died" == terminal.first_words(stored)
