@@ -122,7 +122,7 @@ class Intake:
             id=new_id("cmp", created_ms),
             created_ms=created_ms,
             started=started,
-            ask=Ask(dialect, raw, fields, "", is_rewritten),
+            ask=Ask(dialect, raw, fields, is_rewritten=is_rewritten),
             key_id=caller.key_id,
             headers=headers,
             query=scope["query_string"],

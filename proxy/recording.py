@@ -101,27 +101,11 @@ def complete(draft: Draft) -> Completion:
 
 def _read(draft: Draft) -> Answer:
     is_chat = draft.ask.dialect == "chat"
-    if draft.is_event_stream:
-        chunks = _chunks(draft.answer)
-        return chat.read_stream(chunks) if is_chat else completions.read_stream(chunks)
-    try:
-        value = body.loads(draft.answer) if draft.answer else {}
-    except BadRequest:
-        value = {}
-    fields = value if isinstance(value, dict) else {"error": value}
-    return chat.read_json(fields) if is_chat else completions.read_json(fields)
-
-
-def _chunks(stream: bytes) -> list[dict[str, object]]:
-    found = []
-    for data in sse.payloads(stream):
-        # A stream that was cut off may end in half an event.
-        if data[:1] == b"{":
-            try:
-                found.append(body.parse(data))
-            except BadRequest:
-                continue
-    return found
+    if not draft.is_event_stream:
+        return chat.read_json(draft.answer) if is_chat else completions.read_json(draft.answer)
+    # Half an event, where a stream was cut off, and [DONE] are no chunks.
+    chunks = [one for one in sse.payloads(draft.answer) if one[:1] == b"{" and one[-1:] == b"}"]
+    return chat.read_stream(chunks) if is_chat else completions.read_stream(chunks)
 
 
 def _json(fields: dict[str, object]) -> bytes:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -158,8 +158,8 @@ class Relay:
             )
         serving = self._serving
         served = serving.alias.resolve(incoming.ask.fields.get("model"))
-        ask = incoming.ask
-        ask = Ask(ask.dialect, ask.raw, ask.fields, served.name, ask.is_rewritten)
+        is_captured = self._settings.capture.mode != "off"
+        ask = replace(incoming.ask, served=served.name, is_captured=is_captured)
         engine = serving.engine
         plan = engine.plan(ask)
         target = b"/v1/chat/completions" if ask.dialect == "chat" else b"/v1/completions"

@@ -84,9 +84,9 @@ def test_only_what_was_injected_is_taken_out() -> None:
 @pytest.mark.parametrize("space", [b"", b" "])
 def test_spacing_stays_as_the_engine_writes_it(space: bytes) -> None:
     """Compact, or with a space after each colon and comma."""
-    body = b'{"id":"x",' + space + b'"token_ids":' + space + b"[1, 2]," + space + b'"n":1}'
+    body = b'{"id":' + space + b'"x","token_ids":' + space + b'[1, 2],"n":' + space + b"1}"
 
-    expected = b'{"id":"x",' + space + b'"token_ids":' + space + b"null," + space + b'"n":1}'
+    expected = b'{"id":' + space + b'"x","token_ids":' + space + b'null,"n":' + space + b"1}"
     assert expected == Restore(("token_ids",)).apply(body)
 
 

@@ -38,13 +38,23 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A client's request as the relay has read it."""
+    """A client's request as the relay has read it.
+
+    Attributes:
+        dialect: which API it speaks.
+        raw: the body as the client sent it.
+        fields: the body's members, inline commands taken out.
+        served: the engine's name for the version that serves.
+        is_rewritten: whether `fields` differ from `raw`.
+        is_captured: whether the answer is recorded, so that a snapshot is of use.
+    """
 
     dialect: Dialect
     raw: bytes
     fields: Mapping[str, object]
-    served: str
+    served: str = ""
     is_rewritten: bool = False
+    is_captured: bool = True
 
     @property
     def is_stream(self) -> bool:

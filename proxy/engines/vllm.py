@@ -49,7 +49,8 @@ class Vllm:
     def plan(self, ask: Ask) -> Plan:
         """Return the request with ids and logprobs asked for, and what to take out again."""
         refuse_weights(ask.fields)
-        changes = {} if _changes_the_answer(ask) else _snapshot(ask)
+        wants_snapshot = ask.is_captured and not _changes_the_answer(ask)
+        changes = _snapshot(ask) if wants_snapshot else {}
         nulls = _NULLS[tuple(changes)]
         extra = _EXTRA_CHUNK if ask.is_stream and ask.dialect == "chat" and nulls else ()
         if ask.fields.get("model") != ask.served:

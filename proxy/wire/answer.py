@@ -1,60 +1,118 @@
 """What a model answered, read from its JSON or its stream, whatever the engine.
 
 Reads standard members and the token ids that engines add to them; does not know which engine wrote
-them, or what was asked for.
+them, or what was asked for. Only the members named here are ever made into values: in an answer with
+logprobs most bytes are alternatives that nobody keeps.
 """
 
-import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import cast
 
-# Counts and indices beyond it are no such thing, and don't fit into a database.
-_LIMIT = 2**31
+import msgspec
+
+_Ids = list[int] | None
+
+
+class _Token(msgspec.Struct):
+    logprob: float | None = None
+    # mlx_lm.server and llama-server put each id into its logprob entry.
+    id: int | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+    token_logprobs: list[float | None] | None = None
+
+
+class Entry(msgspec.Struct):
+    """One member of `choices`, in a body or in a chunk, chat or text."""
+
+    index: object = 0
+    message: object = None
+    delta: object = None
+    text: object = None
+    finish_reason: object = None
+
+
+class _Sampled(Entry):
+    token_ids: _Ids = None
+    prompt_token_ids: _Ids = None
+    logprobs: _Logprobs | None = None
+
+
+class _Body(msgspec.Struct):
+    """A whole body, or one chunk of a stream."""
+
+    choices: list[Entry] | None = None
+    id: object = None
+    model: object = None
+    usage: object = None
+    error: object = None
+
+
+class _SampledBody(_Body):
+    choices: list[_Sampled] | None = None  # type: ignore[assignment]  # narrower, and only read
+    prompt_token_ids: _Ids = None
+
+
+_decode_sampled = msgspec.json.Decoder(_SampledBody).decode
+_decode_plain = msgspec.json.Decoder(_Body).decode
 
 
 @dataclass(slots=True)
 class AnsweredChoice:
     """One choice as it stands, complete or cut off.
 
-    `token_ids` and `logprobs` (nats) hold one entry per sampled token where the engine gave them.
+    `ids` and `values` (logprobs, nats) gather one entry per sampled token; None stands for a hole.
     """
 
     index: int
     message: dict[str, object] = field(default_factory=dict)
     finish_reason: str | None = None
-    token_ids: "array[int] | None" = None
-    logprobs: "array[float] | None" = None
+    ids: list[int | None] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
 
-    def add_ids(self, ids: object) -> None:
-        """Append the ids of one piece; anything but a list of integers is not a piece."""
-        if not isinstance(ids, list) or not ids:
+    def read(self, entry: _Sampled) -> None:
+        """Take the snapshot that `entry` holds of this choice."""
+        ids, logprobs = entry.token_ids, entry.logprobs
+        if ids:
+            self.ids += ids
+        if logprobs is None:
             return
-        try:
-            more = array("i", ids)
-        except (TypeError, OverflowError):
-            return
-        if self.token_ids is None:
-            self.token_ids = more
-        else:
-            self.token_ids.extend(more)
+        content = logprobs.content or ()
+        if ids is None:
+            self.ids += [token.id for token in content]
+        self.values += logprobs.token_logprobs or [token.logprob for token in content]
 
-    def add_logprobs(self, values: list[object]) -> None:
-        """Append the logprobs of one piece. A hole drops them all: none is ever made up."""
-        if all(isinstance(value, float | int) for value in values):
-            more = array("f", cast("list[float]", values))
-        else:
-            more = array("f", [math.nan])
-        if self.logprobs is None:
-            self.logprobs = more
-        else:
-            self.logprobs.extend(more)
+    @property
+    def token_ids(self) -> "array[int] | None":
+        """The sampled ids; None where the engine gave none, or not each one."""
+        return _ints(self.ids)
+
+    @property
+    def logprobs(self) -> "array[float] | None":
+        """A logprob for each id; None where they don't pair one to one: none is ever made up."""
+        values = self.values
+        if not values or None in values:
+            return None
+        is_paired = _ints(self.ids) is None or len(self.ids) == len(values)
+        return array("f", cast("list[float]", values)) if is_paired else None
+
+
+def _ints(ids: list[int | None]) -> "array[int] | None":
+    if not ids or None in ids:
+        return None
+    try:
+        return array("i", cast("list[int]", ids))
+    except OverflowError:
+        return None
 
 
 @dataclass(slots=True)
 class Answer:
-    """All of an answer that the store keeps."""
+    """All of an answer that the store keeps. `error` is what the engine said, or why it is unread."""
 
     upstream_id: str | None = None
     model: str | None = None
@@ -64,51 +122,59 @@ class Answer:
     choices: dict[int, AnsweredChoice] = field(default_factory=dict)
     error: str | None = None
 
-    def choice(self, entry: Mapping[str, object]) -> AnsweredChoice:
-        """Return the choice that `entry` of a `choices` array belongs to."""
-        index = entry.get("index")
-        if not isinstance(index, int) or not 0 <= index < _LIMIT:
-            index = 0
-        if index not in self.choices:
-            self.choices[index] = AnsweredChoice(index)
-        return self.choices[index]
+    def entries(self, pieces: Iterable[bytes]) -> Iterator[tuple[AnsweredChoice, Entry]]:
+        """Read a body, or the chunks of a stream; yield each choice with what it gets.
 
-    def read_head(self, body: Mapping[str, object]) -> None:
-        """Take what stands beside `choices`: id, model, usage, prompt ids, an error."""
-        identity, model, usage = body.get("id"), body.get("model"), body.get("usage")
-        if self.upstream_id is None and isinstance(identity, str):
-            self.upstream_id = identity
-        if self.model is None and isinstance(model, str):
-            self.model = model
-        if isinstance(usage, dict):
-            self.prompt_tokens = _count(usage.get("prompt_tokens"), self.prompt_tokens)
-            self.completion_tokens = _count(usage.get("completion_tokens"), self.completion_tokens)
-        self.read_prompt_ids(body)
-        error = body.get("error")
-        if error is not None:
-            said = error.get("message", error) if isinstance(error, dict) else error
-            self.error = str(said)
-
-    def read_prompt_ids(self, holder: Mapping[str, object]) -> None:
-        """Take `prompt_token_ids` where `holder` has them and none are known yet."""
-        ids = holder.get("prompt_token_ids")
-        if self.prompt_ids is None and isinstance(ids, list) and ids:
-            try:
-                self.prompt_ids = array("i", ids)
-            except (TypeError, OverflowError):
-                return
-
-    def close(self) -> None:
-        """Drop logprobs that don't pair with the ids one to one, or are no numbers."""
-        for choice in self.choices.values():
-            values = choice.logprobs
-            if values is None:
+        A piece whose snapshot is malformed is read without it; one that isn't of the OpenAI shape
+        is passed over, and `error` says why.
+        """
+        for piece in pieces:
+            body = self._decode(piece)
+            if body is None:
                 continue
-            if any(map(math.isnan, values)) or (
-                choice.token_ids is not None and len(choice.token_ids) != len(values)
-            ):
-                choice.logprobs = None
+            self._read_head(body)
+            for entry in body.choices or ():
+                index = entry.index if isinstance(entry.index, int) else 0
+                choice = self.choices.get(index)
+                if choice is None:
+                    choice = self.choices[index] = AnsweredChoice(index)
+                if isinstance(entry.finish_reason, str):
+                    choice.finish_reason = entry.finish_reason
+                if isinstance(entry, _Sampled):
+                    choice.read(entry)
+                    if entry.prompt_token_ids:
+                        self._read_prompt_ids(entry.prompt_token_ids)
+                yield choice, entry
+
+    def _decode(self, piece: bytes) -> _Body | None:
+        try:
+            return _decode_sampled(piece)
+        except (msgspec.DecodeError, RecursionError):
+            try:
+                return _decode_plain(piece)
+            except (msgspec.DecodeError, RecursionError) as error:
+                self.error = self.error or f"the engine's answer can't be read: {error}"
+                return None
+
+    def _read_head(self, body: _Body) -> None:
+        if self.upstream_id is None and isinstance(body.id, str):
+            self.upstream_id = body.id
+        if self.model is None and isinstance(body.model, str):
+            self.model = body.model
+        if isinstance(body.usage, dict):
+            self.prompt_tokens = _count(body.usage.get("prompt_tokens"), self.prompt_tokens)
+            self.completion_tokens = _count(
+                body.usage.get("completion_tokens"), self.completion_tokens
+            )
+        if isinstance(body, _SampledBody) and body.prompt_token_ids:
+            self._read_prompt_ids(body.prompt_token_ids)
+        if (error := body.error) is not None:
+            self.error = str(error.get("message", error) if isinstance(error, dict) else error)
+
+    def _read_prompt_ids(self, ids: list[int]) -> None:
+        if self.prompt_ids is None:
+            self.prompt_ids = _ints([*ids])
 
 
 def _count(value: object, known: int | None) -> int | None:
-    return value if isinstance(value, int) and 0 <= value < _LIMIT else known
+    return value if isinstance(value, int) else known

@@ -10,7 +10,7 @@ from typing import cast
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body, sse
-from strop.proxy.wire.answer import Answer, AnsweredChoice
+from strop.proxy.wire.answer import Answer
 
 
 def messages_of(fields: Mapping[str, object]) -> list[object]:
@@ -29,59 +29,28 @@ def messages_of(fields: Mapping[str, object]) -> list[object]:
     return messages
 
 
-def read_json(answer: Mapping[str, object]) -> Answer:
+def read_json(answer: bytes) -> Answer:
     """Return what a JSON body answered."""
     result = Answer()
-    result.read_head(answer)
-    for entry in _entries(answer):
-        choice = result.choice(entry)
-        message = entry.get("message")
-        if isinstance(message, dict):
-            choice.message = message
-        _read_choice(choice, entry)
-    result.close()
+    for choice, entry in result.entries([answer] if answer else []):
+        if isinstance(entry.message, dict):
+            choice.message = entry.message
     return result
 
 
-def read_stream(chunks: Iterable[Mapping[str, object]]) -> Answer:
+def read_stream(chunks: Iterable[bytes]) -> Answer:
     """Return what the chunks of a stream, complete or cut off, answered together."""
     result = Answer()
-    for chunk in chunks:
-        result.read_head(chunk)
-        for entry in _entries(chunk):
-            choice = result.choice(entry)
-            delta = entry.get("delta")
-            if isinstance(delta, dict):
-                _merge(choice.message, delta)
-            _read_choice(choice, entry)
+    for choice, entry in result.entries(chunks):
+        if isinstance(entry.delta, dict):
+            _merge(choice.message, entry.delta)
     for choice in result.choices.values():
         calls = choice.message.get("tool_calls")
         if isinstance(calls, _Calls):
             choice.message["tool_calls"] = [calls[index] for index in sorted(calls)]
         choice.message.setdefault("role", "assistant")
         choice.message.setdefault("content", None)
-    result.close()
     return result
-
-
-def _entries(holder: Mapping[str, object]) -> list[dict[str, object]]:
-    entries = holder.get("choices")
-    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
-
-
-def _read_choice(choice: AnsweredChoice, entry: Mapping[str, object]) -> None:
-    reason = entry.get("finish_reason")
-    if isinstance(reason, str):
-        choice.finish_reason = reason
-    choice.add_ids(entry.get("token_ids"))
-    logprobs = entry.get("logprobs")
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    if isinstance(content, list) and content:
-        tokens = [token if isinstance(token, dict) else {} for token in content]
-        choice.add_logprobs([token.get("logprob") for token in tokens])
-        if "token_ids" not in entry:
-            # mlx_lm.server and llama-server put each id into its logprob entry.
-            choice.add_ids([token.get("id") for token in tokens])
 
 
 class _Calls(dict[int, dict[str, object]]):

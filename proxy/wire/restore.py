@@ -6,7 +6,6 @@ the engine's. Does not know which engine or dialect: a driver says what would no
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 from strop.proxy.wire import sse
 
@@ -21,6 +20,9 @@ def _value() -> bytes:
     for _ in range(_MAX_DEPTH):
         inner = text + rb"(?:(?:" + _STRING + rb"|[\[{]" + inner + rb"[\]}])" + text + rb")*+"
     return rb"(?:[\[{]" + inner + rb"[\]}]|" + _STRING + rb"|[^\"\[\]{},\s]++)"
+
+
+_VALUE = re.compile(_value())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +44,28 @@ class Restore:
             data = b"".join(
                 e for e in sse.events(data) if not all(mark in e for mark in self.extra)
             )
-        for head, pattern, null in _members(self.nulls):
-            if head in data:
-                data = pattern.sub(null, data)
+        # An engine writes all its JSON in one style: `"key":value`, or `"key": value`.
+        first = data.find(b'":')
+        colon = b'": ' if data[first + 2 : first + 3] == b" " else b'":'
+        for key in self.nulls:
+            data = _nulled(data, b'"' + key.encode() + colon)
         return data
 
 
-@lru_cache
-def _members(keys: tuple[str, ...]) -> tuple[tuple[bytes, re.Pattern[bytes], bytes], ...]:
-    # Every quote inside a JSON string is escaped, so a bare quoted name before a colon is a key.
-    # Engines write `"key":value` or `"key": value`; a literal for each is what `re` is fast at.
-    heads = [b'"%b":%b' % (key.encode(), space) for key in keys for space in (b"", b" ")]
-    return tuple((head, re.compile(re.escape(head) + _value()), head + b"null") for head in heads)
+def _nulled(data: bytes, head: bytes) -> bytes:
+    """Return `data` with null in place of each value that stands behind `head`.
+
+    Every quote inside a JSON string is escaped, so a bare quoted name before a colon is a key.
+    """
+    at = data.find(head)
+    if at < 0:
+        return data
+    kept, start = [], 0
+    while at >= 0:
+        at += len(head)
+        if value := _VALUE.match(data, at):
+            kept += [data[start:at], b"null"]
+            start = at = value.end()
+        at = data.find(head, at)
+    kept.append(data[start:])
+    return b"".join(kept)
