@@ -5,6 +5,7 @@ answer may take: whoever watches the time calls `Exchange.abort`.
 """
 
 import asyncio
+from time import monotonic
 from typing import Protocol, cast
 
 from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamError
@@ -44,15 +45,15 @@ class Exchange:
     Made by `Upstream.exchange`. A task cancelled in an await of these methods aborts its exchange.
 
     Attributes:
-        last_progress: loop time at which bytes last came, or at which the task began to wait for
+        last_progress: monotonic time at which bytes last came, or at which the task began to wait for
             the engine if that is later. Says something only while `is_waiting`.
-        sent_at: loop time at which the request went to the socket; 0.0 before.
-        head_at: loop time at which the head of the answer came; 0.0 before.
+        sent_at: monotonic time at which the request went to the socket; 0.0 before.
+        head_at: monotonic time at which the head of the answer came; 0.0 before.
     """
 
     def __init__(self, pool: Pool, method: bytes, target: bytes, head: bytes, body: bytes) -> None:
         self._loop = asyncio.get_running_loop()
-        self.last_progress = self._loop.time()
+        self.last_progress = monotonic()
         self.sent_at = 0.0
         self.head_at = 0.0
         self._pool = pool
@@ -192,7 +193,7 @@ class Exchange:
         """Send the request on `connection`; return when the head is there or the exchange over."""
         self._connection = connection
         self._is_sent = False
-        self.sent_at = self._loop.time()
+        self.sent_at = monotonic()
         if connection.carry(self):
             if len(self._body) <= SLICE_BYTES:
                 self._is_sent = True
@@ -219,7 +220,7 @@ class Exchange:
         return not self._answer.has_head and self._error is None
 
     async def _wait(self) -> None:
-        self.last_progress = self._loop.time()
+        self.last_progress = monotonic()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -239,7 +240,7 @@ class Exchange:
     def receive(self, data: bytes) -> None:
         """Take what came from the engine."""
         answer = self._answer
-        self.last_progress = self._loop.time()
+        self.last_progress = monotonic()
         self._has_received = True
         try:
             answer.feed(data)

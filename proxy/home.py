@@ -29,8 +29,8 @@ def hold(home: Path, url: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose another"
-                " folder with --home"
+                f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose"
+                " another folder with --home"
             ) from error
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps({"url": url, "pid": os.getpid()}).encode(), 0)

@@ -76,7 +76,7 @@ class Rater:
                     "There is no answer above that strop has recorded, so there is nothing to rate."
                 )
             if command.verb == "status":
-                return await self._status(reply[0])
+                return await self._status(reply[0], key_id)
             if command.verb == "undo":
                 undone = await self._undo(reply[0], key_id)
                 if undone is None:
@@ -103,11 +103,11 @@ class Rater:
         found = await self.store.get_completion(completion_id)
         return await self.store.undo(found.session, key_id, rater="") if found else None
 
-    async def _status(self, completion_id: str) -> str:
+    async def _status(self, completion_id: str, key_id: str) -> str:
         found = await self.store.get_completion(completion_id)
         if found is None:
             return "Nothing is known of this conversation."
-        counts = await self.store.feedback_counts(found.session)
+        counts = await self.store.feedback_counts(found.session, key_id)
         return (
             f"In this conversation: {counts.good} good, {counts.bad} bad. The answer above is"
             f" {completion_id}, by {found.completion.version}."

@@ -93,13 +93,30 @@ class Call:
     has_response: bool = False
     first_byte_at: float = 0.0
     overhead_s: float = 0.0
-    committed: "asyncio.Future[Any] | None" = field(default=None)
+    committed: "asyncio.Future[Any] | None" = None
+    durable: "asyncio.Future[None] | None" = None
+    awaits_commit_since: float = 0.0
 
     def give_up(self, state: State) -> None:
         """Stop asking the engine; the call then ends as `state`."""
         if self.gave_up is None:
             self.gave_up = state
         self.exchange.abort()
+
+    def commit_done(self, committed: "asyncio.Future[Any]") -> None:
+        """Let whoever awaits the commit go on."""
+        if self.durable is None or self.durable.done():
+            return
+        error = None if committed.cancelled() else committed.exception()
+        if error is None:
+            self.durable.set_result(None)
+        else:
+            self.durable.set_exception(error)
+
+    def commit_late(self) -> None:
+        """Let whoever awaits the commit go on without it."""
+        if self.durable is not None and not self.durable.done():
+            self.durable.set_exception(TimeoutError())
 
 
 class Relay:
@@ -200,10 +217,13 @@ class Relay:
         call.answer = await exchange.read_all(self._settings.capture.max_answer_bytes)
         call.first_byte_at = monotonic()
         is_ok = exchange.status < 400
-        await self._commit(call, "complete" if is_ok else "upstream_error")
+        state: State = "complete" if is_ok else "upstream_error"
+        # The writer works on it while the client's body is made.
+        self._end(call, state)
         body = call.answer
         if is_ok and call.plan.restore is not None:
             body = call.plan.restore.apply(body)
+        await self._commit(call, state)
         head = self._head(call)
         head.append((b"content-length", str(len(body)).encode()))
         await self._start(call, exchange.status, head, send)
@@ -258,9 +278,11 @@ class Relay:
         if not is_required and not self._store.health.ok:
             # Each answer would wait for what most likely fails.
             return
+        call.durable = self._loop.create_future()
+        call.awaits_commit_since = monotonic()
+        committed.add_done_callback(call.commit_done)
         try:
-            async with asyncio.timeout(self._settings.capture.commit_timeout_s):
-                await asyncio.shield(committed)
+            await call.durable
         except Exception as error:
             # Why ever there is no record of it, it is an answer.
             if not is_required:
@@ -375,13 +397,15 @@ class Relay:
         await self._answer_error(call, error, send)
 
     async def sweep(self) -> None:
-        """Give up calls that make no progress. Runs until cancelled."""
+        """Give up calls that make no progress, and commits that come late. Runs until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             now = monotonic()
             for call in list(self._calls.values()):
                 if call.state is None:
                     self._give_up_if_stuck(call, now)
+                elif now - call.awaits_commit_since > self._settings.capture.commit_timeout_s:
+                    call.commit_late()
 
     def _give_up_if_stuck(self, call: Call, now: float) -> None:
         exchange, engine = call.exchange, self._settings.engine

@@ -172,22 +172,36 @@ async def _say_when_ready(services: Services, url: str) -> None:
             engine=f"{engine.label} at {auth.scrub_url(engine.upstream.url)}",
             home=services.home,
             is_demo=is_demo,
+            needs_key=bool(services.settings.server.client_keys),
         ),
         flush=True,
     )
 
 
-def banner(*, url: str, model: str, version: str, engine: str, home: Path, is_demo: bool) -> str:
+def banner(
+    *,
+    url: str,
+    model: str,
+    version: str,
+    engine: str,
+    home: Path,
+    is_demo: bool,
+    needs_key: bool,
+) -> str:
     """Return what a person is told at the start."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    key = "$STROP_KEY" if needs_key else "strop"
+    headers = "-H 'Content-Type: application/json'"
+    if needs_key:
+        headers += ' -H "Authorization: Bearer $STROP_KEY"'
     lines = [
         "",
         f"strop serves {model} ({version}), by {engine}",
         "",
-        "  Point an agent at it:",
-        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=strop",
+        "  Point an agent at it" + (" (STROP_KEY: one of server.client_keys):" * needs_key or ":"),
+        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}",
         "  Try it:",
-        f"    curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
+        f"    curl {url}/v1/chat/completions {headers} -d '{body}'",
         "  Rate an answer: type /rl good or /rl bad [why] as your next message, or run",
         "    strop good    strop bad -m 'too long'",
         f"  What is recorded stays in {home}; see it with",

@@ -31,11 +31,16 @@ class Client:
         script: in `SCRIPTS`, without its ending.
         runtime: what runs it.
         packages: names and versions to install, the client's own first.
+        tool: the one that the model is to call.
+        has_side_requests: whether it asks for more than its user did, such as a title, without
+            tools.
     """
 
     script: str
     runtime: Literal["python", "node"]
     packages: Mapping[str, str]
+    tool: str = "get_weather"
+    has_side_requests: bool = False
 
     @property
     def version(self) -> str:
@@ -125,3 +130,9 @@ AGENTS = (
 
 INSTRUCTOR = Client("instructor", "python", {"instructor": "1.17.0"})
 """It forces a tool, which not every engine can."""
+
+CODING_AGENTS = (
+    Client("pi", "node", {"@earendil-works/pi-coding-agent": "0.74.2"}, tool="bash"),
+    Client("opencode", "node", {"opencode-ai": "1.18.33"}, tool="bash", has_side_requests=True),
+)
+"""They are large, and so are their prompts."""

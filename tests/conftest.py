@@ -6,6 +6,9 @@ from pathlib import Path
 import models
 import pytest
 import scripted_models
+from faults_report import pytest_terminal_summary, reached
+
+__all__ = ["pytest_terminal_summary", "reached"]
 
 # Each kernel that MLX compiles for the CPU costs seconds of g++; results are the same without.
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")

@@ -7,19 +7,18 @@ is strop's. Installs what it needs; `make test-clients`.
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import client_environments
 import pytest
 import talking_model
-from client_environments import Client
+from client_environments import AGENTS, CODING_AGENTS, INSTRUCTOR, Client
 from fake_engine import FakeEngine, Handler
 from proxy_process import ProxyProcess, serving
-from scripted_models import CALL, REPORT
-from scripted_vllm import ScriptedVllm
+from scripted_models import REPORT
+from scripted_vllm import CALLS, ScriptedVllm
 
 from strop.proxy.commands import MARK
 
@@ -30,9 +29,9 @@ QUESTION = "What is the weather in Paris?"
 RATING = "/rl good short and right"
 NEXT = "And what about tomorrow?"
 
-
-TALKS = [(client, mode) for client in client_environments.AGENTS for mode in ("json", "stream")]
-TALKS.append((client_environments.INSTRUCTOR, "json"))
+TALKS = [(client, mode) for client in AGENTS for mode in ("json", "stream")]
+TALKS.append((INSTRUCTOR, "json"))
+LARGE_TALKS = [(client, "stream") for client in CODING_AGENTS]
 
 
 def key_of(client: Client, mode: str) -> str:
@@ -40,7 +39,11 @@ def key_of(client: Client, mode: str) -> str:
     return f"key-of-{client.script}-{mode}"
 
 
-ACCESS = ("--set", "server.client_keys=" + ",".join(key_of(*talk) for talk in TALKS))
+ACCESS = ("--set", "server.client_keys=" + ",".join(key_of(*talk) for talk in TALKS + LARGE_TALKS))
+
+
+Row = dict[str, Any]
+Prompts = Callable[[list[Row]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class Talk:
         prompts: what the engine was given for each row, as text.
     """
 
+    client: Client
     is_stream: bool
     answers: list[dict[str, Any]]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     prompts: list[str]
 
     @property
@@ -67,31 +71,35 @@ class Talk:
 @contextlib.contextmanager
 def in_thread(handler: Handler) -> Iterator[FakeEngine]:
     """Run a fake engine in a loop of its own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    engine = FakeEngine(handler)
-    try:
-        asyncio.run_coroutine_threadsafe(engine.start(), loop).result()
-        yield engine
-        asyncio.run_coroutine_threadsafe(engine.stop(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    engine, is_over = FakeEngine(handler), asyncio.Event()
+    has_started: Future[asyncio.AbstractEventLoop] = Future()
+
+    async def run() -> None:
+        async with engine:
+            has_started.set_result(asyncio.get_running_loop())
+            await is_over.wait()
+
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(asyncio.run, run())
+        loop = has_started.result()
+        try:
+            yield engine
+        finally:
+            loop.call_soon_threadsafe(is_over.set)
+            running.result()
 
 
 @pytest.fixture(scope="module")
 def before_model(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[ProxyProcess, Callable[[list[dict[str, Any]]], list[str]]]]:
+) -> Iterator[tuple[ProxyProcess, Prompts]]:
     """A proxy that runs the embedded engine, and what reads the engine's prompts."""
     from tokenizers import Tokenizer
 
     model = talking_model.talking()
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
 
-    def prompts(rows: list[dict[str, Any]]) -> list[str]:
+    def prompts(rows: list[Row]) -> list[str]:
         return [tokenizer.decode(row["snapshot"]["prompt_ids"]) for row in rows]
 
     home = tmp_path_factory.mktemp("embedded") / "home"
@@ -102,12 +110,12 @@ def before_model(
 @pytest.fixture(scope="module")
 def before_fake(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[ProxyProcess, Callable[[list[dict[str, Any]]], list[str]]]]:
+) -> Iterator[tuple[ProxyProcess, Prompts]]:
     """A proxy before a fake vLLM that plays the same part, and what reads its prompts."""
     home = tmp_path_factory.mktemp("fake") / "home"
     with in_thread(ScriptedVllm()) as engine:
 
-        def prompts(rows: list[dict[str, Any]]) -> list[str]:
+        def prompts(rows: list[Row]) -> list[str]:
             sent = [one.json() for one in engine.requests if one.path == "/v1/chat/completions"]
             return [json.dumps(one["messages"]) for one in sent[-len(rows) :]]
 
@@ -115,14 +123,20 @@ def before_fake(
             yield proxy, prompts
 
 
-@pytest.fixture(scope="module", params=TALKS, ids=lambda talk: f"{talk[0].script}-{talk[1]}")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let each client talk once for all tests."""
+    has_all = metafunc.config.getoption("--clients-all")
+    talks = TALKS + LARGE_TALKS if has_all else TALKS
+    names = [f"{client.script}-{mode}" for client, mode in talks]
+    metafunc.parametrize("talk", talks, ids=names, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def talk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Talk:
     """What one client said and heard."""
-    client: Client
     client, mode = request.param
     client.install()
-    engine = "before_fake" if client is client_environments.INSTRUCTOR else "before_model"
-    proxy, prompts = request.getfixturevalue(engine)
+    proxy, prompts = request.getfixturevalue("before_model" if client in AGENTS else "before_fake")
     place = tmp_path_factory.mktemp(client.script)
     key = key_of(client, mode)
     newest = proxy.newest()
@@ -134,15 +148,22 @@ def talk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
     rows = proxy.completions_since(newest)
-    answers = json.loads(said.splitlines()[-1])["answers"]
-    return Talk(mode == "stream", answers, rows, prompts(rows))
+    told = zip(rows, prompts(rows), strict=True)
+    talked = [one for one in told if not client.has_side_requests or one[0]["request"].get("tools")]
+    return Talk(
+        client,
+        is_stream=mode == "stream",
+        answers=json.loads(said.splitlines()[-1])["answers"],
+        rows=[row for row, _ in talked],
+        prompts=[prompt for _, prompt in talked],
+    )
 
 
 def test_the_client_gets_what_the_model_says(talk: Talk) -> None:
     """A tool call with its arguments, then a report on its result."""
     called, reported = talk.answers[:2]
 
-    assert [[CALL["name"], CALL["arguments"]]] == called["calls"]
+    assert [[talk.client.tool, CALLS[talk.client.tool]]] == called["calls"]
     assert (REPORT, []) == (reported["text"], reported["calls"])
 
 

@@ -180,6 +180,8 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
             "cookie": "c=1",
             "traceparent": "00-1-2-01",
             "x-codex-turn-state": "t",
+            "connection": "keep-alive, x-hop",
+            "x-hop": "1",
         },
     )
 
@@ -188,7 +190,14 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
     assert request.target == "/v1/chat/completions?api-version=1"
     assert {"traceparent", "x-codex-turn-state", "content-type"} <= names
     assert (
-        not {"authorization", "x-request-id", "x-strop-session", "cookie", "accept-encoding"}
+        not {
+            "authorization",
+            "x-request-id",
+            "x-strop-session",
+            "cookie",
+            "accept-encoding",
+            "x-hop",
+        }
         & names
     )
 

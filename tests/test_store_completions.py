@@ -331,3 +331,28 @@ async def test_of_equal_replies_the_newest_is_found_and_marked(store: Store) -> 
 
     assert found is not None
     assert ("cmp_2", "chain_ambiguous") == (found.completion, found.by)
+
+
+async def test_workers_share_one_database(tmp_path: Path, store: Store) -> None:
+    """Two writers of one file both get everything in, and each follows what the other recorded."""
+    other = await Store.open(database_in(tmp_path), synchronous="off")
+    lanes = ((store, "a"), (other, "b"))
+
+    for number in range(20):
+        await asyncio.gather(
+            *(
+                record(
+                    one, f"cmp_{lane}{number}", choices=(choice(chain=f"{lane}{number}".encode()),)
+                )
+                for one, lane in lanes
+            )
+        )
+    followed = [
+        await record(store, "cmp_x", after=b"b19"),
+        await record(other, "cmp_y", after=b"a19"),
+    ]
+    page = await store.list_completions(limit=100)
+    await other.close()
+
+    assert ["cmp_b19", "cmp_a19"] == [one.parent for one in followed]
+    assert 42 == len(page.data)

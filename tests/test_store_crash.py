@@ -73,6 +73,30 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, num_seen: i
     connection.close()
 
 
+def test_a_process_that_does_not_close_its_store_ends(tmp_path: Path) -> None:
+    """Neither thread keeps a process alive whose loop is gone; what was acknowledged is there."""
+    program = (
+        "import asyncio, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]);"
+        "from store_values import record; from strop.proxy.store.store import Store\n"
+        "async def main():\n"
+        "    store = await Store.open(Path(sys.argv[1]))\n"
+        "    await record(store, 'cmp_1')\n"
+        "    await store.list_completions()\n"
+        "    raise SystemExit(3)\n"
+        "asyncio.run(main())"
+    )
+    path = database_in(tmp_path)
+
+    child = subprocess.run(
+        [sys.executable, "-c", program, str(path), str(Path(__file__).parent)], timeout=60
+    )
+
+    assert 3 == child.returncode
+    with sqlite3.connect(path) as connection:
+        assert [("cmp_1",)] == connection.execute("SELECT id FROM completions").fetchall()
+    connection.close()
+
+
 def run_and_kill(path: Path, num_seen: int) -> list[str]:
     """Run the writer, kill it once it has acknowledged `num_seen`, and return all that it did."""
     here = str(Path(__file__).parent)

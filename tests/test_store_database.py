@@ -4,7 +4,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from store_values import database_in
@@ -172,21 +174,63 @@ def test_processes_that_open_a_new_database_together_all_get_it(tmp_path: Path) 
     path = database_in(tmp_path)
     program = (
         "import sys; from pathlib import Path; from strop.proxy.store import database;"
-        "sys.stdin.readline(); database.connect(Path(sys.argv[1])).close()"
+        "print('ready', flush=True); sys.stdin.readline();"
+        "database.connect(Path(sys.argv[1])).close(); print('done')"
     )
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(path)],
             stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for _ in range(4)
+        for _ in range(6)
     ]
 
-    ends = [worker.communicate(b"\n") for worker in workers]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert "ready\n" == worker.stdout.readline()
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    ends = [worker.communicate()[0] for worker in workers]
 
-    assert [b""] * 4 == [error for _, error in ends]
-    assert [0] * 4 == [worker.returncode for worker in workers]
+    assert ["done\n"] * 6 == ends
+    assert [0] * 6 == [worker.returncode for worker in workers]
+
+
+def test_a_new_file_that_another_process_is_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself doesn't wait for the lock that the switch to WAL needs."""
+    path = database_in(tmp_path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            other.execute("ROLLBACK")
+
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=wait)
+    monkeypatch.setattr(database, "time", clock)
+
+    database.connect(path).close()
+    other.close()
+
+    assert 2 == len(waits)
+
+
+def test_a_file_that_stays_locked_is_said(tmp_path: Path) -> None:
+    """After the busy timeout the switch to WAL gives up."""
+    other = sqlite3.connect(database_in(tmp_path), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StoreUnavailable, match="another program holds its write lock"):
+        database.connect(database_in(tmp_path), busy_timeout_s=0.02)
+    other.close()
 
 
 async def test_a_reader_cannot_write(tmp_path: Path) -> None:

@@ -278,7 +278,12 @@ async def test_raw_has_all_that_is_stored(store: Store) -> None:
 async def test_raw_keeps_a_request_that_is_not_json(store: Store) -> None:
     """Its bytes are there in base64; lone surrogates are JSON and stay JSON."""
     await record(store, "cmp_1", request=b"\xff\x00")
-    await record(store, "cmp_2", request=b'{"messages": [{"content": "\\ud800"}]}')
+    await record(
+        store,
+        "cmp_2",
+        request=b'{"messages": [{"content": "\\ud800"}]}',
+        choices=(choice(logprobs=array("f", [-math.inf])),),
+    )
     await rate(store, "cmp_1")
     await rate(store, "cmp_2")
 
@@ -286,3 +291,4 @@ async def test_raw_keeps_a_request_that_is_not_json(store: Store) -> None:
 
     assert (None, "/wA=") == (broken["request"], broken["request_base64"])
     assert ("\ud800", None) == (lone["request"]["messages"][0]["content"], lone["request_base64"])
+    assert [None] == lone["choices"][0]["logprobs"]

@@ -101,6 +101,7 @@ async def test_completions_are_filtered(store: Store) -> None:
     await record(store, "cmp_3", session="other", model="m", created_ms=NOON_MS + 10)
     await record(store, "cmp_4", session="mine", model="m", key_id=OTHER_KEY)
     await rate(store, "cmp_1")
+    await rate(store, "cmp_1", rater="ann")
     withdrawn = await rate(store, "cmp_3")
     await store.withdraw(withdrawn.feedback.id, KEY)
 
@@ -123,8 +124,8 @@ async def test_completions_are_filtered(store: Store) -> None:
 @pytest.mark.parametrize("is_rated", [None, True])
 async def test_completions_come_in_pages(store: Store, is_rated: bool | None) -> None:
     """Each page goes on after the last id of the one before, also within one millisecond."""
-    for number in range(7):
-        await record(store, f"cmp_{number}", created_ms=NOON_MS + number // 3)
+    for number in range(6):
+        await record(store, f"cmp_{number}", created_ms=NOON_MS + number // 4)
         await rate(store, f"cmp_{number}")
 
     seen: list[str] = []
@@ -138,8 +139,8 @@ async def test_completions_come_in_pages(store: Store, is_rated: bool | None) ->
         after = seen[-1]
         mores.append(page.has_more)
 
-    assert [f"cmp_{number}" for number in range(6, -1, -1)] == seen
-    assert [True, True, False] == mores
+    assert [f"cmp_{number}" for number in range(5, -1, -1)] == seen
+    assert [True, False] == mores
 
 
 async def test_a_page_after_nothing_known_is_refused(store: Store) -> None:
@@ -269,6 +270,26 @@ def test_every_read_finds_its_rows_by_an_index(connection: sqlite3.Connection) -
     }
 
     assert {} == {sql: steps for sql, steps in found.items() if steps}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (CompletionFilter(), "completions_created"),
+        (CompletionFilter(session="mine"), "completions_session"),
+        (CompletionFilter(state="shutdown"), "completions_unfinished"),
+    ],
+)
+def test_a_list_is_read_in_its_order(
+    connection: sqlite3.Connection, wanted: CompletionFilter, index: str
+) -> None:
+    """The index that filters also sorts, so a page costs what it shows."""
+    query = completion_queries.newest(wanted, 20)
+
+    steps = plan(connection, query.sql, query.parameters)
+
+    assert index in steps[0]
+    assert [] == [step for step in steps if "TEMP B-TREE" in step]
 
 
 def test_the_feedback_of_a_listed_completion_is_found_by_the_completion(

@@ -317,6 +317,44 @@ async def test_a_submitter_that_gives_up_does_not_undo_its_write(
     assert [1, 2] == notes_in(tmp_path)
 
 
+async def test_a_batch_is_bounded_by_bytes(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large operations don't keep many others waiting: a batch ends once it holds enough."""
+    monkeypatch.setattr(writing, "MAX_BATCH_BYTES", 200)
+    done: list[str] = []
+    await writer.submit(lambda c: c.set_trace_callback(done.append))
+
+    release = hold(writer)
+    waiting = [writer.submit(note(number), size_bytes=100) for number in range(5)]
+    release()
+    await asyncio.gather(*waiting)
+
+    # The one that held the thread, then two by two.
+    assert 4 == done.count("BEGIN IMMEDIATE")
+    assert list(range(5)) == notes_in(tmp_path)
+
+
+@pytest.mark.parametrize(("bound", "value"), [("CHECKPOINT_JOBS", 3), ("CHECKPOINT_BYTES", 300)])
+async def test_a_checkpoint_comes_after_so_many_writes(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    """The WAL goes into the database after every so many operations, or bytes."""
+    monkeypatch.setattr(writing, bound, value)
+    done: list[str] = []
+    # The writer has made its table by now, which counts too.
+    await writer.submit(lambda c: c.set_trace_callback(done.append))
+
+    for number in range(8):
+        await writer.submit(note(number), size_bytes=100)
+    await writer.submit(lambda c: c.set_trace_callback(None))
+
+    kinds = ["checkpoint" if "checkpoint" in sql else sql for sql in done]
+    order = [kind for kind in kinds if kind in ("checkpoint", "COMMIT")]
+    assert order.count("checkpoint") in (2, 3)
+    assert "COMMIT" == order[order.index("checkpoint") - 1]
+
+
 async def test_closing_writes_what_waits(writer: Writer, tmp_path: Path) -> None:
     """Everything accepted before the close is written by it, and acknowledged."""
     release = hold(writer)

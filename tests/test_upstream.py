@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -262,20 +263,22 @@ async def test_connection_idle_for_too_long_is_not_used() -> None:
 
 @on_both_loops
 async def test_idle_connections_are_bounded() -> None:
-    """Of more than `max_idle` the oldest are closed."""
-    gate = asyncio.Event()
+    """Of more than `max_idle`, the one that has been idle for longest is closed."""
+    gates = [asyncio.Event() for _ in range(4)]
 
     async def handler(call: Call) -> None:
-        await gate.wait()
+        await gates[call.connection].wait()
         await ok(call)
 
     async with serving(handler, max_idle=2) as (engine, upstream):
-        posts = [asyncio.create_task(post(upstream)) for _ in range(5)]
-        await engine.until(lambda: len(engine.requests) == 5)
-        gate.set()
-        await asyncio.gather(*posts)
-
+        posts = [asyncio.create_task(post(upstream)) for _ in gates]
+        await engine.until(lambda: len(engine.requests) == 4)
+        for num_busy, gate in enumerate(reversed(gates)):
+            gate.set()
+            await settle(lambda: sum(task.done() for task in posts) > num_busy)  # noqa: B023
         await engine.until(lambda: engine.num_open == 2)
+
+        assert {0, 1} == {connection.index for connection in engine.open}
         assert (2, 2) == (upstream.num_idle, upstream.num_connections)
 
 
@@ -319,7 +322,10 @@ async def test_finished_exchange_needs_no_garbage_collection() -> None:
         try:
             exchange = await started(upstream)
             await exchange.read_all(LIMIT)
-            gone = [weakref.ref(exchange), weakref.ref(exchange._answer)]
+            gone: list[Callable[[], object]] = [
+                weakref.ref(exchange),
+                weakref.ref(exchange._answer),
+            ]
             del exchange
 
             assert [None, None] == [reference() for reference in gone]
@@ -348,8 +354,12 @@ async def test_times_are_those_of_the_exchange() -> None:
         assert not exchange.is_waiting
 
         await exchange.read()
+        came_at = exchange.last_progress
+        await settle(lambda: asyncio.get_running_loop().time() > came_at)
         reading = asyncio.create_task(exchange.read())
         await settle(lambda: exchange.is_waiting)
+        assert came_at < exchange.last_progress
+
         gate.set()
         assert b"" == await reading
         assert not exchange.is_waiting

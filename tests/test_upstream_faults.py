@@ -5,6 +5,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from exchanges import LIMIT, ok, post, serving, started
@@ -275,6 +276,27 @@ async def test_server_that_speaks_first_is_an_error() -> None:
         with pytest.raises(UpstreamDied):
             await post(upstream)
         await settle(lambda: upstream.num_connections == 0)
+
+
+@on_both_loops
+async def test_connection_lost_before_it_is_used_is_not_counted() -> None:
+    """A connection may be gone by the time that its maker hears of it."""
+    loop = asyncio.get_running_loop()
+    create_connection = loop.create_connection
+
+    async def late(*arguments: Any, **options: Any) -> Any:
+        transport, connection = await create_connection(*arguments, **options)
+        await settle(lambda: connection.is_lost)
+        return transport, connection
+
+    async with FakeEngine(ok, on_connect=lambda transport: transport.close()) as engine:
+        upstream = Upstream(engine.url)
+        loop.create_connection = late  # type: ignore[method-assign]
+
+        with pytest.raises(UpstreamDied):
+            await post(upstream)
+        assert 0 == upstream.num_connections
+        await upstream.aclose()
 
 
 @on_both_loops

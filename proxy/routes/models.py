@@ -12,14 +12,13 @@ from starlette.routing import Route
 from strop.proxy import objects
 from strop.proxy.alias import BASE, Alias
 from strop.proxy.errors import UnknownModel
-from strop.proxy.routes.requests import Query, caller, services
+from strop.proxy.routes.requests import caller, services
 from strop.proxy.routes.responses import json_response
 
 
 async def index(request: Request) -> Response:
     """GET /v1/models."""
     caller(request)
-    Query(request)
     alias = services(request).serving.alias
     return json_response(objects.list_of(_model(request, alias, name) for name in alias.names()))
 
@@ -27,7 +26,6 @@ async def index(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """GET /v1/models/{name}; a name may hold slashes."""
     caller(request)
-    Query(request)
     alias, name = services(request).serving.alias, request.path_params["name"]
     if name not in alias.names():
         raise UnknownModel(

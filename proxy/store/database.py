@@ -6,6 +6,7 @@ Does not know what the tables hold.
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -89,6 +90,7 @@ def connect(
             cached_statements=_CACHED_STATEMENTS,
         )
         _check_owner(connection, path)
+        _use_wal(connection, path, busy_timeout_s)
         for pragma in _pragmas(synchronous):
             connection.execute(pragma)
         _migrate(connection, path)
@@ -112,13 +114,17 @@ async def connect_reader(path: Path, *, busy_timeout_s: float = 5.0) -> aiosqlit
     Raises:
         StoreUnavailable: the file can't be opened.
     """
+    connecting = aiosqlite.connect(
+        path,
+        timeout=busy_timeout_s,
+        isolation_level=None,
+        cached_statements=_CACHED_STATEMENTS,
+    )
+    # Else a process that dies without closing it would never end. (Up to 0.21 it is the thread.)
+    thread: Any = getattr(connecting, "_thread", connecting)
+    thread.daemon = True
     try:
-        reader = await aiosqlite.connect(
-            path,
-            timeout=busy_timeout_s,
-            isolation_level=None,
-            cached_statements=_CACHED_STATEMENTS,
-        )
+        reader = await connecting
     except sqlite3.Error as error:
         raise unavailable(error, path) from error
     await reader.execute_fetchall("PRAGMA query_only = ON")
@@ -174,7 +180,6 @@ def _restrict(path: Path) -> None:
 
 
 def _pragmas(synchronous: Synchronous) -> Iterator[str]:
-    yield "PRAGMA journal_mode = WAL"
     yield f"PRAGMA synchronous = {synchronous}"
     yield "PRAGMA foreign_keys = ON"
     # The writer checkpoints between its commits; this many pages are for when it doesn't get to.
@@ -183,6 +188,26 @@ def _pragmas(synchronous: Synchronous) -> Iterator[str]:
     # A savepoint's journal stays in memory.
     yield "PRAGMA temp_store = MEMORY"
     yield f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}"
+
+
+def _use_wal(connection: sqlite3.Connection, path: Path, busy_timeout_s: float) -> None:
+    """Switch to WAL, which the file then remembers.
+
+    Of two processes that switch a new file SQLite sends one away at once, busy timeout or not.
+    """
+    deadline = time.monotonic() + busy_timeout_s
+    while True:
+        try:
+            mode = _scalar(connection, "PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+    if mode != "wal":
+        raise ConfigError(
+            f"expected {path} to allow SQLite's WAL mode, got {mode!r}; keep it on a local disk"
+        )
 
 
 def _scalar(connection: sqlite3.Connection, sql: str) -> Any:

@@ -2,13 +2,12 @@
 
 Does not know what it writes: an operation is a function of a connection.
 
-The thread takes everything that waits, prepares it, and runs it in one transaction. It never
+The thread takes everything that waits, prepares it, and writes it in one transaction. It never
 lingers: while one batch is made durable, the next one gathers. Nothing is acknowledged before its
-COMMIT has returned. An operation may run twice, the first time undone: it reads and writes through
-its connection alone.
+COMMIT has returned.
 
-    an operation fails          the batch is undone and run again in savepoints; it alone fails
-    the store fails             the batch is undone, and all of it fails with StoreUnavailable
+    an operation fails          it fails alone; what it wrote is undone
+    the store fails             the whole batch is undone, and fails with StoreUnavailable
     the store has failed        each batch is tried all the same, and once a second a small write
     the queue is over a bound   StoreUnavailable at once
 """
@@ -21,44 +20,28 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from strop.proxy.errors import StoreUnavailable
-from strop.proxy.store import database
+from strop.proxy.store import batch, database
+from strop.proxy.store.batch import Job, Operation
 from strop.proxy.store.database import Synchronous
 from strop.proxy.store.records import StoreHealth
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], T]
 
 MAX_BATCH: Final = 512
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 RETRY_S: Final = 1.0
 # Some 8,000 pages of WAL. Fewer checkpoints write a page that changes often fewer times.
 CHECKPOINT_JOBS: Final = 1024
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 # Enough that the write needs fresh pages, so that a full disk shows.
-_PROBE_BYTES: Final = 64 * 1024
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One operation on its way: `prepare` makes it, in the thread, before the transaction."""
-
-    prepare: Callable[[], Operation[Any]]
-    future: "asyncio.Future[Any]"
-    size_bytes: int
-    operation: Operation[Any] | None = None
-    value: Any = None
-    error: Exception | None = None
-
-    def run(self, connection: sqlite3.Connection) -> Any:
-        """Run the operation that was prepared."""
-        assert self.operation is not None
-        return self.operation(connection)
+_FILL_PROBE: Final = "INSERT OR REPLACE INTO write_probe (num, payload) VALUES (1, zeroblob(65536))"
+_EMPTY_PROBE: Final = "DELETE FROM write_probe WHERE num = 1"
 
 
 class Writer:
@@ -89,7 +72,7 @@ class Writer:
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._num_queued = 0
         self._queued_bytes = 0
         self._num_refused = 0
@@ -160,7 +143,7 @@ class Writer:
         self._num_queued += 1
         self._queued_bytes += size_bytes
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Job(prepare, future, size_bytes))
+        self._queue.put(Job(prepare, future, size_bytes))
         return future
 
     def close(self) -> None:
@@ -203,35 +186,31 @@ class Writer:
             return True
         if first is None:
             return False
+        job: Job | None = first
         jobs = [first]
-        is_last = False
-        while len(jobs) < MAX_BATCH and not is_last:
+        num_bytes = first.size_bytes
+        while len(jobs) < MAX_BATCH and num_bytes < MAX_BATCH_BYTES:
             try:
                 job = self._queue.get_nowait()
             except queue.Empty:
                 break
             if job is None:
-                is_last = True
-            else:
-                jobs.append(job)
+                break
+            jobs.append(job)
+            num_bytes += job.size_bytes
         self._write(connection, jobs)
-        return not is_last
+        return job is not None
 
-    def _write(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+    def _write(self, connection: sqlite3.Connection, jobs: list[Job]) -> None:
         for job in jobs:
-            try:
-                job.operation = job.prepare()
-            except Exception as error:  # noqa: BLE001  its submitter gets it
-                job.error = error
+            job.prepare()
         ready = [job for job in jobs if job.operation is not None]
         if self._has_given_up:
             self._fail(ready, self._reason or "")
         elif ready:
             try:
-                self._transact(connection, ready)
+                batch.write(connection, ready)
             except sqlite3.Error as error:
-                if connection.in_transaction:
-                    _roll_back(connection)
                 self._fail(ready, database.unavailable(error, self._path).message)
             else:
                 self._heal()
@@ -255,43 +234,14 @@ class Writer:
         except sqlite3.Error as error:
             log.warning("a checkpoint failed", extra={"reason": str(error)})
 
-    def _transact(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for job in jobs:
-                job.value = job.run(connection)
-        except Exception as error:
-            if _is_fatal(connection, error):
-                raise
-            # Savepoints cost a seventh of an insert: only a batch in which one failed pays.
-            connection.execute("ROLLBACK")
-            self._transact_apart(connection, jobs)
-        else:
-            connection.execute("COMMIT")
-
-    def _transact_apart(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        """Run each job in a savepoint of its own, so that one that fails leaves nothing behind."""
-        connection.execute("BEGIN IMMEDIATE")
-        for job in jobs:
-            connection.execute("SAVEPOINT operation")
-            try:
-                job.value = job.run(connection)
-            except Exception as error:
-                if _is_fatal(connection, error):
-                    raise
-                job.error = error
-                connection.execute("ROLLBACK TO operation")
-            connection.execute("RELEASE operation")
-        connection.execute("COMMIT")
-
-    def _acknowledge(self, jobs: list[_Job]) -> None:
+    def _acknowledge(self, jobs: list[Job]) -> None:
         try:
             self._loop.call_soon_threadsafe(self._resolve, jobs)
         except RuntimeError:
             # The loop is gone, and whoever waited with it.
             return
 
-    def _resolve(self, jobs: list[_Job]) -> None:
+    def _resolve(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._num_queued -= 1
             self._queued_bytes -= job.size_bytes
@@ -302,7 +252,7 @@ class Writer:
             else:
                 job.future.set_exception(job.error)
 
-    def _fail(self, jobs: list[_Job], reason: str) -> None:
+    def _fail(self, jobs: list[Job], reason: str) -> None:
         self._num_failed += len(jobs)
         if self._reason is None:
             self._since_ms = _now_ms()
@@ -322,16 +272,10 @@ class Writer:
     def _retry(self, connection: sqlite3.Connection) -> None:
         """Find out with a small write whether the store works again."""
         try:
-            for statement in (
-                f"INSERT INTO write_probe (payload) VALUES (zeroblob({_PROBE_BYTES}))",
-                "DELETE FROM write_probe WHERE num > 0",
-            ):
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(statement)
-                connection.execute("COMMIT")
+            # Each commits by itself: pages that are freed before the commit are never written.
+            connection.execute(_FILL_PROBE)
+            connection.execute(_EMPTY_PROBE)
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                _roll_back(connection)
             self._reason = database.unavailable(error, self._path).message
         else:
             self._heal()
@@ -354,20 +298,6 @@ class Writer:
             connection.close()
         except sqlite3.Error as error:
             log.error("the database was not closed cleanly", extra={"reason": str(error)})
-
-
-def _is_fatal(connection: sqlite3.Connection, error: Exception) -> bool:
-    """Return whether `error` is the store's; SQLite may have undone the transaction itself."""
-    return isinstance(error, sqlite3.Error) and (
-        database.is_store_failure(error) or not connection.in_transaction
-    )
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    try:
-        connection.execute("ROLLBACK")
-    except sqlite3.Error as error:
-        log.error("a transaction was not rolled back", extra={"reason": str(error)})
 
 
 def _now_ms() -> int:

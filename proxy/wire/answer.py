@@ -1,8 +1,8 @@
 """What a model answered, read from its JSON or its stream, whatever the engine.
 
 Reads standard members and the token ids that engines add to them; does not know which engine wrote
-them, or what was asked for. Only the members named here are ever made into values: in an answer with
-logprobs most bytes are alternatives that nobody keeps.
+them, or what was asked for. Only the members named here are ever made into values: in an answer
+with logprobs most bytes are alternatives that nobody keeps.
 """
 
 from array import array
@@ -112,7 +112,10 @@ def _ints(ids: list[int | None]) -> "array[int] | None":
 
 @dataclass(slots=True)
 class Answer:
-    """All of an answer that the store keeps. `error` is what the engine said, or why it is unread."""
+    """All of an answer that the store keeps.
+
+    `error` is what the engine said was wrong, or why its answer can't be read.
+    """
 
     upstream_id: str | None = None
     model: str | None = None

@@ -4,7 +4,7 @@ Pure. Names are lower-case bytes, as ASGI gives them; order and repeats are kept
 RFC 9110, section 7.6.1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -39,12 +39,17 @@ _REQUEST_STAYS = _HOP_BY_HOP | {
 _RESPONSE_STAYS = _HOP_BY_HOP | {b"content-length"}
 
 
-def to_engine(client: Iterable[tuple[bytes, bytes]], credentials: Headers) -> Headers:
+def to_engine(client: Collection[tuple[bytes, bytes]], credentials: Headers) -> Headers:
     """Return a request's headers for the engine, with `credentials` in place of the client's."""
+    stays: Collection[bytes] = _REQUEST_STAYS
+    for name, value in client:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            # A client may name further headers that are for this connection only.
+            stays = _REQUEST_STAYS | {token.strip() for token in value.lower().split(b",")}
     kept = [
         (name, value)
         for name, value in client
-        if name not in _REQUEST_STAYS and not name.startswith(b"x-strop-")
+        if name not in stays and not name.startswith(b"x-strop-")
     ]
     kept += credentials
     return kept

@@ -1,0 +1,285 @@
+"""Clients that leave and engines that break, hundreds at once: each request ends as one row."""
+
+import asyncio
+import gc
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from faults_client import BEFORE_ASKING, MOMENTS, Answer, Plan, ask
+from faults_engine import (
+    BROKEN,
+    EVENTS,
+    SILENT,
+    TAG_HEADER,
+    WAY_HEADER,
+    WAYS,
+    FaultyEngine,
+)
+from faults_process import behind, database, serving, until
+from faults_report import Reached, scaled
+from running import running, settings_for
+
+pytestmark = pytest.mark.faults
+
+# How many idle connections the proxy keeps to its engine.
+MAX_IDLE = 64
+NUM_ROUNDS = 5
+OF_ONE_REQUEST = ("Call", "Exchange", "Incoming", "Tap", "Draft", "Completion")
+# SQLite may fill its cache of 8 MB meanwhile.
+MAX_GROWTH_MIB = 14.0
+
+
+def plans(seed: int, count: int) -> list[Plan]:
+    """Return requests of every kind, each with a tag of its own in its headers.
+
+    Three of ten clients stay to the end. Nobody stays with an engine that says nothing.
+    """
+    chance = random.Random(seed)
+    made = []
+    for number in range(count):
+        way = chance.choice(("ok", "slow", *WAYS))
+        stays = way not in SILENT and chance.random() < 0.3
+        moment = "" if stays else chance.choice(("body", "later", *MOMENTS))
+        if way in SILENT and moment in ("head", "body"):
+            moment = "later"
+        size = 300_000 if number % 50 == 0 else chance.choice((2, 2, 5_000))
+        is_stream = chance.random() < 0.6
+        made.append(
+            Plan(
+                {
+                    "model": "tiny",
+                    "messages": [{"role": "user", "content": "x" * size}],
+                    "stream": is_stream,
+                },
+                {
+                    WAY_HEADER: way,
+                    TAG_HEADER: f"{seed}-{number}",
+                    "x-request-id": f"{seed}-{number}",
+                },
+                leaves=moment,
+                is_rude=chance.random() < 0.5,
+                patience=chance.randrange(1, 3000) if moment == "body" else chance.random() * 0.4,
+            )
+        )
+    return made
+
+
+async def only_idle_left(engine: FakeEngine) -> None:
+    """Return once the engine has no connections but those that the proxy keeps for later."""
+    for connection in engine.open:
+        # Where it read nothing, it has not seen the end either.
+        connection.transport.resume_reading()
+    await engine.until(lambda: engine.num_open <= MAX_IDLE)
+
+
+def tag_of(plan: Plan) -> str:
+    return plan.headers[TAG_HEADER]
+
+
+def check_answer(plan: Plan, answer: Answer) -> None:
+    """A client that stays gets the engine's answer, or an error that says what happened."""
+    way = plan.headers[WAY_HEADER]
+    if plan.leaves:
+        return
+    assert answer.is_whole, (way, answer)
+    if way == "500":
+        assert (500, True) == (answer.status, b"out of memory" in answer.body)
+    elif way in SILENT:
+        assert (504, True) == (answer.status, b'"upstream_timeout"' in answer.body)
+    elif way in BROKEN:
+        assert not answer.is_answered
+        assert b'"upstream_died"' in answer.body
+    else:
+        assert answer.is_answered
+        num_tokens = answer.body.count(b'"content":"yes "')
+        assert num_tokens == (len(EVENTS) if plan.fields["stream"] else 1)
+
+
+def check_states(plan: Plan, states: list[str]) -> None:
+    """A request that reached the relay is one row, in the state that fits what happened."""
+    way = plan.headers[WAY_HEADER]
+    natural = "upstream_error" if way in BROKEN else "complete"
+    if plan.leaves in BEFORE_ASKING:
+        assert [] == states
+    elif not plan.leaves:
+        assert [natural] == states
+    else:
+        expected = {"client_cancelled"} if way in SILENT else {"client_cancelled", natural}
+        # A client that resets right behind its request may take it back before it was read.
+        assert len(states) == 1 or (states == [] and plan.leaves in ("sent", "later"))
+        assert set(states) <= expected
+
+
+def check_rows(
+    asked: Iterable[tuple[Plan, Answer]], rows: list[tuple[str, str, str]], tags: set[str]
+) -> Counter[str]:
+    """Check every request against the rows (id, request id, state), and count the states."""
+    by_tag: dict[str, list[tuple[str, str]]] = {}
+    for id_, tag, state in rows:
+        by_tag.setdefault(tag, []).append((id_, state))
+    for plan, answer in asked:
+        found = by_tag.pop(tag_of(plan), [])
+        check_states(plan, [state for _, state in found])
+        assert not answer.completion_id or [answer.completion_id] == [id_ for id_, _ in found]
+        assert tag_of(plan) not in tags or found, "what reached the engine is recorded"
+    assert {} == by_tag
+    return Counter(state for _, _, state in rows)
+
+
+async def test_hundreds_of_broken_streams_at_once_leave_nothing_behind(
+    tmp_path: Path, reached: Reached
+) -> None:
+    """Rows are the requests that reached the relay; sockets and memory return to where they were.
+
+    Engines that die by FIN and RST, answer 500, hang or never read; clients that leave at any
+    point, the held-back end included; streams and JSON mixed, in rounds.
+    """
+    engine_side = FaultyEngine(seed=1)
+    async with (
+        FakeEngine(engine_side, reads_body=False) as engine,
+        serving(tmp_path / "home", *behind(engine.url)) as proxy,
+    ):
+        num_sockets = proxy.num_sockets
+        asked: list[tuple[Plan, Answer]] = []
+        rss = []
+        for number in range(NUM_ROUNDS):
+            wave = plans(number, scaled(500))
+            answers = await asyncio.gather(*(ask(proxy.url, plan) for plan in wave))
+            asked += zip(wave, answers, strict=True)
+            await proxy.wait_until_idle()
+            await only_idle_left(engine)
+            rss.append(proxy.rss_mib)
+
+        for plan, answer in asked:
+            check_answer(plan, answer)
+        with database(tmp_path / "home") as opened:
+            rows = opened.execute("SELECT id, request_id, state FROM completions").fetchall()
+        states = check_rows(asked, rows, set(engine_side.tags))
+        assert len(rows) == await proxy.metric("strop_completions_total")
+        assert 0 == await proxy.metric("strop_completions_lost_total")
+        while num_sockets is not None and (proxy.num_sockets or 0) > num_sockets + engine.num_open:
+            await asyncio.sleep(0.02)
+        assert (await ask(proxy.url, Plan({"model": "tiny", "messages": []}))).is_answered
+        reached(
+            requests=len(asked),
+            reached_the_relay=len(rows),
+            answered_whole=sum(answer.is_answered for _, answer in asked),
+            **states,
+            rss_mib_after_round_2=rss[1],
+            rss_mib_at_the_end=rss[-1],
+        )
+        assert rss[-1] - rss[1] < MAX_GROWTH_MIB
+
+
+async def test_no_lease_task_or_connection_outlives_its_request(
+    tmp_path: Path, reached: Reached
+) -> None:
+    """The same seen from inside: all counts are back at zero."""
+    engine_side = FaultyEngine(seed=2)
+    settings = {"first_byte_timeout_s": 5.0}
+    async with (
+        FakeEngine(engine_side, reads_body=False) as engine,
+        running(settings_for(engine.url, engine=settings), tmp_path / "home") as proxy,
+    ):
+        waves = [plans(seed, scaled(120)) for seed in (77, 78, 79)]
+        hung = Plan({"model": "tiny", "messages": []}, {WAY_HEADER: "hang"})
+        # More than the kernel takes in: the proxy can't even send it.
+        huge = {"model": "tiny", "messages": [], "user": "x" * 16_000_000}
+        unread = Plan(huge, {WAY_HEADER: "deaf"})
+        num_tasks = len(asyncio.all_tasks())
+        num_served = len(proxy.server.server_state.connections)
+
+        services = proxy.services
+        upstream = services.serving.engine.upstream
+        for wave in ([hung, unread], *waves):
+            answers = await asyncio.gather(*(ask(proxy.url, plan) for plan in wave))
+            await until(lambda: services.relay.num_calls == 0)
+            await only_idle_left(engine)
+            await until(lambda: upstream.num_connections == upstream.num_idle)
+            await until(lambda: len(proxy.server.server_state.connections) <= num_served)
+            await until(lambda: len(asyncio.all_tasks()) <= num_tasks + engine.num_open)
+            for plan, answer in zip(wave, answers, strict=True):
+                check_answer(plan, answer)
+            gc.collect()
+            kept = Counter(type(one).__name__ for one in gc.get_objects())
+            assert {} == {name: kept[name] for name in OF_ONE_REQUEST if kept[name]}
+            assert kept["ClientConnection"] == len(proxy.server.server_state.connections)
+        rows = await proxy.rows()
+        states = Counter(row.completion.state for row in rows)
+        assert 2 == states["upstream_timeout"]
+        assert 0 == services.serving.leases.count("base")
+        assert 0 == services.metrics.registry.get_sample_value("strop_in_flight")
+        assert upstream.num_idle <= MAX_IDLE
+        reached(requests=2 + scaled(120) * 3, rows=len(rows), **states)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_restarted_engine_costs_only_what_was_in_flight(
+    stream: bool, tmp_path: Path, reached: Reached
+) -> None:
+    """Requests that were begun before the stop or during it may fail; later ones are served."""
+    engine = FakeEngine(FaultyEngine(seed=3, pause_s=0.01), reads_body=False)
+    fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    plan = Plan(fields, {WAY_HEADER: "slow"})
+    phases = {"before": Counter[bool](), "down": Counter[bool](), "after": Counter[bool]()}
+    phase = "before"
+
+    async def work() -> None:
+        while phase != "over":
+            begun = phase
+            answer = await ask(proxy.url, plan)
+            phases[begun][answer.is_answered] += 1
+            assert answer.is_whole
+
+    await engine.start()
+    settings = settings_for(engine.url, engine={"health_interval_s": 0.1})
+    async with running(settings, tmp_path / "home") as proxy:
+        workers = [asyncio.create_task(work()) for _ in range(32)]
+        for cycle in itertools.count(1):
+            await until(lambda wanted=40 * cycle: phases["before"][True] >= wanted)
+            phase = "down"
+            await engine.stop()
+            await until(lambda wanted=20 * cycle: phases["down"][False] >= wanted)
+            await engine.start()
+            await proxy.services.serving.wait_until_ready()
+            phase = "after"
+            await until(lambda wanted=40 * cycle: phases["after"].total() >= wanted)
+            phase = "over" if cycle == scaled(3) else "before"
+            if phase == "over":
+                break
+        await asyncio.gather(*workers)
+
+        assert 0 == phases["after"][False]
+        assert 0 == proxy.services.serving.leases.count("base")
+        rows = Counter(row.completion.state for row in await proxy.rows())
+        served = sum(counts[True] for counts in phases.values())
+        assert served == rows["complete"]
+        assert {"complete", "upstream_error"} == set(rows)
+        reached(restarts=cycle, served=served, failed=rows["upstream_error"])
+    await engine.stop()
+
+
+async def test_connections_that_a_restart_closed_cost_no_request(
+    tmp_path: Path, reached: Reached
+) -> None:
+    """Kept connections to the old engine are replaced without an error to anyone."""
+    engine = FakeEngine(FaultyEngine(seed=4), reads_body=False)
+    plan = Plan({"model": "tiny", "messages": []}, {WAY_HEADER: "slow"})
+    await engine.start()
+    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
+        for _ in range(3):
+            answers = await asyncio.gather(*(ask(proxy.url, plan) for _ in range(40)))
+            assert all(answer.is_answered for answer in answers)
+            await engine.stop()
+            await engine.start()
+        answers = await asyncio.gather(*(ask(proxy.url, plan) for _ in range(40)))
+
+        assert all(answer.is_answered for answer in answers)
+        assert 160 == len(await proxy.rows())
+        reached(restarts=3, requests=160)
+    await engine.stop()
