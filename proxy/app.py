@@ -71,6 +71,7 @@ async def run_services(
         synchronous="full" if capture.synchronous == "FULL" else "normal",
         busy_timeout_s=capture.commit_timeout_s,
         max_queued=capture.max_queued,
+        is_server=True,
     )
     metrics = Metrics()
     serving = Serving(
@@ -165,7 +166,9 @@ class App:
                 self._services = services
                 self._routes = self._make_routes(services)
                 await send({"type": "lifespan.startup.complete"})
-                await receive()
+                # Cancelled where a person asks twice: then all ends in order too, but at once.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await receive()
         except StropError as error:
             await send({"type": "lifespan.startup.failed", "message": error.message})
             return

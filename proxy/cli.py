@@ -133,8 +133,8 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
         named |= {"model.path": model, "model.name": name}
     elif model and name:
         raise click.UsageError(
-            f"expected --model or --model-name with the engine {kind}, got both; --model chooses one"
-            " of its models, --model-name gives its first another name"
+            f"expected --model or --model-name with the engine {kind}, got both; --model chooses"
+            " one of its models, --model-name gives its first another name"
         )
     else:
         named["model.name"] = model or name

@@ -10,9 +10,9 @@ developer messages are not in the chain: clients change and move them.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import orjson
 
 from strop.proxy.message import canonical, digest, role_of, utf8
@@ -27,8 +27,7 @@ _TELLING_BYTES = 96
 _TOOL_ROLES = frozenset({"tool", "function"})
 
 
-@dataclass(frozen=True, slots=True)
-class Hashed:
+class Hashed(msgspec.Struct, frozen=True):
     """One message: its role, the digest of its canonical form, and that form's size."""
 
     role: str
@@ -36,8 +35,7 @@ class Hashed:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True):
     """A request's history, as keys.
 
     `after` is the chain up to and including the last assistant message, and `after_tail` that

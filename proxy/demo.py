@@ -81,7 +81,7 @@ def _show(client: httpx.Client, home: Path, model: str) -> None:
             f"  you         {question}\n  {model:10}  {_line(answer)}\n  {'':10}  {completion_id}"
         )
 
-    _head("Snapshot: what a trainer needs later, taken while the answer streamed by")
+    _head("Snapshot: what a trainer needs later, taken as the answer passed")
     admin = {"Authorization": f"Bearer {(home / ADMIN_KEY_FILE).read_text().strip()}"}
     record = client.get(f"/admin/completions/{asked[0][1]}", headers=admin).json()
     snapshot = record["snapshot"]

@@ -45,8 +45,8 @@ class Exchange:
     Made by `Upstream.exchange`. A task cancelled in an await of these methods aborts its exchange.
 
     Attributes:
-        last_progress: monotonic time at which bytes last came, or at which the task began to wait for
-            the engine if that is later. Says something only while `is_waiting`.
+        last_progress: monotonic time at which bytes last came, or at which the task began to wait
+            for the engine if that is later. Says something only while `is_waiting`.
         sent_at: monotonic time at which the request went to the socket; 0.0 before.
         head_at: monotonic time at which the head of the answer came; 0.0 before.
     """

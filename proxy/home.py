@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,8 @@ from typing import Final
 from strop.proxy.errors import ConfigError
 
 LOCK_FILE: Final = "serve.lock"
+_LOCK_TRIES = 20
+_LOCK_PAUSE_S = 0.02
 
 
 @contextlib.contextmanager
@@ -25,18 +28,28 @@ def hold(home: Path, url: str) -> Iterator[None]:
     """
     file = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _lock(file):
             raise ConfigError(
                 f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose"
                 " another folder with --home"
-            ) from error
+            )
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps({"url": url, "pid": os.getpid()}).encode(), 0)
         yield
     finally:
         os.close(file)
+
+
+def _lock(file: int) -> bool:
+    """Take the lock; whoever only asks who serves has it for a moment, so try more than once."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def serving_url(home: Path) -> str | None:

@@ -28,11 +28,11 @@ def request_head(
     Raises:
         ValueError: a part of it would not stay in its place.
     """
-    lines = [b"%b: %b\r\n" % header for header in headers]
+    lines = [method + b" " + target + b" HTTP/1.1", b"host: " + host, *map(b": ".join, headers)]
     if num_body_bytes or method in _METHODS_WITH_BODY:
-        lines.append(b"content-length: %d\r\n" % num_body_bytes)
-    head = b"".join((method, b" ", target, b" HTTP/1.1\r\nhost: ", host, b"\r\n", *lines, b"\r\n"))
-    num_lines = len(lines) + 3
+        lines.append(b"content-length: %d" % num_body_bytes)
+    head = b"\r\n".join([*lines, b"", b""])
+    num_lines = len(lines) + 1
     if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
         raise ValueError("expected headers without CR, LF and NUL; leave these out")
     if b" " in target or b" " in method:
@@ -135,6 +135,8 @@ class Answer:
         if self.status < 200:
             self.headers.clear()
             return
+        if self.status > 599:
+            raise AnswerError(f"the status {self.status}, which HTTP does not have")
         self.has_head = True
         self.is_complete = not self._has_body
 

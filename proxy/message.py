@@ -45,12 +45,14 @@ def canonical(message: object, role: str) -> bytes:
     if not isinstance(message, dict):
         fields.append((b"message", as_json(message)))
         return _framed(fields)
-    text = "".join(texts_of(message)).strip(OUTER)
+    content = message.get("content")
+    text = (content if isinstance(content, str) else "".join(texts_of(message))).strip(OUTER)
     if role == "assistant":
         text = _without_thoughts(text)
     if text:
         fields.append((b"text", utf8(normalize("NFC", text))))
-    fields += _other_parts(message.get("content"))
+    if not isinstance(content, str):
+        fields += _other_parts(content)
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, list) else ():
         fields += _call(call)

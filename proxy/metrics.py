@@ -69,6 +69,7 @@ class Metrics:
             "Tokens sampled, where the engine gave ids.",
             registry=self.registry,
         )
+        # Its value is asked for when it is read: `set_function`.
         self.in_flight = Gauge(
             "strop_in_flight", "Completions being relayed now.", registry=self.registry
         )

@@ -5,12 +5,14 @@ not write anything.
 """
 
 from array import array
-from dataclasses import dataclass
+
+import msgspec
 
 from strop.proxy import conversation
 from strop.proxy.alias import Served
 from strop.proxy.engines.base import Ask, Capabilities
 from strop.proxy.errors import BadRequest
+from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Choice, Completion, State
 from strop.proxy.wire import body, chat, completions, sse
 from strop.proxy.wire.answer import Answer, AnsweredChoice
@@ -24,8 +26,7 @@ SAMPLING = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """What the relay knows of one request when it is over.
 
     `answer` is the engine's body, or its stream, exactly as sent. Times are in milliseconds.
@@ -49,6 +50,7 @@ class Draft:
     overhead_ms: float
     request_id: str | None
     session: str | None
+    redaction: Redaction
 
 
 def complete(draft: Draft) -> Completion:
@@ -63,8 +65,15 @@ def complete(draft: Draft) -> Completion:
         chain, tail = (
             conversation.extend(history, choice.message) if ask.dialect == "chat" else (None, None)
         )
-        choices.append(_choice(choice, draft.capabilities, chain, tail))
+        choices.append(_choice(choice, draft, chain, tail))
+    completion_tokens = answer.completion_tokens
+    if completion_tokens is None:
+        completion_tokens = _num_tokens(*(choice.token_ids for choice in choices))
+    prompt_tokens = answer.prompt_tokens
+    if prompt_tokens is None:
+        prompt_tokens = _num_tokens(answer.prompt_ids)
     model = ask.fields.get("model")
+    request = draft.redaction.json(ask.raw)
     return Completion(
         id=draft.id,
         created_ms=draft.created_ms,
@@ -77,15 +86,14 @@ def complete(draft: Draft) -> Completion:
         state=draft.state,
         delivered=draft.delivered,
         stream=ask.is_stream,
-        request=ask.raw,
+        request=request,
         status=draft.status,
         error=draft.error or answer.error,
         sampling=_json({key: ask.fields[key] for key in SAMPLING if key in ask.fields}),
-        prompt_ids=answer.prompt_ids,
-        prompt_tokens=_or_length(answer.prompt_tokens, answer.prompt_ids),
-        completion_tokens=_or_length(
-            answer.completion_tokens, *(c.token_ids for c in answer.choices.values())
-        ),
+        # Ids spell what was taken out of the text.
+        prompt_ids=answer.prompt_ids if request is ask.raw else None,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
         ttft_ms=draft.ttft_ms,
         total_ms=draft.total_ms,
         overhead_ms=draft.overhead_ms,
@@ -116,24 +124,27 @@ def _json(fields: dict[str, object]) -> bytes:
         return b"{}"
 
 
-def _or_length(said: int | None, *ids: "array[int] | None") -> int | None:
-    """Return how many tokens the engine said there were, or how many ids it sent."""
-    if said is not None or not ids or any(one is None for one in ids):
-        return said
-    return sum(len(one) for one in ids if one is not None)
+def _num_tokens(*ids: "array[int] | None") -> int | None:
+    """Return how many ids an engine sent that did not count them; None where it sent not all."""
+    known = [len(one) for one in ids if one is not None]
+    return sum(known) if known and len(known) == len(ids) else None
 
 
 def _choice(
-    choice: AnsweredChoice, can: Capabilities, chain: bytes | None, tail: bytes | None
+    choice: AnsweredChoice, draft: Draft, chain: bytes | None, tail: bytes | None
 ) -> Choice:
+    said = _json(choice.message)
+    message = draft.redaction.json(said)
+    is_whole = message is said
+    logprobs = choice.logprobs if is_whole else None
     return Choice(
         index=choice.index,
-        message=_json(choice.message),
+        message=message,
         finish_reason=choice.finish_reason,
-        token_ids=choice.token_ids,
-        logprobs=choice.logprobs,
-        logprobs_source="engine" if choice.logprobs is not None else None,
-        logprobs_kind=can.logprobs_kind if choice.logprobs is not None else None,
+        token_ids=choice.token_ids if is_whole else None,
+        logprobs=logprobs,
+        logprobs_source="engine" if logprobs is not None else None,
+        logprobs_kind=draft.capabilities.logprobs_kind if logprobs is not None else None,
         chain=chain,
         tail=tail,
     )

@@ -16,9 +16,11 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
+
+import msgspec
 
 from strop.proxy import recording
 from strop.proxy.alias import Served
@@ -34,6 +36,7 @@ from strop.proxy.errors import (
     render,
 )
 from strop.proxy.metrics import Metrics
+from strop.proxy.redaction import Redaction
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store.records import State
@@ -53,8 +56,7 @@ SWEEP_INTERVAL_S = 1.0
 _JSON = (b"content-type", b"application/json")
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A completion request that was understood: who asks for what, and how to tell them more.
 
     Attributes:
@@ -73,7 +75,7 @@ class Incoming:
     query: bytes
     request_id: str | None
     session: str | None
-    extra_headers: Headers = field(default_factory=list)
+    extra_headers: Headers = msgspec.field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -130,13 +132,19 @@ class Relay:
         self._store = store
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        self._redaction = Redaction.of(settings.capture.redact)
         self._calls: dict[str, Call] = {}
         self.is_draining = False
+        metrics.in_flight.set_function(self._num_unended)
 
     @property
     def num_calls(self) -> int:
         """How many completions are being relayed."""
         return len(self._calls)
+
+    def _num_unended(self) -> int:
+        # A copy: it may be asked for in another thread.
+        return sum(call.state is None for call in list(self._calls.values()))
 
     def is_in_flight(self, completion_id: str) -> bool:
         """Whether a completion was begun and is not in the store yet. Safe from any thread."""
@@ -167,16 +175,18 @@ class Relay:
     def _admit(self, incoming: Incoming) -> Call:
         if self.is_draining:
             raise ShuttingDown("strop is stopping and takes no new requests; try again shortly")
-        health = self._store.health
-        if not health.ok and self._settings.capture.mode == "required":
+        capture = self._settings.capture
+        reason = self._store.reason
+        if reason is not None and capture.mode == "required":
             raise StoreUnavailable(
-                f"answers must be recorded, and the store takes no writes: {health.reason};"
+                f"answers must be recorded, and the store takes no writes: {reason};"
                 ' free it, or set capture.mode = "best_effort" to be served without a record'
             )
         serving = self._serving
         served = serving.alias.resolve(incoming.ask.fields.get("model"))
-        is_captured = self._settings.capture.mode != "off"
-        ask = replace(incoming.ask, served=served.name, is_captured=is_captured)
+        came, is_captured = incoming.ask, capture.mode != "off"
+        # Not `replace`, which takes several times as long.
+        ask = Ask(came.dialect, came.raw, came.fields, served.name, came.is_rewritten, is_captured)
         engine = serving.engine
         plan = engine.plan(ask)
         target = b"/v1/chat/completions" if ask.dialect == "chat" else b"/v1/completions"
@@ -188,7 +198,6 @@ class Relay:
         call = Call(incoming, served, plan, exchange)
         serving.leases.take(served)
         self._calls[incoming.id] = call
-        self._metrics.in_flight.inc()
         return call
 
     async def _watch(self, call: Call, receive: Receive) -> None:
@@ -222,7 +231,7 @@ class Relay:
         self._end(call, state)
         body = call.answer
         if is_ok and call.plan.restore is not None:
-            body = call.plan.restore.apply(body)
+            body = call.plan.restore.apply(body, _num_choices(incoming.ask))
         await self._commit(call, state)
         head = self._head(call)
         head.append((b"content-length", str(len(body)).encode()))
@@ -275,7 +284,7 @@ class Relay:
         if committed is None:
             return
         is_required = self._settings.capture.mode == "required"
-        if not is_required and not self._store.health.ok:
+        if not is_required and self._store.reason is not None:
             # Each answer would wait for what most likely fails.
             return
         call.durable = self._loop.create_future()
@@ -299,7 +308,6 @@ class Relay:
             return call.committed
         call.state = state
         self._serving.leases.release(call.served)
-        self._metrics.in_flight.dec()
         self._metrics.completions[state].inc()
         if self._settings.capture.mode == "off":
             del self._calls[call.incoming.id]
@@ -351,6 +359,7 @@ class Relay:
             overhead_ms=1000 * (call.overhead_s or max(0.0, sent_at - incoming.started)),
             request_id=incoming.request_id,
             session=incoming.session,
+            redaction=self._redaction,
         )
 
     def _why(self, call: Call, error: StropError) -> StropError:
@@ -412,3 +421,12 @@ class Relay:
         limit_s = engine.idle_timeout_s if exchange.status else engine.first_byte_timeout_s
         if exchange.is_waiting and now - exchange.last_progress > limit_s:
             call.give_up("upstream_timeout")
+
+
+def _num_choices(ask: Ask) -> int | None:
+    """Return how many choices a request asks for; None where only the engine can tell."""
+    asked = ask.fields.get("n")
+    # For each prompt of a text completion, of which there may be many.
+    if ask.dialect != "chat" or not isinstance(asked, int | None):
+        return None
+    return 1 if asked is None else asked

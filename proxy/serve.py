@@ -6,6 +6,7 @@ The one place that chooses a driver. Does not parse command lines.
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib.util
 import json
 import logging
@@ -31,6 +32,9 @@ from strop.proxy.settings import Settings
 from strop.proxy.upstream import Upstream
 
 log = logging.getLogger(__name__)
+
+# New containers less freed ones between two collections; Python's own is 700.
+_GC_THRESHOLD = 20_000
 
 
 def serve(settings: Settings, home: Path) -> int:
@@ -77,6 +81,10 @@ def uvicorn_config(settings: Settings, app: App) -> uvicorn.Config:
 async def _services(settings: Settings, home: Path, url: str) -> AsyncIterator[Services]:
     engine, process = make_engine(settings, home)
     async with run_services(settings, home, engine, process) as services:
+        # What is there by now stays. What a request makes goes by its reference counts, but for a
+        # few cycles: these may gather, rather than be looked for every few requests.
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
         banner = asyncio.create_task(_say_when_ready(services, url))
         try:
             yield services
@@ -88,10 +96,16 @@ def make_engine(settings: Settings, home: Path) -> tuple[Engine, EngineProcess |
     """Return the driver that the settings name, and the embedded engine's process, if any."""
     engine = settings.engine
     if _kind(settings) == "embedded":
-        model, name = settings.model.path, settings.model.name or Path(settings.model.path).name
-        if not model:
-            model, name = str(configs.demo_model()), settings.model.name or "strop-demo"
-        process = EngineProcess(model, name=name, log_path=home / "engine.log")
+        model = str(Path(settings.model.path).expanduser()) if settings.model.path else ""
+        name = settings.model.name or Path(model).name or "strop-demo"
+        # What is no folder is a hub id, and naming one asks for it to be fetched.
+        options = ["--online"] if model and not Path(model).is_dir() else []
+        process = EngineProcess(
+            model or str(configs.demo_model()),
+            name=name,
+            log_path=home / "engine.log",
+            options=options,
+        )
         upstream = Upstream(process.url, connect_timeout_s=engine.connect_timeout_s)
         return Vllm(upstream, label="embedded"), process
     # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
@@ -114,6 +128,12 @@ def _check_engine(settings: Settings) -> None:
             raise ConfigError(
                 f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind, vllm or openai;"
                 " without a kind strop runs its own engine"
+            )
+        model = settings.model.path
+        if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
+            raise ConfigError(
+                f"model.path: expected a folder with a model in Hugging Face format, or a hub id;"
+                f" there is no folder {model}"
             )
         if importlib.util.find_spec("mlx_lm") is None:
             raise ConfigError(
@@ -155,8 +175,10 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
         """Handle the signals, and end without raising them again: stopping is success."""
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, self.handle_exit)
+        # SIGHUP: the terminal was closed. Under nohup it is ignored, and stays so.
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(sig) != signal.SIG_IGN:
+                signal.signal(sig, self.handle_exit)
         yield
 
 

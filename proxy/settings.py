@@ -71,6 +71,7 @@ class Capture:
     commit_timeout_s: _Seconds = 5.0
     max_queued: Annotated[int, Range(1, 1_000_000)] = 10_000
     max_answer_bytes: _Bytes = 32 * 2**20
+    redact: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

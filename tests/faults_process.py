@@ -32,29 +32,16 @@ class Serve:
         self.process = process
         self.log = home / "serve.log"
 
-    @classmethod
-    async def start(cls, home: Path, *options: str) -> "Serve":
-        """Start `strop serve` with these options on a free port."""
-        home.mkdir(mode=0o700, exist_ok=True)
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
-        with (home / "serve.log").open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "strop.proxy.cli", "serve", "--home", str(home)),
-                *("--port", "0", *options),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=environ,
-            )
-        return cls(home, process)
-
     async def wait_until_ready(self) -> None:
         """Return once it serves: then it says where."""
         assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            if found := re.search(rb"OPENAI_BASE_URL=(http://[^/]+)/v1", line):
-                self.url = found[1].decode()
-                return
-        raise AssertionError(f"strop ended: {self.log.read_text(encoding='utf-8')[-2000:]}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(60):
+                async for line in self.process.stdout:
+                    if found := re.search(rb"OPENAI_BASE_URL=(http://[^/]+)/v1", line):
+                        self.url = found[1].decode()
+                        return
+        raise AssertionError(f"strop did not start: {self.log.read_text(encoding='utf-8')[-2000:]}")
 
     async def end(self, sig: signal.Signals) -> int:
         """Send a signal and return the exit status, once the process has ended."""
@@ -102,15 +89,33 @@ class Serve:
 
 
 @contextlib.asynccontextmanager
-async def serving(home: Path, *options: str) -> AsyncIterator[Serve]:
-    """Run `strop serve` until the block ends; it must then stop in order."""
-    serve = await Serve.start(home, *options)
+async def started(home: Path, *options: str) -> AsyncIterator[Serve]:
+    """Start `strop serve` with these options on a free port; what then still runs is killed."""
+    home.mkdir(mode=0o700, exist_ok=True)
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
+    with (home / "serve.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "strop.proxy.cli", "serve", "--home", str(home)),
+            *("--port", "0", *options),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env=environ,
+        )
+    serve = Serve(home, process)
     try:
-        await serve.wait_until_ready()
         yield serve
     finally:
-        status = await serve.end(signal.SIGTERM)
-    assert 0 == status
+        if process.returncode is None:
+            await serve.end(signal.SIGKILL)
+
+
+@contextlib.asynccontextmanager
+async def serving(home: Path, *options: str) -> AsyncIterator[Serve]:
+    """Run `strop serve` until the block ends; it must then stop in order."""
+    async with started(home, *options) as serve:
+        await serve.wait_until_ready()
+        yield serve
+        assert 0 == await serve.end(signal.SIGTERM)
 
 
 def behind(engine_url: str, *settings: str) -> list[str]:

@@ -58,7 +58,16 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("chat", {"stream": "yes"}, "stream"),
     ("chat", {"stream": True, "prompt_logprobs": 0}, "prompt_logprobs"),
     ("chat", {"tools": [{"type": "function"}]}, "tools"),
-    ("chat", {"tools": scripted_models.TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ("chat", {"tool_choice": "required"}, "tool_choice"),
+    ("chat", {"tools": scripted_models.TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
+    (
+        "chat",
+        {
+            "tools": scripted_models.TOOLS,
+            "tool_choice": {"type": "function", "function": {"name": "x"}},
+        },
+        "tool_choice",
+    ),
     ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
     ("chat", {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ("chat", {"lora_request": {}}, "lora_request"),

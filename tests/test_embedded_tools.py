@@ -12,6 +12,15 @@ from engine_process import EngineProcess
 
 pytestmark = pytest.mark.engine
 
+TOOL_CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {
+        "name": scripted_models.CALL["name"],
+        "arguments": json.dumps(scripted_models.CALL["arguments"]),
+    },
+}
+
 
 @pytest.fixture(scope="module")
 def actor(scripted: Path) -> EngineProcess:
@@ -103,6 +112,30 @@ def test_no_tool_is_called_with_tool_choice_none(actor: EngineProcess) -> None:
 
     assert "stop" == message["choices"][0]["finish_reason"]
     assert "tool_calls" not in message["choices"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
+)
+def test_a_call_that_is_asked_for_begins_the_answer(actor: EngineProcess, choice: object) -> None:
+    """After a tool's result, where the model would answer in words; its logprobs stay raw."""
+    messages = [
+        *engine_process.HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]},
+        {"role": "tool", "content": "21", "tool_call_id": "c1"},
+    ]
+    body = {"messages": messages, "tools": scripted_models.TOOLS, "max_tokens": 40}
+    path = "/v1/chat/completions"
+
+    free = actor.post(path, {**body, "temperature": 0}).json()["choices"][0]
+    forced = actor.post(
+        path, {**body, "temperature": 0, "tool_choice": choice, **engine_process.SNAPSHOT}
+    ).json()["choices"][0]
+
+    assert scripted_models.REPORT == free["message"]["content"]
+    first = forced["logprobs"]["content"][0]
+    assert first["token"] == "<tool_call>"
+    assert first["logprob"] < -1
 
 
 async def test_the_openai_client_works(actor: EngineProcess) -> None:

@@ -27,7 +27,6 @@ from strop.proxy.errors import (
     NotFound,
     UnknownCompletion,
 )
-from strop.proxy.store import database, feedback
 from strop.proxy.store.records import FeedbackFilter, Revision
 from strop.proxy.store.store import Store
 
@@ -293,20 +292,20 @@ async def test_a_pending_rating_with_another_key_is_withdrawn(store: Store) -> N
     assert ("withdrawn", "the completion was made with another key") == (found.state, found.note)
 
 
-async def test_a_rating_whose_completion_never_came_is_withdrawn_at_a_start(tmp_path: Path) -> None:
-    """After a day nothing is in flight any more; a younger one goes on waiting."""
-    connection = database.connect(database_in(tmp_path))
-    old = feedback.add(connection, rating("cmp_1"), is_in_flight=True, now_ms=NOON_MS)
-    connection.close()
-    store = await Store.open(database_in(tmp_path))
-    young = await store.add_feedback(rating("cmp_2"), always)
-    await store.close()
+async def test_a_rating_whose_completion_never_came_is_withdrawn_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """Nothing is in flight then; a command beside a running server withdraws nothing."""
+    found = []
+    waiting = None
+    for is_server in (False, False, True):
+        store = await Store.open(database_in(tmp_path), is_server=is_server)
+        if waiting is None:
+            waiting = await store.add_feedback(rating("cmp_1"), always)
+        found.append((await states(store))[waiting.feedback.id])
+        await store.close()
 
-    store = await Store.open(database_in(tmp_path))
-    found = await states(store)
-    await store.close()
-
-    assert {old.feedback.id: "withdrawn", young.feedback.id: "pending"} == found
+    assert ["pending", "pending", "withdrawn"] == found
 
 
 async def test_a_revision_replaces_what_it_says_and_keeps_what_it_said(store: Store) -> None:

@@ -342,7 +342,7 @@ def test_every_write_finds_its_rows_by_an_index(connection: sqlite3.Connection) 
     feedback.revise(connection, given, KEY, Revision(-1.0, b'"bad"'), now_ms=NOON_MS)
     feedback.undo(connection, "mine", KEY, "")
     feedback.withdraw(connection, add("cmp_1"), KEY)
-    feedback.withdraw_lost(connection, NOON_MS)
+    feedback.withdraw_lost(connection)
     connection.set_trace_callback(None)
 
     written = {verb for verb, *_ in (sql.split() for sql in statements)}

@@ -103,3 +103,24 @@ def test_events_that_exist_only_for_the_ids_are_dropped() -> None:
     assert restored == (
         real.replace(b"[1]", b"null") + end.replace(b"[3]", b"null") + b"data: [DONE]\n\n"
     )
+
+
+@pytest.mark.parametrize("num_choices", [None, 3])
+def test_a_body_is_restored_in_each_of_its_choices(num_choices: int | None) -> None:
+    """Also where what is searched for is bounded by their number."""
+
+    def body(logprobs: object, ids: object, prompt_ids: object) -> bytes:
+        choice = {"message": {"content": "}"}, "logprobs": logprobs, "finish_reason": "stop"}
+        choices = [{**choice, "index": index, "token_ids": ids} for index in range(3)]
+        return orjson.dumps({"choices": choices, "prompt_token_ids": prompt_ids})
+
+    asked = body(logprobs_of(["}]", '"token_ids":[']), [1, 2], [3])
+
+    assert body(None, None, None) == Restore(ALL).apply(asked, num_choices)
+
+
+def test_a_member_whose_value_is_no_json_stays() -> None:
+    """Half an answer is passed on as it came."""
+    body = b'{"id":"x","token_ids":[1,2'
+
+    assert body == Restore(("token_ids",)).apply(body)

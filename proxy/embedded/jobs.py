@@ -18,6 +18,7 @@ class Sampling:
 
     Order: `min_tokens`, `logit_bias` and penalties change the logits; then temperature, min_p,
     top_k, top_p. Presence and frequency count generated tokens, repetition the prompt's as well.
+    The answer begins with the ids of `forced`, whatever else is set.
     """
 
     temperature: float = 1.0
@@ -30,6 +31,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int = 0
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Runs in one thread of its own: encoding a long history takes tens of millisecond
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -38,6 +39,9 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
         ]
     eos = () if request.ignore_eos else loaded.tokenizer.eos_token_ids
     stop_ids = request.stop_token_ids | frozenset(eos)
+    sampling = request.sampling
+    if request.must_call:
+        sampling = replace(sampling, forced=_call_start(loaded.tokenizer))
     _check_ids(request, prompts, loaded.vocab_size)
     return [
         Job(
@@ -45,7 +49,7 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
             prompt=prompt,
             max_tokens=_max_tokens(request, len(prompt), loaded.max_model_len),
             stop_ids=stop_ids,
-            sampling=request.sampling,
+            sampling=sampling,
             n=request.n,
             num_top=request.logprobs or 0,
             prompt_logprobs=request.prompt_logprobs,
@@ -82,6 +86,9 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
     arguments = {"add_generation_prompt": True, **request.template_kwargs}
     if arguments.get("continue_final_message"):
         arguments["add_generation_prompt"] = False
+    if request.must_call:
+        # The call comes first, so there is no place for thoughts.
+        arguments.setdefault("enable_thinking", False)
     messages = [_message(message) for message in request.messages]
     tools = [dict(tool) for tool in request.tools] if request.tools else None
     try:
@@ -91,6 +98,21 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
             f"the chat template refuses these messages: {error}", param="messages"
         ) from error
     return tuple(ids)
+
+
+def _call_start(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that begin a tool call.
+
+    Raises:
+        BadRequest: the model's chat template has no tool calls.
+    """
+    if not tokenizer.has_tool_calling:
+        raise BadRequest(
+            "this model's chat template has no tool calls, so none can be required; use"
+            " `tool_choice` auto or none",
+            param="tool_choice",
+        )
+    return tuple(tokenizer.tool_call_start_tokens)
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

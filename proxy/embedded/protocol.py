@@ -51,7 +51,9 @@ class Request:
         logprobs: how many alternatives to give with each logprob; None for no logprobs.
         prompt_logprobs: the same for the prompt's tokens.
         messages: of a chat.
-        tools: what the template and the tool parser get; None also with `tool_choice` none.
+        tools: what the template and the tool parser get: none with `tool_choice` none, one alone
+            where it names one.
+        must_call: whether the answer has to begin with a tool call.
         template_kwargs: further arguments of the chat template.
         prompts: of a text completion.
     """
@@ -75,6 +77,7 @@ class Request:
     include_reasoning: bool = True
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] | None = None
+    must_call: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[Prompt, ...] = ()
     add_special_tokens: bool = True
@@ -103,13 +106,15 @@ def parse_chat(body: object) -> Request:
     for name in ("add_generation_prompt", "continue_final_message"):
         if name in fields:
             template_kwargs[name] = fields.flag(name)
+    tools, must_call = _tools(fields)
     return _request(
         fields,
         "chat",
         max_tokens="max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens",
         logprobs=(top or 0) if wants_logprobs else None,
         messages=messages,
-        tools=_tools(fields),
+        tools=tools,
+        must_call=must_call,
         template_kwargs=template_kwargs,
         include_reasoning=fields.flag("include_reasoning", default=True),
     )
@@ -247,19 +252,24 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     return prompts
 
 
-def _tools(fields: Fields) -> tuple[Mapping[str, Any], ...] | None:
+def _tools(fields: Fields) -> tuple[tuple[Mapping[str, Any], ...] | None, bool]:
+    """Return the tools that the model is told of, and whether it must call one."""
     tools = fields.objects("tools")
-    choice = fields.get("tool_choice")
-    if choice == "none":
-        return None
-    if choice not in (None, "auto"):
-        raise BadRequest(
-            f"`tool_choice` {choice!r} can't be enforced by the embedded engine; use 'auto' or "
-            "'none'",
-            param="tool_choice",
-        )
     for tool in tools:
         function = tool.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise wrong("tools", "a list of functions, each with a `name`", tool)
-    return tools or None
+    choice = fields.get("tool_choice")
+    if choice == "none":
+        return None, False
+    if choice in (None, "auto"):
+        return tools or None, False
+    if choice == "required":
+        named = tools
+    else:
+        function = choice.get("function") if isinstance(choice, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        named = tuple(tool for tool in tools if tool["function"]["name"] == name)
+    if not named:
+        raise wrong("tool_choice", "none, auto, required, or a function among `tools`", choice)
+    return named, True

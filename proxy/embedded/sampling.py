@@ -150,7 +150,19 @@ def processors(
                 frequency=sampling.frequency_penalty,
             )
         )
+    if sampling.forced:
+        chain.append(functools.partial(_force, start=prompt_length, forced=sampling.forced))
     return chain
+
+
+def _force(
+    tokens: mx.array, logits_1V: mx.array, *, start: int, forced: tuple[int, ...]
+) -> mx.array:
+    position = tokens.shape[0] - start
+    if position >= len(forced):
+        return logits_1V
+    is_forced_V = mx.arange(logits_1V.shape[-1]) == forced[position]
+    return mx.where(is_forced_V, logits_1V, -mx.inf)
 
 
 def _vector(values: dict[int, float], vocab_size: int) -> mx.array:

@@ -74,8 +74,11 @@ class EngineProcess:
         num_failures = 0
         while not self._is_stopping:
             started = loop.time()
-            child = await self._start()
-            code = await child.wait()
+            code: int | None = None
+            try:
+                code = await (await self._start()).wait()
+            except OSError as error:
+                log.error("the embedded engine can't be started", extra={"reason": str(error)})
             self._child = None
             if self._is_stopping:
                 return
@@ -83,7 +86,12 @@ class EngineProcess:
             wait_s = _BACK_OFF_S[min(num_failures, len(_BACK_OFF_S)) - 1]
             log.error(
                 "the embedded engine ended; starting it again",
-                extra={"exit_code": code, "wait_s": wait_s, "log": str(self._log_path)},
+                extra={
+                    "exit_code": code,
+                    "wait_s": wait_s,
+                    "said": self._last_words(),
+                    "log": str(self._log_path),
+                },
             )
             await asyncio.sleep(wait_s)
 
@@ -120,6 +128,14 @@ class EngineProcess:
             os.close(read_end)
         self.num_starts += 1
         return self._child
+
+    def _last_words(self) -> str:
+        """Return the last line that the child wrote."""
+        try:
+            lines = self._log_path.read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def _close_pipe(self) -> None:
         if self._pipe is not None:

@@ -35,9 +35,6 @@ from strop.proxy.store.records import (
     Revision,
 )
 
-MAX_PENDING_MS: Final = 24 * 60 * 60 * 1000
-"""How long a rating waits for its completion; none is in flight for so long."""
-
 MAX_CANDIDATES: Final = 10
 """How many candidates an ambiguous id is answered with, the newest."""
 
@@ -71,7 +68,7 @@ _SET_STATE: Final = "UPDATE feedback SET state = ?, note = ? WHERE id = ?"
 _JOIN: Final = "UPDATE feedback SET state = 'standing', completion = ?, session = ? WHERE id = ?"
 _SET_REVISION: Final = "UPDATE feedback SET revision = ? WHERE id = ?"
 _WITHDRAW_LOST: Final = """
-UPDATE feedback SET state = 'withdrawn', note = ? WHERE state = 'pending' AND created_ms < ?"""
+UPDATE feedback SET state = 'withdrawn', note = ? WHERE state = 'pending'"""
 
 
 def add(
@@ -200,10 +197,9 @@ def undo(connection: sqlite3.Connection, session: str, key_id: str, rater: str) 
     return None if found is None else withdraw(connection, found[0], key_id)
 
 
-def withdraw_lost(connection: sqlite3.Connection, now_ms: int) -> int:
-    """Withdraw what still waits for a completion after a day; return how many these were."""
-    cursor = connection.execute(_WITHDRAW_LOST, (_NOT_RECORDED, now_ms - MAX_PENDING_MS))
-    return cursor.rowcount
+def withdraw_lost(connection: sqlite3.Connection) -> int:
+    """Withdraw all that waits for a completion, none being in flight; return how many it was."""
+    return connection.execute(_WITHDRAW_LOST, (_NOT_RECORDED,)).rowcount
 
 
 def get(connection: sqlite3.Connection, id_: str) -> Feedback:

@@ -18,7 +18,7 @@ RAW: Final = b"\x00"
 ZSTD: Final = b"\x01"
 
 LEVEL: Final = 1
-MIN_ZSTD_BYTES: Final = 512
+MIN_ZSTD_BYTES: Final = 1024
 """Below this, zstd saves less than a row costs."""
 
 ByteOrder = Literal["little", "big"]

@@ -71,6 +71,7 @@ class Store:
         busy_timeout_s: float = 5.0,
         max_queued: int = 10_000,
         max_queued_bytes: int = 256 * 1024 * 1024,
+        is_server: bool = False,
     ) -> "Store":
         """Open the database at `path`, made if missing; its folder must exist.
 
@@ -81,6 +82,8 @@ class Store:
             busy_timeout_s: how long a write waits for another program's lock.
             max_queued: how many writes may wait before further ones are refused.
             max_queued_bytes: how many bytes may wait.
+            is_server: whether completions come through here, and through nobody else: then what
+                waits for one now waits for one that was lost, and is withdrawn.
 
         Raises:
             ConfigError: the file is another program's, or a newer strop's.
@@ -99,10 +102,16 @@ class Store:
         except BaseException:
             await writer.aclose()
             raise
-        # Whether the store takes writes is asked of its health, not found out here.
-        with contextlib.suppress(StoreUnavailable):
-            await writer.submit(partial(feedback.withdraw_lost, now_ms=_now_ms()))
+        if is_server:
+            # Whether the store takes writes is asked of its health, not found out here.
+            with contextlib.suppress(StoreUnavailable):
+                await writer.submit(feedback.withdraw_lost)
         return cls(path, writer, reader)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the store takes no writes, None while it does; cheaper to ask than its health."""
+        return self._writer.reason
 
     @property
     def health(self) -> StoreHealth:

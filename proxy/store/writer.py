@@ -97,6 +97,11 @@ class Writer:
         await asyncio.wrap_future(self._opened)
 
     @property
+    def reason(self) -> str | None:
+        """What is wrong and what to do, None while the store takes writes: as `health` has it."""
+        return self._reason
+
+    @property
     def health(self) -> StoreHealth:
         """Whether the store takes writes, as of the last one."""
         reason = self._reason

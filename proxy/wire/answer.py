@@ -5,17 +5,21 @@ them, or what was asked for. Only the members named here are ever made into valu
 with logprobs most bytes are alternatives that nobody keeps.
 """
 
+import contextlib
+import json
+import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
 
+_Known = TypeVar("_Known", int, int | None)
 _Ids = list[int] | None
 
 
-class _Token(msgspec.Struct):
+class _Token(msgspec.Struct, gc=False):
     logprob: float | None = None
     # mlx_lm.server and llama-server put each id into its logprob entry.
     id: int | None = None
@@ -58,7 +62,9 @@ class _SampledBody(_Body):
 
 
 _decode_sampled = msgspec.json.Decoder(_SampledBody).decode
-_decode_plain = msgspec.json.Decoder(_Body).decode
+
+# Counts and indices beyond it are no such thing, and don't fit into a database.
+_LIMIT = 2**31
 
 
 @dataclass(slots=True)
@@ -94,19 +100,20 @@ class AnsweredChoice:
     @property
     def logprobs(self) -> "array[float] | None":
         """A logprob for each id; None where they don't pair one to one: none is ever made up."""
-        values = self.values
-        if not values or None in values:
+        try:
+            found = array("f", cast("list[float]", self.values))
+        except TypeError:
             return None
-        is_paired = _ints(self.ids) is None or len(self.ids) == len(values)
-        return array("f", cast("list[float]", values)) if is_paired else None
+        if not found or not math.isfinite(sum(found)):
+            return None
+        return found if len(self.ids) == len(found) or self.token_ids is None else None
 
 
-def _ints(ids: list[int | None]) -> "array[int] | None":
-    if not ids or None in ids:
-        return None
+def _ints(ids: Sequence[int | None]) -> "array[int] | None":
+    """Return `ids`; None where there are none, or one is a hole or no C int."""
     try:
-        return array("i", cast("list[int]", ids))
-    except OverflowError:
+        return array("i", cast("Sequence[int]", ids)) if ids else None
+    except (TypeError, OverflowError):
         return None
 
 
@@ -137,7 +144,7 @@ class Answer:
                 continue
             self._read_head(body)
             for entry in body.choices or ():
-                index = entry.index if isinstance(entry.index, int) else 0
+                index = _count(entry.index, 0)
                 choice = self.choices.get(index)
                 if choice is None:
                     choice = self.choices[index] = AnsweredChoice(index)
@@ -152,12 +159,18 @@ class Answer:
     def _decode(self, piece: bytes) -> _Body | None:
         try:
             return _decode_sampled(piece)
-        except (msgspec.DecodeError, RecursionError):
-            try:
-                return _decode_plain(piece)
-            except (msgspec.DecodeError, RecursionError) as error:
-                self.error = self.error or f"the engine's answer can't be read: {error}"
-                return None
+        except (msgspec.DecodeError, RecursionError) as error:
+            reason = error
+        try:
+            # Some engines write NaN, or halves of a character: Python reads these.
+            value = json.loads(piece)
+        except (ValueError, RecursionError):
+            value = None
+        for shape in (_SampledBody, _Body):
+            with contextlib.suppress(ValueError):
+                return msgspec.convert(value, shape)
+        self.error = self.error or f"the engine's answer can't be read: {reason}"
+        return None
 
     def _read_head(self, body: _Body) -> None:
         if self.upstream_id is None and isinstance(body.id, str):
@@ -176,8 +189,8 @@ class Answer:
 
     def _read_prompt_ids(self, ids: list[int]) -> None:
         if self.prompt_ids is None:
-            self.prompt_ids = _ints([*ids])
+            self.prompt_ids = _ints(ids)
 
 
-def _count(value: object, known: int | None) -> int | None:
-    return value if isinstance(value, int) else known
+def _count(value: object, known: _Known) -> int | _Known:
+    return value if isinstance(value, int) and 0 <= value < _LIMIT else known
