@@ -15,6 +15,7 @@ from typing import Any
 from starlette.applications import Starlette
 
 from strop.proxy import auth
+from strop.proxy.call import Receive, Send
 from strop.proxy.engines.base import Dialect, Engine
 from strop.proxy.engines.embedded import EngineProcess
 from strop.proxy.errors import SOURCE_HEADER, ShuttingDown, StropError, render
@@ -22,7 +23,7 @@ from strop.proxy.intake import ClientLeft, Intake
 from strop.proxy.metrics import Metrics
 from strop.proxy.passing import pass_through
 from strop.proxy.rater import Rater
-from strop.proxy.relay import Receive, Relay, Send
+from strop.proxy.relay import Relay
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store.store import Store

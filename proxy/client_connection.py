@@ -4,7 +4,8 @@ Knows HTTP, and neither paths nor what is asked for.
 
     no HTTP                       400
     a head of over MAX_HEAD_BYTES 431
-    a head that doesn't come      408 after `server.body_timeout_s`; silence is just closed
+    half a request                408 after `server.body_timeout_s`, for its head and for its body;
+                                  silence is just closed
     a client that stops reading   cut off after `server.stall_timeout_s` without a byte taken
     an offer to upgrade           declined, and the request served: some clients send `Upgrade: h2c`
                                   with each (RFC 9110, section 7.8)
@@ -49,16 +50,17 @@ class ClientConnection(HttpToolsProtocol):
         self._limits = limits
         self._num_head_bytes = 0
         self._is_in_head = False
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._is_arriving = False
+        self._request_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._num_unsent_bytes = 0
 
     def connection_made(  # type: ignore[override]
         self, transport: asyncio.Transport
     ) -> None:
-        """Begin to wait for a head."""
+        """Begin to wait for a request."""
         super().connection_made(transport)
-        self._await_head()
+        self._await_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
@@ -87,13 +89,14 @@ class ClientConnection(HttpToolsProtocol):
                         " got more; shorten them"
                     )
                 )
-            elif self._head_timer is None:
-                self._await_head()
+        # Most requests come whole, and cost no timer.
+        if self._is_arriving and self._request_timer is None:
+            self._await_rest()
 
     def on_message_begin(self) -> None:
         """Note that a head has begun."""
         super().on_message_begin()
-        self._is_in_head = True
+        self._is_in_head = self._is_arriving = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; after the head it is a trailer, which nothing here reads."""
@@ -104,15 +107,15 @@ class ClientConnection(HttpToolsProtocol):
         """Start on a request, unless it offers an upgrade: then it is read again without."""
         self._is_in_head = False
         self._num_head_bytes = 0
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._stop_waiting()
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Note the end of a request; the parser takes an offer's head for the whole of it."""
         if not self.parser.should_upgrade():
+            self._is_arriving = False
+            self._stop_waiting()
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own words
@@ -143,17 +146,24 @@ class ClientConnection(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(self._limits.body_timeout_s, self._no_head)
+    def _await_rest(self) -> None:
+        self._request_timer = self.loop.call_later(self._limits.body_timeout_s, self._no_rest)
 
-    def _no_head(self) -> None:
-        self._head_timer = None
-        if self._is_in_head:
+    def _stop_waiting(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+
+    def _no_rest(self) -> None:
+        self._request_timer = None
+        # A body may go on after its answer: it was too large, say.
+        is_answered = not self._is_in_head and self.cycle and self.cycle.response_started
+        if self._is_arriving and not is_answered:
+            part = "head" if self._is_in_head else "body"
             self._refuse(
                 BodyTimeout(
-                    f"expected a request within {self._limits.body_timeout_s:g} s, got"
-                    f" {self._num_head_bytes} bytes of its head; send it faster, or raise"
-                    " server.body_timeout_s"
+                    f"expected a request's {part} within {self._limits.body_timeout_s:g} s, got"
+                    " half of it; send it faster, or raise server.body_timeout_s"
                 )
             )
         else:
@@ -170,7 +180,7 @@ class ClientConnection(HttpToolsProtocol):
             self.transport.abort()
 
     def _stop_timers(self) -> None:
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._request_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
 
@@ -203,5 +213,5 @@ class ClientConnection(HttpToolsProtocol):
         if cycle and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-        self._is_in_head = False
+        self._is_in_head = self._is_arriving = False
         self.transport.close()

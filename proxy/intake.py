@@ -3,7 +3,6 @@
 Reads and checks the body, carries out inline commands and header ratings. Forwards nothing.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -12,11 +11,12 @@ from typing import Any
 
 from strop.proxy import commands, conversation
 from strop.proxy.auth import Caller
+from strop.proxy.call import Incoming, Receive, Send
 from strop.proxy.engines.base import Ask, Dialect
-from strop.proxy.errors import BadRequest, BodyTimeout, BodyTooLarge
+from strop.proxy.errors import BadRequest, BodyTooLarge
 from strop.proxy.ids import new_id
 from strop.proxy.rater import Rater
-from strop.proxy.relay import Incoming, Receive, Relay, Send
+from strop.proxy.relay import Relay
 from strop.proxy.settings import Server
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import chat
@@ -30,12 +30,11 @@ RATING_STATUS_HEADER = b"x-strop-feedback-status"
 
 
 async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Server) -> bytes:
-    """Return the whole request body, chunked or not.
+    """Return the whole request body, chunked or not; its connection bounds how long it may take.
 
     Raises:
         BodyTooLarge: it is longer than `server.max_body_bytes`.
-        BodyTimeout: it did not come within `server.body_timeout_s`.
-        ClientLeft: the client closed the connection before its end.
+        ClientLeft: the connection was closed before its end.
     """
     limit = limits.max_body_bytes
     said = wire_headers.first(headers, b"content-length")
@@ -43,28 +42,21 @@ async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Ser
         raise _too_large(int(said), limit)
     pieces: list[bytes] = []
     num_bytes = 0
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientLeft
-                piece = message.get("body", b"")
-                num_bytes += len(piece)
-                if num_bytes > limit:
-                    raise _too_large(num_bytes, limit)
-                if not message.get("more_body", False):
-                    return piece if not pieces else b"".join([*pieces, piece])
-                pieces.append(piece)
-    except TimeoutError:
-        raise BodyTimeout(
-            f"expected the request body within {limits.body_timeout_s:g} s, got {num_bytes} bytes"
-            " of it; send it faster, or raise server.body_timeout_s"
-        ) from None
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        piece = message.get("body", b"")
+        num_bytes += len(piece)
+        if num_bytes > limit:
+            raise _too_large(num_bytes, limit)
+        if not message.get("more_body", False):
+            return piece if not pieces else b"".join([*pieces, piece])
+        pieces.append(piece)
 
 
 class ClientLeft(Exception):
-    """The client closed the connection while it was still sending."""
+    """The connection was closed while its request was still coming."""
 
 
 def _too_large(num_bytes: int, limit: int) -> BodyTooLarge:

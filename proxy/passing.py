@@ -8,10 +8,10 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from strop.proxy.call import Receive, Send
 from strop.proxy.errors import UpstreamError, UpstreamTimeout
 from strop.proxy.intake import read_body
 from strop.proxy.metrics import Metrics
-from strop.proxy.relay import Receive, Send
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.wire import headers as wire_headers

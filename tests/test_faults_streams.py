@@ -237,12 +237,15 @@ async def test_a_restarted_engine_costs_only_what_was_in_flight(
     fields: dict[str, object] = {"model": "tiny", "messages": [], "stream": stream}
     plan = Plan(fields, {WAY_HEADER: "slow"})
     phases = {"before": Counter[bool](), "down": Counter[bool](), "after": Counter[bool]()}
+    running_since = Counter[str]()
     phase = "before"
 
     async def work() -> None:
         while phase != "over":
             begun = phase
+            running_since[begun] += 1
             answer = await ask(proxy.url, plan)
+            running_since[begun] -= 1
             phases[begun][answer.is_answered] += 1
             assert answer.is_whole
 
@@ -255,6 +258,8 @@ async def test_a_restarted_engine_costs_only_what_was_in_flight(
         workers = [asyncio.create_task(work()) for _ in range(32)]
         for cycle in itertools.count(1):
             await reach("before", 40 * cycle)
+            # Else the next stop would cut off what the last start was to serve.
+            await until(lambda: not running_since["after"])
             phase = "down"
             await engine.stop()
             await reach("down", 20 * cycle)
