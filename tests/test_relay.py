@@ -509,15 +509,17 @@ async def test_a_huge_body_is_refused(framing: str, engine: FakeEngine, tmp_path
         assert (413, "body_too_large") == (answer.status_code, answer.json()["error"]["code"])
 
 
-async def test_a_body_that_does_not_come_is_a_408(engine: FakeEngine, tmp_path: Path) -> None:
-    """After `server.body_timeout_s`."""
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback", "/v1/embeddings"])
+async def test_a_body_that_does_not_come_is_a_408(
+    path: str, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """After `server.body_timeout_s`, wherever it was to go."""
     settings = settings_for(engine.url, server={"body_timeout_s": 0.05})
     async with running(settings, tmp_path / "home") as proxy:
         host, port = proxy.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n{"
-        )
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n"
+        writer.write(head.encode() + b"{")
         answer = await reader.readuntil(b"\r\n")
         writer.close()
         await writer.wait_closed()

@@ -1,6 +1,5 @@
 """Feedback over HTTP, as design.md's "Ratings" has it."""
 
-import asyncio
 import contextlib
 import json
 import sqlite3
@@ -170,19 +169,6 @@ async def test_a_long_body_is_refused(tmp_path: Path) -> None:
         unsaid = await app.client.post("/v1/feedback", content=pieces())
 
         assert [(413, "body_too_large", None)] * 2 == [error_of(said), error_of(unsaid)]
-
-
-async def test_a_slow_body_is_refused(tmp_path: Path) -> None:
-    """One that doesn't come within server.body_timeout_s is 408."""
-    async with running(tmp_path, server__body_timeout_s=0.02) as app:
-
-        async def stalled() -> AsyncIterator[bytes]:
-            yield b"{"
-            await asyncio.sleep(30)
-
-        answer = await app.client.post("/v1/feedback", content=stalled())
-
-        assert (408, "body_timeout", None) == error_of(answer)
 
 
 async def test_an_unknown_completion_is_not_found(app: Running) -> None:
