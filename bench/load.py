@@ -8,6 +8,7 @@ written exactly.
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Seen:
     completions: list[str] = field(default_factory=list)
 
 
-class Run:
+class Run(ABC):
     """What both loops share: connections, the count in flight, and the judgement of answers.
 
     Args:
@@ -148,13 +149,13 @@ class Run:
         if not self._num_in_flight and self._over.is_set():
             self._is_drained.set()
 
+    @abstractmethod
     def _free(self, connection: Connection) -> None:
         """Decide what a free connection does next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _gone(self, connection: Connection) -> None:
         """Decide what to do about a connection that is no more."""
-        raise NotImplementedError
 
     async def _drain(self) -> Seen:
         self._over.set()
