@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from strop.proxy.store.held_out import is_held_out
 from strop.proxy.store.records import Choice, Completion, FeedbackOutcome, NewFeedback, Recorded
 from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import Version
 
 KEY = "key_a"
 OTHER_KEY = "key_b"
 NOON_MS = 1_700_000_000_000
+MODEL = "sha256:" + "ab" * 32
+OTHER_MODEL = "sha256:" + "cd" * 32
 
 REQUEST = b'{"model": "m", "messages": [{"role": "user", "content": "What is a strop?"}]}'
 MESSAGE = b'{"role":"assistant","content":"A leather for blades."}'
@@ -83,6 +87,33 @@ async def rate(
 ) -> FeedbackOutcome:
     """Add a rating made by `rating`, with nothing in flight."""
     return await store.add_feedback(rating(completion_id, value, **changes), never)
+
+
+def first_of_session(number: int, *, held_out: bool = False) -> str:
+    """An id for the first completion of a session that is held out, or isn't."""
+    tries = (f"cmp_{number:03}_{attempt}" for attempt in range(1000))
+    return next(id_ for id_ in tries if is_held_out(id_) is held_out)
+
+
+async def learnable(
+    store: Store, number: int, value: float = 1.0, *, held_out: bool = False, **changes: Any
+) -> tuple[str, int]:
+    """Record an answer of MODEL in a session of its own, and rate it; return what is learned."""
+    id_ = first_of_session(number, held_out=held_out)
+    await record(store, id_, base=MODEL)
+    given = (await rate(store, id_, value, **changes)).feedback
+    return given.id, given.revision
+
+
+async def version(
+    store: Store, *learned: tuple[str, int], parent: str | None = None, is_active: bool = False
+) -> Version:
+    """Publish a version that learned from some feedback, and activate it if asked to."""
+    made = await store.versions.reserve(base=MODEL, parent=parent)
+    made = await store.versions.publish(made.id, b"{}", learned, state="ready", actor="gate")
+    if is_active:
+        await store.versions.activate(made.id, actor="api")
+    return made
 
 
 def database_in(folder: Path) -> Path:

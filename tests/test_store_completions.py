@@ -63,6 +63,7 @@ async def test_a_completion_comes_back_as_it_was(store: Store) -> None:
         starts_turn=False,
         after=b"after",
         after_tail=b"after tail",
+        base="sha256:0123",
         choices=(
             choice(0, chain=b"chain 0", tail=b"tail 0"),
             choice(

@@ -5,14 +5,17 @@ import stat
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from store_values import database_in
+from store_values import KEY, MODEL, NOON_MS, completion, database_in, rate
 
 from strop.proxy.errors import ConfigError, StoreUnavailable
-from strop.proxy.store import database
+from strop.proxy.store import completions, database
+from strop.proxy.store.records import Completion
+from strop.proxy.store.store import Store
 
 
 def mode_of(path: Path) -> int:
@@ -70,6 +73,60 @@ def test_an_older_database_gets_only_the_newer_migrations(
 
     assert [("sharp",)] == moods
     assert (len(scripts),) == version
+
+
+async def test_a_database_from_before_versions_keeps_all_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Completions and ratings are read as they were; no base is known, so none is trained on."""
+    path = database_in(tmp_path)
+    scripts = database.migrations()
+    monkeypatch.setattr(database, "migrations", lambda: scripts[:1])
+    connection = database.connect(path)
+    made = completion("cmp_1", session="mine", prompt_ids=array("i", [1, 2]))
+    known = dict(zip(completions.COMPLETION_COLUMNS, _rows(made), strict=True))
+    del known["base"]
+    _insert(connection, "completions", known)
+    choice_row = completions.pack_completion(made).choices[0]
+    _insert(connection, "choices", dict(zip(completions.CHOICE_COLUMNS, choice_row, strict=True)))
+    rated = {
+        "id": "fb_1", "created_ms": NOON_MS, "completion": "cmp_1", "choice": 0, "session": "mine",
+        "key_id": KEY, "rater": "", "source": "api", "state": "standing", "revision": 1,
+        "digest": b"",
+    }  # fmt: skip
+    _insert(connection, "feedback", rated)
+    said = {
+        "feedback": "fb_1", "revision": 1, "created_ms": NOON_MS, "rating": 1.0, "original": "1",
+        "tags": "[]", "scope": "completion",
+    }  # fmt: skip
+    _insert(connection, "feedback_revisions", said)
+    connection.close()
+    monkeypatch.setattr(database, "migrations", lambda: scripts)
+
+    store = await Store.open(path, is_server=True)
+    found = await store.get_completion("cmp_1")
+    (given,) = (await store.list_feedback()).data
+    fresh = await store.training.fresh_counts("base", base=MODEL, reopen=True)
+    active = await store.versions.activation()
+    superseding = await rate(store, "cmp_1", -1.0)
+    await store.close()
+
+    assert found is not None
+    assert made == found.completion
+    assert ("fb_1", "standing", 1.0) == (given.id, given.state, given.rating)
+    assert (0, "base", "created") == (fresh.total, active.version, superseding.outcome)
+
+
+def _rows(made: Completion) -> tuple[object, ...]:
+    link = (made.session, "client", made.id, None, None, None)
+    return completions.pack_completion(made).row + link
+
+
+def _insert(connection: sqlite3.Connection, table: str, row: dict[str, object]) -> None:
+    places = ", ".join("?" * len(row))
+    connection.execute(
+        f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", tuple(row.values())
+    )
 
 
 def test_a_migration_that_fails_leaves_the_version_before_it(

@@ -244,7 +244,7 @@ async def test_raw_has_all_that_is_stored(store: Store) -> None:
     """Texts, ids, logprobs, sampling, versions, and the standing feedback."""
     await record(
         store, "cmp_1", session="mine", sampling=b'{"temperature":0.5}', version="v3",
-        prompt_ids=array("i", [5, 6]), upstream_id="chatcmpl-1",
+        base="sha256:0123", prompt_ids=array("i", [5, 6]), upstream_id="chatcmpl-1",
         choices=(choice(logprobs=array("f", [-0.5, -math.inf, -0.25])),),
     )  # fmt: skip
     given = (await rate(store, "cmp_1", -1.0, comment="no", correction="so", tags=("a",))).feedback
@@ -252,9 +252,9 @@ async def test_raw_has_all_that_is_stored(store: Store) -> None:
     (row,) = await rows(store, "raw")
 
     assert [QUESTION] == row["request"]["messages"]
-    assert ({"temperature": 0.5}, "v3", [5, 6], "mine", "cmp_1", None) == (
-        row["sampling"], row["version"], row["prompt_ids"], row["session"], row["turn"],
-        row["request_base64"],
+    assert ({"temperature": 0.5}, "v3", "sha256:0123", [5, 6], "mine", "cmp_1", None) == (
+        row["sampling"], row["version"], row["base"], row["prompt_ids"], row["session"],
+        row["turn"], row["request_base64"],
     )  # fmt: skip
     assert [
         {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from store_values import (
     KEY,
+    MODEL,
     NOON_MS,
     OTHER_KEY,
     choice,
@@ -22,11 +23,17 @@ from store_values import (
 
 from strop.proxy.errors import BadRequest, StoreUnavailable
 from strop.proxy.store import (
+    activations,
     completion_queries,
     completions,
     database,
     feedback,
     feedback_queries,
+    run_queries,
+    runs,
+    training_queries,
+    version_queries,
+    versions,
 )
 from strop.proxy.store.database import Query
 from strop.proxy.store.records import (
@@ -34,10 +41,17 @@ from strop.proxy.store.records import (
     FeedbackFilter,
     Revision,
 )
+from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.store.training_queries import Fresh, Rated
+from strop.proxy.store.version_records import Pairing
 
-# A row without a table, and the indexes of what waits and of what stands.
-WALKED = ("CONSTANT ROW", "USING INDEX feedback_pending", "INDEX feedback_standing")
+# A row without a table, what a query itself has put together, and the indexes of what waits, of
+# what stands and of what runs.
+WALKED = (
+    "CONSTANT ROW", "SCAN lineage", "SCAN heirs", "SCAN stack", "SCAN steps",
+    "USING INDEX feedback_pending", "INDEX feedback_standing", "INDEX runs_unfinished",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -261,6 +275,27 @@ def every_query() -> Iterator[Query[object]]:
         yield feedback_queries.counts(asked)
         yield feedback_queries.rated(asked, 20)
         yield feedback_queries.standing(asked, ids)
+    yield version_queries.by_num(1)
+    yield version_queries.newest()
+    yield version_queries.events(50)
+    for version in ("v1", "base"):
+        yield version_queries.events_of(version, 50)
+    yield version_queries.stack()
+    yield version_queries.pairing("vllm")
+    yield run_queries.by_id("run_1")
+    yield run_queries.position("run_1")
+    yield run_queries.newest(20)
+    yield run_queries.unfinished()
+    yield run_queries.last_finished()
+    yield run_queries.steps("run_1")
+    for fresh in (Fresh("v1", MODEL, True), Fresh("base", MODEL, False)):
+        yield fresh.counts(NOON_MS)
+        yield fresh.versions()
+        yield fresh.choices(20)
+        yield fresh.choices(20, Rated("cmp_1", 0, "cmp_1"))
+    yield training_queries.held_out_choices(MODEL, 20)
+    yield training_queries.prior(MODEL)
+    yield training_queries.steps(ids)
 
 
 def test_every_read_finds_its_rows_by_an_index(connection: sqlite3.Connection) -> None:
@@ -307,17 +342,53 @@ def test_the_feedback_of_a_listed_completion_is_found_by_the_completion(
     assert {"SEARCH f USING INDEX feedback_completion (completion=?)"} == set(steps)
 
 
+@pytest.mark.parametrize("reopen", [True, False])
+def test_what_was_learned_is_passed_over_first(
+    connection: sqlite3.Connection, reopen: bool
+) -> None:
+    """The revision of a learned rating is never read.
+
+    Who learned a rating is looked up in the lineage, not each of the lineage for each rating.
+    """
+    query = Fresh("v1", MODEL, reopen).counts(0)
+
+    steps = plan(connection, query.sql, query.parameters)
+
+    order = [
+        "SEARCH f USING INDEX feedback_lessons (base=? AND held_out=?)",
+        "SEARCH l USING PRIMARY KEY (feedback=?)",
+        "SEARCH r USING INDEX sqlite_autoindex_feedback_revisions_1 (feedback=? AND revision=?)",
+    ]
+    assert order == [step for step in steps if step in order]
+
+
+def test_rated_choices_are_read_in_their_order(connection: sqlite3.Connection) -> None:
+    """A page costs what it shows, and what it passes over."""
+    for query in (
+        Fresh("v1", MODEL, True).choices(20),
+        training_queries.held_out_choices(MODEL, 20),
+    ):
+        steps = plan(connection, query.sql, query.parameters)
+
+        assert any("SEARCH f USING INDEX feedback_standing (" in step for step in steps)
+        assert [] == [step for step in steps if "TEMP B-TREE" in step]
+
+
 def test_every_query_is_among_those_checked() -> None:
     """A query that is added must be added to the check too."""
     checked = inspect.getsource(every_query)
+    places = [
+        completions, completion_queries, feedback_queries, version_queries, run_queries,
+        training_queries, Fresh,
+    ]  # fmt: skip
     made = [
-        f"{module.__name__.rpartition('.')[2]}.{name}("
-        for module in (completions, completion_queries, feedback_queries)
-        for name, function in inspect.getmembers(module, inspect.isfunction)
+        f"{place.__name__.rpartition('.')[2].lower()}.{name}("
+        for place in places
+        for name, function in inspect.getmembers(place, inspect.isfunction)
         if "Query[" in str(inspect.signature(function).return_annotation)
     ]
 
-    assert 13 == len(made)
+    assert 31 == len(made)
     assert [] == [name for name in made if name not in checked]
 
 
@@ -340,12 +411,48 @@ def test_every_write_finds_its_rows_by_an_index(connection: sqlite3.Connection) 
     insert("cmp_3", after=b"cut", after_tail=b"t")
     given = add("c")
     feedback.revise(connection, given, KEY, Revision(-1.0, b'"bad"'), now_ms=NOON_MS)
-    feedback.undo(connection, "mine", KEY, "")
-    feedback.withdraw(connection, add("cmp_1"), KEY)
+    feedback.undo(connection, "mine", KEY, "", now_ms=NOON_MS)
+    feedback.withdraw(connection, add("cmp_1"), KEY, now_ms=NOON_MS)
     feedback.withdraw_lost(connection)
+    _make_versions(connection, given)
     connection.set_trace_callback(None)
 
     written = {verb for verb, *_ in (sql.split() for sql in statements)}
     found = {sql: scans(plan(connection, sql)) for sql in statements}
-    assert {"SELECT", "INSERT", "UPDATE"} == written
+    assert {"SELECT", "INSERT", "UPDATE", "DELETE", "WITH"} == written
     assert {} == {sql: steps for sql, steps in found.items() if steps}
+
+
+def _make_versions(connection: sqlite3.Connection, learned: str) -> None:
+    """Do with versions and runs all that can be done."""
+    told = {"base": MODEL, "now_ms": NOON_MS}
+    said = {"actor": "api", "now_ms": NOON_MS}
+    run = runs.create(
+        connection, objective="topr", preset="balanced", parent=None, requested_by="cli",
+        config=b"{}", **told,
+    )  # fmt: skip
+    runs.update(connection, run.id, RunUpdate(state="running", num_steps=3), now_ms=NOON_MS)
+    runs.add_step(connection, run.id, 1, b"{}", eta_s=None, now_ms=NOON_MS)
+    for _ in range(2):
+        versions.reserve(connection, parent=None, run=run.id, origin="run", **told)
+    versions.publish(
+        connection, "v1", manifest=b"{}", feedback=[(learned, 1)], state="ready", reason=None,
+        **said,
+    )  # fmt: skip
+    runs.cancel(connection, run.id, now_ms=NOON_MS)
+    runs.update(connection, run.id, RunUpdate(state="cancelled"), now_ms=NOON_MS)
+    for state in ("ready", "rejected"):
+        made = versions.reserve(connection, parent="v1", run=None, origin="import", **told)
+        versions.publish(
+            connection, made.id, manifest=b"{}", feedback=[], state=state, reason="no", **said
+        )
+    activations.activate(connection, "v1", kind="activated", detail=b"{}", **said)
+    activations.activate(connection, "v2", kind="activated", detail=b"{}", **said)
+    activations.activate(connection, "v1", kind="rolled_back", detail=b"{}", **said)
+    versions.set_pinned(connection, "v2", True)
+    versions.mark_missing(connection, "v2", "gone", **said)
+    versions.add_event(connection, "v2", "unloaded", detail=b"{}", **said)
+    versions.remove(connection, "v2", **said)
+    feedback.withdraw(connection, learned, KEY, now_ms=NOON_MS)
+    activations.set_pairing(connection, Pairing("vllm", "sha256:1", MODEL, 0.1, NOON_MS))
+    activations.remove_pairing(connection, "vllm")

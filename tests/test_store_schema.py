@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_values import database_in, rate, record
+from store_values import database_in, rate, record, version
 
 from strop.proxy.store import database, pack
 from strop.proxy.store.store import Store
@@ -65,7 +65,10 @@ async def test_the_code_on_the_page_reads_a_database(
     """The Python prints a stored answer with its ids and logprobs; the SQL runs."""
     store = await Store.open(database_in(tmp_path))
     await record(store, "cmp_1", session="my session", version="v2")
-    await rate(store, "cmp_1")
+    given = (await rate(store, "cmp_1")).feedback
+    for _ in range(2):
+        await version(store)
+    await version(store, (given.id, 1))
     await store.close()
     monkeypatch.chdir(tmp_path)
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -79,7 +82,11 @@ async def test_the_code_on_the_page_reads_a_database(
     assert '{"role":"assistant","content":"A leather for blades."} (7, 11, 2)' in (
         capsys.readouterr().out
     )
-    assert [[("v2", 1.0, 1)], [("cmp_1", None, None, "cmp_1", "complete")]] == answers
+    assert [
+        [("v2", 1.0, 1)],
+        [(1.0, None, "cmp_1")],
+        [("cmp_1", None, None, "cmp_1", "complete")],
+    ] == answers
 
 
 def test_the_tags_on_the_page_are_the_packers() -> None:

@@ -133,6 +133,7 @@ def _decode(row: Row, answers: tuple[Choice, ...]) -> StoredCompletion:
         model=found["model"],
         served=found["served"],
         version=found["version"],
+        base=found["base"],
         state=found["state"],
         delivered=bool(found["delivered"]),
         stream=bool(found["stream"]),

@@ -19,7 +19,7 @@ COMPLETION_COLUMNS: Final = (
     "id", "created_ms", "key_id", "dialect", "engine", "model", "served", "version", "state",
     "delivered", "stream", "status", "error", "prompt_tokens", "completion_tokens", "ttft_ms",
     "total_ms", "overhead_ms", "upstream_id", "request_id", "starts_turn", "after", "after_tail",
-    "sampling", "prompt_ids", "request", "session", "session_by", "turn", "parent",
+    "base", "sampling", "prompt_ids", "request", "session", "session_by", "turn", "parent",
     "parent_choice", "parent_by",
 )  # fmt: skip
 CHOICE_COLUMNS: Final = (
@@ -64,7 +64,7 @@ def pack_completion(completion: Completion) -> Packed:
         storable(c.served), c.version, c.state, c.delivered, c.stream, c.status, storable(c.error),
         c.prompt_tokens, c.completion_tokens, c.ttft_ms, c.total_ms, c.overhead_ms,
         storable(c.upstream_id), storable(c.request_id), c.starts_turn, c.after, c.after_tail,
-        c.sampling.decode("utf-8", "replace"),
+        c.base, c.sampling.decode("utf-8", "replace"),
         None if c.prompt_ids is None else pack.pack_ints(c.prompt_ids),
         pack.pack_bytes(c.request),
     )  # fmt: skip

@@ -223,6 +223,7 @@ def _raw(rated: Rated) -> Json:
         "model": c.model,
         "served": c.served,
         "version": c.version,
+        "base": c.base,
         "state": c.state,
         "delivered": c.delivered,
         "stream": c.stream,

@@ -1,7 +1,8 @@
 """Feedback as rows: bound to its completion, one standing rating each, every revision kept.
 
 Does not know how a rating was given, or who learns from it. Each function here is one operation:
-the writer runs it in a savepoint, so it happens whole or not at all.
+the writer runs it in a savepoint, so it happens whole or not at all. Whoever learned from what no
+longer stands is marked as stale in the same one (see `lineage`).
 
     pending     its completion is in flight; becomes standing (or withdrawn) when that is recorded
     standing    the one that counts, of this completion, choice, rater and key
@@ -16,7 +17,6 @@ from typing import Final
 import orjson
 
 from strop.proxy.errors import (
-    AmbiguousCompletion,
     BadRequest,
     Conflict,
     IdempotencyConflict,
@@ -24,7 +24,9 @@ from strop.proxy.errors import (
     UnknownCompletion,
 )
 from strop.proxy.ids import new_id
-from strop.proxy.store.database import storable
+from strop.proxy.store import binding, lineage
+from strop.proxy.store.binding import Bound
+from strop.proxy.store.database import Row, storable
 from strop.proxy.store.feedback_queries import by_id
 from strop.proxy.store.records import (
     Completion,
@@ -35,16 +37,9 @@ from strop.proxy.store.records import (
     Revision,
 )
 
-MAX_CANDIDATES: Final = 10
-"""How many candidates an ambiguous id is answered with, the newest."""
-
 _NOT_RECORDED: Final = "the completion was never recorded"
 _OTHER_KEY: Final = "the completion was made with another key"
 
-_BY_OWN_ID: Final = "SELECT key_id, session FROM completions WHERE id = ?"
-_BY_ALIAS: Final = """
-SELECT id, created_ms, model, session FROM completions WHERE upstream_id = ? AND key_id = ?
-ORDER BY num DESC LIMIT ?"""
 _CHOICES: Final = "SELECT choice FROM choices WHERE completion = ? ORDER BY choice"
 _BY_IDEMPOTENCY: Final = "SELECT id, digest FROM feedback WHERE key_id = ? AND idempotency = ?"
 _STANDING: Final = """
@@ -57,15 +52,18 @@ _NEWEST_OF_RATER: Final = """
 SELECT id FROM feedback WHERE session = ? AND key_id = ? AND rater = ? AND state = 'standing'
 ORDER BY num DESC LIMIT 1"""
 _INSERT: Final = """
-INSERT INTO feedback (id, created_ms, completion, choice, session, key_id, rater, source, state,
-    revision, idempotency, digest)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)"""
+INSERT INTO feedback (id, created_ms, completion, choice, session, base, root, held_out, key_id,
+    rater, source, state, revision, idempotency, digest)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?)"""
 _INSERT_REVISION: Final = """
 INSERT INTO feedback_revisions (feedback, revision, created_ms, rating, original, comment,
     correction, tags, scope)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _SET_STATE: Final = "UPDATE feedback SET state = ?, note = ? WHERE id = ?"
-_JOIN: Final = "UPDATE feedback SET state = 'standing', completion = ?, session = ? WHERE id = ?"
+_JOIN: Final = """
+UPDATE feedback SET state = 'standing', completion = ?, session = ?, base = ?, root = ?,
+    held_out = ?
+WHERE id = ?"""
 _SET_REVISION: Final = "UPDATE feedback SET revision = ? WHERE id = ?"
 _WITHDRAW_LOST: Final = """
 UPDATE feedback SET state = 'withdrawn', note = ? WHERE state = 'pending'"""
@@ -88,14 +86,14 @@ def add(
 
     Raises:
         UnknownCompletion: the key has no such completion, and none is in flight.
-        AmbiguousCompletion: the engine gave this id to several; `candidates` are in the error.
+        AmbiguousCompletion: the engine gave this id to several; see `binding.find`.
         BadRequest: the completion has no such choice.
         IdempotencyConflict: the idempotency id came before, with another body.
     """
     new = _storable(new)
     if new.idempotency is not None and (known := _repeated(connection, new)):
         return FeedbackOutcome(known, "repeat")
-    bound = _bind(connection, new.completion, new.key_id)
+    bound = binding.find(connection, new.completion, new.key_id)
     if bound is None:
         if not is_in_flight:
             raise UnknownCompletion(
@@ -103,21 +101,19 @@ def add(
                 " (X-Strop-Completion-Id, or the answer's own id)",
                 param="completion_id",
             )
-        pending = _insert(connection, new, new.completion, None, "pending", now_ms)
+        pending = _insert(connection, new, None, "pending", now_ms)
         return FeedbackOutcome(pending, "pending")
-    completion, session = bound
-    choices = [choice for (choice,) in connection.execute(_CHOICES, (completion,))]
+    choices = [choice for (choice,) in connection.execute(_CHOICES, (bound.completion,))]
     if new.choice not in choices:
-        raise BadRequest(_no_choice(completion, new.choice, choices), param="choice")
-    standing = connection.execute(
-        _STANDING, (completion, new.choice, new.rater, new.key_id)
-    ).fetchone()
-    if standing is not None:
-        known = get(connection, standing[0])
-        if new.source == "header" and _says_nothing_new(new, known):
-            return FeedbackOutcome(known, "repeat")
-        _set_state(connection, known.id, "superseded")
-    created = _insert(connection, new, completion, session, "standing", now_ms)
+        raise BadRequest(binding.no_choice(bound.completion, new.choice, choices), param="choice")
+    known = _standing(connection, bound.completion, new.choice, new.rater, new.key_id)
+    if known is None:
+        return FeedbackOutcome(_insert(connection, new, bound, "standing", now_ms), "created")
+    if new.source == "header" and _says_nothing_new(new, known):
+        return FeedbackOutcome(known, "repeat")
+    _set_state(connection, known.id, "superseded")
+    created = _insert(connection, new, bound, "standing", now_ms)
+    lineage.hand_over(connection, known, created, now_ms=now_ms)
     return FeedbackOutcome(created, "created")
 
 
@@ -132,20 +128,21 @@ def join_pending(connection: sqlite3.Connection, completion: Completion, session
     if not waiting:
         return
     choices = [choice.index for choice in completion.choices]
+    bound = binding.recorded(connection, completion, session)
     for id_, named, choice, rater, key_id in waiting:
         if key_id != completion.key_id:
             # An alias is scoped to its key: under another one it names something else.
             if named == completion.id:
                 _set_state(connection, id_, "withdrawn", _OTHER_KEY)
         elif choice not in choices:
-            _set_state(connection, id_, "withdrawn", _no_choice(completion.id, choice, choices))
+            note = binding.no_choice(completion.id, choice, choices)
+            _set_state(connection, id_, "withdrawn", note)
         else:
-            replaced = connection.execute(
-                _STANDING, (completion.id, choice, rater, key_id)
-            ).fetchone()
-            if replaced is not None:
-                _set_state(connection, replaced[0], "superseded")
-            connection.execute(_JOIN, (completion.id, session, id_))
+            known = _standing(connection, completion.id, choice, rater, key_id)
+            if known is not None:
+                # Nobody has learned from it: its completion is recorded in this transaction.
+                _set_state(connection, known.id, "superseded")
+            connection.execute(_JOIN, (bound.completion, *_from_completion(bound), id_))
 
 
 def revise(
@@ -172,10 +169,13 @@ def revise(
     if _revision_of(known) != new:
         connection.execute(_SET_REVISION, (known.revision + 1, id_))
         _insert_revision(connection, id_, known.revision + 1, new, now_ms)
+        lineage.hand_over(connection, known, get(connection, id_), now_ms=now_ms)
     return get(connection, id_)
 
 
-def withdraw(connection: sqlite3.Connection, id_: str, key_id: str | None) -> Feedback:
+def withdraw(
+    connection: sqlite3.Connection, id_: str, key_id: str | None, *, now_ms: int
+) -> Feedback:
     """Take a feedback back, whatever its state; the one it superseded stays superseded.
 
     Raises:
@@ -184,17 +184,21 @@ def withdraw(connection: sqlite3.Connection, id_: str, key_id: str | None) -> Fe
     known = _own(connection, id_, key_id)
     if known.state != "withdrawn":
         _set_state(connection, id_, "withdrawn")
+    if known.state == "standing":
+        lineage.mark_stale(connection, id_, "withdrawn", now_ms=now_ms)
     return get(connection, id_)
 
 
-def undo(connection: sqlite3.Connection, session: str, key_id: str, rater: str) -> Feedback | None:
+def undo(
+    connection: sqlite3.Connection, session: str, key_id: str, rater: str, *, now_ms: int
+) -> Feedback | None:
     """Withdraw the rater's newest standing rating in a session; None where there is none.
 
     The rating that it superseded does not come back: undoing says "I take this back", not "I think
     again what I thought before".
     """
     found = connection.execute(_NEWEST_OF_RATER, (session, key_id, rater)).fetchone()
-    return None if found is None else withdraw(connection, found[0], key_id)
+    return None if found is None else withdraw(connection, found[0], key_id, now_ms=now_ms)
 
 
 def withdraw_lost(connection: sqlite3.Connection) -> int:
@@ -238,34 +242,17 @@ def _repeated(connection: sqlite3.Connection, new: NewFeedback) -> Feedback | No
     return get(connection, id_)
 
 
-def _bind(connection: sqlite3.Connection, named: str, key_id: str) -> tuple[str, str] | None:
-    """Return the id and the session of the completion that is `named`, or None."""
-    own = connection.execute(_BY_OWN_ID, (named,)).fetchone()
-    if own is not None:
-        return (named, own[1]) if own[0] == key_id else None
-    rows = connection.execute(_BY_ALIAS, (named, key_id, MAX_CANDIDATES)).fetchall()
-    if not rows:
-        return None
-    if len(rows) > 1:
-        candidates = [
-            {"completion_id": id_, "created": created_ms // 1000, "model": model}
-            for id_, created_ms, model, _ in rows
-        ]
-        raise AmbiguousCompletion(
-            f"the engine gave the id {named!r} to several completions; rate one of `candidates` by"
-            " its completion_id",
-            param="completion_id",
-            detail={"candidates": candidates},
-        )
-    id_, _, _, session = rows[0]
-    return id_, session
+def _standing(
+    connection: sqlite3.Connection, completion: str, choice: int, rater: str, key_id: str
+) -> Feedback | None:
+    found = connection.execute(_STANDING, (completion, choice, rater, key_id)).fetchone()
+    return None if found is None else get(connection, found[0])
 
 
 def _insert(
     connection: sqlite3.Connection,
     new: NewFeedback,
-    completion: str,
-    session: str | None,
+    bound: Bound | None,
     state: FeedbackState,
     now_ms: int,
 ) -> Feedback:
@@ -273,13 +260,21 @@ def _insert(
     connection.execute(
         _INSERT,
         (
-            id_, now_ms, completion, new.choice, session, new.key_id, new.rater, new.source, state,
-            new.idempotency, new.digest,
+            id_, now_ms, new.completion if bound is None else bound.completion, new.choice,
+            *_from_completion(bound), new.key_id, new.rater, new.source, state, new.idempotency,
+            new.digest,
         ),
     )  # fmt: skip
     said = Revision(new.rating, new.original, new.comment, new.correction, new.tags, new.scope)
     _insert_revision(connection, id_, 1, said, now_ms)
     return get(connection, id_)
+
+
+def _from_completion(bound: Bound | None) -> Row:
+    """Return what a feedback's row has of its completion: session, base, root, held_out."""
+    if bound is None:
+        return None, None, None, False
+    return bound.session, bound.base, bound.root, bound.is_held_out
 
 
 def _insert_revision(
@@ -310,9 +305,3 @@ def _revision_of(known: Feedback) -> Revision:
 def _says_nothing_new(new: NewFeedback, known: Feedback) -> bool:
     is_same = new.rating == known.rating and new.scope == known.scope
     return is_same and new.comment is None and new.correction is None and not new.tags
-
-
-def _no_choice(completion: str, choice: int, choices: list[int]) -> str:
-    if not choices:
-        return f"{completion} has no answer to rate"
-    return f"expected one of the choices {choices} of {completion}, got {choice}"

@@ -52,7 +52,8 @@ class Completion:
     `request` is the body exactly as the client sent it. `sampling` is the JSON of the sampling
     parameters in force. `after` and `after_tail` identify the history that the request continues
     (None where it has no assistant message). Times are in milliseconds; `created_ms` since the
-    epoch, the others durations. `session` is what the client said, None if it said nothing.
+    epoch, the others durations. `session` is what the client said, None if it said nothing. `base`
+    is the identity of the base that answered, None where it isn't known.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Completion:
     after: bytes | None = None
     after_tail: bytes | None = None
     choices: tuple[Choice, ...] = ()
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

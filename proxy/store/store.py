@@ -1,4 +1,4 @@
-"""The store as the proxy sees it: completions and feedback go in durably, and come back as values.
+"""The store, whole: completions and feedback go in durably, and come back as values.
 
 Does not know HTTP, engines, or SQL. Writes go through the process's one writer, reads through a
 connection of their own that can't write; neither keeps a transaction open.
@@ -7,24 +7,22 @@ connection of their own that can't write; neither keeps a transaction open.
 import asyncio
 import contextlib
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-import aiosqlite
-
-from strop.proxy.errors import BadRequest, StoreUnavailable
+from strop.proxy.errors import StoreUnavailable
 from strop.proxy.store import (
     completion_queries,
     completions,
-    database,
     export,
     feedback,
     feedback_queries,
 )
-from strop.proxy.store.database import Query, Synchronous
+from strop.proxy.store.clock import now_ms
+from strop.proxy.store.database import Synchronous
+from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import (
     Completion,
     CompletionFilter,
@@ -43,9 +41,10 @@ from strop.proxy.store.records import (
     StoredCompletion,
     StoreHealth,
 )
+from strop.proxy.store.run_store import RunStore
+from strop.proxy.store.training_store import TrainingStore
+from strop.proxy.store.version_store import VersionStore
 from strop.proxy.store.writer import Writer
-
-T = TypeVar("T")
 
 EVERYTHING: Final = CompletionFilter()
 ALL_FEEDBACK: Final = FeedbackFilter()
@@ -55,12 +54,22 @@ _EXPORT_PAGE: Final = 16
 
 
 class Store:
-    """Everything durable, behind one door. Made by `Store.open`; belongs to the running loop."""
+    """Everything durable, behind one door. Made by `Store.open`; belongs to the running loop.
 
-    def __init__(self, path: Path, writer: Writer, reader: aiosqlite.Connection) -> None:
-        self._path = path
+    Completions and feedback are asked for here, the rest in its parts.
+
+    Attributes:
+        versions: adapter versions, and which one is active.
+        runs: training runs.
+        training: what there is to learn from.
+    """
+
+    def __init__(self, writer: Writer, reader: Reader) -> None:
         self._writer = writer
-        self._reader: aiosqlite.Connection | None = reader
+        self._reader = reader
+        self.versions = VersionStore(writer, reader)
+        self.runs = RunStore(writer, reader)
+        self.training = TrainingStore(reader)
 
     @classmethod
     async def open(
@@ -98,7 +107,7 @@ class Store:
         )
         try:
             await writer.open()
-            reader = await database.connect_reader(path, busy_timeout_s=busy_timeout_s)
+            reader = await Reader.open(path, busy_timeout_s=busy_timeout_s)
         except BaseException:
             await writer.aclose()
             raise
@@ -106,7 +115,7 @@ class Store:
             # Whether the store takes writes is asked of its health, not found out here.
             with contextlib.suppress(StoreUnavailable):
                 await writer.submit(feedback.withdraw_lost)
-        return cls(path, writer, reader)
+        return cls(writer, reader)
 
     @property
     def reason(self) -> str | None:
@@ -148,21 +157,22 @@ class Store:
         """
         is_running = is_in_flight(new.completion)
         size = len(new.original) + len(new.comment or "") + len(new.correction or "")
-        add = partial(feedback.add, new=new, is_in_flight=is_running, now_ms=_now_ms())
+        add = partial(feedback.add, new=new, is_in_flight=is_running, now_ms=now_ms())
         return await self._writer.submit(add, size)
 
     async def revise(self, id_: str, key_id: str | None, new: Revision) -> Feedback:
         """Replace what a feedback says by a new revision; see `feedback.revise`."""
-        revise = partial(feedback.revise, id_=id_, key_id=key_id, new=new, now_ms=_now_ms())
+        revise = partial(feedback.revise, id_=id_, key_id=key_id, new=new, now_ms=now_ms())
         return await self._writer.submit(revise, len(new.correction or ""))
 
     async def withdraw(self, id_: str, key_id: str | None) -> Feedback:
         """Take a feedback back; see `feedback.withdraw`."""
-        return await self._writer.submit(partial(feedback.withdraw, id_=id_, key_id=key_id))
+        withdraw = partial(feedback.withdraw, id_=id_, key_id=key_id, now_ms=now_ms())
+        return await self._writer.submit(withdraw)
 
     async def undo(self, session: str, key_id: str, rater: str) -> Feedback | None:
         """Withdraw the rater's newest standing rating in a session; see `feedback.undo`."""
-        undo = partial(feedback.undo, session=session, key_id=key_id, rater=rater)
+        undo = partial(feedback.undo, session=session, key_id=key_id, rater=rater, now_ms=now_ms())
         return await self._writer.submit(undo)
 
     async def find_reply(
@@ -170,11 +180,13 @@ class Store:
     ) -> Reply | None:
         """Return the recorded choice that a history ends in; see `completions.find_reply`."""
         if after is not None:
-            replies = await self._all(completions.reply_by_chain(key_id, after))
+            replies = await self._reader.all(completions.reply_by_chain(key_id, after))
             if replies:
                 return completions.newest(replies)
         if after_tail is not None:
-            replies = await self._all(completions.reply_by_tail(key_id, after_tail, _now_ms()))
+            replies = await self._reader.all(
+                completions.reply_by_tail(key_id, after_tail, now_ms())
+            )
             if len(replies) == 1:
                 return replies[0]
         return None
@@ -193,18 +205,17 @@ class Store:
         """
         before = completion_queries.NEWEST
         if after is not None:
-            before = await self._position(completion_queries.position(after), after)
-        found = await self._all(completion_queries.newest(wanted, limit + 1, before))
+            before = await self._reader.position(completion_queries.position(after), after)
+        found = await self._reader.all(completion_queries.newest(wanted, limit + 1, before))
         return Page(tuple(found[:limit]), len(found) > limit)
 
     async def get_feedback(self, id_: str) -> Feedback | None:
         """Return a feedback as its current revision says, or None."""
-        found = await self._all(feedback_queries.by_id(id_))
-        return found[0] if found else None
+        return await self._reader.first(feedback_queries.by_id(id_))
 
     async def list_revisions(self, id_: str) -> tuple[Feedback, ...]:
         """Return every revision of a feedback, the first one first; the state is today's."""
-        return tuple(await self._all(feedback_queries.revisions(id_)))
+        return tuple(await self._reader.all(feedback_queries.revisions(id_)))
 
     async def list_feedback(
         self, wanted: FeedbackFilter = ALL_FEEDBACK, *, limit: int = 20, after: str | None = None
@@ -216,8 +227,8 @@ class Store:
         """
         before = feedback_queries.NEWEST
         if after is not None:
-            before = await self._position(feedback_queries.position(after), after)
-        found = await self._all(feedback_queries.newest(wanted, limit + 1, before))
+            before = await self._reader.position(feedback_queries.position(after), after)
+        found = await self._reader.all(feedback_queries.newest(wanted, limit + 1, before))
         return Page(tuple(found[:limit]), len(found) > limit)
 
     async def feedback_counts(
@@ -225,9 +236,9 @@ class Store:
     ) -> FeedbackCounts:
         """Return how many ratings stand, and the newest; in one session, of one key, or of all."""
         wanted = FeedbackFilter(session=session, key_id=key_id, state="standing")
-        ((good, bad, total),) = await self._all(feedback_queries.counts(wanted))
-        last = await self._all(feedback_queries.newest(wanted, 1))
-        return FeedbackCounts(good, bad, total, last[0] if last else None)
+        ((good, bad, total),) = await self._reader.all(feedback_queries.counts(wanted))
+        last = await self._reader.first(feedback_queries.newest(wanted, 1))
+        return FeedbackCounts(good, bad, total, last)
 
     async def export(
         self,
@@ -242,8 +253,8 @@ class Store:
         change: what is rated meanwhile may or may not be there.
         """
         after = ""
-        while ids := await self._all(feedback_queries.rated(wanted, _EXPORT_PAGE, after)):
-            given = await self._all(feedback_queries.standing(wanted, ids))
+        while ids := await self._reader.all(feedback_queries.rated(wanted, _EXPORT_PAGE, after)):
+            given = await self._reader.all(feedback_queries.standing(wanted, ids))
             stored = await self._completions(ids)
             rated = [
                 export.Rated(stored[id_], tuple(f for f in given if f.completion == id_))
@@ -256,34 +267,13 @@ class Store:
 
     async def close(self) -> None:
         """Write what waits and close the database; may be called again."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            await reader.close()
+        await self._reader.close()
         await self._writer.aclose()
 
     async def _completions(self, ids: list[str]) -> dict[str, StoredCompletion]:
-        rows = await self._all(completion_queries.whole(ids))
-        choices = await self._all(completion_queries.choices(ids))
+        rows = await self._reader.all(completion_queries.whole(ids))
+        choices = await self._reader.all(completion_queries.choices(ids))
         return await asyncio.to_thread(completion_queries.assemble, rows, choices)
-
-    async def _position(self, query: Query[T], after: str) -> T:
-        found = await self._all(query)
-        if not found:
-            raise BadRequest(
-                f"expected `after` to be an id of this list, got {after!r}; take the last id of"
-                " the page before",
-                param="after",
-            )
-        return found[0]
-
-    async def _all(self, query: Query[T]) -> list[T]:
-        if self._reader is None:
-            raise StoreUnavailable(database.CLOSED)
-        try:
-            rows = await self._reader.execute_fetchall(query.sql, query.parameters)
-        except sqlite3.Error as error:
-            raise database.unavailable(error, self._path) from error
-        return [query.decode(tuple(row)) for row in rows]
 
 
 def _prepared(build: Callable[[], Completion]) -> Callable[[sqlite3.Connection], Recorded]:
@@ -293,7 +283,3 @@ def _prepared(build: Callable[[], Completion]) -> Callable[[sqlite3.Connection],
 
 def _render(rated: list[export.Rated], format_: ExportFormat, dialect: Dialect) -> list[bytes]:
     return [line for one in rated for line in export.lines(one, format_, dialect)]
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

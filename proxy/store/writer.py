@@ -17,7 +17,6 @@ import logging
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Final, TypeVar
 from strop.proxy.errors import StoreUnavailable
 from strop.proxy.store import batch, database
 from strop.proxy.store.batch import Job, Operation
+from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import Synchronous
 from strop.proxy.store.records import StoreHealth
 
@@ -80,7 +80,7 @@ class Writer:
         # Written by the thread alone.
         self._num_failed = 0
         self._reason: str | None = None
-        self._since_ms = _now_ms()
+        self._since_ms = now_ms()
         self._has_given_up = False
         self._num_since_checkpoint = 0
         self._bytes_since_checkpoint = 0
@@ -260,7 +260,7 @@ class Writer:
     def _fail(self, jobs: list[Job], reason: str) -> None:
         self._num_failed += len(jobs)
         if self._reason is None:
-            self._since_ms = _now_ms()
+            self._since_ms = now_ms()
             log.error("the store takes no writes", extra={"reason": reason})
         self._reason = reason
         # At the end, each further batch would wait for the same lock again.
@@ -271,7 +271,7 @@ class Writer:
     def _heal(self) -> None:
         if self._reason is not None:
             self._reason = None
-            self._since_ms = _now_ms()
+            self._since_ms = now_ms()
             log.info("the store takes writes again")
 
     def _retry(self, connection: sqlite3.Connection) -> None:
@@ -303,7 +303,3 @@ class Writer:
             connection.close()
         except sqlite3.Error as error:
             log.error("the database was not closed cleanly", extra={"reason": str(error)})
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,0 +1,95 @@
+"""Which completion a rating is of, and what of that completion stands in the rating's own row.
+
+Does not know what a rating says. Reads only; each function belongs to an operation of `feedback`.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from strop.proxy.errors import AmbiguousCompletion
+from strop.proxy.store.held_out import is_held_out
+from strop.proxy.store.records import Completion, State
+
+MAX_CANDIDATES: Final = 10
+"""How many candidates an ambiguous id is answered with, the newest."""
+
+TRAINS: Final[tuple[State, ...]] = ("complete", "client_cancelled")
+"""The states of completions that may be learned from: the model itself said what there is."""
+
+_BY_OWN_ID: Final = "SELECT key_id, session, state, base FROM completions WHERE id = ?"
+_BY_ALIAS: Final = """
+SELECT id, created_ms, model, session, state, base FROM completions
+WHERE upstream_id = ? AND key_id = ? ORDER BY num DESC LIMIT ?"""
+_KNOWN_ROOT: Final = "SELECT root FROM feedback WHERE session = ? AND root IS NOT NULL LIMIT 1"
+_FIRST_OF_SESSION: Final = """
+SELECT id FROM completions WHERE session = ? ORDER BY created_ms, num LIMIT 1"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The completion that a rating is of.
+
+    Attributes:
+        completion: its id.
+        session: its session.
+        base: the base that answered; None where that isn't known, or where the answer is not all
+            that the model said: such a rating is never learned from.
+        root: the session's first completion; the same for all feedback of a session.
+        is_held_out: whether the session is held out.
+    """
+
+    completion: str
+    session: str
+    base: str | None
+    root: str
+    is_held_out: bool
+
+
+def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | None:
+    """Return the completion that is `named`, by its own id or the engine's, or None.
+
+    Raises:
+        AmbiguousCompletion: the engine gave this id to several; `candidates` are in the error.
+    """
+    own = connection.execute(_BY_OWN_ID, (named,)).fetchone()
+    if own is not None:
+        return _bound(connection, named, *own[1:]) if own[0] == key_id else None
+    rows = connection.execute(_BY_ALIAS, (named, key_id, MAX_CANDIDATES)).fetchall()
+    if not rows:
+        return None
+    if len(rows) > 1:
+        candidates = [
+            {"completion_id": id_, "created": created_ms // 1000, "model": model}
+            for id_, created_ms, model, *_ in rows
+        ]
+        raise AmbiguousCompletion(
+            f"the engine gave the id {named!r} to several completions; rate one of `candidates` by"
+            " its completion_id",
+            param="completion_id",
+            detail={"candidates": candidates},
+        )
+    id_, _, _, session, state, base = rows[0]
+    return _bound(connection, id_, session, state, base)
+
+
+def recorded(connection: sqlite3.Connection, completion: Completion, session: str) -> Bound:
+    """Return `completion`, whose row is in the database already."""
+    return _bound(connection, completion.id, session, completion.state, completion.base)
+
+
+def no_choice(completion: str, choice: int, choices: list[int]) -> str:
+    """Return what to say where `completion` has no such choice."""
+    if not choices:
+        return f"{completion} has no answer to rate"
+    return f"expected one of the choices {choices} of {completion}, got {choice}"
+
+
+def _bound(
+    connection: sqlite3.Connection, completion: str, session: str, state: State, base: str | None
+) -> Bound:
+    # What decided it before still does: a completion that came late may have begun earlier.
+    known = connection.execute(_KNOWN_ROOT, (session,)).fetchone()
+    (root,) = known or connection.execute(_FIRST_OF_SESSION, (session,)).fetchone()
+    taught = base if state in TRAINS else None
+    return Bound(completion, session, taught, root, is_held_out(root))

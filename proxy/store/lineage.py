@@ -1,0 +1,131 @@
+"""What versions have learned, themselves and through their ancestors, and what makes them stale.
+
+Does not know what a rating says, or how a version is made. Nothing is marked as consumed: what is
+fresh follows from here and from the version that is active.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from strop.proxy.errors import NotFound
+from strop.proxy.store import events, feedback_queries
+from strop.proxy.store.records import Feedback
+from strop.proxy.store.version_records import version_id
+
+# The plus: the few that learned a rating are looked up in the lineage, not the lineage in them.
+LEARNED: Final = """
+EXISTS (SELECT 1 FROM version_feedback AS l WHERE l.feedback = f.id AND l.revision = f.revision
+AND +l.version IN (SELECT version FROM lineage))"""
+"""Whether a version of `lineage` has learned the feedback `f`, as its current revision says."""
+
+# `lineage`: a version by its number, and all its ancestors. UNION: each once.
+_LINEAGE: Final = """
+WITH RECURSIVE lineage (version) AS (
+    SELECT num FROM versions WHERE num = ? {others}
+    UNION
+    SELECT v.parent FROM lineage CROSS JOIN versions AS v ON v.num = lineage.version
+    WHERE v.parent IS NOT NULL
+)"""
+OF_VERSION: Final = _LINEAGE.format(others="")
+"""Begins a query over a version and its ancestors; its parameter is the version's number."""
+OF_ALL_ACTIVE: Final = _LINEAGE.format(
+    others="UNION SELECT version FROM activations WHERE version IS NOT NULL"
+)
+"""The same with all that were ever active, and their ancestors."""
+
+_MARK_STALE: Final = """
+WITH RECURSIVE heirs (version) AS (
+    SELECT version FROM version_feedback WHERE feedback = ?
+    UNION
+    SELECT v.num FROM heirs CROSS JOIN versions AS v ON v.parent = heirs.version
+)
+UPDATE versions SET stale = ?
+WHERE num IN (SELECT version FROM heirs) AND stale IS NULL AND removed_ms IS NULL
+RETURNING num"""
+_LEARNERS: Final = "SELECT version FROM version_feedback WHERE feedback = ? ORDER BY version"
+_CARRY_OVER: Final = """
+INSERT OR REPLACE INTO version_feedback (feedback, version, revision)
+SELECT ?, version, ? FROM version_feedback WHERE feedback = ? AND revision = ?"""
+_LEARN: Final = "INSERT INTO version_feedback (feedback, version, revision) VALUES (?, ?, ?)"
+_LEARN_REVISION: Final = """
+UPDATE version_feedback SET revision = ? WHERE feedback = ? AND version = ?"""
+_CHANGED: Final = """
+SELECT f.id, f.state, l.revision FROM version_feedback AS l
+CROSS JOIN feedback AS f ON f.id = l.feedback
+WHERE l.version = ? AND (f.state <> 'standing' OR f.revision <> l.revision)
+ORDER BY f.num"""
+
+
+def hand_over(connection: sqlite3.Connection, old: Feedback, new: Feedback, *, now_ms: int) -> None:
+    """Take note that `new` stands now where `old` did: another revision, or another feedback.
+
+    Where it says the same, in other words perhaps, whoever learned `old` has learned `new`. Else
+    they are stale.
+    """
+    if says_the_same(old, new):
+        connection.execute(_CARRY_OVER, (new.id, new.revision, old.id, old.revision))
+    else:
+        how = "revised" if new.id == old.id else "superseded"
+        mark_stale(connection, old.id, how, now_ms=now_ms)
+
+
+def says_the_same(one: Feedback, other: Feedback) -> bool:
+    """Return whether the same is learned from both, if they are of the same choice."""
+    return (one.rating, one.correction, one.scope) == (other.rating, other.correction, other.scope)
+
+
+def mark_stale(connection: sqlite3.Connection, feedback: str, how: str, *, now_ms: int) -> None:
+    """Mark each version that learned from `feedback`, and all their descendants, as stale.
+
+    One that is stale already keeps its reason.
+
+    Args:
+        connection: in a transaction.
+        feedback: its id.
+        how: what became of it: `withdrawn`, `superseded` or `revised`.
+        now_ms: the time, since the epoch.
+    """
+    learners = [version_id(num) for (num,) in connection.execute(_LEARNERS, (feedback,))]
+    if not learners:
+        return
+    reason = f"{', '.join(learners)} learned from {feedback}, which was {how} since"
+    marked = connection.execute(_MARK_STALE, (feedback, reason)).fetchall()
+    for (num,) in sorted(marked):
+        events.add(connection, num, "stale", "feedback", {"reason": reason}, now_ms)
+
+
+def learn(
+    connection: sqlite3.Connection, num: int, feedback: Sequence[tuple[str, int]]
+) -> str | None:
+    """Write down that a version learned from `feedback`, pairs of id and revision.
+
+    Returns:
+        Why it is stale from the beginning; None where all of that still stands as it was.
+
+    Raises:
+        NotFound: there is no such feedback, or no such revision.
+    """
+    try:
+        connection.executemany(_LEARN, [(id_, num, rev) for id_, rev in dict.fromkeys(feedback)])
+    except sqlite3.IntegrityError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
+            raise
+        raise NotFound(
+            f"{version_id(num)} learned from feedback that isn't there; give the ids and revisions"
+            " as the store gave them"
+        ) from error
+    changed = []
+    for id_, state, revision in connection.execute(_CHANGED, (num,)).fetchall():
+        said = {one.revision: one for one in feedback_queries.revisions(id_).run(connection)}
+        if revision not in said:
+            raise NotFound(f"{id_} has no revision {revision}, but {sorted(said)}")
+        current = max(said)
+        if state == "standing" and says_the_same(said[revision], said[current]):
+            connection.execute(_LEARN_REVISION, (current, id_, num))
+        else:
+            changed.append(f"{id_}, which was {'revised' if state == 'standing' else state} since")
+    if not changed:
+        return None
+    more = f", and {len(changed) - 1} more that changed" if len(changed) > 1 else ""
+    return f"{version_id(num)} learned from {changed[0]}{more}"

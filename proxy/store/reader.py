@@ -1,0 +1,73 @@
+"""The one connection of a process that reads: it can't write, and keeps no transaction open.
+
+Does not know what it reads: a query says what each row becomes.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import TypeVar
+
+import aiosqlite
+
+from strop.proxy.errors import BadRequest, StoreUnavailable
+from strop.proxy.store import database
+from strop.proxy.store.database import Query
+
+T = TypeVar("T")
+
+
+class Reader:
+    """Runs queries, each by itself. Made by `Reader.open`; belongs to the running loop."""
+
+    def __init__(self, path: Path, connection: aiosqlite.Connection) -> None:
+        self._path = path
+        self._connection: aiosqlite.Connection | None = connection
+
+    @classmethod
+    async def open(cls, path: Path, *, busy_timeout_s: float = 5.0) -> "Reader":
+        """Open a database that a writer has opened before.
+
+        Raises:
+            StoreUnavailable: it can't be opened.
+        """
+        return cls(path, await database.connect_reader(path, busy_timeout_s=busy_timeout_s))
+
+    async def all(self, query: Query[T]) -> list[T]:
+        """Return what `query` finds.
+
+        Raises:
+            StoreUnavailable: the database can't be read, or the reader is closed.
+        """
+        if self._connection is None:
+            raise StoreUnavailable(database.CLOSED)
+        try:
+            rows = await self._connection.execute_fetchall(query.sql, query.parameters)
+        except sqlite3.Error as error:
+            raise database.unavailable(error, self._path) from error
+        return [query.decode(tuple(row)) for row in rows]
+
+    async def first(self, query: Query[T]) -> T | None:
+        """Return the first that `query` finds, or None."""
+        found = await self.all(query)
+        return found[0] if found else None
+
+    async def position(self, query: Query[T], after: str) -> T:
+        """Return the place in a list of the id `after`, which `query` looks for.
+
+        Raises:
+            BadRequest: it isn't there.
+        """
+        found = await self.all(query)
+        if not found:
+            raise BadRequest(
+                f"expected `after` to be an id of this list, got {after!r}; take the last id of"
+                " the page before",
+                param="after",
+            )
+        return found[0]
+
+    async def close(self) -> None:
+        """Close the connection; may be called again."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

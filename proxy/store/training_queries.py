@@ -1,0 +1,135 @@
+"""Ratings as they are learned from: what is fresh, what is held out, and what each one credits.
+
+Pure: makes queries and decodes their rows; runs and changes nothing. Only ratings of answers of one
+known base are found here (see `binding`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from strop.adapters.rates import Rate
+from strop.proxy.store import lineage
+from strop.proxy.store.database import Query
+from strop.proxy.store.run_records import FreshCounts
+from strop.proxy.store.version_records import version_num
+
+# CROSS JOIN keeps the order: the feedback first, then its current revision.
+_REVISION: Final = """
+CROSS JOIN feedback_revisions AS r ON r.feedback = f.id AND r.revision = f.revision"""
+_IS_LESSON: Final = "f.state = 'standing' AND f.base = ? AND f.held_out = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A rated choice, and its session's first completion."""
+
+    completion: str
+    choice: int
+    root: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A choice that was given on the way to the completion `rated`, in the same turn."""
+
+    rated: str
+    completion: str
+    choice: int
+
+
+NEWEST: Final = Rated("\U0010ffff", 0, "")
+"""What every rated choice comes before, in the order of the ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Which ratings are fresh: those that no version of a lineage has learned from.
+
+    Attributes:
+        active: the version that the lineage ends with, or `base`.
+        base: the identity of the base.
+        reopen: whether what only versions learned that are no part of it, having been rolled back,
+            is fresh again.
+    """
+
+    active: str
+    base: str
+    reopen: bool
+
+    @property
+    def _lineage(self) -> str:
+        return lineage.OF_VERSION if self.reopen else lineage.OF_ALL_ACTIVE
+
+    def counts(self, since_ms: int) -> Query[FreshCounts]:
+        """Return the query for how many came after `since_ms`, or were revised then."""
+        sql = f"""{self._lineage}
+SELECT count(*) FILTER (WHERE r.rating > 0), count(*) FILTER (WHERE r.rating < 0),
+count(r.correction), count(*), max(r.created_ms)
+FROM feedback AS f {_REVISION}
+WHERE {_IS_LESSON} AND NOT {lineage.LEARNED} AND r.created_ms > ?"""
+        return Query(sql, (*self._parameters(), since_ms), lambda row: FreshCounts(*row))
+
+    def versions(self) -> Query[str]:
+        """Return the query for the versions whose answers the fresh ratings are of."""
+        sql = f"""{self._lineage}
+SELECT DISTINCT c.version FROM feedback AS f CROSS JOIN completions AS c ON c.id = f.completion
+WHERE {_IS_LESSON} AND NOT {lineage.LEARNED}"""
+        return Query(sql, self._parameters(), lambda row: str(row[0]))
+
+    def choices(self, limit: int, before: Rated = NEWEST) -> Query[Rated]:
+        """Return the query for up to `limit` freshly rated choices, newest completions first."""
+        sql = f"{self._lineage} {_choices(f'AND NOT {lineage.LEARNED}')}"
+        parameters = (*self._parameters(), before.completion, before.choice, limit)
+        return Query(sql, parameters, lambda row: Rated(*row))
+
+    def _parameters(self) -> tuple[object, ...]:
+        return version_num(self.active), self.base, False
+
+
+def held_out_choices(base: str, limit: int, before: Rated = NEWEST) -> Query[Rated]:
+    """Return the query for up to `limit` rated choices that are held out, newest first."""
+    parameters = (base, True, before.completion, before.choice, limit)
+    return Query(_choices(""), parameters, lambda row: Rated(*row))
+
+
+def prior(base: str) -> Query[tuple[float, int]]:
+    """Return the query for the sum and the number of the standing ratings, none held out."""
+    sql = f"""SELECT coalesce(sum(r.rating), 0.0), count(*)
+FROM feedback AS f {_REVISION} WHERE {_IS_LESSON}"""
+    return Query(sql, (base, False), lambda row: (row[0], row[1]))
+
+
+def live_rates(base: str, since_ms: int) -> Query[tuple[str, Rate]]:
+    """Return the query for how each version's own answers from `since_ms` on were rated.
+
+    Held-out ratings count too; those of 0 say neither.
+    """
+    sql = f"""SELECT c.version, count(*) FILTER (WHERE r.rating > 0), count(*)
+FROM feedback AS f {_REVISION} CROSS JOIN completions AS c ON c.id = f.completion
+WHERE f.state = 'standing' AND f.base = ? AND r.rating <> 0 AND c.created_ms >= ?
+GROUP BY c.version"""
+    return Query(sql, (base, since_ms), lambda row: (row[0], Rate(row[1], row[2])))
+
+
+def steps(rated: Sequence[str]) -> Query[Step]:
+    """Return the query for what was answered before each completion in its turn, oldest first."""
+    places = ", ".join("?" * len(rated))
+    sql = f"""WITH RECURSIVE steps (rated, completion, choice, num_after) AS (
+    SELECT id, id, NULL, 0 FROM completions WHERE id IN ({places})
+    UNION ALL
+    SELECT steps.rated, p.id, c.parent_choice, steps.num_after + 1
+    FROM steps CROSS JOIN completions AS c ON c.id = steps.completion
+    CROSS JOIN completions AS p ON p.id = c.parent
+    WHERE p.turn = c.turn
+)
+SELECT rated, completion, choice FROM steps WHERE num_after > 0 ORDER BY rated, num_after DESC"""
+    return Query(sql, rated, lambda row: Step(*row))
+
+
+def _choices(condition: str) -> str:
+    # The index of what stands has them in this order; any other would sort all for each page.
+    return f"""SELECT f.completion, f.choice, f.root
+FROM feedback AS f INDEXED BY feedback_standing
+WHERE {_IS_LESSON} {condition} AND (f.completion, f.choice) < (?, ?)
+GROUP BY f.completion, f.choice ORDER BY f.completion DESC, f.choice DESC LIMIT ?"""

@@ -1,0 +1,92 @@
+"""The store as the trigger and the trainer see it: what is there to learn from.
+
+Reads only. Does not know how ratings become examples, or when there are enough of them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
+
+from strop.adapters.rates import Rate
+from strop.proxy.store import completion_queries, feedback_queries, rated_turns, training_queries
+from strop.proxy.store.database import Query
+from strop.proxy.store.reader import Reader
+from strop.proxy.store.records import FeedbackFilter
+from strop.proxy.store.run_records import FreshCounts, RatedTurn
+from strop.proxy.store.training_queries import Fresh, Rated
+
+# Choices are small, and looked for in one pass; a turn can be a hundred long requests.
+_CHOICES_PAGE: Final = 256
+_TURNS_PAGE: Final = 8
+_ALL: Final = FeedbackFilter()
+
+
+class TrainingStore:
+    """What may be learned from: standing ratings of complete answers of one base.
+
+    Fresh is what no version of a lineage, which ends with `active`, has learned from. With
+    `reopen`, what a version learned that was rolled back is fresh again; without, what no version
+    has learned that was ever active. `base` is the identity of the base.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def fresh_counts(
+        self, active: str, *, base: str, reopen: bool, since_ms: int = 0
+    ) -> FreshCounts:
+        """Return how many fresh ratings, none of them held out, came after `since_ms`."""
+        query = Fresh(active, base, reopen).counts(since_ms)
+        (found,) = await self._reader.all(query)
+        return found
+
+    async def fresh_versions(self, active: str, *, base: str, reopen: bool) -> frozenset[str]:
+        """Return the versions, `base` too, whose answers the fresh ratings are of."""
+        return frozenset(await self._reader.all(Fresh(active, base, reopen).versions()))
+
+    def fresh_turns(self, active: str, *, base: str, reopen: bool) -> AsyncIterator[RatedTurn]:
+        """Yield what the fresh ratings credit, none of it held out, newest answers first.
+
+        A choice that one rater rated freshly comes with all that stands on it.
+        """
+        return self._turns(Fresh(active, base, reopen).choices)
+
+    def held_out_turns(self, *, base: str) -> AsyncIterator[RatedTurn]:
+        """Yield what is rated and held out, newest answers first."""
+
+        def choices(limit: int, before: Rated) -> Query[Rated]:
+            return training_queries.held_out_choices(base, limit, before)
+
+        return self._turns(choices)
+
+    async def prior(self, *, base: str) -> tuple[float, int]:
+        """Return the sum and the number of all standing ratings, none of them held out."""
+        ((total, num),) = await self._reader.all(training_queries.prior(base))
+        return total, num
+
+    async def live_rates(self, *, base: str, since_ms: int = 0) -> Mapping[str, Rate]:
+        """Return, by version, how many of its answers' ratings are good, `base` too.
+
+        Only answers that were asked for from `since_ms` on count, and ratings that aren't 0.
+        """
+        return dict(await self._reader.all(training_queries.live_rates(base, since_ms)))
+
+    async def _turns(
+        self, choices: Callable[[int, Rated], Query[Rated]]
+    ) -> AsyncIterator[RatedTurn]:
+        before = training_queries.NEWEST
+        while found := await self._reader.all(choices(_CHOICES_PAGE, before)):
+            for start in range(0, len(found), _TURNS_PAGE):
+                for turn in await self._load(found[start : start + _TURNS_PAGE]):
+                    yield turn
+            before = found[-1]
+
+    async def _load(self, rated: list[Rated]) -> list[RatedTurn]:
+        ids = list(dict.fromkeys(one.completion for one in rated))
+        feedback = await self._reader.all(feedback_queries.standing(_ALL, ids))
+        steps = await self._reader.all(training_queries.steps(ids))
+        ids = list(dict.fromkeys([*ids, *(step.completion for step in steps)]))
+        rows = await self._reader.all(completion_queries.whole(ids))
+        choices = await self._reader.all(completion_queries.choices(ids))
+        stored = await asyncio.to_thread(completion_queries.assemble, rows, choices)
+        return rated_turns.assemble(rated, feedback, steps, stored)

@@ -1,0 +1,257 @@
+"""Adapter versions as rows: reserved, published with what they learned, removed, never forgotten.
+
+Does not know what is in their folders. Each function here is one operation of the writer.
+
+    candidate -> ready -> active -> retired -> active ...
+    candidate -> rejected             refused by the gate or the import, or never finished
+    ready, retired, active -> missing   its folder is gone
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+
+from strop.proxy.errors import Conflict, NotFound
+from strop.proxy.store import events, lineage, version_queries
+from strop.proxy.store.database import storable
+from strop.proxy.store.version_records import (
+    BASE,
+    EventKind,
+    Origin,
+    Verdict,
+    Version,
+    VersionEvent,
+    version_num,
+)
+
+_RESERVE: Final = """
+INSERT INTO versions (created_ms, parent, base, run, origin, state)
+VALUES (?, ?, ?, ?, ?, 'candidate')"""
+_RUN: Final = "SELECT version, finished_ms FROM runs WHERE id = ?"
+_SET_RUN: Final = "UPDATE runs SET version = ? WHERE id = ?"
+_PUBLISH: Final = """
+UPDATE versions SET state = ?, manifest = ?, reason = ?, stale = coalesce(stale, ?) WHERE num = ?"""
+_SET_STATE: Final = "UPDATE versions SET state = ?, reason = ? WHERE num = ?"
+_SET_PINNED: Final = "UPDATE versions SET pinned = ? WHERE num = ?"
+_REMOVE: Final = "UPDATE versions SET removed_ms = ? WHERE num = ?"
+
+
+def reserve(
+    connection: sqlite3.Connection,
+    *,
+    base: str,
+    parent: str | None,
+    run: str | None,
+    origin: Origin,
+    now_ms: int,
+) -> Version:
+    """Return a new candidate; for a run that has one already, that one.
+
+    Args:
+        connection: in a transaction.
+        base: the identity of the base.
+        parent: the version that it continues; None, or `base`, for the base.
+        run: the run that makes it, if one does.
+        origin: where it comes from.
+        now_ms: the time, since the epoch.
+
+    Raises:
+        NotFound: there is no such parent or run.
+        Conflict: the parent can't be continued from, or the run is over.
+    """
+    parent_num = continued(connection, parent, base)
+    if run is not None:
+        found = connection.execute(_RUN, (run,)).fetchone()
+        if found is None:
+            raise NotFound(f"no run {run!r}; list the runs to find its id")
+        num, finished_ms = found
+        if finished_ms is not None:
+            raise Conflict(f"expected a run that isn't over, but {run} is; start another one")
+        known = [] if num is None else version_queries.by_num(num).run(connection)
+        if known and known[0].state == "candidate":
+            return known[0]
+    num = connection.execute(_RESERVE, (now_ms, parent_num, base, run, origin)).lastrowid
+    assert num is not None
+    if run is not None:
+        connection.execute(_SET_RUN, (num, run))
+    return _by_num(connection, num)
+
+
+def continued(connection: sqlite3.Connection, parent: str | None, base: str) -> int | None:
+    """Return the number of the version that a run or a version continues; None for the base.
+
+    Raises:
+        NotFound: there is no such version.
+        Conflict: it was never ready, its folder is gone, or it is of another base.
+    """
+    if parent in (None, BASE):
+        return None
+    known = get(connection, parent)
+    if known.state not in ("ready", "active", "retired"):
+        raise Conflict(f"expected a version to continue from, but {parent} is {known.state}")
+    if known.base != base:
+        raise Conflict(
+            f"expected a version of the base {base}, but {parent} is of {known.base}; set"
+            " model.base to that one, or start from `base`"
+        )
+    return known.num
+
+
+def publish(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    manifest: bytes,
+    feedback: Sequence[tuple[str, int]],
+    state: Verdict,
+    reason: str | None,
+    actor: str,
+    now_ms: int,
+) -> Version:
+    """Make a candidate whose folder is in place what it was judged to be.
+
+    It is stale from the beginning where a feedback that it learned from isn't any more what it was.
+
+    Args:
+        connection: in a transaction.
+        id_: the version.
+        manifest: its manifest, a JSON object.
+        feedback: what it learned from: ids and revisions.
+        state: what the gate, or the import, says of it.
+        reason: why, for people.
+        actor: who says so.
+        now_ms: the time, since the epoch.
+
+    Raises:
+        NotFound: there is no such version, or no such feedback.
+        Conflict: it is no candidate.
+    """
+    known = _candidate(connection, id_)
+    stale = lineage.learn(connection, known.num, feedback)
+    text = manifest.decode()
+    connection.execute(_PUBLISH, (state, text, storable(reason), stale, known.num))
+    made: EventKind = "created" if known.origin == "run" else "imported"
+    origin = {"run": known.run, "parent": known.parent or BASE, "num_feedback": len(feedback)}
+    events.add(connection, known.num, made, actor, origin, now_ms)
+    if state == "rejected" or known.origin == "run":
+        verdict: EventKind = "rejected" if state == "rejected" else "passed"
+        events.add(connection, known.num, verdict, actor, {"reason": reason}, now_ms)
+    if stale is not None and known.stale is None:
+        events.add(connection, known.num, "stale", actor, {"reason": stale}, now_ms)
+    return _by_num(connection, known.num)
+
+
+def fail(
+    connection: sqlite3.Connection, id_: str, reason: str, *, actor: str, now_ms: int
+) -> Version:
+    """Reject a candidate whose folder was never finished.
+
+    Raises:
+        NotFound: there is no such version.
+        Conflict: it is no candidate.
+    """
+    known = _candidate(connection, id_)
+    connection.execute(_SET_STATE, ("rejected", storable(reason), known.num))
+    events.add(connection, known.num, "rejected", actor, {"reason": reason}, now_ms)
+    return _by_num(connection, known.num)
+
+
+def abandon(connection: sqlite3.Connection, id_: str, reason: str, *, now_ms: int) -> None:
+    """Reject a version whose run is over, if it is a candidate still."""
+    num = version_num(id_)
+    assert num is not None
+    for known in version_queries.by_num(num).run(connection):
+        if known.state == "candidate":
+            fail(connection, id_, reason, actor="run", now_ms=now_ms)
+
+
+def mark_missing(
+    connection: sqlite3.Connection, id_: str, reason: str, *, actor: str, now_ms: int
+) -> Version:
+    """Say that a version's folder is gone or broken. Again, or of a rejected one, changes nothing.
+
+    Raises:
+        NotFound: there is no such version.
+        Conflict: it is a candidate, which has no folder yet.
+    """
+    known = get(connection, id_)
+    if known.state == "candidate":
+        raise Conflict(f"expected a version that was published, but {id_} is a candidate")
+    if known.state not in ("missing", "rejected"):
+        connection.execute(_SET_STATE, ("missing", storable(reason), known.num))
+        events.add(connection, known.num, "missing", actor, {"reason": reason}, now_ms)
+    return _by_num(connection, known.num)
+
+
+def set_pinned(connection: sqlite3.Connection, id_: str, is_pinned: bool) -> Version:
+    """Say whether retention must keep a version.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    known = get(connection, id_)
+    connection.execute(_SET_PINNED, (is_pinned, known.num))
+    return _by_num(connection, known.num)
+
+
+def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int) -> None:
+    """Show a version no more. What descends from it has still learned what it learned.
+
+    Raises:
+        NotFound: there is no such version.
+        Conflict: it is active, or being made.
+    """
+    known = get(connection, id_)
+    top = version_queries.stack().run(connection)[0]
+    if known.num == top.version:
+        raise Conflict(f"{id_} is active; activate another version first, or roll back")
+    if known.state == "candidate":
+        raise Conflict(f"{id_} is being made; cancel its run first")
+    connection.execute(_REMOVE, (now_ms, known.num))
+    events.add(connection, known.num, "removed", actor, {}, now_ms)
+
+
+def add_event(
+    connection: sqlite3.Connection,
+    id_: str,
+    kind: EventKind,
+    *,
+    actor: str,
+    detail: bytes,
+    now_ms: int,
+) -> VersionEvent:
+    """Write down what happened to a version, or to the base.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    num = None if id_ == BASE else get(connection, id_).num
+    events.add(connection, num, kind, actor, orjson.loads(detail), now_ms)
+    return version_queries.events_of(id_, 1).run(connection)[0]
+
+
+def get(connection: sqlite3.Connection, id_: str) -> Version:
+    """Return a version.
+
+    Raises:
+        NotFound: there is none of this id, or it was removed.
+    """
+    num = version_num(id_)
+    found = [] if num is None else version_queries.by_num(num).run(connection)
+    if not found:
+        raise NotFound(f"no version {id_!r}; list the versions to find its id")
+    return found[0]
+
+
+def _candidate(connection: sqlite3.Connection, id_: str) -> Version:
+    known = get(connection, id_)
+    if known.state != "candidate":
+        raise Conflict(f"expected a candidate, but {id_} is {known.state}")
+    return known
+
+
+def _by_num(connection: sqlite3.Connection, num: int) -> Version:
+    (known,) = version_queries.by_num(num).run(connection)
+    return known

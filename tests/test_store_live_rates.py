@@ -1,0 +1,61 @@
+"""How people rated what each version answered."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from store_values import MODEL, OTHER_MODEL, database_in, first_of_session, rate, record
+
+from strop.adapters.rates import Rate
+from strop.proxy.store.records import Revision
+from strop.proxy.store.store import Store
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """An empty store."""
+    made = await Store.open(database_in(tmp_path), synchronous="off")
+    yield made
+    await made.close()
+
+
+async def test_ratings_are_counted_by_the_version_that_answered(store: Store) -> None:
+    """Those above 0 are good ones, those of 0 are none; held-out sessions count too."""
+    ratings = [("base", 1.0), ("base", -0.5), ("v1", 0.25), ("v1", 0.0), ("v2", -1.0)]
+    for number, (version, rating) in enumerate(ratings):
+        id_ = first_of_session(number, held_out=number % 2 == 0)
+        await record(store, id_, base=MODEL, version=version)
+        await rate(store, id_, rating)
+
+    assert {
+        "base": Rate(1, 2),
+        "v1": Rate(1, 1),
+        "v2": Rate(0, 1),
+    } == await store.training.live_rates(base=MODEL)
+
+
+async def test_only_what_stands_counts(store: Store) -> None:
+    """Revised, superseded and withdrawn ratings are what they were made."""
+    for id_ in ("cmp_revised", "cmp_superseded", "cmp_withdrawn"):
+        await record(store, id_, base=MODEL, version="v1")
+    revised = (await rate(store, "cmp_revised", 1.0)).feedback
+    await rate(store, "cmp_superseded", 1.0)
+    withdrawn = (await rate(store, "cmp_withdrawn", 1.0)).feedback
+
+    await store.revise(revised.id, None, Revision(rating=-1.0, original=b"-1"))
+    await rate(store, "cmp_superseded", -1.0)
+    await store.withdraw(withdrawn.id, None)
+
+    assert {"v1": Rate(0, 2)} == await store.training.live_rates(base=MODEL)
+
+
+async def test_other_bases_and_older_answers_do_not_count(store: Store) -> None:
+    """The time is that of the answer, and not of the rating."""
+    await record(store, "cmp_other", base=OTHER_MODEL, version="v1")
+    await record(store, "cmp_old", base=MODEL, version="v1", created_ms=1999)
+    await record(store, "cmp_new", base=MODEL, version="v1", created_ms=2000)
+    for id_ in ("cmp_other", "cmp_old", "cmp_new"):
+        await rate(store, id_, 1.0)
+
+    assert {"v1": Rate(1, 1)} == await store.training.live_rates(base=MODEL, since_ms=2000)
+    assert {"v1": Rate(2, 2)} == await store.training.live_rates(base=MODEL)

@@ -1,0 +1,52 @@
+"""What a recorded completion was asked and answered, read back."""
+
+import pytest
+from store_values import choice, completion
+
+from strop.proxy.store import prompt
+
+
+def test_the_request_is_read_as_the_engine_got_it() -> None:
+    """Without commands and our answers to them; the other members stay."""
+    asked = completion(
+        "cmp_1",
+        request=b'{"model": "m", "messages": [{"role": "user", "content": "Hi"},'
+        b' {"role": "user", "content": "/rl bad"},'
+        b' {"role": "assistant", "content": "[strop] ok"}]}',
+    )
+
+    assert {"model": "m", "messages": [{"role": "user", "content": "Hi"}]} == prompt.fields(asked)
+
+
+@pytest.mark.parametrize("request_body", [b"", b"not json", b"[]"])
+def test_a_body_that_is_no_object_has_no_fields(request_body: bytes) -> None:
+    """An engine refused it; it is recorded all the same."""
+    assert prompt.fields(completion("cmp_1", request=request_body)) is None
+
+
+@pytest.mark.parametrize(
+    ("dialect", "message", "text"),
+    [
+        ("chat", b'{"content": "Hi"}', "Hi"),
+        ("completions", b'{"text": "Hi"}', "Hi"),
+        ("chat", b'{"content": null}', None),
+        ("chat", b'{"content": "Hi", "tool_calls": [{"id": "1"}]}', None),
+        ("chat", b'{"content": "Hi", "tool_calls": [], "reasoning": ""}', "Hi"),
+        ("chat", b'{"content": "Hi", "reasoning": "Hm"}', None),
+        ("chat", b'{"content": [{"type": "text", "text": "Hi"}]}', None),
+        ("chat", b"[]", None),
+        ("chat", b"cut o", None),
+    ],
+)
+def test_an_answer_is_text_where_it_is_nothing_else(
+    dialect: str, message: bytes, text: str | None
+) -> None:
+    """Calls and thoughts are tokens too, whose text isn't here."""
+    asked = completion("cmp_1", dialect=dialect)
+
+    assert text == prompt.text(asked, choice(message=message))
+
+
+def test_what_was_taken_out_left_its_mark() -> None:
+    """As `redaction` leaves it."""
+    assert [True, False] == [prompt.is_redacted(b'"[redacted]"'), prompt.is_redacted(b'"all"')]
