@@ -130,7 +130,14 @@ def test_half_precision_is_read_exactly(copy_of_a: Path, dtype: str) -> None:
         ({"r": 4}, "r = 4"),
         ({"lora_alpha": "x"}, "lora_alpha"),
         ({"lora_alpha": math.nan}, "lora_alpha"),
+        ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"kasa_config": {}}, "kasa_config"),
+        ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern"),
+        ({"rank_pattern": {"(a+)+": 4}}, "may take too long"),
+        ({"rank_pattern": {"a*b*c*": 4}}, "may take too long"),
+        ({"rank_pattern": {"q" * 501: 4}}, "may take too long"),
+        ({"alpha_pattern": {str(n): 4 for n in range(4097)}}, "at most 4096"),
         ({"rank_pattern": []}, None),
     ],
 )
@@ -168,6 +175,16 @@ def add_embedding(tensors: dict[str, np.ndarray]) -> None:
     tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = np.zeros((8, 4), np.float32)
 
 
+def add_whole_embedding(tensors: dict[str, np.ndarray]) -> None:
+    add_embedding(tensors)
+    tensors["base_model.model.model.embed_tokens.lora_embedding_B"] = np.zeros((4, 8), np.float32)
+
+
+def adapt_twice(tensors: dict[str, np.ndarray]) -> None:
+    add_whole_embedding(tensors)
+    tensors["base_model.model.model.embed_tokens.lora_A.weight"] = np.zeros((8, 4), np.float32)
+
+
 def rename(tensors: dict[str, np.ndarray]) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     tensors["transformer.q_proj.lora_A.weight"] = tensors.pop(name)
@@ -185,7 +202,9 @@ def use_doubles(tensors: dict[str, np.ndarray]) -> None:
         (poison, "NaN or infinity"),
         (overflow, "NaN or infinity"),
         (flatten, "expected a matrix"),
-        (add_embedding, "unexpected tensor"),
+        (add_embedding, "has no lora_B"),
+        (add_whole_embedding, "the embedding model.embed_tokens"),
+        (adapt_twice, "as a linear layer and as an embedding"),
         (rename, "unexpected tensor"),
         (use_doubles, "F64"),
         (dict.clear, "doesn't contain tensors"),
@@ -235,6 +254,18 @@ def test_a_lying_header_is_refused(copy_of_a: Path, header: bytes) -> None:
         peft.read(copy_of_a)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[" * 100_000, "not JSON"), ("[]", "must be a JSON object"), (" " * 2**20 + "{}", "at most")],
+)
+def test_a_hostile_config_is_refused(copy_of_a: Path, text: str, says: str) -> None:
+    """Nesting without end, other JSON, and a megabyte of it are errors of ours, not crashes."""
+    (copy_of_a / peft.CONFIG).write_text(text)
+
+    with pytest.raises(peft.InvalidAdapter, match=says):
+        peft.read(copy_of_a)
+
+
 def test_a_pickle_is_never_read(copy_of_a: Path) -> None:
     """A folder with only a pickle is refused with the way out, and the pickle isn't opened."""
     (copy_of_a / peft.WEIGHTS).unlink()
@@ -252,3 +283,165 @@ def test_what_is_not_there_is_told_apart(copy_of_a: Path, tmp_path: Path) -> Non
     for folder in (tmp_path / "nowhere", tmp_path / "empty", copy_of_a):
         with pytest.raises(peft.AdapterNotFound):
             peft.read(folder)
+
+
+def assert_equal(expected: peft.Adapter, adapter: peft.Adapter) -> None:
+    """Compare two adapters, every weight exactly."""
+    assert [*expected.modules] == [*adapter.modules]
+    for path, module in expected.modules.items():
+        np.testing.assert_array_equal(module.a, adapter.modules[path].a, strict=True)
+        np.testing.assert_array_equal(module.b, adapter.modules[path].b, strict=True)
+        assert math.isclose(module.scale, adapter.modules[path].scale, rel_tol=1e-12)
+
+
+@pytest.fixture(params=["peft_a", "peft_b", "peft_c"])
+def any_peft(request: pytest.FixtureRequest) -> Path:
+    """Each of the adapters: all layers, some layers, rank-stabilised."""
+    return Path(request.getfixturevalue(request.param))
+
+
+def test_what_is_written_is_read_again(any_peft: Path, tmp_path: Path) -> None:
+    """Weights, scales and what the config says; twice written, byte for byte the same."""
+    adapter = peft.read(any_peft)
+    folders = [tmp_path / name for name in ("one", "two")]
+
+    for folder in folders:
+        folder.mkdir()
+        peft.write(adapter, folder, base_model="some/base")
+
+    assert_equal(adapter, peft.read(folders[0]))
+    assert "some/base" == peft.read_config(folders[0]).base_model
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_peft_itself_loads_what_is_written(qwen3: Path, any_peft: Path, tmp_path: Path) -> None:
+    """Its logprobs are those of the adapter that was read; nothing is missing or left over."""
+    import models
+
+    peft.write(peft.read(any_peft), tmp_path)
+
+    ids = [7, 77, 777, 70, 700, 17, 170]
+    assert models.reference_logprobs(qwen3, any_peft, ids[:2], ids[2:]) == pytest.approx(
+        models.reference_logprobs(qwen3, tmp_path, ids[:2], ids[2:]), abs=1e-6
+    )
+
+
+def uneven(adapter: peft.Adapter) -> peft.Adapter:
+    """Return an adapter with ranks and alphas of their own in some modules."""
+    modules = dict(adapter.modules)
+    up = modules["model.layers.1.mlp.up_proj"]
+    modules["model.layers.1.mlp.up_proj"] = peft.LoraModule(up.a[:4], up.b[:, :4], 16 / 4)
+    for path, module in modules.items():
+        if path.endswith("q_proj"):
+            modules[path] = peft.LoraModule(module.a, module.b, 32 / 8)
+    config = peft.LoraConfig(
+        8,
+        16,
+        rank_pattern={r"model\.layers\.1\.mlp\.up_proj": 4},
+        alpha_pattern={"q_proj": 32},
+    )
+    return peft.Adapter(config, modules)
+
+
+def test_patterns_are_written_and_peft_reads_them(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """An adapter with ranks and scales of its own modules computes the same, folded or not."""
+    import models
+
+    adapter = uneven(peft.read(peft_a))
+    for name, each in (("as-it-is", adapter), ("folded", peft.folded(adapter))):
+        (tmp_path / name).mkdir()
+        peft.write(each, tmp_path / name)
+
+    ids = [7, 77, 777, 70, 700, 17, 170]
+    as_it_is, folded, plain = (
+        models.reference_logprobs(qwen3, folder, ids[:2], ids[2:])
+        for folder in (tmp_path / "as-it-is", tmp_path / "folded", peft_a)
+    )
+    assert as_it_is == pytest.approx(folded, abs=1e-5)
+    assert as_it_is != pytest.approx(plain, abs=1e-2)
+
+
+def test_folding_gives_one_rank_and_one_scale(peft_a: Path) -> None:
+    """The commonest scale stays, so that most weights stay exactly as they are."""
+    adapter = uneven(peft.read(peft_a))
+
+    folded = peft.folded(adapter)
+
+    assert (8, {}, {}) == (
+        folded.config.rank,
+        folded.config.rank_pattern,
+        folded.config.alpha_pattern,
+    )
+    for path, module in folded.modules.items():
+        before = adapter.modules[path]
+        assert (8, 8, 2.0) == (module.a.shape[0], module.b.shape[1], module.scale)
+        np.testing.assert_allclose(
+            before.scale * (before.b @ before.a), module.scale * (module.b @ module.a), atol=1e-6
+        )
+        if before.scale == 2.0 and before.a.shape[0] == 8:
+            np.testing.assert_array_equal(before.b, module.b)
+
+
+def test_a_scale_of_nothing_folds_to_nothing() -> None:
+    """An alpha of 0 switches a module off, and stays so."""
+    ones = np.ones((2, 2), np.float32)
+    modules = {
+        "a": peft.LoraModule(ones, ones, 0.0),
+        "b": peft.LoraModule(ones, ones, 0.0),
+        "c": peft.LoraModule(ones, ones, 3.0),
+    }
+
+    folded = peft.folded(peft.Adapter(peft.LoraConfig(2, 0.0), modules))
+
+    assert (3.0, 0.0, 1.0) == (
+        folded.modules["a"].scale,
+        folded.modules["a"].b.max(),
+        folded.modules["c"].b.max(),
+    )
+
+
+def test_a_scale_that_the_config_does_not_give_is_not_written(peft_a: Path, tmp_path: Path) -> None:
+    """Read again it would be another; that is a mistake of the caller's."""
+    adapter = peft.read(peft_a)
+    wrong = peft.Adapter(peft.LoraConfig(8, 8), adapter.modules)
+
+    with pytest.raises(ValueError, match="has scale"):
+        peft.write(wrong, tmp_path)
+
+
+def test_sizes_are_known_without_the_weights(copy_of_a: Path) -> None:
+    """The header is enough: NaN among the weights is not noticed, and not looked for."""
+    tensors = tensors_of(copy_of_a)
+    poison(tensors)
+    write_tensors(copy_of_a, tensors)
+
+    config, shapes = peft.read_shapes(copy_of_a)
+
+    assert 8 == config.rank
+    assert (
+        peft.ModuleShape(8, 128, 256, is_embedding=False) == (shapes["model.layers.0.mlp.up_proj"])
+    )
+
+
+def test_an_adapted_embedding_is_read_where_it_is_asked_for(
+    copy_of_a: Path, tmp_path: Path
+) -> None:
+    """It stands apart from the linear layers, and is written again as an embedding."""
+    tensors = tensors_of(copy_of_a)
+    name = "base_model.model.model.embed_tokens.lora_embedding"
+    tensors[f"{name}_A"] = np.ones((8, 1280), np.float32)
+    tensors[f"{name}_B"] = np.ones((128, 8), np.float32)
+    write_tensors(copy_of_a, tensors)
+
+    adapter = peft.read(copy_of_a, with_embeddings=True)
+    (tmp_path / "again").mkdir()
+    peft.write(adapter, tmp_path / "again")
+
+    assert ["model.embed_tokens"] == [*adapter.embeddings]
+    assert "model.embed_tokens" not in adapter.modules
+    again = peft.read(tmp_path / "again", with_embeddings=True)
+    assert (8, 1280) == again.embeddings["model.embed_tokens"].a.shape
+    assert_equal(adapter, again)

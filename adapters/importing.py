@@ -1,0 +1,174 @@
+"""A PEFT adapter that someone else made: checked against a base, and copied.
+
+Refuses what no engine could serve, and says what it found, for an engine may serve less. Runs no
+model and knows no engine.
+"""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from strop.adapters import base_model, peft
+
+_MAX_BYTES = {peft.CONFIG: 2**20, peft.WEIGHTS: 16 * 2**30}
+_COPY_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an adapter is made of.
+
+    Attributes:
+        rank: the largest of its modules.
+        num_parameters: of all A and B together.
+        targets: the names of the layers it adapts, without blocks, as `q_proj`, sorted.
+        embeddings: the paths of the embeddings that it adapts; few engines serve them.
+        has_experts: whether it adapts single experts of a mixture; few engines serve them.
+        base_model: what it names as its base; nothing is concluded from it.
+    """
+
+    rank: int
+    num_parameters: int
+    targets: tuple[str, ...]
+    embeddings: tuple[str, ...]
+    has_experts: bool
+    base_model: str | None
+
+
+def check_import(folder: Path, base: Path | None, *, max_rank: int) -> Found:
+    """Return what the adapter in `folder` is made of, once it can be served.
+
+    Args:
+        folder: a PEFT folder.
+        base: the base that it must fit, in Hugging Face format; names and sizes are compared with
+            its files' headers. Without, the engine will have to find out.
+        max_rank: the largest rank the engine takes.
+
+    Raises:
+        AdapterNotFound: one of the two files isn't there.
+        InvalidAdapter: it can't be served; the message says why.
+        InvalidBase: `base` is broken.
+    """
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        if os.path.lexists(folder / name):
+            with _plain_file(folder, name):
+                pass
+    config, shapes = peft.read_shapes(folder)
+    rank = max(shape.rank for shape in shapes.values())
+    if rank > max_rank:
+        raise peft.InvalidAdapter(
+            f"its rank is {rank}, the engine takes {max_rank} at most; start the engine with a "
+            "higher limit, or train with a lower rank"
+        )
+    if base is not None:
+        _check_fit(shapes, base)
+    peft.check_values(folder)
+    return Found(
+        rank=rank,
+        num_parameters=sum(each.rank * (each.num_in + each.num_out) for each in shapes.values()),
+        targets=tuple(sorted({path.rpartition(".")[2] for path in shapes})),
+        embeddings=tuple(path for path, shape in shapes.items() if shape.is_embedding),
+        has_experts=any(".experts." in path for path in shapes),
+        base_model=config.base_model,
+    )
+
+
+def bring_in(source: Path, folder: Path, base: Path | None, *, max_rank: int) -> Found:
+    """Copy the adapter at `source` into the empty `folder`, check the copy, and say what it is.
+
+    The two files of an adapter are copied, by name, and nothing else that lies there. Where
+    modules have ranks or scales of their own, the copy is one with a single rank and scale that
+    computes the same, because engines that read both from the config serve the others wrongly,
+    without a word.
+
+    Raises:
+        AdapterNotFound: one of the two files isn't there.
+        InvalidAdapter: it can't be served; the message says why.
+        InvalidBase: `base` is broken.
+        OSError: it can't be read or written.
+    """
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        if not os.path.lexists(source / name):
+            peft.read_shapes(source)  # says what is missing, and what is there instead
+        _copy(source, folder, name)
+    found = check_import(folder, base, max_rank=max_rank)
+    config = peft.read_config(folder)
+    if config.rank_pattern or config.alpha_pattern:
+        peft.write(peft.folded(peft.read(folder, with_embeddings=True)), folder)
+    return found
+
+
+def _copy(source: Path, folder: Path, name: str) -> None:
+    with _plain_file(source, name) as original, (folder / name).open("xb") as copy:
+        left = _MAX_BYTES[name]
+        while chunk := original.read(min(_COPY_BYTES, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise peft.InvalidAdapter(f"{name} grew while it was copied")
+            copy.write(chunk)
+
+
+@contextmanager
+def _plain_file(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """Open a file that is no link, no device and not absurdly large."""
+    path = folder / name
+    try:
+        # Without O_NONBLOCK, a named pipe would hold us here until someone writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if path.is_symlink():
+            raise peft.InvalidAdapter(
+                f"{name} is a link; give a folder with the file itself (cp -RL makes one)"
+            ) from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise peft.InvalidAdapter(f"{name} is not a plain file")
+        if status.st_size > _MAX_BYTES[name]:
+            raise peft.InvalidAdapter(
+                f"{name} is {status.st_size} bytes long; expected {_MAX_BYTES[name]} at most"
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def _check_fit(shapes: Mapping[str, peft.ModuleShape], base: Path) -> None:
+    """Refuse modules that the base doesn't have, or has in other sizes."""
+    sizes = base_model.layer_sizes(base)
+    is_tied = bool(base_model.read_config(base).get("tie_word_embeddings"))
+    by_place: dict[str, list[str]] = {}
+    for path in sizes:
+        by_place.setdefault(_place(path), []).append(path)
+    for path, shape in shapes.items():
+        # Models of text and images name their blocks otherwise in memory than in their files.
+        candidates = [path] if path in sizes else by_place.get(_place(path), [])
+        if not candidates and path == "lm_head" and is_tied:
+            candidates = [name for name in sizes if name.endswith("embed_tokens")]
+        if not candidates:
+            raise peft.InvalidAdapter(
+                f"it adapts {path}, which the base {base} doesn't have: was it trained on "
+                "another model?"
+            )
+        adapted = (shape.num_out, shape.num_in)
+        if shape.is_embedding:
+            adapted = (shape.num_in, shape.num_out)
+        found = [sizes[name] for name in candidates]
+        if None not in found and adapted not in found:
+            raise peft.InvalidAdapter(
+                f"{path} is adapted as a layer of {adapted[1]} inputs and {adapted[0]} outputs; "
+                f"that of the base {base} has {found[0]} as (outputs, inputs): was it trained on "
+                "another model?"
+            )
+
+
+def _place(path: str) -> str:
+    """Return the part of a module's path from its block on."""
+    _, marker, rest = path.rpartition("layers.")
+    return marker + rest if marker else path

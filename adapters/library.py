@@ -1,0 +1,206 @@
+"""The folder of adapter versions: each is written once, whole or not at all, and never changed.
+
+Does not know which versions the store has, nor what is in their weights.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from strop.adapters import manifest as manifests
+from strop.adapters.manifest import Manifest
+from strop.adapters.peft_config import AdapterNotFound, InvalidAdapter
+
+_UNFINISHED = ".unfinished-"
+
+
+class Library:
+    """The versions under one folder, each in a folder of its own that is named for it.
+
+    Folders are 0700 and files 0600. Several processes may use one library at once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder where it isn't there; its parent must be."""
+        self.folder = folder
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    def path_of(self, version: str) -> Path:
+        """Return where a version's folder is, or would be.
+
+        Raises:
+            ValueError: `version` is no version id.
+        """
+        if manifests.VERSION_ID.fullmatch(version) is None:
+            raise ValueError(f"{version!r} is no version id; expected v and a number")
+        return self.folder / version
+
+    def create(self, version: str, write: Callable[[Path], None], manifest: Manifest) -> Path:
+        """Add a version; once this returns, it is on disk for good.
+
+        Args:
+            version: its id, which no other version ever had.
+            write: writes the version's files into the empty folder it is given.
+            manifest: what to say of it; its `files` are filled in here.
+
+        Raises:
+            FileExistsError: the version is there already.
+            InvalidAdapter: what was written are not plain files.
+            OSError: it can't be written, for instance because the disk is full.
+
+        Whatever is raised, by `write` too, nothing is left behind.
+        """
+        target = self.path_of(version)
+        if manifest.version != version:
+            raise ValueError(f"the manifest is of {manifest.version}, the folder is {version}'s")
+        _refuse_existing(target)
+        with self._scratch() as scratch:
+            write(scratch)
+            files = {path.name: _sha256(path) for path in _plain_files(scratch)}
+            (scratch / manifests.FILE).write_bytes(manifests.dumps(manifest.with_files(files)))
+            for path in _plain_files(scratch):
+                path.chmod(0o600)
+                _sync(path)
+            _sync(scratch)
+            # A rename replaces an empty folder without a word.
+            with _locked(self.folder, fcntl.LOCK_EX):
+                _refuse_existing(target)
+                scratch.rename(target)
+        try:
+            _sync(self.folder)
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        return target
+
+    def read_manifest(self, version: str) -> Manifest:
+        """Return a version's manifest; its files are not looked at.
+
+        Raises:
+            AdapterNotFound: there is no such version.
+            InvalidAdapter: the manifest is broken, or another version's.
+        """
+        path = self.path_of(version) / manifests.FILE
+        try:
+            manifest = manifests.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise AdapterNotFound(f"there is no version {version} in {self.folder}") from None
+        if manifest.version != version:
+            raise InvalidAdapter(f"the manifest in {path.parent} is of {manifest.version}")
+        return manifest
+
+    def verify(self, version: str) -> Manifest:
+        """Return a version's manifest, once all of its files are as they were written.
+
+        Raises:
+            AdapterNotFound: there is no such version.
+            InvalidAdapter: a file was changed, is missing, is no plain file, or was added; the
+                message names it.
+        """
+        manifest = self.read_manifest(version)
+        folder = self.path_of(version)
+        if folder.is_symlink():
+            raise InvalidAdapter(f"{folder} is a link; a version is a plain folder")
+        found = {path.name: path for path in _plain_files(folder) if path.name != manifests.FILE}
+        if missing := manifest.files.keys() - found.keys():
+            raise InvalidAdapter(
+                f"{version} lacks its file {min(missing)}; import or train it anew"
+            )
+        if added := found.keys() - manifest.files.keys():
+            raise InvalidAdapter(
+                f"{version} has the file {min(added)}, which its manifest doesn't name; remove it"
+            )
+        for name, digest in manifest.files.items():
+            if _sha256(found[name]) != digest:
+                raise InvalidAdapter(
+                    f"{name} of {version} was changed after it was written: its hash is another. "
+                    "Restore it from a copy, or import or train it anew"
+                )
+        return manifest
+
+    def versions_on_disk(self) -> tuple[str, ...]:
+        """Return the ids of the versions that have a folder, oldest first; none is looked into."""
+        names = [
+            entry.name
+            for entry in os.scandir(self.folder)
+            if manifests.VERSION_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+        ]
+        return tuple(sorted(names, key=lambda name: int(name[1:])))
+
+    def remove(self, version: str) -> None:
+        """Delete a version's folder, at once as far as others see; no error where there is none."""
+        with self._scratch() as scratch:
+            with suppress(FileNotFoundError):
+                self.path_of(version).rename(scratch / version)
+            _sync(self.folder)
+
+    def clean(self) -> tuple[str, ...]:
+        """Delete what writers left that died, and return the names; what is being written stays."""
+        removed = []
+        with _locked(self.folder, fcntl.LOCK_EX):
+            for path in sorted(self.folder.glob(f"{_UNFINISHED}*")):
+                with suppress(OSError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(path)
+                    removed.append(path.name)
+        return tuple(removed)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Give a folder that `clean` leaves alone while this process lives; it goes at the end."""
+        with ExitStack() as stack:
+            with _locked(self.folder, fcntl.LOCK_EX):
+                scratch = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
+                stack.enter_context(_locked(scratch, fcntl.LOCK_EX))
+            try:
+                yield scratch
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    if os.path.lexists(target):
+        raise FileExistsError(
+            errno.EEXIST, "a version's folder is never written again", str(target)
+        )
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    """Return the files in a folder by name, once nothing else is in it."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        if not entry.is_file(follow_symlinks=False):
+            raise InvalidAdapter(
+                f"{entry.name} in {folder.name} is a link or a folder; a version has plain files"
+            )
+    return [Path(entry.path) for entry in entries]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """Hold a lock on a folder; the death of this process frees it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)

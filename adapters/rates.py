@@ -1,0 +1,61 @@
+"""How sure a share is: of liked answers among the rated ones, of right ones among the sampled ones.
+
+Pure. Knows nothing of ratings or versions.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
+
+CONFIDENCE: Final = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """From `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share `num_hits` / `num` with its Wilson interval; of nothing, the share is NaN."""
+
+    num_hits: int
+    num: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.num_hits / self.num if self.num else math.nan
+
+    @property
+    def interval(self) -> Interval:
+        """Where the true share lies, at `CONFIDENCE`."""
+        return wilson(self.num_hits, self.num)
+
+
+def wilson(num_hits: int, num: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return the score interval of a share (Wilson 1927, JASA 22, 209); [0, 1] where `num` is 0.
+
+    Raises:
+        ValueError: `num_hits` is not within 0 to `num`.
+    """
+    if not 0 <= num_hits <= num:
+        raise ValueError(f"expected 0 <= hits <= number, got {num_hits} of {num}")
+    if num == 0:
+        return Interval(0.0, 1.0)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = num_hits / num
+    centre = share + z * z / (2 * num)
+    spread = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    scale = 1 + z * z / num
+    # At the ends the formula is exactly 0 or 1, which rounding may miss.
+    low = 0.0 if num_hits == 0 else (centre - spread) / scale
+    high = 1.0 if num_hits == num else (centre + spread) / scale
+    return Interval(low, high)
