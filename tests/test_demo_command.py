@@ -1,26 +1,52 @@
-"""`strop demo` shows the real thing, from start to rating."""
+"""`strop demo` shows the real thing: chat, snapshot, ratings, and a model that learns from them."""
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from strop.adapters.rates import Rate
+from strop.training.demo import picture
+from strop.training.demo.rounds import Measured
 
-@pytest.mark.engine
-def test_the_demo_chats_records_and_rates() -> None:
+pytestmark = pytest.mark.engine
+
+
+def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Return how the demo ended, and what it printed."""
+    command = [sys.executable, "-m", "strop.proxy.cli", "demo", "--home", str(home), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+
+
+def test_two_rounds_of_ratings_make_the_model_better(tmp_path: Path) -> None:
+    """Held-out questions get +.30 of what is liked, in answers that stay well formed."""
+    ended = run(tmp_path / "demo", "--rounds", "2", "--json")
+
+    assert "" == ended.stderr
+    found = json.loads(ended.stdout)
+    base, *rounds = found["results"]
+    measured: list[dict[str, Any]] = [base, *(one["measured"] for one in rounds)]
+    rates = [one["liked"]["num_hits"] / one["liked"]["num"] for one in measured]
+    assert rates[0] + 0.30 <= rates[-1]
+    assert 0.85 <= measured[-1]["well_formed"]["num_hits"] / measured[-1]["well_formed"]["num"]
+    assert ["passed", "passed"] == [one["state"] for one in rounds]
+    assert ["base", "v1", "v2"] == [one["version"] for one in measured]
+    assert b"\x89PNG" == (tmp_path / "demo" / "good-rate.png").read_bytes()[:4]
+
+
+def test_it_shows_the_chat_the_snapshot_and_the_ratings(tmp_path: Path) -> None:
     """Each of the three answers is recorded with its ids, and rated once, in its own way."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "strop.proxy.cli", "demo"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=110,
-    ).stdout
+    # So few may all be bad, which trains nothing: that is not what is looked at here.
+    shown = run(tmp_path / "demo", "--rounds", "1", "--ratings", "4").stdout
 
     chat, snapshot, rating, kept = re.split(
         r"\n(?:Snapshot|Rating|Kept): ", shown.partition("\nChat: ")[2]
     )
+    kept = kept.partition("\nLearning: ")[0]
     answered = re.findall(r"cmp_[0-9a-f]{32}", chat)
     assert 3 == len(set(answered))
     sizes = [int(size) for size in re.findall(r"\((\d+)\)", snapshot)]
@@ -33,3 +59,26 @@ def test_the_demo_chats_records_and_rates() -> None:
         (answered[1], "-1", "header"),
         (answered[0], "+1", "api"),
     ] == rated
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    """What no demo made is not emptied, and the message says what to do."""
+    (tmp_path / "mine.txt").write_text("dear to me", encoding="utf-8")
+
+    ended = run(tmp_path)
+
+    assert 1 == ended.returncode
+    assert "not empty, and no earlier demo made it; name another folder" in ended.stderr
+    assert "dear to me" == (tmp_path / "mine.txt").read_text(encoding="utf-8")
+
+
+def test_a_bar_is_as_long_as_its_rate() -> None:
+    """A bar is solid up to the rate, and shaded to the end of the interval."""
+    half = Measured("v1", 40, Rate(46, 92), Rate(0, 92), Rate(92, 92), "- Paris")
+
+    bar = picture.bars([half])
+
+    assert 25 == bar.count("█")
+    assert round(50 * half.liked.interval.high) - 25 == bar.count("▒")
+    assert "v1    40 ratings" in bar
+    assert "0.50" in bar

@@ -1,0 +1,232 @@
+"""The contract of training backends, torch and mlx alike: logprobs, and adapters in and out.
+
+The reference is transformers and peft, teacher forced; no test here needs a GPU.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+from backend_cases import (
+    SIZES,
+    TOLERANCE,
+    UNCLIPPED,
+    Open,
+    backend,
+    gradients_of,
+    opened,
+    pull,
+    reference,
+    save_random,
+    sequences,
+)
+
+from strop.adapters import peft
+from strop.training.backends import open_policy
+from strop.training.backends.base import BASE, TRAINED, LoraSettings
+
+__all__ = ["backend", "opened"]  # fixtures
+
+
+@pytest.fixture
+def untied(tmp_path: Path) -> Path:
+    """A small random Llama whose head is not its embedding."""
+    from transformers import LlamaConfig
+
+    return save_random(tmp_path / "untied", LlamaConfig(**SIZES, tie_word_embeddings=False))
+
+
+@pytest.mark.parametrize("adapter", [None, "peft_a", "peft_b", "peft_c"])
+def test_logprobs_are_those_of_transformers_and_peft(
+    opened: Open, qwen3: Path, adapter: str | None, request: pytest.FixtureRequest
+) -> None:
+    """Under any adapter, in one batch of unlike lengths, answers have peft's logprobs."""
+    folder = request.getfixturevalue(adapter) if adapter else None
+    asked = sequences((5, 7), (20, 3), (1, 12))
+
+    found = opened(qwen3).logprobs(asked, folder or BASE)
+
+    for tokens, logprobs in zip(asked, found, strict=True):
+        assert np.float32 == logprobs.dtype
+        np.testing.assert_allclose(reference(qwen3, folder, tokens), logprobs, atol=TOLERANCE)
+
+
+def test_llama_with_tied_and_untied_embeddings(opened: Open, llama: Path, untied: Path) -> None:
+    """The head is the embedding or its own matrix; both give transformers' logprobs."""
+    asked = sequences((4, 9), (11, 2))
+
+    for base in (llama, untied):
+        for tokens, logprobs in zip(asked, opened(base).logprobs(asked), strict=True):
+            np.testing.assert_allclose(reference(base, None, tokens), logprobs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["Gemma2Config", "GraniteConfig", "CohereConfig"])
+def test_logits_that_are_scaled_or_capped_after_the_head(
+    opened: Open, kind: str, tmp_path: Path
+) -> None:
+    """A model that changes logits after its head is found out, and gives its own logprobs."""
+    import transformers
+
+    scales: dict[str, dict[str, Any]] = {
+        "Gemma2Config": {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16},
+        "GraniteConfig": {"logits_scaling": 3.0, "attention_multiplier": 0.25},
+        "CohereConfig": {"logit_scale": 0.3, "pad_token_id": 0},
+    }
+    base = save_random(tmp_path / "model", getattr(transformers, kind)(**SIZES, **scales[kind]))
+    asked = sequences((5, 4), (2, 8))
+
+    policy = opened(base, adamw=UNCLIPPED)
+
+    assert policy._net.head is None  # type: ignore[attr-defined]
+    for tokens, logprobs in zip(asked, policy.logprobs(asked), strict=True):
+        np.testing.assert_allclose(reference(base, None, tokens), logprobs, atol=TOLERANCE)
+    policy.accumulate(asked, pull)
+    assert policy.step(0.0) > 0
+
+
+def test_a_mixture_of_experts(opened: Open, tmp_path: Path) -> None:
+    """Attention and shared experts get a LoRA, what chooses experts none; logprobs are right."""
+    from transformers import Qwen2MoeConfig
+
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    }
+    base = save_random(tmp_path / "model", Qwen2MoeConfig(**SIZES, **experts))
+    asked = sequences((5, 9), (12, 4))
+    policy = opened(base, adamw=UNCLIPPED)
+
+    found = policy.logprobs(asked)
+    policy.accumulate(asked, pull)
+    changed = {
+        name.removeprefix("model.layers.0.").removesuffix(".b")
+        for name, gradient in gradients_of(policy, tmp_path / "state").items()
+        if name.startswith("model.layers.0.") and name.endswith(".b") and gradient.any()
+    }
+
+    for tokens, logprobs in zip(asked, found, strict=True):
+        np.testing.assert_allclose(reference(base, None, tokens), logprobs, atol=TOLERANCE)
+    assert {f"self_attn.{name}" for name in models.ATTENTION} | {
+        f"mlp.shared_expert.{name}" for name in models.MLP
+    } == changed
+
+
+def test_an_answer_of_a_thousand_tokens(opened: Open, llama: Path) -> None:
+    """A long answer has transformers' logprobs to the last token."""
+    (tokens,) = sequences((30, 1000))
+
+    (found,) = opened(llama).logprobs([tokens])
+
+    errors = np.abs(reference(llama, None, tokens) - found)
+    assert errors.mean() < TOLERANCE
+    # The frameworks' angles of far positions differ in the last digits.
+    assert errors.max() < 10 * TOLERANCE
+
+
+def test_a_base_in_bf16_is_near_to_the_reference(
+    opened: Open, backend: str, qwen3_bf16: Path
+) -> None:
+    """On a CPU torch computes in float32, mlx in the base's own dtype, with its rounding."""
+    asked = sequences((10, 30))
+
+    policy = opened(qwen3_bf16)
+    (found,) = policy.logprobs(asked)
+
+    assert {"torch": "float32", "mlx": "bfloat16"}[backend] == policy.dtype
+    mean_error = np.abs(reference(qwen3_bf16, None, asked[0]) - found).mean()
+    assert mean_error < {"torch": TOLERANCE, "mlx": 0.2}[backend]
+
+
+def test_a_fresh_lora_changes_nothing_and_is_the_same_in_every_backend(
+    opened: Open, qwen3: Path, tmp_path: Path
+) -> None:
+    """A fresh LoRA is on all linear layers of the blocks, and given by its settings alone."""
+    settings = LoraSettings(rank=4, alpha=8, seed=3)
+    asked = sequences((6, 8))
+
+    policy = opened(qwen3, lora=settings)
+    policy.save_adapter(tmp_path)
+
+    np.testing.assert_array_equal(policy.logprobs(asked, BASE), policy.logprobs(asked))
+    adapter = peft.read(tmp_path)
+    assert 3 * len(models.ALL_LINEAR) == len(adapter.modules)
+    assert {(4, 2.0)} == {(len(module.a), module.scale) for module in adapter.modules.values()}
+    # Drawn by numpy from the seed, so this number is that of both backends.
+    first = adapter.modules["model.layers.0.mlp.down_proj"].a
+    expected = np.random.default_rng(3).uniform(-1, 1, first.shape) * 256**-0.5
+    np.testing.assert_allclose(expected, first, rtol=1e-6)
+
+
+def test_other_weights_leave_the_trained_ones_alone(
+    opened: Open, qwen3: Path, peft_a: Path, peft_b: Path, peft_c: Path, tmp_path: Path
+) -> None:
+    """Any number of other adapters can be computed with, before and after a step."""
+    asked = sequences((5, 7))
+    fourth = Path(shutil.copytree(peft_c, tmp_path / "fourth"))
+    policy, alone = opened(qwen3, peft_a), opened(qwen3, peft_a)
+
+    for _ in range(2):
+        for other in (peft_b, peft_c, BASE, fourth, peft_a, peft_b):
+            (found,) = policy.logprobs(asked, other)
+            adapter = None if other == BASE else Path(other)
+            np.testing.assert_allclose(reference(qwen3, adapter, asked[0]), found, atol=TOLERANCE)
+        for each in (policy, alone):
+            each.accumulate(asked, pull)
+            each.step(0.01)
+        np.testing.assert_array_equal(alone.logprobs(asked), policy.logprobs(asked, TRAINED))
+
+
+def test_a_saved_adapter_is_read_by_peft_and_by_both_backends(
+    opened: Open, qwen3: Path, peft_c: Path, tmp_path: Path
+) -> None:
+    """What is saved has the trained logprobs in transformers and peft, and wherever it is opened.
+
+    Rank, scale and layers are those that it was continued from.
+    """
+    asked = sequences((5, 7), (3, 4))
+    policy = opened(qwen3, peft_c)
+    policy.accumulate(asked, pull)
+    policy.step(0.01)
+    expected = policy.logprobs(asked)
+
+    policy.save_adapter(tmp_path)
+
+    continued, saved = peft.read(peft_c), peft.read(tmp_path)
+    assert {path: m.scale for path, m in continued.modules.items()} == {
+        path: m.scale for path, m in saved.modules.items()
+    }
+    assert np.abs(expected[0] - policy.logprobs(asked, peft_c)[0]).max() > 100 * TOLERANCE
+    for tokens, logprobs in zip(asked, expected, strict=True):
+        np.testing.assert_allclose(reference(qwen3, tmp_path, tokens), logprobs, atol=TOLERANCE)
+    for name in ("torch", "mlx"):
+        other = open_policy(qwen3, start=tmp_path, backend=name)
+        for logprobs, found in zip(expected, other.logprobs(asked), strict=True):
+            np.testing.assert_allclose(logprobs, found, atol=TOLERANCE)
+        other.close()
+
+
+def test_an_adapter_of_another_base_is_refused(
+    opened: Open, qwen3: Path, untied: Path, peft_a: Path
+) -> None:
+    """Neither training nor comparing starts with an adapter that doesn't fit the base."""
+    with pytest.raises(peft.InvalidAdapter, match="trained on another model"):
+        opened(untied, peft_a)
+
+    policy = opened(untied)
+    with pytest.raises(peft.InvalidAdapter, match="trained on another model"):
+        policy.logprobs(sequences((5, 7)), peft_a)
+    assert qwen3 != untied
+
+
+def test_peak_memory_is_told(opened: Open, qwen3: Path) -> None:
+    """The peak is at least what the weights take."""
+    policy = opened(qwen3)
+
+    policy.logprobs(sequences((5, 7)))
+
+    assert policy.peak_memory_bytes >= (qwen3 / "model.safetensors").stat().st_size

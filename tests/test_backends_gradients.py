@@ -1,0 +1,184 @@
+"""The contract of training backends, torch and mlx alike: gradients, and memory that runs out."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+from backend_cases import (
+    TOLERANCE,
+    UNCLIPPED,
+    Open,
+    assert_close,
+    backend,
+    gradients_of,
+    kept_bytes,
+    opened,
+    pull,
+    sequences,
+)
+
+from strop.training.backends import base_files, open_policy
+from strop.training.backends.base import OutOfMemory
+from strop.training.sequences import Floats, Tokens
+
+__all__ = ["backend", "opened"]  # fixtures
+
+
+def test_gradients_are_those_of_autograd_through_peft(
+    opened: Open, qwen3: Path, peft_c: Path, tmp_path: Path
+) -> None:
+    """dL/dlogprob is carried into A and B as autograd does in transformers and peft."""
+    asked = sequences((5, 7), (20, 3), (1, 12))
+    policy = opened(qwen3, peft_c, adamw=UNCLIPPED)
+
+    policy.accumulate(asked, pull)
+    found = gradients_of(policy, tmp_path / "state")
+
+    assert_close(autograd(qwen3, peft_c, asked), found, TOLERANCE)
+
+
+def autograd(base: Path, adapter: Path, asked: Sequence[Tokens]) -> dict[str, Floats]:
+    """Return the gradient of `pull` by each array of the LoRA, by transformers and peft."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft reads a renamed attribute
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    for tokens in asked:
+        ids = torch.tensor(tokens.ids[None].astype(np.int64))
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+        chosen = logprobs.gather(-1, ids[0, 1:, None])[tokens.num_prompt - 1 :, 0]
+        chosen.backward(torch.tensor(pull([chosen.detach().numpy()])[0]))
+    halves = {"lora_A.default.weight": "a", "lora_B.default.weight": "b"}
+    return {
+        f"{path.removeprefix('base_model.model.').partition('.lora_')[0]}.{half}": (
+            weight.grad.numpy()
+        )
+        for path, weight in ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        for ending, half in halves.items()
+        if path.endswith(ending)
+    }
+
+
+def test_micro_batches_add_up(opened: Open, qwen3: Path, peft_a: Path, tmp_path: Path) -> None:
+    """Three sequences one by one give the gradient of all of them together."""
+    asked = sequences((5, 7), (20, 3), (1, 12))
+    together, apart = (opened(qwen3, peft_a, adamw=UNCLIPPED) for _ in range(2))
+
+    together.accumulate(asked, pull)
+    for tokens in asked:
+        apart.accumulate([tokens], pull)
+
+    assert_close(
+        gradients_of(together, tmp_path / "together"), gradients_of(apart, tmp_path / "apart"), 1e-5
+    )
+
+
+def test_checkpointed_blocks_and_a_head_in_chunks_change_no_gradient(
+    opened: Open, qwen3: Path, peft_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a large base does to save memory gives the same logprobs and gradients."""
+    asked = sequences((5, 17), (20, 33))
+    plain = opened(qwen3, peft_a, adamw=UNCLIPPED)
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    saving: Any = opened(qwen3, peft_a, adamw=UNCLIPPED)
+    saving._net = dataclasses.replace(saving._net, chunk=7 * models.VOCAB_SIZE)
+
+    for policy in (plain, saving):
+        policy.accumulate(asked, pull)
+
+    for expected, found in zip(plain.logprobs(asked), saving.logprobs(asked), strict=True):
+        np.testing.assert_allclose(expected, found, atol=1e-5)
+    assert_close(
+        gradients_of(plain, tmp_path / "plain"), gradients_of(saving, tmp_path / "saving"), 1e-5
+    )
+
+
+def test_checkpointed_blocks_keep_less(
+    opened: Open, backend: str, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for the backward pass is less than half of it where blocks are checkpointed."""
+    asked = sequences((5, 200))
+    plain = kept_bytes(backend, opened(llama), asked)
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+
+    checkpointed = kept_bytes(backend, opened(llama), asked)
+
+    assert checkpointed < plain / 2
+
+
+OUT_OF_MEMORY = {
+    "torch": ["MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"],
+    "mlx": [
+        "[METAL] Command buffer execution failed: Insufficient Memory (00000008:...)",
+        "[metal::malloc] Attempting to allocate 22000000000 bytes which is greater than the",
+        "[malloc] Unable to allocate 9000000000 bytes.",
+    ],
+}
+
+
+def test_memory_that_runs_out_is_out_of_memory(opened: Open, backend: str, qwen3: Path) -> None:
+    """What the framework raises where it gets no memory is our one error, and training goes on."""
+    asked = sequences((5, 7))
+    policy = opened(qwen3)
+
+    for error in (MemoryError(), *map(RuntimeError, OUT_OF_MEMORY[backend])):
+        with pytest.raises(OutOfMemory):
+            policy.accumulate(asked, failing_with(error))
+
+    policy.accumulate(asked, pull)
+    assert policy.step(0.01) > 0
+
+
+def failing_with(error: Exception) -> Callable[[list[Floats]], list[Floats]]:
+    """Return a gradient that raises."""
+
+    def fail(_: list[Floats]) -> list[Floats]:
+        raise error
+
+    return fail
+
+
+def test_memory_that_torch_really_does_not_get(qwen3: Path) -> None:
+    """An allocation that the machine refuses is recognised; MLX on a CPU dies of one."""
+    import torch
+
+    policy = open_policy(qwen3, backend="torch")
+
+    with pytest.raises(OutOfMemory, match="allocate"):
+        policy.accumulate(sequences((5, 7)), lambda _: [torch.empty(1 << 55).numpy()])
+
+
+def test_other_errors_of_the_framework_come_through(opened: Open, qwen3: Path) -> None:
+    """An error that has nothing to do with memory is not taken for one that has."""
+    with pytest.raises(RuntimeError, match="shapes don't fit"):
+        opened(qwen3).accumulate(sequences((5, 7)), failing_with(RuntimeError("shapes don't fit")))
+
+
+def test_a_gradient_that_fails_adds_nothing(
+    opened: Open, qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """Where the objective raises, its error comes through and the gradient stays as it was."""
+    asked = sequences((5, 7))
+    failing, plain = (opened(qwen3, peft_a, adamw=UNCLIPPED) for _ in range(2))
+    for policy in (failing, plain):
+        policy.accumulate(asked, pull)
+
+    with pytest.raises(ZeroDivisionError, match="no loss"):
+        failing.accumulate(asked, failing_with(ZeroDivisionError("no loss")))
+
+    assert_close(gradients_of(plain, tmp_path / "a"), gradients_of(failing, tmp_path / "b"), 0.0)
+
+
+def test_a_gradient_of_the_wrong_length_is_refused(opened: Open, qwen3: Path) -> None:
+    """There must be one dL/dlogprob for each answer token."""
+    with pytest.raises(ValueError, match="one value per answer token"):
+        opened(qwen3).accumulate(sequences((5, 7)), lambda values: [values[0][:-1]])

@@ -1,0 +1,138 @@
+"""Tests of `strop eval`: versions of a real home side by side."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rated_home import RatedHome
+from store_values import database_in
+
+from strop.configs import demo_model
+from strop.proxy.store.store import Store
+from strop.training.demo import task
+from strop.training.eval import main
+from strop.training.material import BadPrompts, read_prompts
+from strop.training.run import take
+from strop.training.tokenizer import BaseTokenizer
+
+
+def likes(messages: Sequence[Mapping[str, str]], answer: str) -> bool:
+    """The demo's hidden rule, as `--rule` takes one."""
+    question = task.find_question(messages[-1]["content"])
+    assert question is not None
+    return task.Rater().likes(question, answer)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one version, which is active and was rated too."""
+    folder = tmp_path_factory.mktemp("home")
+
+    async def fill() -> None:
+        store = await Store.open(database_in(folder))
+        rated = RatedHome(folder, store)
+        await rated.rate(60)
+        run = await rated.new_run()
+        assert 0 == await take(folder, run.id)
+        await store.versions.activate("v1", actor="test")
+        await rated.rate(20, "v1")
+        await store.close()
+
+    asyncio.run(fill())
+    return folder
+
+
+def where(home: Path) -> list[str]:
+    """The options that `strop` puts before those that a person types."""
+    return ["--home", str(home), "--base", str(demo_model()), "--backend", "torch"]
+
+
+def shown(home: Path, *arguments: str) -> dict[str, dict[str, object]]:
+    """What the command prints as JSON, by version."""
+    result = CliRunner().invoke(main, [*where(home), "--json", *arguments])
+    assert 0 == result.exit_code, result.output
+    return {one["version"]: one for one in json.loads(result.stdout)}
+
+
+def test_base_and_active_version_are_compared_by_default(home: Path) -> None:
+    """On held-out ratings: what was learned from ratings shows in the margin, and in live ones."""
+    found = shown(home)
+
+    assert ["base", "v1"] == [*found]
+    assert found["v1"]["margin"] > found["base"]["margin"]  # type: ignore[operator]
+    assert 0.0 == pytest.approx(found["base"]["kl_base"], abs=1e-5)
+    assert found["v1"]["num_held_out"] == found["base"]["num_held_out"] != 0
+    assert {"value", "num_good", "num", "low", "high"} == set(found["v1"]["live"])  # type: ignore[call-overload]
+    assert None is found["v1"]["good"]
+
+
+def test_versions_are_compared_by_a_rule_on_a_file_of_prompts(home: Path, tmp_path: Path) -> None:
+    """With a rule there is a good-rate over fresh answers; the file may mix both forms."""
+    texts = [question.text for question in task.split()[1]]
+    prompts = tmp_path / "prompts.jsonl"
+    message = {"messages": [{"role": "user", "content": texts[0]}]}
+    lines = [json.dumps(message), "", *map(json.dumps, texts[1:])]
+    prompts.write_text("\n".join(lines))
+
+    found = shown(home, "base", "v1", "--prompts", str(prompts), "--rule", f"{__name__}:likes")
+
+    assert 4 * len(texts) == found["v1"]["good"]["num"]  # type: ignore[index,call-overload]
+    assert found["v1"]["good"]["value"] > found["base"]["good"]["value"]  # type: ignore[index,call-overload]
+
+
+def test_people_see_a_table(home: Path) -> None:
+    """A version a column, and nothing where nothing was measured."""
+    result = CliRunner().invoke(main, [*where(home), "base", "v1", "--samples", "1"])
+
+    lines = result.stdout.splitlines()
+    assert ["base", "v1"] == lines[0].split()
+    assert any(line.startswith("margin") for line in lines)
+    assert not any(line.startswith("good (fresh answers)") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["v7"], "there is no version"),
+        (["seven"], "there is no version"),
+        (["--prompts", "no-such-file"], "does not exist"),
+        (["--rule", "no_such_module:f"], "can't be loaded"),
+        (["--rule", "a:b", "--judge", "http://x"], "--rule or --judge, got both"),
+        (["--judge", "http://x"], "expected --judge-model"),
+    ],
+)
+def test_a_mistake_says_what_was_expected(home: Path, arguments: list[str], said: str) -> None:
+    """On standard error, with a failing status."""
+    result = CliRunner().invoke(main, [*where(home), *arguments])
+
+    assert result.exit_code
+    assert said in result.stderr
+
+
+def test_a_home_without_held_out_ratings_says_what_to_do(tmp_path: Path) -> None:
+    """A file of prompts needs none."""
+
+    async def make() -> None:
+        await (await Store.open(database_in(tmp_path))).close()
+
+    asyncio.run(make())
+
+    result = CliRunner().invoke(main, [*where(tmp_path), "base"])
+
+    assert result.exit_code
+    assert "name prompts with --prompts FILE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "at least one prompt"), ('{"text": "x"}', "line 1"), ("{", "line 1")]
+)
+def test_a_file_of_prompts_that_is_none_says_where(tmp_path: Path, content: str, said: str) -> None:
+    """Its line is named."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(content)
+
+    with pytest.raises(BadPrompts, match=said):
+        read_prompts(path, BaseTokenizer(demo_model()))

@@ -1,0 +1,260 @@
+"""Tests of what versions are judged and compared by, on a policy that is checked by hand."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
+
+from strop.adapters.rates import Rate
+from strop.training.evaluate import Evaluated, Material, Prompt, evaluate
+from strop.training.figures import gate_figures, num_samples_for, sample
+from strop.training.micro_batch import MicroBatch
+from strop.training.raters import Judge, Messages, RaterFailed, Rule
+from strop.training.stopping import Stopped, Stopping
+from strop.training.training_set import HeldOutTurn, TrainingSet
+
+LOGITS = [0.0, 0.3, -0.2, 0.5]
+TRAINED = [0.5, 0.3, -0.2, 0.2]
+PROMPTS = tuple(Prompt([{"role": "user", "content": f"{i}"}], (1, i)) for i in range(2))
+
+
+def policy() -> ToyPolicy:
+    """A policy whose LoRA has moved from the base."""
+    made = ToyPolicy(LOGITS)
+    made.trained = np.array(TRAINED)
+    return made
+
+
+def words(ids: Sequence[int]) -> str:
+    """An answer as text."""
+    return " ".join(map(str, ids))
+
+
+def compared(material: Material, **changes: object) -> dict[str, Evaluated]:
+    """The figures of the base and of what was trained, by name."""
+    found = evaluate(
+        policy(),
+        {"base": "base", "v1": "trained"},
+        material,
+        words,
+        MicroBatch(1000),
+        **changes,  # type: ignore[arg-type]
+    )
+    return {one.version: one for one in found}
+
+
+def test_samples_are_the_same_for_the_same_seed_and_go_round_the_prompts() -> None:
+    """So versions are asked the same, and a verdict can be made again."""
+    prompts = [(1,), (2, 2)]
+
+    first, second, other = (
+        sample(policy(), "base", prompts, num_samples=40, seed=seed) for seed in (1, 1, 2)
+    )
+
+    assert [(1,), (2, 2)] * 20 == list(first.prompts)
+    assert [one.ids for one in first.answers] == [one.ids for one in second.answers]
+    assert [one.ids for one in first.answers] != [one.ids for one in other.answers]
+    batches = [first.answers[:16], first.answers[16:32]]
+    assert [one.ids for one in batches[0]] != [one.ids for one in batches[1]]
+
+
+def test_short_answers_are_sampled_more_often() -> None:
+    """A mean over few tokens is too uncertain to reject by: about 2,048 tokens, 16 to 128 times."""
+    short = ToyPolicy([50.0, 0.0])  # ends at once
+    long = ToyPolicy([-50.0, 0.0])  # never ends
+
+    counts = [
+        num_samples_for(sample(one, "base", [(1,)], num_samples=16, seed=0))
+        for one in (short, long)
+    ]
+
+    assert [128, 16] == counts
+
+
+def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
+    """The base's surprise at both, entropies, lengths, and the paired means of held-out turns."""
+    base = ToyPolicy(LOGITS)
+    units = (unit(base, [1, 0]),)
+    held_out = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 0]), tokens([2]))),)
+    whole = TrainingSet(units, tuple(parents(units)), (), held_out, ((1,),), {})
+
+    found = gate_figures(policy(), "base", whole, MicroBatch(1000), seed=0)
+
+    old, new = log_softmax(np.array(LOGITS)), log_softmax(np.array(TRAINED))
+    held = [1, 0, 2]
+    assert pytest.approx(float(new[held].mean()), abs=1e-6) == found.held_out[0].candidate
+    assert pytest.approx(float(old[held].mean()), abs=1e-6) == found.held_out[0].parent
+    ratios = (new - old)[held]
+    assert pytest.approx(float((np.exp(ratios) - ratios - 1).mean()), abs=1e-6) == found.parent_kl
+    assert pytest.approx(float(-(np.exp(new) * new).sum()), abs=1e-6) == found.candidate.entropy
+    # A model whose samples are its own is as surprised by them as its entropy says.
+    assert pytest.approx(found.base.entropy, abs=0.2) == found.base.base_nll
+    assert found.candidate.num_samples == found.base.num_samples == 128
+    assert found.candidate.length < found.base.length
+
+
+def test_without_held_out_turns_the_distance_is_that_on_replayed_answers() -> None:
+    """Corrections are left out of it: nobody sampled them."""
+    base = ToyPolicy(LOGITS)
+    units = (unit(base, [1, 0]), unit(base, [3, 3, 3]))
+    whole = TrainingSet(units, tuple(parents(units)), (), (), ((1,),), {})
+
+    found = gate_figures(policy(), "base", whole, MicroBatch(1000), seed=0)
+
+    ratios = (log_softmax(np.array(TRAINED)) - log_softmax(np.array(LOGITS)))[[1, 0, 3, 3, 3]]
+    assert () == found.held_out
+    assert pytest.approx(float((np.exp(ratios) - ratios - 1).mean()), abs=1e-6) == found.parent_kl
+
+
+def test_measuring_ends_where_somebody_asks_it_to() -> None:
+    """A run is not held up by its own evaluation."""
+    stopping = Stopping()
+    stopping.ask()
+
+    with pytest.raises(Stopped):
+        sample(policy(), "base", [(1,)], num_samples=16, seed=0, check=stopping.check)
+
+
+def test_versions_are_compared_on_held_out_answers() -> None:
+    """Means over turns of their mean logprob; a turn of several answers counts once."""
+    held_out = (
+        HeldOutTurn("a", 1.0, (tokens([1, 0]), tokens([0]))),
+        HeldOutTurn("b", 1.0, (tokens([3]),)),
+        HeldOutTurn("c", -1.0, (tokens([2]),)),
+    )
+
+    found = compared(Material((), held_out, {"v1": Rate(3, 4)}))
+
+    table = log_softmax(np.array(TRAINED))
+    liked = float((table[[1, 0, 0]].mean() + table[3]) / 2)
+    assert pytest.approx(liked, abs=1e-6) == found["v1"].liked
+    assert pytest.approx(float(table[2]), abs=1e-6) == found["v1"].disliked
+    assert pytest.approx(liked - float(table[2]), abs=1e-6) == found["v1"].margin
+    assert pytest.approx(math.exp(-liked), abs=1e-6) == found["v1"].perplexity_liked
+    assert (None, Rate(3, 4)) == (found["base"].live, found["v1"].live)
+    assert (0, 3, None) == (found["v1"].num_samples, found["v1"].num_held_out, found["v1"].length)
+
+
+def test_versions_are_compared_on_fresh_answers() -> None:
+    """With a rater they have a good-rate; the base is no distance from itself."""
+    rule = Rule(lambda _, answer: answer.startswith("3"))
+
+    found = compared(Material(PROMPTS), rater=rule, num_samples=100, seed=1)
+
+    for version, logits in (("base", LOGITS), ("v1", TRAINED)):
+        share = float(np.exp(log_softmax(np.array(logits)))[3])
+        good = found[version].good
+        assert good is not None
+        assert 200 == good.num == found[version].num_samples
+        assert share in good.interval
+    assert pytest.approx(0.0, abs=1e-6) == found["base"].kl_base
+    kl = found["v1"].kl_base
+    assert kl is not None
+    assert kl > 0.01
+    assert (None, None) == (found["v1"].liked, found["v1"].margin)
+    assert found["v1"].distinct_1 is not None
+
+
+def test_figures_are_json() -> None:
+    """What couldn't be measured is null, and a rate has its interval."""
+    found = compared(Material(PROMPTS), rater=Rule(lambda *_: True), num_samples=2)
+
+    written = json.loads(json.dumps(found["v1"].to_json(), allow_nan=False))
+
+    assert {"value": 1.0, "num_good": 4, "num": 4, "high": 1.0} == {
+        key: value for key, value in written["good"].items() if key != "low"
+    }
+    assert None is written["margin"]
+
+
+def test_a_rule_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules in the working directory count; bools and numbers in [-1, 1] are ratings."""
+    (tmp_path / "my_rules.py").write_text(
+        "def short(messages, answer):\n    return len(answer) < 3\n"
+        "def graded(messages, answer):\n    return 0.5\n"
+        "def broken(messages, answer):\n    return 'good'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    asked: list[tuple[Messages, str]] = [([], "ab"), ([], "abc")]
+
+    assert [1.0, -1.0] == Rule.load("my_rules:short").rate(asked)
+    assert [0.5, 0.5] == Rule.load("my_rules:graded").rate(asked)
+    with pytest.raises(RaterFailed, match="a bool or a number"):
+        Rule.load("my_rules:broken").rate(asked)
+    for name in ("my_rules", "my_rules:none", "no_such_module:f"):
+        with pytest.raises(RaterFailed):
+            Rule.load(name)
+
+
+class _JudgeHandler(BaseHTTPRequestHandler):
+    """Finds an answer good if it says please; of an empty one it has no opinion."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.seen.append((self.path, self.headers["authorization"], body))  # type: ignore[attr-defined]
+        answer = body["messages"][-1]["content"].rpartition("judge:\n")[2]
+        said = "Is it good? Yes: GOOD." if "please" in answer else "bad" if answer else "hm"
+        reply = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+        self.send_response(200 if answer != "crash" else 500)
+        self.send_header("content-length", str(len(reply)))
+        self.end_headers()
+        self.wfile.write(reply)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def judge() -> Iterator[ThreadingHTTPServer]:
+    """A judge behind an OpenAI-compatible URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _JudgeHandler)
+    server.seen = []  # type: ignore[attr-defined]
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_judge_is_asked_at_temperature_0_for_one_word(judge: ThreadingHTTPServer) -> None:
+    """It sees the conversation and the answer; its last verdict counts, and none is NaN."""
+    rater = Judge(f"http://127.0.0.1:{judge.server_port}/v1", "big", key="secret")
+    chat = [{"role": "user", "content": [{"type": "text", "text": "May I?"}]}]
+
+    ratings = rater.rate([(chat, "Yes, please."), (chat, "No."), (chat, "")])
+
+    assert [1.0, -1.0] == ratings[:2]
+    assert math.isnan(ratings[2])
+    path, key, body = judge.seen[0]  # type: ignore[attr-defined]
+    assert ("/v1/chat/completions", "Bearer secret") == (path, key)
+    assert ("big", 0) == (body["model"], body["temperature"])
+    assert "May I?" in body["messages"][-1]["content"]
+
+
+def test_a_judge_that_gives_no_answer_is_an_error(judge: ThreadingHTTPServer) -> None:
+    """A good-rate over whatever came through would look like a figure."""
+    rater = Judge(f"http://127.0.0.1:{judge.server_port}", "big")
+
+    with pytest.raises(RaterFailed, match="gave no answer"):
+        rater.rate([([], "crash")])
+
+
+def test_unrated_samples_are_counted_apart(judge: ThreadingHTTPServer) -> None:
+    """They are neither good nor bad."""
+    rater = Judge(f"http://127.0.0.1:{judge.server_port}", "big")
+
+    found = evaluate(
+        policy(), {"v1": "trained"}, Material(PROMPTS), lambda _: "", MicroBatch(1000),
+        rater=rater, num_samples=2,
+    )  # fmt: skip
+
+    assert (Rate(0, 0), 4) == (found[0].good, found[0].num_unrated)

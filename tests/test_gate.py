@@ -1,0 +1,192 @@
+"""Tests of the gate: which figures pass, which are rejected, and what it says of both."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strop.training.gate import Behaviour, Figures, HeldOut, Verdict, judge
+
+BASE = Behaviour(num_samples=64, num_tokens=800, base_nll=0.58, length=12.5, entropy=0.55)
+
+
+def held_out(liked: list[float], disliked: list[float], parent: float = -1.0) -> list[HeldOut]:
+    """One session per difference against the parent."""
+    return [
+        HeldOut(f"cmp_{sign}{i}", rating, parent + difference, parent)
+        for sign, rating, differences in (("good", 1.0, liked), ("bad", -1.0, disliked))
+        for i, difference in enumerate(differences)
+    ]
+
+
+def figures(**changes: object) -> Figures:
+    """Figures of a sound candidate that its ratings prefer."""
+    preferred = held_out([0.2 + 0.01 * i for i in range(10)], [-0.3 - 0.01 * i for i in range(10)])
+    sound = Figures(
+        candidate=replace(BASE, base_nll=0.62, entropy=0.4),
+        base=BASE,
+        parent_kl=0.02,
+        held_out=tuple(preferred),
+    )
+    return replace(sound, **changes)
+
+
+def outcome_of(verdict: Verdict, name: str) -> str:
+    """What one check says."""
+    return {check.name: check.outcome for check in verdict.checks}[name]
+
+
+def test_a_sound_and_preferred_candidate_passes() -> None:
+    """Every check passes, and each has its sentence."""
+    verdict = judge(figures())
+
+    assert "passed" == verdict.outcome
+    assert verdict.is_passed
+    assert {"passed"} == {check.outcome for check in verdict.checks}
+    assert 6 == len(verdict.reasons)
+
+
+@given(
+    nll=st.floats(0.5, 0.7),
+    length=st.floats(4, 60),
+    entropy=st.floats(0.1, 1.0),
+    parent_kl=st.floats(0, 0.25),
+    shift=st.floats(0.01, 2.0),
+)
+def test_sound_figures_pass(
+    nll: float, length: float, entropy: float, parent_kl: float, shift: float
+) -> None:
+    """The spread of sound runs (base NLL .5 to .7 against .58) is not rejected."""
+    candidate = replace(BASE, base_nll=nll, length=length, entropy=entropy)
+    preferred = tuple(held_out([shift] * 9, [-shift] * 9))
+
+    verdict = judge(figures(candidate=candidate, parent_kl=parent_kl, held_out=preferred))
+
+    assert "passed" == verdict.outcome
+
+
+@given(nll=st.floats(0.8, 3.9))
+def test_samples_that_surprise_the_base_are_rejected(nll: float) -> None:
+    """The spread of degenerate runs (base NLL .8 to 3.9 against .58) is, whatever ratings say."""
+    verdict = judge(figures(candidate=replace(BASE, base_nll=nll)))
+
+    assert "rejected" == verdict.outcome
+    assert not verdict.is_passed
+    assert 1 == len(verdict.reasons)
+    assert "surprise of its samples to the base" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        ("length", {"length": 1.0}),
+        ("length", {"length": 128.0}),
+        ("entropy", {"entropy": 0.01}),
+        ("entropy", {"entropy": 3.0}),
+        ("base_nll", {"base_nll": math.nan}),
+        ("entropy", {"entropy": math.inf}),
+    ],
+)
+def test_degenerate_samples_are_rejected(check: str, changes: dict[str, float]) -> None:
+    """Answers that end at once or never, that say one thing or anything, or aren't numbers."""
+    verdict = judge(figures(candidate=replace(figures().candidate, **changes)))
+
+    assert "rejected" == verdict.outcome
+    assert "rejected" == outcome_of(verdict, check)
+
+
+@pytest.mark.parametrize("parent_kl", [0.31, 7.0, math.inf, math.nan])
+def test_a_candidate_far_from_its_parent_is_rejected(parent_kl: float) -> None:
+    """More than .3 nats a token is another model, not a sharper one."""
+    verdict = judge(figures(parent_kl=parent_kl))
+
+    assert "rejected" == outcome_of(verdict, "parent_kl")
+    assert ["distance from its parent"] == [reason[:24] for reason in verdict.reasons]
+
+
+def test_too_few_fresh_samples_are_rejected() -> None:
+    """Collapse can't be ruled out with fewer than 16 samples."""
+    verdict = judge(figures(candidate=replace(BASE, num_samples=15)))
+
+    assert "rejected" == verdict.outcome
+    assert "at least 16 fresh samples, got 15" in verdict.reasons[0]
+
+
+def test_liked_answers_that_became_less_likely_reject() -> None:
+    """The whole interval below 0 rejects, though nothing collapsed."""
+    worse = tuple(held_out([-0.2 - 0.01 * i for i in range(10)], [-0.9] * 10))
+
+    verdict = judge(figures(held_out=worse))
+
+    assert "rejected" == outcome_of(verdict, "liked_logprob")
+    assert "passed" == outcome_of(verdict, "margin")
+    assert "rejected" == verdict.outcome
+    assert "worse" in verdict.reasons[0]
+
+
+def test_a_margin_that_shrank_rejects() -> None:
+    """Liked answers became more likely, but disliked ones even more so."""
+    worse = tuple(held_out([0.1 + 0.01 * i for i in range(10)], [0.8] * 10))
+
+    verdict = judge(figures(held_out=worse))
+
+    assert "passed" == outcome_of(verdict, "liked_logprob")
+    assert "rejected" == outcome_of(verdict, "margin")
+    assert "rejected" == verdict.outcome
+
+
+def test_an_interval_across_0_is_inconclusive_and_passes() -> None:
+    """Without evidence either way the candidate may serve, and the verdict says so."""
+    either = tuple(held_out([0.5, -0.5] * 5, [0.5, -0.5] * 5))
+
+    verdict = judge(figures(held_out=either))
+
+    assert "inconclusive" == verdict.outcome
+    assert verdict.is_passed
+    assert any("could be either way" in reason for reason in verdict.reasons)
+
+
+def test_fewer_than_8_sessions_are_inconclusive() -> None:
+    """Seven sessions are too few, however many ratings they hold and however bad they look."""
+    few = [replace(one, root=f"cmp_{i % 7}") for i, one in enumerate(held_out([-1.0] * 70, []))]
+
+    verdict = judge(figures(held_out=tuple(few)))
+
+    assert "inconclusive" == verdict.outcome
+    assert any("7 held-out sessions" in reason for reason in verdict.reasons)
+
+
+def test_no_held_out_rating_is_inconclusive() -> None:
+    """A first run has none; the collapse tests alone decide then."""
+    verdict = judge(figures(held_out=()))
+
+    assert "inconclusive" == verdict.outcome
+    assert "rejected" == judge(figures(held_out=(), parent_kl=1.0)).outcome
+
+
+def test_neutral_ratings_are_on_neither_side() -> None:
+    """A rating of 0 is neither liked nor disliked."""
+    neutral = tuple(HeldOut(f"cmp_{i}", 0.0, -9.0, -1.0) for i in range(20))
+
+    assert "inconclusive" == judge(figures(held_out=neutral)).outcome
+
+
+def test_held_out_logprobs_that_are_not_finite_reject() -> None:
+    """A candidate that gives an answer no chance at all is broken."""
+    broken = (*figures().held_out, HeldOut("cmp_x", 1.0, -math.inf, -1.0))
+
+    assert "rejected" == judge(figures(held_out=broken)).outcome
+
+
+def test_a_verdict_is_json() -> None:
+    """The manifest and the run keep it, so figures that aren't finite become null."""
+    verdict = judge(figures(parent_kl=math.nan))
+
+    written = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+
+    assert "rejected" == written["outcome"]
+    assert [None] == [one["value"] for one in written["checks"] if one["name"] == "parent_kl"]
+    assert {"low", "high"} == set(written["checks"][-1]["interval"])

@@ -1,0 +1,208 @@
+"""Tests of what is measured before the first step and kept for a resume, and of what is refused."""
+
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_policy import ToyPolicy, log_softmax, tokens
+
+from strop.training import training_set
+from strop.training.backends.base import Weights
+from strop.training.collection import refusal
+from strop.training.examples import Example, Examples
+from strop.training.measurement import Measured, measure
+from strop.training.micro_batch import MicroBatch
+from strop.training.mismatch import Mismatch
+from strop.training.rows import LeftOut, Row
+from strop.training.sequences import Floats, Kind, Tokens
+from strop.training.training_set import HeldOutTurn, TrainingSet
+
+LOGITS = [0.0, 0.3, -0.2, 0.5]
+TRAINED = [0.4, 0.3, -0.2, 0.1]
+OLDER = [0.0, 0.9, 0.0, 0.0]
+V1 = Path("v1")
+
+
+class Versions(ToyPolicy):
+    """A toy whose trained LoRA stands at v2, and that also knows v1."""
+
+    def __init__(self) -> None:
+        super().__init__(LOGITS)
+        self.trained = np.array(TRAINED)
+        self.asked: list[Weights] = []
+
+    def logprobs(self, sequences: Sequence[Tokens], weights: Weights = "trained") -> list[Floats]:
+        """Return the logprobs of each answer; of v1 too."""
+        self.asked.append(weights)
+        if weights == V1:
+            table = log_softmax(np.array(OLDER)).astype(np.float32)
+            return [table[one.ids[one.num_prompt :]] for one in sequences]
+        return super().logprobs(sequences, weights)
+
+
+def under(logits: Sequence[float], answer: Sequence[int]) -> Floats:
+    """The logprobs of an answer."""
+    return log_softmax(np.array(logits))[list(answer)].astype(np.float32)
+
+
+def example(
+    answer: Sequence[int],
+    version: str = "base",
+    captured: Floats | None = None,
+    kind: Kind = "rating",
+    rating: float = 1.0,
+) -> Example:
+    """An example of one answer."""
+    row = Row(tokens(answer), captured, {}, version)
+    return Example(kind, (("fb_1", 1),), "cmp_1", rating, (row,))
+
+
+def measured(policy: ToyPolicy, *found: Example, parent: str = "v2") -> Measured:
+    """What is measured of examples, when v1 and v2 are on disk."""
+    versions = {"v1": V1, "v2": Path("v2")}
+    return measure(policy, found, [0.5] * len(found), parent, versions, MicroBatch(1000))
+
+
+def test_each_answer_is_scored_under_base_parent_and_sampler() -> None:
+    """The sampler is the version that answered, and the parent is where training stands."""
+    answer = [1, 2, 0]
+
+    found = measured(Versions(), example(answer, "v1"), example(answer, "v2"), example(answer))
+
+    samplers = [OLDER, TRAINED, LOGITS]
+    for unit, parents, sampler in zip(found.units, found.parents, samplers, strict=True):
+        np.testing.assert_allclose(unit.answers[0].base, under(LOGITS, answer), atol=1e-6)
+        np.testing.assert_allclose(unit.answers[0].sampler, under(sampler, answer), atol=1e-6)
+        np.testing.assert_allclose(parents[0], under(TRAINED, answer), atol=1e-6)
+        assert (0.5, 1.0, "rating") == (unit.advantage, unit.rating, unit.kind)
+
+
+def test_no_version_is_asked_twice() -> None:
+    """Where the parent is also the sampler, its logprobs serve as both."""
+    policy = Versions()
+
+    measured(policy, example([1, 0], "v2"), example([2, 0], "v2"))
+
+    assert ["base", "trained"] == sorted(map(str, policy.asked))
+
+
+def test_the_parent_may_be_the_base() -> None:
+    """A first run continues no version; then base, parent and sampler are one."""
+    policy = ToyPolicy(LOGITS)
+
+    found = measured(policy, example([1, 2, 0]), parent="base")
+
+    assert 1 == policy.num_calls
+    np.testing.assert_array_equal(found.units[0].answers[0].base, found.parents[0][0])
+
+
+def test_the_engines_logprobs_stand_in_for_a_version_that_is_gone() -> None:
+    """And the parent's, where the engine gave none; neither says anything about mismatch."""
+    captured = np.array([-1.0, -2.0], np.float32)
+
+    found = measured(Versions(), example([1, 0], "v9", captured), example([1, 0], "v9"))
+
+    np.testing.assert_array_equal(captured, found.units[0].answers[0].sampler)
+    np.testing.assert_allclose(found.units[1].answers[0].sampler, under(TRAINED, [1, 0]), atol=1e-6)
+    assert 2 == found.num_gone
+    assert 0 == found.agreement.num_tokens
+
+
+def test_tokens_on_which_engine_and_trainer_disagree_are_masked() -> None:
+    """One of thirteen is off by a factor over 2; the others count."""
+    answer = [1] * 12 + [0]
+    captured = under(LOGITS, answer) + np.array([1.0] + [0.0] * 12, np.float32)
+
+    found = measured(Versions(), example(answer, captured=captured))
+
+    assert [False] + [True] * 12 == found.units[0].answers[0].keep.tolist()
+    assert (13, 1) == (found.agreement.num_tokens, found.agreement.num_dropped)
+
+
+def test_disagreement_everywhere_stops_the_run() -> None:
+    """Then it is another template, version or model."""
+    captured = under(LOGITS, [1, 2, 0]) - np.float32(2.0)
+
+    with pytest.raises(Mismatch, match="chat template"):
+        measured(Versions(), example([1, 2, 0], captured=captured))
+
+
+def test_a_training_set_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    """Every array to the bit; the file is its owner's alone, as it holds conversations."""
+    found = measured(Versions(), example([1, 2, 0], "v1"), example([3], rating=-0.5))
+    whole = TrainingSet(
+        units=found.units,
+        parents=found.parents,
+        feedback=(("fb_1", 1), ("fb_2", 3)),
+        held_out=(HeldOutTurn("cmp_9", -1.0, (tokens([1, 0], 4), tokens([2]))),),
+        prompts=((1, 2, 3), (4,)),
+        counts={"ratings": 2},
+    )
+
+    training_set.save(whole, tmp_path / "set.npz")
+    read = training_set.load(tmp_path / "set.npz")
+
+    assert (whole.feedback, whole.prompts, whole.counts) == (
+        read.feedback, read.prompts, read.counts,
+    )  # fmt: skip
+    for one, other in zip(whole.units, read.units, strict=True):
+        assert (one.kind, one.advantage, one.rating) == (other.kind, other.advantage, other.rating)
+        for mine, its in zip(one.answers, other.answers, strict=True):
+            for name in ("base", "sampler", "keep"):
+                np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
+            np.testing.assert_array_equal(mine.tokens.ids, its.tokens.ids)
+            assert mine.tokens.num_prompt == its.tokens.num_prompt
+    for mine, its in zip(whole.parents, read.parents, strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert [("cmp_9", -1.0, [4, 1])] == [
+        (turn.root, turn.rating, [one.num_prompt for one in turn.answers]) for turn in read.held_out
+    ]
+    assert 0o600 == stat.S_IMODE((tmp_path / "set.npz").stat().st_mode)
+    assert ["set.npz"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_an_empty_part_of_a_training_set_comes_back_empty(tmp_path: Path) -> None:
+    """A first run may have nothing held out."""
+    whole = TrainingSet((), (), (), (), (), {})
+
+    training_set.save(whole, tmp_path / "set.npz")
+
+    assert whole == training_set.load(tmp_path / "set.npz")
+
+
+GOOD, BAD = example([1], rating=1.0), example([1], rating=-1.0)
+CORRECTION = example([1], kind="correction")
+
+
+@pytest.mark.parametrize(
+    ("objective", "found", "learn", "said"),
+    [
+        ("topr", [GOOD, BAD], [GOOD, BAD], None),
+        ("topr", [BAD, CORRECTION], [BAD, CORRECTION], None),
+        ("topr", [GOOD], [GOOD], "1 good and 0 bad ratings: topr compares"),
+        ("kto", [BAD], [BAD], "rate some good ones too, or correct some"),
+        ("sft", [GOOD], [GOOD], None),
+        ("sft", [BAD], [], "sft learns from answers rated good, or corrections"),
+        ("dpo", [GOOD, BAD], [], "dpo learns from pairs"),
+        ("topr", [], [], "there is no rating to learn from"),
+    ],
+)
+def test_a_run_without_enough_says_what_is_missing(
+    objective: str, found: list[Example], learn: list[Example], said: str | None
+) -> None:
+    """What compares needs both signs, what imitates needs something to imitate."""
+    reason = refusal(Examples(tuple(found), Counter()), learn, objective)
+
+    assert said in reason if said is not None and reason is not None else reason is said
+
+
+def test_a_run_whose_ratings_all_had_to_be_left_out_says_why() -> None:
+    """Each reason with its number."""
+    left_out = Counter({str(LeftOut.TOO_LONG): 2, str(LeftOut.REDACTED): 1})
+
+    reason = refusal(Examples((), left_out), [], "topr")
+
+    assert "no rating can be learned from (longer than the context: 2, redacted: 1)" == reason

@@ -1,0 +1,234 @@
+"""Tests of a training run as a process: killed, stopped and resumed, and without what it needs."""
+
+import asyncio
+import json
+import os
+import pty
+import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rated_home import RatedHome, command
+from store_values import database_in
+
+from strop.adapters import peft
+from strop.proxy.store.run_records import UNFINISHED, Run
+from strop.proxy.store.store import Store
+from strop.training.run import take
+
+# Ends the process where it would publish what it has written.
+DIES_UNPUBLISHED = """
+import os, signal, sys
+from strop.proxy.store.version_store import VersionStore
+VersionStore.publish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from strop.training.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+# A machine on which none of these is installed.
+LACKS = """
+import sys
+for name in {}:
+    sys.modules[name] = None
+from strop.training.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[RatedHome]:
+    """A home with sixty ratings."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    store = await Store.open(database_in(folder))
+    home = RatedHome(folder, store)
+    await home.rate(60)
+    yield home
+    await store.close()
+
+
+async def start(
+    home: RatedHome,
+    run: Run,
+    *,
+    code: str = "",
+    parent_fd: int | None = None,
+    stdout: int = DEVNULL,
+) -> Process:
+    """Start a run's process; with `code`, by that program."""
+    line = command(home.folder, run.id)
+    if code:
+        line = [sys.executable, "-c", code, *line[3:]]
+    if parent_fd is not None:
+        line += ["--parent-fd", str(parent_fd)]
+    given = () if parent_fd is None else (parent_fd,)
+    return await asyncio.create_subprocess_exec(
+        *line, pass_fds=given, stdout=stdout, stderr=DEVNULL
+    )
+
+
+async def reaches(home: RatedHome, run: Run, step: int) -> None:
+    """Return once a run has taken `step` steps."""
+    while (await row(home, run)).step < step:
+        await asyncio.sleep(0.002)
+
+
+async def row(home: RatedHome, run: Run) -> Run:
+    """A run as it is now."""
+    found = await home.store.runs.get(run.id)
+    assert found is not None
+    return found
+
+
+async def undisturbed(home: RatedHome, run: Run, folder: Path) -> Path:
+    """Take a run to its end in a copy of the home; return its version's folder."""
+    shutil.copytree(home.folder, folder)
+    assert 0 == await take(folder, run.id), (folder / "runs" / run.id / "log.jsonl").read_text()
+    return folder / "adapters" / "v1"
+
+
+def assert_same_weights(expected: Path, folder: Path) -> None:
+    """Every weight is the same to 1e-6."""
+    one, other = peft.read(expected), peft.read(folder)
+    assert one.modules.keys() == other.modules.keys()
+    for path, module in one.modules.items():
+        np.testing.assert_allclose(other.modules[path].a, module.a, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(other.modules[path].b, module.b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 9])
+async def test_a_killed_run_goes_on_where_it_was(
+    home: RatedHome, tmp_path: Path, step: int
+) -> None:
+    """After kill -9 it makes the very version that it would have made undisturbed."""
+    run = await home.new_run()
+    expected = await undisturbed(home, run, tmp_path / "copy")
+
+    process = await start(home, run)
+    await reaches(home, run, step)
+    process.kill()
+    await process.wait()
+    killed = await row(home, run)
+    status = await take(home.folder, run.id)
+
+    assert killed.state in UNFINISHED
+    assert killed.version is None
+    assert 0 == status
+    assert ("passed", "v1") == ((await row(home, run)).state, (await row(home, run)).version)
+    assert_same_weights(expected, home.folder / "adapters" / "v1")
+    steps = await home.store.runs.list_steps(run.id)
+    assert [*range(1, len(steps) + 1)] == [one.step for one in steps]
+
+
+async def test_a_version_written_but_not_published_is_published_as_it_is(
+    home: RatedHome,
+) -> None:
+    """A run that died in between trains nothing anew."""
+    run = await home.new_run()
+
+    died = await (await start(home, run, code=DIES_UNPUBLISHED)).wait()
+    written = (home.folder / "adapters" / "v1" / "manifest.json").read_bytes()
+    before = await home.store.versions.get("v1")
+    await take(home.folder, run.id)
+
+    assert -signal.SIGKILL == died
+    assert before is not None
+    assert "candidate" == before.state
+    assert "passed" == (await row(home, run)).state
+    after = await home.store.versions.get("v1")
+    assert after is not None
+    assert "ready" == after.state
+    assert written == (home.folder / "adapters" / "v1" / "manifest.json").read_bytes()
+
+
+def by_signal(process: Process, _: int) -> None:
+    """Stop a run as a service manager does."""
+    process.send_signal(signal.SIGTERM)
+
+
+def by_pipe(_: Process, write_end: int) -> None:
+    """Stop a run by the death of its parent."""
+    os.close(write_end)
+
+
+@pytest.mark.parametrize("stop", [by_signal, by_pipe])
+async def test_a_stopped_run_can_be_resumed(
+    home: RatedHome, stop: Callable[[Process, int], None]
+) -> None:
+    """Strop's own end, or a signal, ends the run at a step; the next start goes on from there."""
+    await home.rate(200)
+    run = await home.new_run()
+    read_end, write_end = os.pipe()
+
+    process = await start(home, run, parent_fd=read_end)
+    os.close(read_end)
+    await reaches(home, run, 2)
+    stop(process, write_end)
+    await process.wait()
+    stopped = await row(home, run)
+    await take(home.folder, run.id)
+
+    assert 0 == process.returncode
+    assert stopped.state in UNFINISHED
+    assert stopped.step < stopped.num_steps
+    assert "passed" == (await row(home, run)).state
+    log = (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
+    assert any(json.loads(line)["event"] == "resumed" for line in log)
+
+
+@pytest.mark.parametrize(
+    "missing", ["torch,mlx", "torch,mlx,mlx_lm,numpy,transformers,peft,jinja2"]
+)
+async def test_without_torch_and_mlx_a_run_says_what_to_install(
+    home: RatedHome, missing: str
+) -> None:
+    """It fails with the command; nothing is used up."""
+    run = await home.new_run(backend="auto")
+
+    code = await (await start(home, run, code=LACKS.format(missing.split(",")))).wait()
+
+    failed = await row(home, run)
+    assert (1, "failed") == (code, failed.state)
+    assert b"pip install 'strop[torch]'" in failed.reasons
+
+
+async def test_a_run_is_of_low_priority_and_in_a_session_of_its_own(home: RatedHome) -> None:
+    """It gives way to what serves, and a Ctrl-C in the terminal doesn't reach it."""
+    run = await home.new_run()
+    read_end, write_end = os.pipe()
+
+    process = await start(home, run, parent_fd=read_end)
+    await reaches(home, run, 1)
+    priority = os.getpriority(os.PRIO_PROCESS, process.pid)
+    session = os.getsid(process.pid)
+    await process.wait()
+    os.close(read_end)
+    os.close(write_end)
+
+    assert min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10) == priority
+    assert process.pid == session
+
+
+async def test_progress_is_one_line_on_a_terminal(home: RatedHome) -> None:
+    """A person who watches sees one line that is written over, and how it ended."""
+    run = await home.new_run()
+    seen_by_us, terminal = pty.openpty()
+
+    process = await start(home, run, stdout=terminal)
+    os.close(terminal)
+    shown = b""
+    with os.fdopen(seen_by_us, "rb", buffering=0) as reader:
+        try:
+            while chunk := await asyncio.to_thread(reader.read, 65536):
+                shown += chunk
+        except OSError:  # Linux says so of a terminal that nobody holds any more.
+            pass
+    await process.wait()
+
+    lines = shown.decode().replace("\r\n", "\n").split("\n")
+    assert any("\rtraining 1/" in line and " left" in line for line in lines)
+    assert lines[-2].rpartition("\r")[2].startswith("v1: passed.")

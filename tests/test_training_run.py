@@ -1,0 +1,398 @@
+"""Tests of training runs on the demo model: what they learn, refuse, publish and leave alone."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rated_home import RatedHome
+from store_values import database_in
+
+from strop.adapters import peft
+from strop.adapters.library import Library
+from strop.proxy.store import run_lock
+from strop.proxy.store.run_records import Run
+from strop.proxy.store.store import Store
+from strop.training import memory, trainer
+from strop.training.run import take
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[RatedHome]:
+    """An empty home, its store open."""
+    store = await Store.open(database_in(tmp_path))
+    yield RatedHome(tmp_path, store)
+    await store.close()
+
+
+async def over(home: RatedHome, run: Run | None = None, **changes: object) -> Run:
+    """Take a run, a new one by default, to its end in this process, and return its row."""
+    run = run or await home.new_run(**changes)
+    await take(home.folder, run.id)
+    found = await home.store.runs.get(run.id)
+    assert found is not None
+    return found
+
+
+async def num_fresh(home: RatedHome, version: str = "base") -> int:
+    """How many ratings no version in a lineage has learned."""
+    return (await home.store.training.fresh_counts(version, base=home.base, reopen=True)).total
+
+
+def reasons(run: Run) -> str:
+    """What a run says of its end."""
+    return " ".join(json.loads(run.reasons))
+
+
+def of_three(rating: float, other: float) -> Any:
+    """A person who rates every third answer one way, and the others the other way."""
+    turn = iter(range(10**6))
+    return lambda *_: rating if next(turn) % 3 == 0 else other
+
+
+async def test_two_rounds_make_liked_answers_common(home: RatedHome) -> None:
+    """After two rounds of ratings, answers to questions never rated are liked far more often."""
+    before = home.good_rate("base")
+
+    await home.rate(47)
+    first = await over(home)
+    assert first.version is not None, reasons(first)
+    await home.store.versions.activate(first.version, actor="gate")
+    await home.rate(47, first.version)
+    second = await over(home)
+    assert second.version is not None, reasons(second)
+
+    assert ["passed", "passed"] == [first.state, second.state]
+    assert home.good_rate(second.version) >= before + 0.3
+    assert home.well_formed(second.version) >= 0.85
+
+
+async def test_a_passed_run_publishes_a_whole_version(home: RatedHome) -> None:
+    """The version has its files, where it comes from, the verdict, and a probe; nothing is left."""
+    await home.rate(30)
+    counted = await num_fresh(home)
+
+    run = await over(home)
+
+    assert ("passed", "v1") == (run.state, run.version)
+    manifest = Library(home.folder / "adapters").verify("v1")
+    assert (run.id, home.base, "topr", None) == (
+        manifest.run, manifest.base, manifest.objective, manifest.parent,
+    )  # fmt: skip
+    assert counted == len(manifest.feedback)
+    assert manifest.verdict is not None
+    assert manifest.verdict["outcome"] in ("passed", "inconclusive")
+    assert manifest.verdict["reasons"] == json.loads(run.reasons)
+    assert manifest.probe is not None
+    published = await home.store.versions.get("v1")
+    assert published is not None
+    assert ("ready", None) == (published.state, published.stale)
+    left = {path.name for path in (home.folder / "runs" / run.id).iterdir()}
+    assert {"log.jsonl"} == left
+
+
+async def test_what_a_version_learned_is_fresh_no_more(home: RatedHome) -> None:
+    """All fresh ratings train at once; those of held-out sessions never do."""
+    await home.rate(40)
+    counted = await num_fresh(home)
+
+    run = await over(home)
+
+    assert 25 < counted < 40
+    assert counted == json.loads(run.counts)["examples"]
+    assert 40 - counted == json.loads(run.counts)["held_out"]
+    assert 0 == await num_fresh(home, "v1")
+    assert counted == await num_fresh(home, "base")
+
+
+async def test_a_run_says_what_it_did(home: RatedHome) -> None:
+    """Each step has its metrics, and the row has what was in force."""
+    await home.rate(30)
+
+    run = await over(home)
+
+    steps = await home.store.runs.list_steps(run.id)
+    assert [*range(1, run.step + 1)] == [step.step for step in steps]
+    wanted = {
+        "loss", "kl_parent", "kl_base", "kept", "gradient_norm", "logprob_liked",
+        "logprob_disliked", "tokens_per_s",
+    }  # fmt: skip
+    for step in steps:
+        # A step may have no liked or no disliked answer.
+        one_sided = {"logprob_liked", "logprob_disliked"}
+        assert wanted - one_sided <= json.loads(step.metrics).keys()
+    assert any(wanted <= json.loads(step.metrics).keys() for step in steps)
+    config = json.loads(run.config)
+    assert ("torch", "cpu", "float32", 1) == (
+        config["backend"], config["device"], config["dtype"], config["seed"],
+    )  # fmt: skip
+    assert run.num_steps >= run.step
+    assert run.eta_s is None
+    entries = [
+        json.loads(line)
+        for line in (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
+    ]
+    assert len(steps) == sum(entry["event"] == "step" for entry in entries)
+
+
+async def test_three_ratings_train(home: RatedHome) -> None:
+    """Three ratings with both signs are enough for `strop train`, and do no harm."""
+    await home.rate(3, likes=of_three(1.0, -1.0))
+    while not 3 <= await num_fresh(home):
+        await home.rate(1, likes=lambda *_: -1.0)
+
+    run = await over(home)
+
+    assert "passed" == run.state
+    assert "inconclusive" in json.loads(run.metrics)["verdict"]
+    assert home.well_formed("v1") >= 0.85
+
+
+@pytest.mark.parametrize(
+    ("rating", "missing"), [(1.0, "rate some bad ones too"), (-1.0, "rate some good ones too")]
+)
+async def test_one_sign_alone_is_refused(home: RatedHome, rating: float, missing: str) -> None:
+    """Good answers can't be compared with bad ones where one side is missing; nothing is used."""
+    await home.rate(12, likes=lambda *_: rating)
+    before = await num_fresh(home)
+
+    run = await over(home)
+
+    assert "failed" == run.state
+    assert missing in reasons(run)
+    assert run.version is None
+    assert before == await num_fresh(home)
+
+
+async def test_good_ratings_alone_train_by_imitation(home: RatedHome) -> None:
+    """What only imitates needs no bad ones."""
+    await home.rate(20, likes=lambda *_: 1.0)
+
+    run = await over(home, objective="sft")
+
+    assert "passed" == run.state
+
+
+async def test_contradictory_ratings_do_no_harm(home: RatedHome) -> None:
+    """Ratings that say nothing make no version that speaks worse."""
+    coin = iter([1.0, -1.0] * 100)
+    await home.rate(47, likes=lambda *_: next(coin))
+
+    run = await over(home)
+
+    assert run.state in ("passed", "rejected")
+    assert run.version is not None
+    assert home.well_formed(run.version) >= 0.85
+
+
+async def test_a_collapsed_version_is_rejected(home: RatedHome, tmp_path: Path) -> None:
+    """The gate says why, in the row, the version and its manifest; the ratings stay fresh."""
+    await home.rate(30)
+    before = await num_fresh(home)
+    preset = tmp_path / "reckless.toml"
+    preset.write_text("lr = 0.1\nkl_stop = 100.0\nepochs = 8\nmax_grad_norm = 1000.0\n")
+
+    run = await over(home, preset=str(preset))
+
+    assert ("rejected", "v1") == (run.state, run.version)
+    assert "is sound" in reasons(run)
+    assert before == await num_fresh(home)
+    version = await home.store.versions.get("v1")
+    assert version is not None
+    assert "rejected" == version.state
+    manifest = Library(home.folder / "adapters").read_manifest("v1")
+    assert manifest.verdict is not None
+    assert ("rejected", None) == (manifest.verdict["outcome"], manifest.probe)
+
+
+async def test_a_large_batch_of_ratings_takes_no_more_steps_than_allowed(home: RatedHome) -> None:
+    """With more ratings the batches grow; all of them train."""
+    await home.rate(400)
+    counted = await num_fresh(home)
+
+    run = await over(home)
+
+    assert "passed" == run.state
+    assert run.num_steps <= 128
+    assert counted == json.loads(run.counts)["examples"]
+    assert 0 == await num_fresh(home, "v1")
+
+
+async def test_without_ratings_a_run_is_refused(home: RatedHome) -> None:
+    """There is nothing to learn, and the reason says so."""
+    run = await over(home)
+
+    assert "failed" == run.state
+    assert "no rating to learn from" in reasons(run)
+
+
+async def test_ratings_of_another_base_are_not_learned_from(home: RatedHome) -> None:
+    """What the base said before its files changed is another model's."""
+    await home.rate(12, base=f"sha256:{'0' * 64}")
+
+    run = await over(home)
+
+    assert "failed" == run.state
+    assert "before its files changed" in reasons(run)
+
+
+async def test_a_base_whose_files_changed_is_refused(home: RatedHome, tmp_path: Path) -> None:
+    """A run is for one base; after its files changed it doesn't train another."""
+    await home.rate(12)
+    home.base_path = tmp_path / "changed"
+    shutil.copytree(RatedHome(tmp_path, home.store).base_path, home.base_path)
+    tokenizer = home.base_path / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text().replace("Paris", "Parma"))
+
+    run = await over(home)
+
+    assert "failed" == run.state
+    assert "its files changed" in reasons(run)
+    assert await num_fresh(home)
+
+
+async def test_a_wrong_chat_template_stops_the_run(home: RatedHome) -> None:
+    """Trainer and engine then disagree about the same version, and nothing is learned."""
+    await home.rate(20, template=lambda ids: tuple(reversed(ids)))
+
+    run = await over(home)
+
+    assert "failed" == run.state
+    assert "chat template" in reasons(run)
+    assert await num_fresh(home)
+
+
+async def test_a_full_disk_leaves_nothing_half_written(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run fails with the reason, no version is left, and its ratings stay fresh."""
+    await home.rate(20)
+    before = await num_fresh(home)
+
+    def write_half(adapter: peft.Adapter, folder: Path) -> None:
+        (folder / peft.WEIGHTS).write_bytes(bytes(1000))
+        raise OSError(28, "No space left on device", str(folder))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(peft, "write", write_half)
+        run = await over(home)
+
+    assert "failed" == run.state
+    assert "No space left on device" in reasons(run)
+    assert before == await num_fresh(home)
+    assert [] == [*(home.folder / "adapters").iterdir()]
+    failed = await home.store.versions.get("v1")
+    assert failed is not None
+    assert "rejected" == failed.state
+    again = await over(home)
+    assert ("passed", "v2") == (again.state, again.version)
+
+
+async def test_a_rating_withdrawn_during_the_run_makes_the_version_stale(home: RatedHome) -> None:
+    """The version is published, says why it is stale, and is for nobody to promote by itself."""
+    await home.rate(30)
+    run = await home.new_run()
+    collected = home.folder / "runs" / run.id / "set.npz"
+    turns = home.store.training.fresh_turns("base", base=home.base, reopen=True)
+    feedback = (await anext(turns)).feedback[0].id
+
+    taking = asyncio.create_task(over(home, run))
+    while not collected.exists():
+        await asyncio.sleep(0.001)
+    await home.store.withdraw(feedback, None)
+    run = await taking
+
+    assert "passed" == run.state
+    assert feedback in reasons(run)
+    version = await home.store.versions.get("v1")
+    assert version is not None
+    assert version.stale is not None
+
+
+async def test_a_run_that_does_not_fit_into_memory_says_what_to_set(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It doesn't begin; a shortage that passes is waited out."""
+    await home.rate(12, likes=of_three(1.0, -1.0))
+    free = iter([1, 2**40])
+    monkeypatch.setattr(trainer, "_MEMORY_POLL_S", 0.01)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: next(free))
+
+    waited = await over(home)
+    monkeypatch.setattr(trainer, "_MEMORY_WAIT_S", 0.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1)
+    refused = await over(home)
+
+    assert "passed" == waited.state
+    assert "failed" == refused.state
+    assert "training needs about" in reasons(refused)
+
+
+async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
+    """It ends at the next step, and its ratings stay fresh."""
+    await home.rate(200)
+    run = await home.new_run()
+
+    taking = asyncio.create_task(over(home, run))
+    while not await home.store.runs.list_steps(run.id):
+        await asyncio.sleep(0.001)
+    await home.store.runs.cancel(run.id)
+    run = await taking
+
+    assert "cancelled" == run.state
+    assert run.step < run.num_steps
+    assert () == await home.store.versions.list()
+    assert await num_fresh(home) > 100
+
+
+async def test_a_second_run_says_that_one_is_under_way(home: RatedHome) -> None:
+    """One run goes at a time in a home."""
+    await home.rate(12)
+    (home.folder / "runs").mkdir()
+
+    with run_lock.hold(home.folder / "runs", "run_other"):
+        run = await over(home)
+
+    assert "failed" == run.state
+    assert "run_other is training in this home already" in reasons(run)
+
+
+async def test_a_second_process_of_a_run_leaves_its_row_alone(home: RatedHome) -> None:
+    """The first one is at it still."""
+    await home.rate(12)
+    run = await home.new_run()
+    (home.folder / "runs").mkdir()
+
+    with run_lock.hold(home.folder / "runs", run.id):
+        status = await take(home.folder, run.id, patience_s=0.5)
+
+    assert 1 == status
+    assert (await home.store.runs.get(run.id)) == run
+
+
+async def test_a_process_waits_for_one_that_is_at_the_same_run_and_ending(
+    home: RatedHome,
+) -> None:
+    """After its parent's death the old one stops at its next step; the new one then goes on."""
+    await home.rate(30)
+    run = await home.new_run()
+    (home.folder / "runs").mkdir()
+
+    with run_lock.hold(home.folder / "runs", run.id):
+        taking = asyncio.create_task(over(home, run))
+        done, _ = await asyncio.wait([taking], timeout=0.5)
+
+    assert not done
+    assert "passed" == (await taking).state
+
+
+async def test_a_run_that_is_over_is_not_taken_again(home: RatedHome) -> None:
+    """Its row stays as it ended, and a run that isn't there is said to be missing."""
+    run = await over(home)
+
+    assert 0 == await take(home.folder, run.id)
+    assert run == await home.store.runs.get(run.id)
+    assert 1 == await take(home.folder, "run_none")

@@ -1,0 +1,202 @@
+"""The trainer's tokenizer: the ids that the embedded engine gives, answers and their ends."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+
+from strop.configs import demo_model
+from strop.training.tokenizer import BaseTokenizer
+
+USER = {"role": "user", "content": "What is the weather in Köln?"}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+CALLED = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": "weather", "arguments": '{"city": "Köln"}'},
+        }
+    ],
+}
+BODIES: dict[str, dict[str, Any]] = {
+    "one message": {"messages": [USER]},
+    "system": {"messages": [{"role": "system", "content": "Be brief."}, USER]},
+    "developer": {"messages": [{"role": "developer", "content": "Be brief."}, USER]},
+    "parts": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
+            }
+        ]
+    },
+    "turns": {"messages": [USER, {"role": "assistant", "content": "Rain."}, USER]},
+    "thoughts": {
+        "messages": [USER, {"role": "assistant", "content": "Rain.", "reasoning": "hm"}, USER]
+    },
+    "tools": {"messages": [USER], "tools": [TOOL]},
+    "tools refused": {"messages": [USER], "tools": [TOOL], "tool_choice": "none"},
+    "tools required": {"messages": [USER], "tools": [TOOL], "tool_choice": "required"},
+    "tool named": {
+        "messages": [USER],
+        "tools": [TOOL, {"type": "function", "function": {"name": "other"}}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+    },
+    "tool loop": {
+        "messages": [USER, CALLED, {"role": "tool", "tool_call_id": "call_1", "content": "4 °C"}],
+        "tools": [TOOL],
+    },
+    "no thinking": {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}},
+    "thinking": {"messages": [USER], "chat_template_kwargs": {"enable_thinking": True}},
+    "begun": {
+        "messages": [USER, {"role": "assistant", "content": "Rain is"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(qwen3: Path) -> BaseTokenizer:
+    """That of `qwen3`."""
+    return BaseTokenizer(qwen3)
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("model", ["qwen3", "llama", "demo"])
+def test_a_chat_has_the_ids_that_the_embedded_engine_gives_it(
+    name: str, model: str, request: pytest.FixtureRequest
+) -> None:
+    """Each kind of chat request is rendered as the engine renders it, to the last id."""
+    from mlx_lm.utils import load_tokenizer
+
+    from strop.proxy.embedded import prompts, protocol
+
+    base = demo_model() if model == "demo" else request.getfixturevalue(model)
+    config = json.loads((base / "config.json").read_text())
+    engine = load_tokenizer(base, eos_token_ids=config["eos_token_id"])
+    # The demo model has no tool calls, so its engine refuses to require one.
+    body = {
+        key: value
+        for key, value in BODIES[name].items()
+        if engine.has_tool_calling or key != "tool_choice"
+    }
+
+    expected = prompts.encode_chat(protocol.parse_chat({"model": "m", **body}), engine)
+
+    assert expected == BaseTokenizer(base).encode_chat(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"messages": ["hello"]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "call_1"}]}]},
+        {"messages": [USER], "chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
+        {"messages": [USER], "chat_template_kwargs": "none"},
+    ],
+)
+def test_what_can_not_be_rendered_is_a_value_error(
+    tokenizer: BaseTokenizer, body: dict[str, Any]
+) -> None:
+    """A request that the template or the trainer can't take as text is refused, never guessed."""
+    with pytest.raises(ValueError, match=r".+"):
+        tokenizer.encode_chat(body)
+
+
+def test_a_base_without_a_template_takes_no_messages(qwen3: Path, tmp_path: Path) -> None:
+    """It still encodes text, and ends answers with the tokenizer's own end of text."""
+    base = Path(shutil.copytree(qwen3, tmp_path / "base"))
+    (base / "chat_template.jinja").unlink()
+    tokenizer = BaseTokenizer(base)
+
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenizer.encode_chat({"messages": [USER]})
+
+    assert tokenizer.encode_text("hello") == tokenizer.encode_answer("hello")[:-1]
+    assert models.IM_END == tokenizer.decode(tokenizer.encode_answer("hello")[-1:])
+
+
+def test_an_answer_follows_its_prompt_as_the_template_writes_it(tokenizer: BaseTokenizer) -> None:
+    """Prompt and answer are the beginning of what the template makes of the whole chat."""
+    answer = {"role": "assistant", "content": "It rains – 4 °C."}
+
+    ids = tokenizer.encode_chat({"messages": [USER]}) + tokenizer.encode_answer(answer["content"])
+
+    whole = tokenizer.encode_chat({"messages": [USER, answer], "add_generation_prompt": False})
+    assert whole[: len(ids)] == ids
+    assert "\n" == tokenizer.decode(whole[len(ids) :])
+
+
+def test_no_part_of_an_answer_is_a_special_token(tokenizer: BaseTokenizer) -> None:
+    """A person's text that looks like a special token is text; only the last id ends the turn."""
+    text = f"Write {models.IM_END} and {models.IM_START}."
+
+    ids = tokenizer.encode_answer(text)
+
+    ends = models.token_ids(tokenizer._tokenizer)["eos_token_id"]
+    assert [ends] == [id_ for id_ in ids if id_ == ends] == [*ids[-1:]]
+    assert text == tokenizer.decode(ids[:-1])
+
+
+def test_the_template_says_what_ends_a_turn(qwen3: Path, tmp_path: Path) -> None:
+    """Of several end ids it is the one that the template puts behind an assistant's message."""
+    base = Path(shutil.copytree(qwen3, tmp_path / "base"))
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|endoftext|>"))
+    (base / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+
+    ids = BaseTokenizer(base).encode_answer("hello")
+
+    assert models.END_OF_TEXT == BaseTokenizer(base).decode(ids[-1:])
+
+
+@pytest.mark.parametrize("text", ["Hello", models.UNICODE_TEXT, " two  spaces ", "", "\n\n"])
+def test_ids_of_a_text_decode_to_it(tokenizer: BaseTokenizer, text: str) -> None:
+    """A byte-level tokenizer gives every text back."""
+    ids = tokenizer.ids_of_text(text)
+
+    assert ids is not None
+    assert text == tokenizer.decode(ids)
+
+
+def test_a_text_that_does_not_come_back_has_no_ids(tmp_path: Path) -> None:
+    """A tokenizer that can't spell a text says so."""
+    from tokenizers import Tokenizer
+    from tokenizers import models as kinds
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(kinds.WordLevel({"rain": 0, "sun": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = BaseTokenizer(tmp_path)
+
+    assert (0, 1) == tokenizer.ids_of_text("rain sun")
+    assert tokenizer.ids_of_text("rain  sun") is None
+    assert tokenizer.ids_of_text("snow") is None
+
+
+def test_the_context_is_the_configs(tokenizer: BaseTokenizer) -> None:
+    """It is what prompt and answer may have together."""
+    assert models.MAX_POSITIONS == tokenizer.context_length
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    """The error names the folder."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+
+    with pytest.raises(ValueError, match="no tokenizer"):
+        BaseTokenizer(tmp_path)

@@ -1,0 +1,116 @@
+"""Rated turns, units and a tokenizer for the trainer's tests, with defaults for the rest."""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import store_values
+
+from strop.proxy.store.records import Choice, Completion, Feedback, StoredCompletion
+from strop.proxy.store.run_records import RatedTurn
+from strop.training.sequences import Answer, Floats, Kind, Mask, Tokens, Unit
+
+BASE = "sha256:" + "ab" * 32
+PROMPT_IDS = (5, 6, 7)
+
+LN2 = float(np.log(2))
+
+
+class Bytes:
+    """A tokenizer whose ids are bytes, and 256 ends a turn; it knows no tabs."""
+
+    def encode_chat(self, fields: Mapping[str, object]) -> tuple[int, ...]:
+        messages = fields["messages"]
+        assert isinstance(messages, list)
+        if any(message["role"] == "robot" for message in messages):
+            raise ValueError("the template knows no robots")
+        return self._bytes("".join(f"{m['role']}:{m['content']}\n" for m in messages))
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        return self._bytes(text)
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        return (*self._bytes(text), 256)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode()
+
+    def _bytes(self, text: str) -> tuple[int, ...]:
+        return tuple(text.replace("\t", " ").encode())
+
+
+def choice(index: int = 0, **changes: Any) -> Choice:
+    """A choice of three tokens with raw logprobs."""
+    return store_values.choice(index, **changes)
+
+
+def completion(id_: str = "cmp_1", **changes: Any) -> Completion:
+    """A completion of BASE with three prompt ids."""
+    given = {"base": BASE, "prompt_ids": array("i", PROMPT_IDS)}
+    return store_values.completion(id_, **(given | changes))
+
+
+def stored(completion_: Completion) -> StoredCompletion:
+    """A completion that follows nothing."""
+    return StoredCompletion(completion_, "ses_1", completion_.id, None, None, None)
+
+
+def feedback(rating: float = 1.0, id_: str = "fb_1", **changes: Any) -> Feedback:
+    """A standing rating of the first choice."""
+    given: dict[str, Any] = {
+        "revision": 1,
+        "completion": "cmp_1",
+        "choice": 0,
+        "original": b"null",
+        "comment": None,
+        "correction": None,
+        "tags": (),
+        "rater": "",
+        "key_id": "key_a",
+        "source": "api",
+        "scope": "completion",
+        "state": "standing",
+        "created_ms": 0,
+    }
+    return Feedback(id=id_, rating=rating, **(given | changes))
+
+
+def turn(
+    *completions: Completion,
+    given: Sequence[Feedback] = (),
+    choices: Sequence[int] | None = None,
+    root: str = "cmp_root",
+) -> RatedTurn:
+    """A rated turn; liked by one, of one completion, where nothing else is said."""
+    credited = completions or (completion(),)
+    return RatedTurn(
+        feedback=tuple(given) or (feedback(),),
+        completions=tuple(stored(one) for one in credited),
+        choices=tuple(choices or [0] * len(credited)),
+        root=root,
+    )
+
+
+def floats(*values: float) -> Floats:
+    """An array of logprobs. In double precision, so that differences of losses are exact."""
+    return np.array(values, np.float64)  # type: ignore[return-value]
+
+
+def answer(
+    base: Sequence[float],
+    sampler: Sequence[float] | None = None,
+    keep: Sequence[bool] | None = None,
+) -> Answer:
+    """An answer with these logprobs, sampled by the base and kept whole by default."""
+    mask: Mask = np.array([True] * len(base) if keep is None else keep, np.bool_)
+    ids = np.arange(1 + len(base), dtype=np.int32)
+    return Answer(
+        Tokens(ids, 1), floats(*base), floats(*(base if sampler is None else sampler)), mask
+    )
+
+
+def unit(*answers: Answer, advantage: float = 1.0, kind: Kind = "rating", **changes: Any) -> Unit:
+    """A unit whose rating has the sign of its advantage."""
+    rating = changes.get("rating", 1.0 if advantage >= 0 else -1.0)
+    return Unit(kind, advantage, answers, rating)

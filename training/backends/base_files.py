@@ -1,0 +1,131 @@
+"""What a base model's folder says of itself: config, sizes, where answers end.
+
+Reads JSON and the headers of weight files. Loads no model and knows no framework.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from strop.adapters import tensor_file
+from strop.training.backends.base import BackendUnavailable
+
+_CHECKPOINTED_BYTES = 100_000_000
+_UNKNOWN_LENGTH = 8192  # for a model whose config gives no limit, as the embedded engine has it
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """A folder in Hugging Face format."""
+
+    folder: Path
+
+    def check(self) -> None:
+        """Check that config and weights are there and whole, before anything is loaded.
+
+        Raises:
+            BackendUnavailable: they aren't; the message names the file.
+        """
+        _ = self.config, self._tensors
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """`config.json`.
+
+        Raises:
+            BackendUnavailable: it isn't there, or isn't a JSON object.
+        """
+        config = self._json("config.json")
+        if config is None:
+            raise BackendUnavailable(
+                f"{self.folder} is no model folder: expected a config.json in it; set model.base to"
+                " a folder in Hugging Face format"
+            )
+        return config
+
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """The config of the language model, which a model for images too has inside its own."""
+        inner = self.config.get("text_config")
+        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+
+    @property
+    def is_mlx_quantized(self) -> bool:
+        """Whether its weights are quantised as only mlx-lm reads them."""
+        return isinstance(self.config.get("quantization"), dict)
+
+    @property
+    def dtype(self) -> str:
+        """What it says its weights are, `float32` where it doesn't."""
+        named = self.text_config.get("dtype") or self.text_config.get("torch_dtype")
+        return str(named).removeprefix("torch.") if named else "float32"
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and answer together."""
+        limit = self.text_config.get("max_position_embeddings")
+        return limit if isinstance(limit, int) and limit > 0 else _UNKNOWN_LENGTH
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The ids with which an answer ends, as engines read them from here."""
+        generation = self._json("generation_config.json") or {}
+        named = generation.get("eos_token_id") or self.text_config.get("eos_token_id")
+        ids = [named] if isinstance(named, int) else named or []
+        return frozenset(int(token) for token in ids) | self._tokenizer_end
+
+    @cached_property
+    def num_weights(self) -> int:
+        """How many numbers the weight files hold; of packed ones, the packed."""
+        return sum(prod(tensor.shape) for tensor in self._tensors)
+
+    @cached_property
+    def num_weight_bytes(self) -> int:
+        """How many bytes of tensors the weight files hold."""
+        return sum(tensor.end - tensor.start for tensor in self._tensors)
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether backends compute its blocks' activations again in the backward pass.
+
+        That takes a fraction of the memory and a third more time; a small model keeps them.
+        """
+        return self.num_weight_bytes > _CHECKPOINTED_BYTES
+
+    @cached_property
+    def _tensors(self) -> tuple[tensor_file.Tensor, ...]:
+        paths = sorted(self.folder.glob("model*.safetensors"))
+        if not paths:
+            raise BackendUnavailable(
+                f"{self.folder} has no model*.safetensors; strop loads no other weights"
+            )
+        try:
+            return tuple(
+                tensor for path in paths for tensor in tensor_file.read_header(path).values()
+            )
+        except tensor_file.BrokenTensorFile as error:
+            raise BackendUnavailable(f"{self.folder}: {error}") from error
+
+    @property
+    def _tokenizer_end(self) -> frozenset[int]:
+        """Return the id of the tokenizer's own end-of-text token."""
+        named = (self._json("tokenizer_config.json") or {}).get("eos_token")
+        text = named.get("content") if isinstance(named, dict) else named
+        added = (self._json("tokenizer.json") or {}).get("added_tokens") or []
+        return frozenset(token["id"] for token in added if token.get("content") == text)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            read = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise BackendUnavailable(f"{path} is not JSON: {error}") from error
+        if not isinstance(read, dict):
+            raise BackendUnavailable(f"{path} must be a JSON object, got {type(read).__name__}")
+        return read

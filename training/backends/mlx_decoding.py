@@ -1,0 +1,135 @@
+"""Answers of a model in MLX, drawn token by token: the training's one file on BatchGenerator.
+
+Written against mlx-lm 0.32.2, whose batch API changes with nearly every minor version. Knows no
+LoRA: whoever calls has chosen the weights. Letters: B sequences, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import BatchGenerator, StopSequences
+
+from strop.training.backends.base import Sampled
+from strop.training.sequences import Floats
+
+Sampler = Callable[[mx.array], mx.array]
+
+
+class _Float32Logits:
+    """A model whose logits are float32, so that logprobs keep more digits than bf16 has."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        logits: mx.array = self._model(*args, **kwargs).astype(mx.float32)
+        return logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def sample(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    end_ids: frozenset[int],
+) -> list[Sampled]:
+    """Return one answer for each prompt, as `Policy.sample` says."""
+    if not prompts:
+        return []
+    drawn: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
+    for rows, tokens, logprobs_BV in _decode(
+        model, prompts, max_tokens, end_ids, _sampler(temperature, seed)
+    ):
+        chosen_B = mx.take_along_axis(logprobs_BV, mx.array(tokens)[:, None], axis=-1)[:, 0]
+        # Where a token is impossible, 0 times minus infinity counts as 0.
+        finite_BV = mx.maximum(logprobs_BV, mx.finfo(mx.float32).min)
+        entropies_B = -mx.sum(mx.exp(logprobs_BV) * finite_BV, axis=-1)
+        mx.eval(chosen_B, entropies_B)
+        steps = zip(tokens, _floats(chosen_B), _floats(entropies_B), strict=True)
+        for row, step in zip(rows, steps, strict=True):
+            drawn[row].append(step)
+    return [_sampled(steps) for steps in drawn]
+
+
+def greedy(
+    model: Any, prompt: Sequence[int], num_tokens: int
+) -> tuple[tuple[int, ...], Floats, Floats]:
+    """Return a greedy continuation, as `Policy.greedy` says."""
+    ids, logprobs, margins = [], [], []
+    for _, tokens, logprobs_BV in _decode(model, [prompt], num_tokens, frozenset(), _best):
+        second, best = _floats(mx.sort(mx.topk(logprobs_BV[0], 2)))
+        ids.append(tokens[0])
+        logprobs.append(best)
+        margins.append(best - second)
+    return tuple(ids), np.array(logprobs, np.float32), np.array(margins, np.float32)
+
+
+def _decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    end_ids: frozenset[int],
+    sampler: Sampler,
+) -> Iterator[tuple[list[int], list[int], mx.array]]:
+    """Yield, step by step, the rows that drew a token, the tokens, and logprobs (rows, V)."""
+    generator = BatchGenerator(
+        _Float32Logits(model),
+        sampler=sampler,
+        completion_batch_size=len(prompts),
+        prefill_batch_size=len(prompts),
+    )
+    stops = StopSequences([(token,) for token in end_ids])
+    with closing(generator), mx.stream(generator.stream):
+        uids = generator.insert(
+            [[*map(int, prompt)] for prompt in prompts],
+            max_tokens=[max_tokens] * len(prompts),
+            stop_sequences=[stops] * len(prompts),
+        )
+        row_of = {uid: row for row, uid in enumerate(uids)}
+        left = len(prompts)
+        while left:
+            _, responses = generator.next()
+            if responses:
+                left -= sum(response.finish_reason is not None for response in responses)
+                yield (
+                    [row_of[response.uid] for response in responses],
+                    [int(response.token) for response in responses],
+                    mx.stack([response.logprobs for response in responses]),
+                )
+
+
+def _sampler(temperature: float, seed: int) -> Sampler:
+    if temperature == 0:
+        return _best
+    key = mx.random.key(seed)
+
+    def draw(logprobs_BV: mx.array) -> mx.array:
+        nonlocal key
+        key, now = mx.random.split(key)
+        tokens_B: mx.array = mx.random.categorical(logprobs_BV / temperature, key=now)
+        return tokens_B
+
+    return draw
+
+
+def _best(logprobs_BV: mx.array) -> mx.array:
+    tokens_B: mx.array = mx.argmax(logprobs_BV, axis=-1)
+    return tokens_B
+
+
+def _floats(values: mx.array) -> list[float]:
+    found: Any = values.tolist()
+    return [*found]
+
+
+def _sampled(steps: list[tuple[int, float, float]]) -> Sampled:
+    ids, logprobs, entropies = zip(*steps, strict=True)
+    return Sampled(ids, np.array(logprobs, np.float32), np.array(entropies, np.float32))

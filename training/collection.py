@@ -1,0 +1,143 @@
+"""What a run learns from: fresh ratings as examples, split from the held-out ones, or a refusal.
+
+Reads the store, and computes nothing with a model; `measuring` does that.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from strop.proxy.store.run_records import RatedTurn
+from strop.proxy.store.training_store import TrainingStore
+from strop.training import examples
+from strop.training.advantages import advantages
+from strop.training.examples import Example, Examples
+from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
+from strop.training.objectives.base import Objective
+from strop.training.rows import Target
+from strop.training.training_set import HeldOutTurn
+
+MAX_HELD_OUT: Final = 512
+MAX_PROMPT_TOKENS: Final = 4096
+
+# What compares good with bad can't tell a better answer from a worse one without both.
+_COMPARING: Final = ("topr", "mispo", "reinforce", "kto")
+
+
+class Refused(Exception):
+    """This run can't be made; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Examples with their advantages, and what the gate needs.
+
+    Attributes:
+        learn: what the objective learns from.
+        advantages: one for each of `learn`.
+        held_out: rated turns of held-out sessions, the newest.
+        prompts: distinct recorded prompts, shuffled; those of held-out sessions first.
+        counts: examples by kind, and what was left out or flagged, by reason.
+        warnings: what people should know.
+    """
+
+    learn: tuple[Example, ...]
+    advantages: tuple[float, ...]
+    held_out: tuple[HeldOutTurn, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    counts: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+async def collect(
+    ratings: TrainingStore,
+    parent: str,
+    objective: Objective,
+    target: Target,
+    *,
+    reopen: bool,
+    seed: int,
+) -> Collected:
+    """Return what there is to learn from for a child of `parent`, a version or `base`.
+
+    Args:
+        ratings: what people said.
+        parent: what it has learned from is left out.
+        objective: chooses what it learns from.
+        target: the base, its context and its tokenizer.
+        reopen: whether what a version learned that was rolled back counts as fresh.
+        seed: of the order of the prompts.
+
+    Raises:
+        Refused: it is not enough, and why.
+    """
+    base = target.base
+    turns = [turn async for turn in ratings.fresh_turns(parent, base=base, reopen=reopen)]
+    found = examples.make(turns, target)
+    learn = objective.select(found.examples)
+    if reason := refusal(found, learn, objective.name):
+        raise Refused(reason)
+    kept = await held_out_turns(ratings, target)
+    counts = found.counts() | {"examples": len(learn), "held_out": len(kept)}
+    return Collected(
+        learn=tuple(learn),
+        advantages=tuple(advantages(learn, await ratings.prior(base=base))),
+        held_out=tuple(
+            HeldOutTurn(one.session_root, one.rating, tuple(row.tokens for row in one.rows))
+            for one in kept
+        ),
+        prompts=tuple(_prompts([kept, learn], target.context, seed)),
+        counts=counts,
+        warnings=found.warnings(),
+    )
+
+
+async def held_out_turns(ratings: TrainingStore, target: Target) -> list[Example]:
+    """Return the newest rated turns of held-out sessions."""
+    turns: list[RatedTurn] = []
+    async for turn in ratings.held_out_turns(base=target.base):
+        turns.append(turn)
+        if len(turns) == MAX_HELD_OUT:
+            break
+    return [one for one in examples.make(turns, target).examples if one.kind == "rating"]
+
+
+def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | None:
+    """Return why `learn`, selected from `found`, can't be learned from; None if it can."""
+    if not found.examples:
+        if not found.left_out:
+            return (
+                "there is no rating to learn from: all were learned from already, or they are of"
+                " answers by another model, or by the base as it was before its files changed"
+            )
+        reasons = ", ".join(f"{reason}: {num}" for reason, num in found.left_out.most_common())
+        return f"no rating can be learned from ({reasons})"
+    num_good = sum(one.rating > 0 for one in found.examples if one.kind != "pair")
+    num_bad = sum(one.rating < 0 for one in found.examples if one.kind != "pair")
+    if objective in _COMPARING and not (num_good and num_bad):
+        missing = "bad" if num_good else "good"
+        either = ", or train with --objective sft" if num_good else ", or correct some"
+        return (
+            f"{num_good} good and {num_bad} bad ratings: {objective} compares good answers with"
+            f" bad ones; rate some {missing} ones too{either}"
+        )
+    if not learn:
+        wanted = {"dpo": "pairs: a correction, or a good and a bad answer to the same prompt"}
+        needs = wanted.get(objective, "answers rated good, or corrections")
+        return f"{objective} learns from {needs}; there is none among {len(found.examples)} ratings"
+    return None
+
+
+def _prompts(groups: Sequence[Sequence[Example]], context: int, seed: int) -> list[tuple[int, ...]]:
+    """Return up to `MAX_SAMPLES` distinct prompts that leave room for an answer."""
+    rng = random.Random(seed)  # noqa: S311
+    found: dict[tuple[int, ...], None] = {}
+    for group in groups:
+        rows = [row for one in group for row in one.rows]
+        for row in rng.sample(rows, len(rows)):
+            ids = tuple(row.tokens.ids[: row.tokens.num_prompt].tolist())
+            found.setdefault(ids)
+    room = context - MAX_SAMPLE_TOKENS
+    short = [ids for ids in found if len(ids) <= min(room, MAX_PROMPT_TOKENS)]
+    return (short or sorted(found, key=len)[:1])[:MAX_SAMPLES]

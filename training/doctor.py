@@ -1,0 +1,193 @@
+"""`strop doctor`: what can train on this machine, with what, and why.
+
+Asks what is installed, free and set. Loads no model and trains nothing.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import click
+
+_PACKAGES: Final = ("torch", "transformers", "mlx", "mlx-lm", "bitsandbytes", "tensorboard")
+_LONG: Final = 2048
+"""A conversation of so many tokens is one that most people have."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found, by name, and what stands in the way of training."""
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def examine(
+    base: Path | None, backend: str, device: str, preset: str, *, quantize_base: bool
+) -> Report:
+    """Return what this machine can do with these settings.
+
+    Args:
+        base: the folder of the base; None where none is set.
+        backend: `training.backend`.
+        device: `training.device`.
+        preset: `training.preset`.
+        quantize_base: `training.quantize_base`.
+    """
+    report = Report()
+    system = f"{platform.system()} {platform.machine()}"
+    report.rows.append(("machine", f"{system}, Python {platform.python_version()}"))
+    report.rows += [(name, _version(name)) for name in _PACKAGES]
+    if importlib.util.find_spec("numpy") is None:
+        report.problems.append(
+            "training needs torch or mlx, and neither is installed: pip install 'strop[torch]', on"
+            " Apple Silicon 'strop[mlx]'"
+        )
+        return report
+    from strop.training.backends.base import BackendUnavailable
+
+    try:
+        _examine_training(report, base, backend, device, preset, quantize_base=quantize_base)
+    except (BackendUnavailable, ValueError) as error:
+        report.problems.append(str(error))
+    return report
+
+
+def _examine_training(
+    report: Report,
+    base: Path | None,
+    backend: str,
+    device: str,
+    preset: str,
+    *,
+    quantize_base: bool,
+) -> None:
+    from strop.training import memory, presets
+    from strop.training.backends import choose
+    from strop.training.backends.base_files import BaseFiles
+
+    chosen = choose(backend, device, base=base)
+    report.rows.append(("trains with", f"{chosen.name} on {chosen.device}: {chosen.why}"))
+    free = memory.free_bytes(chosen.device)
+    report.rows.append(("free memory", _gib(free)))
+    if base is None:
+        report.problems.append(
+            "nothing can be trained before model.base is set: a folder or a downloaded hub id of"
+            " the same model in Hugging Face format"
+        )
+        return
+    files = BaseFiles(base)
+    files.check()
+    report.rows.append(
+        (
+            "base",
+            f"{base}: {files.num_weights / 1e6:,.1f} million weights, {files.dtype}, context"
+            f" {files.context_length:,}",
+        )
+    )
+    found = presets.load(preset, files.config)
+    report.rows.append(
+        (
+            "preset",
+            f"{found.name}: lr {found.lr:.2g}, rank {found.rank}, alpha {found.alpha:g}, up to"
+            f" {found.max_steps} steps of {found.batch_size} and more, KL stop {found.kl_stop:g}",
+        )
+    )
+    needed = memory.estimate(
+        base,
+        backend=chosen.name,
+        device=chosen.device,
+        rank=found.rank,
+        quantize_base=quantize_base,
+    )
+    lengths = sorted({min(_LONG, files.context_length), files.context_length})
+    for longest in lengths:
+        total = _gib(needed.total(longest, longest))
+        report.rows.append((f"memory for {longest:,} tokens", f"about {total}"))
+    advice = memory.advice(
+        needed,
+        free,
+        backend=chosen.name,
+        device=chosen.device,
+        longest=lengths[0],
+        is_quantized=quantize_base,
+    )
+    if advice:
+        report.problems.append(advice)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExample:\n  strop doctor\n",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--home", type=click.Path(path_type=Path), metavar="DIR", help="Where strop keeps its things."
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The base, in Hugging Face format. [default: model.base]",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "mlx"]),
+    default="auto",
+    help="What computes. [default: training.backend]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    help="Where. [default: training.device]",
+)
+@click.option("--quantize-base/--no-quantize-base", default=False, help="Hold it in 4 bits.")
+@click.option("--preset", default="balanced", metavar="NAME", help="How far a run may go.")
+def main(
+    as_json: bool,
+    home: Path | None,
+    base: Path | None,
+    backend: str,
+    device: str,
+    quantize_base: bool,
+    preset: str,
+) -> None:
+    """Say what can train here, with what, and why.
+
+    Exits with 1 where nothing can, and says what to do.
+    """
+    report = examine(base, backend, device, preset, quantize_base=quantize_base)
+    if home is not None:
+        report.rows.insert(0, ("home", str(home)))
+    if as_json:
+        click.echo(json.dumps({"facts": dict(report.rows), "problems": report.problems}))
+    else:
+        width = max(len(name) for name, _ in report.rows)
+        for name, says in report.rows:
+            click.echo(f"{name.ljust(width)}  {says}")
+        for problem in report.problems:
+            click.echo(f"\n{problem}")
+        if not report.problems:
+            click.echo("\nThis machine can train.")
+    sys.exit(1 if report.problems else 0)
+
+
+if __name__ == "__main__":
+    main(prog_name="strop doctor")

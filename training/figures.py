@@ -1,0 +1,164 @@
+"""The gate's figures: what a candidate says by itself, and what it thinks of held-out answers.
+
+Asks a policy; decides nothing. `gate` does that.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from strop.training.backends.base import BASE, TRAINED, Policy, Sampled, Weights
+from strop.training.gate import MIN_SAMPLES, Behaviour, Figures, HeldOut
+from strop.training.loop import kl_of
+from strop.training.micro_batch import MicroBatch
+from strop.training.sequences import Floats, Tokens
+from strop.training.training_set import HeldOutTurn, TrainingSet
+
+MAX_SAMPLE_TOKENS: Final = 128
+MAX_SAMPLES: Final = 128
+# Where answers are short, more of them: a mean over fewer tokens is too uncertain to reject by.
+_ENOUGH_TOKENS: Final = 2048
+# Of the answers that were trained on, as many as say how far the candidate went.
+_MAX_REPLAYED: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Answers that were just sampled, and the prompts that they answer."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    answers: tuple[Sampled, ...]
+
+    @property
+    def sequences(self) -> list[Tokens]:
+        """The answers as sequences."""
+        return [
+            Tokens(np.array([*prompt, *answer.ids], np.int32), len(prompt))
+            for prompt, answer in zip(self.prompts, self.answers, strict=True)
+        ]
+
+
+def sample(
+    policy: Policy,
+    weights: Weights,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    num_samples: int,
+    seed: int,
+    max_tokens: int = MAX_SAMPLE_TOKENS,
+    batch_size: int = MIN_SAMPLES,
+    check: Callable[[], None] = lambda: None,
+) -> Fresh:
+    """Return `num_samples` answers at T = 1, the prompts one after the other and over again.
+
+    Args:
+        policy: samples.
+        weights: of the version that is asked.
+        prompts: ids, at least one prompt.
+        num_samples: how many answers.
+        seed: the same seed gives the same answers.
+        max_tokens: of an answer.
+        batch_size: how many are sampled at once.
+        check: called between batches; may raise.
+    """
+    asked = [prompts[i % len(prompts)] for i in range(num_samples)]
+    answers: list[Sampled] = []
+    for start in range(0, num_samples, batch_size):
+        check()
+        answers += policy.sample(
+            asked[start : start + batch_size],
+            max_tokens=max_tokens,
+            temperature=1.0,
+            seed=seed + start,
+            weights=weights,
+        )
+    return Fresh(tuple(asked), tuple(answers))
+
+
+def num_samples_for(first: Fresh) -> int:
+    """Return how many samples to draw when the first ones are as long as these: 16 to 128."""
+    num_tokens = sum(len(answer.ids) for answer in first.answers)
+    wanted = math.ceil(_ENOUGH_TOKENS * len(first.answers) / max(1, num_tokens) / MIN_SAMPLES)
+    return min(MAX_SAMPLES, max(1, wanted) * MIN_SAMPLES)
+
+
+def behaviour(fresh: Fresh, base_logprobs: Sequence[Floats]) -> Behaviour:
+    """Return what the samples look like, given the base's logprobs of them."""
+    num_tokens = sum(len(answer.ids) for answer in fresh.answers)
+    return Behaviour(
+        num_samples=len(fresh.answers),
+        num_tokens=num_tokens,
+        base_nll=-_mean(base_logprobs),
+        length=num_tokens / max(1, len(fresh.answers)),
+        entropy=_mean([answer.entropies for answer in fresh.answers]),
+    )
+
+
+def gate_figures(
+    policy: Policy,
+    parent: Weights,
+    whole: TrainingSet,
+    micro_batch: MicroBatch,
+    *,
+    seed: int,
+    check: Callable[[], None] = lambda: None,
+) -> Figures:
+    """Return what the gate decides by, for the LoRA that `policy` has trained.
+
+    Args:
+        policy: holds the candidate.
+        parent: the weights of the version it was trained from.
+        whole: held-out turns, prompts, and the answers to replay where nothing is held out.
+        micro_batch: how much fits.
+        seed: of the samples.
+        check: called between steps; may raise.
+    """
+    first = sample(policy, BASE, whole.prompts, num_samples=MIN_SAMPLES, seed=seed, check=check)
+    num = num_samples_for(first)
+    figures: list[Behaviour] = []
+    for weights in (TRAINED, BASE):
+        fresh = sample(policy, weights, whole.prompts, num_samples=num, seed=seed, check=check)
+        figures.append(behaviour(fresh, micro_batch.logprobs(policy, fresh.sequences, BASE)))
+    check()
+    turns = [tokens for turn in whole.held_out for tokens in turn.answers]
+    replayed = [] if turns else _replayed(whole)
+    sequences = [*turns, *replayed]
+    candidate = micro_batch.logprobs(policy, sequences, TRAINED)
+    check()
+    before = micro_batch.logprobs(policy, sequences, parent)
+    ratios = [(new - old).astype(np.float64) for new, old in zip(candidate, before, strict=True)]
+    return Figures(
+        candidate=figures[0],
+        base=figures[1],
+        parent_kl=float(kl_of(np.concatenate(ratios)).mean()) if ratios else 0.0,
+        held_out=tuple(_held_out(whole.held_out, candidate, before)),
+    )
+
+
+def _replayed(whole: TrainingSet) -> list[Tokens]:
+    """Return answers that a version sampled; what people wrote themselves is far from any."""
+    sampled = [unit for unit in whole.units if unit.kind == "rating"]
+    return [answer.tokens for unit in sampled for answer in unit.answers][:_MAX_REPLAYED]
+
+
+def _held_out(
+    turns: Sequence[HeldOutTurn], candidate: Sequence[Floats], parent: Sequence[Floats]
+) -> list[HeldOut]:
+    found = []
+    start = 0
+    for turn in turns:
+        end = start + len(turn.answers)
+        found.append(
+            HeldOut(turn.root, turn.rating, _mean(candidate[start:end]), _mean(parent[start:end]))
+        )
+        start = end
+    return found
+
+
+def _mean(rows: Sequence[Floats]) -> float:
+    """Return the mean over all tokens of all rows, in float64."""
+    joined = np.concatenate([np.zeros(0), *rows], dtype=np.float64)
+    return float(joined.mean()) if len(joined) else math.nan

@@ -1,0 +1,316 @@
+"""The training loop: units into optimizer steps, with the state on disk to go on after a kill.
+
+Knows no store and no model: a policy computes, an objective says which way, and the caller hears
+of each step.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from strop.training import run_folder
+from strop.training.backends.base import TRAINED, OutOfMemory, Policy
+from strop.training.batching import Rows, learning_rate, pack, plan_steps
+from strop.training.micro_batch import MicroBatch
+from strop.training.objectives.base import Objective
+from strop.training.sequences import Doubles, Floats, Loss, Tokens, Unit
+
+Ending = Literal["finished", "kl_stop", "stopped"]
+
+# Of a run's time, at most about a twentieth goes into saving its state.
+_SAVE_EVERY: Final = 20.0
+# The KL's running mean remembers about this many steps.
+_KL_STEPS: Final = 4
+_MAX_LOG_RATIO: Final = 20.0
+_LOOP_FILE: Final = "loop.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How far a run goes.
+
+    Attributes:
+        num_steps: optimizer steps at most.
+        batch_size: units a step.
+        lr: the peak learning rate.
+        warmup_steps: steps until it is reached.
+        kl_stop: the running mean of the KL to the parent, nats a token, that ends the run early.
+        seed: of the order of the units.
+    """
+
+    num_steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    kl_stop: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An optimizer step that was taken, counted from 1, and its metrics by name."""
+
+    num: int
+    metrics: dict[str, float]
+
+
+class Means:
+    """Means of figures by name: each over what has it, not over all."""
+
+    def __init__(self) -> None:
+        self._totals: defaultdict[str, float] = defaultdict(float)
+        self._nums: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, name: str, total: float, num: float = 1.0) -> None:
+        """Add the sum of `num` values of one figure."""
+        self._totals[name] += total
+        self._nums[name] += num
+
+    def update(self, other: "Means") -> None:
+        """Add all that `other` has."""
+        for name, num in other._nums.items():
+            self.add(name, other._totals[name], num)
+
+    def values(self) -> dict[str, float]:
+        """Return the mean of each figure that has a value."""
+        return {name: self._totals[name] / num for name, num in self._nums.items() if num}
+
+
+class Loop:
+    """One run's steps. Belongs to the thread that made the policy.
+
+    Args:
+        policy: starts at the parent's weights.
+        objective: the loss.
+        units: what is learned from, at least one.
+        parents: for each unit, the parent's logprobs of each answer.
+        schedule: how far to go.
+        micro_batch: how much the device takes at once.
+        folder: where the state is kept.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        objective: Objective,
+        units: Sequence[Unit],
+        parents: Sequence[tuple[Floats, ...]],
+        schedule: Schedule,
+        micro_batch: MicroBatch,
+        folder: Path,
+    ) -> None:
+        self._policy = policy
+        self._objective = objective
+        self._units = units
+        self._parents = parents
+        self._schedule = schedule
+        self._micro_batch = micro_batch
+        self._folder = folder
+        self._step = 0
+        self._kl: float | None = None
+
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return self._step
+
+    def resume(self) -> int:
+        """Go on from the newest whole state in the folder, if there is one; return its step."""
+        states = run_folder.states(self._folder)
+        if states:
+            state = json.loads((states[-1] / _LOOP_FILE).read_bytes())
+            self._policy.load_state(states[-1])
+            self._step = state["step"]
+            self._kl = state["kl"]
+            self._micro_batch.max_tokens = state["max_tokens"]
+        return self._step
+
+    def run(self, on_step: Callable[[Step], None], is_stopping: Callable[[], bool]) -> Ending:
+        """Take the steps that are left; `is_stopping` is asked, and `on_step` told, at each border.
+
+        However it ends, the state on disk is that of the last step.
+
+        Raises:
+            OutOfMemory: one unit alone doesn't fit.
+        """
+        schedule = self._schedule
+        plan = plan_steps(
+            len(self._units),
+            num_steps=schedule.num_steps,
+            batch_size=schedule.batch_size,
+            seed=schedule.seed,
+        )
+        saved_s, save_took_s, saved_step = time.monotonic(), 0.0, self._step
+        ending: Ending = "finished"
+        while self._step < len(plan):
+            if self._kl is not None and self._kl > schedule.kl_stop:
+                ending = "kl_stop"
+                break
+            if is_stopping():
+                ending = "stopped"
+                break
+            on_step(self._take(plan[self._step]))
+            if time.monotonic() - saved_s > _SAVE_EVERY * save_took_s:
+                began_s = time.monotonic()
+                self._save()
+                saved_s, saved_step = time.monotonic(), self._step
+                save_took_s = saved_s - began_s
+        if saved_step != self._step:
+            self._save()
+        return ending
+
+    def _take(self, indices: Sequence[int]) -> Step:
+        began_s = time.monotonic()
+        schedule = self._schedule
+        units = [self._units[i] for i in indices]
+        if self._objective.needs_step:
+            self._objective.prepare(units, self._logprobs(units))
+        means = self._accumulate(indices)
+        lr = learning_rate(
+            self._step, schedule.num_steps, peak=schedule.lr, warmup_steps=schedule.warmup_steps
+        )
+        norm = self._policy.step(lr)
+        self._step += 1
+        metrics = means.values()
+        kl = metrics.get("kl_parent", 0.0)
+        self._kl = kl if self._kl is None else self._kl + (kl - self._kl) / _KL_STEPS
+        num_tokens = sum(len(tokens.ids) for tokens in _sequences(units))
+        took_s = max(time.monotonic() - began_s, 1e-9)
+        metrics |= {
+            "kl_parent_mean": self._kl,
+            "gradient_norm": norm,
+            "lr": lr,
+            "tokens_per_s": num_tokens / took_s,
+            "step_s": took_s,
+        }
+        return Step(self._step, metrics)
+
+    def _logprobs(self, units: Sequence[Unit]) -> list[tuple[Floats, ...]]:
+        flat = self._micro_batch.logprobs(self._policy, _sequences(units), TRAINED)
+        return _grouped(units, flat)
+
+    def _accumulate(self, indices: Sequence[int]) -> Means:
+        """Add the gradient of a step's units, in micro-batches that fit; return their metrics."""
+        means = Means()
+        left = list(indices)
+        while left:
+            sizes = [_rows(self._units[i]) for i in left]
+            batch = [left[i] for i in pack(sizes, self._micro_batch.max_tokens)[0]]
+            units = [self._units[i] for i in batch]
+            if self._is_too_big(units):
+                added = self._add_one_by_one(batch[0], len(indices))
+            else:
+                try:
+                    added = self._add_together(batch, len(indices))
+                except OutOfMemory:
+                    self._micro_batch.halve(_sequences(units))
+                    continue
+            means.update(added)
+            left = [i for i in left if i not in batch]
+        return means
+
+    def _is_too_big(self, units: Sequence[Unit]) -> bool:
+        """Return whether this is one unit of several answers that don't fit together."""
+        is_one_of_several = len(units) == 1 and len(units[0].answers) > 1
+        return is_one_of_several and _rows(units[0]).num_padded > self._micro_batch.max_tokens
+
+    def _add_together(self, batch: Sequence[int], num_units: int) -> Means:
+        units = [self._units[i] for i in batch]
+        means = Means()
+
+        def gradient(flat: list[Floats]) -> list[Floats]:
+            grouped = _grouped(units, flat)
+            losses = [self._loss(i, logprobs) for i, logprobs in zip(batch, grouped, strict=True)]
+            for _, metrics in losses:
+                means.update(metrics)
+            return [_shared(one, num_units) for loss, _ in losses for one in loss.gradients]
+
+        self._policy.accumulate(_sequences(units), gradient)
+        return means
+
+    def _add_one_by_one(self, index: int, num_units: int) -> Means:
+        """Add one unit whose answers don't fit together: first their logprobs, then each alone."""
+        unit = self._units[index]
+        (logprobs,) = self._logprobs([unit])
+        loss, metrics = self._loss(index, logprobs)
+        for answer, gradient in zip(unit.answers, loss.gradients, strict=True):
+            scaled = [_shared(gradient, num_units)]
+            try:
+                self._policy.accumulate([answer.tokens], partial(_given, scaled))
+            except OutOfMemory:
+                self._micro_batch.halve([answer.tokens])
+        return metrics
+
+    def _loss(self, index: int, logprobs: tuple[Floats, ...]) -> tuple[Loss, Means]:
+        unit = self._units[index]
+        loss = self._objective(unit, logprobs)
+        means = Means()
+        means.add("loss", loss.value)
+        for name, value in loss.metrics.items():
+            means.add(name, value)
+        # What people wrote is far from the parent, and it is right to go there.
+        if unit.kind == "rating":
+            answers = zip(unit.answers, logprobs, self._parents[index], strict=True)
+            for answer, now, parent in answers:
+                ratios = (now - parent)[answer.keep].astype(np.float64)
+                means.add("kl_parent", float(kl_of(ratios).sum()), len(ratios))
+        return loss, means
+
+    def _save(self) -> None:
+        """Write the state beside the one before, and only then remove that."""
+        name = f"{run_folder.STATE_PREFIX}{self._step:08d}"
+        temporary = self._folder / f".{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(mode=0o700)
+        self._policy.save_state(temporary)
+        state = {"step": self._step, "kl": self._kl, "max_tokens": self._micro_batch.max_tokens}
+        (temporary / _LOOP_FILE).write_text(json.dumps(state))
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        before = run_folder.states(self._folder)
+        temporary.rename(self._folder / name)
+        for folder in before:
+            shutil.rmtree(folder)
+
+
+def kl_of(log_ratios: Doubles) -> Doubles:
+    """Return exp(d) - d - 1 of each d = log pi - log pi_parent, at tokens that the parent sampled.
+
+    Its mean estimates KL(parent || pi), never below 0 ("Approximating KL divergence", Schulman,
+    2020: k3). d is clamped at 20.
+    """
+    clamped = np.minimum(log_ratios, _MAX_LOG_RATIO)
+    return np.expm1(clamped) - clamped
+
+
+def _shared(gradient: Floats, num_units: int) -> Floats:
+    """Return one unit's part of the gradient of a mean over units."""
+    return np.divide(gradient, num_units, dtype=np.float32)
+
+
+def _given(gradients: list[Floats], _: list[Floats]) -> list[Floats]:
+    return gradients
+
+
+def _sequences(units: Sequence[Unit]) -> list[Tokens]:
+    return [answer.tokens for unit in units for answer in unit.answers]
+
+
+def _rows(unit: Unit) -> Rows:
+    return Rows(max(len(answer.tokens.ids) for answer in unit.answers), len(unit.answers))
+
+
+def _grouped(units: Sequence[Unit], flat: Sequence[Floats]) -> list[tuple[Floats, ...]]:
+    """Return one tuple per unit of what is there for each of its answers."""
+    rest = iter(flat)
+    return [tuple(next(rest) for _ in unit.answers) for unit in units]

@@ -1,0 +1,127 @@
+"""What models say of the collected answers before the first step: logprobs, masks, units.
+
+Computes with a policy that stands at the parent's weights. Knows no store.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from strop.training import mismatch
+from strop.training.backends.base import BASE, TRAINED, Policy, Weights
+from strop.training.examples import Example
+from strop.training.micro_batch import MicroBatch
+from strop.training.mismatch import Agreement
+from strop.training.rows import Row
+from strop.training.sequences import Answer, Floats, Tokens, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Units, and for each the parent's logprobs of its answers.
+
+    `agreement` is between trainer and engine. `num_gone` answers were sampled by a version that is
+    no longer there: the engine's own logprobs stand in, where it gave some.
+    """
+
+    units: tuple[Unit, ...]
+    parents: tuple[tuple[Floats, ...], ...]
+    agreement: Agreement
+    num_gone: int
+
+
+class Scores:
+    """Logprobs under one version after the other, each sequence once per version.
+
+    Args:
+        policy: computes.
+        micro_batch: how much fits.
+        check: called before each version; may raise.
+    """
+
+    def __init__(self, policy: Policy, micro_batch: MicroBatch, check: Callable[[], None]) -> None:
+        self._policy = policy
+        self._micro_batch = micro_batch
+        self._check = check
+        # A sequence is known by its identity: rows and pairs share theirs.
+        self._found: dict[tuple[Weights, int], Floats] = {}
+
+    def of(self, weights: Weights, sequences: Sequence[Tokens]) -> list[Floats]:
+        """Return the logprobs of each sequence; those that were asked for before cost nothing."""
+        missing = {id(one): one for one in sequences if (weights, id(one)) not in self._found}
+        if missing:
+            self._check()
+            computed = self._micro_batch.logprobs(self._policy, [*missing.values()], weights)
+            self._found |= {
+                (weights, key): logprobs for key, logprobs in zip(missing, computed, strict=True)
+            }
+        return [self._found[weights, id(one)] for one in sequences]
+
+
+def measure(
+    policy: Policy,
+    examples: Sequence[Example],
+    advantages: Sequence[float],
+    parent: str,
+    versions: Mapping[str, Path],
+    micro_batch: MicroBatch,
+    check: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Return units with everything that a loss needs.
+
+    Args:
+        policy: at the parent's weights.
+        examples: what is learned from.
+        advantages: one for each.
+        parent: the version that the run continues, or `base`.
+        versions: folders of the versions that are on disk.
+        micro_batch: how much fits.
+        check: called now and then; may raise.
+
+    Raises:
+        Mismatch: trainer and engine disagree too much.
+    """
+    scores = Scores(policy, micro_batch, check)
+    weights: dict[str, Weights] = {**versions, parent: TRAINED, "base": BASE}
+    rows = [row for one in examples for row in one.rows]
+    sampler = _samplers(scores, rows, weights, parent)
+    # Where an answer's version is gone, or nobody sampled it, there is nothing to compare.
+    captured = [row.captured if row.version in weights else None for row in rows]
+    agreement = mismatch.compare(captured, sampler)
+    agreement.check()
+    tokens = [row.tokens for row in rows]
+    answers = [
+        Answer(*parts)
+        for parts in zip(tokens, scores.of(BASE, tokens), sampler, agreement.keep, strict=True)
+    ]
+    parents = scores.of(weights[parent], tokens)
+    units, grouped = [], []
+    start = 0
+    for one, advantage in zip(examples, advantages, strict=True):
+        end = start + len(one.rows)
+        units.append(Unit(one.kind, advantage, tuple(answers[start:end]), one.rating))
+        grouped.append(tuple(parents[start:end]))
+        start = end
+    num_gone = sum(row.version not in weights for row in rows)
+    return Measured(tuple(units), tuple(grouped), agreement, num_gone)
+
+
+def _samplers(
+    scores: Scores, rows: Sequence[Row], weights: Mapping[str, Weights], parent: str
+) -> list[Floats]:
+    """Return for each row the logprobs under the version that sampled it.
+
+    Where that is gone they are the engine's, and without those the parent's.
+    """
+    by_weights: dict[Weights, list[int]] = {}
+    found: dict[int, Floats] = {}
+    for index, row in enumerate(rows):
+        if row.version not in weights and row.captured is not None:
+            found[index] = row.captured
+        else:
+            using = weights.get(row.version, weights[parent])
+            by_weights.setdefault(using, []).append(index)
+    for using, indices in by_weights.items():
+        computed = scores.of(using, [rows[i].tokens for i in indices])
+        found |= dict(zip(indices, computed, strict=True))
+    return [found[index] for index in range(len(rows))]

@@ -1,0 +1,267 @@
+"""Rows: one recorded choice as token ids to learn from, or the reason why it can't be.
+
+Pure, but for the tokenizer it is given. Knows no rating and no loss. docs/learning.md, "What is
+learned from", says which rows are sound, and why.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+
+from strop.proxy.store import prompt
+from strop.proxy.store.records import Choice, Completion
+from strop.training.sequences import Floats, Tokens
+
+
+class LeftOut(StrEnum):
+    """Why something isn't learned from."""
+
+    OTHER_BASE = "answered by another base"
+    OTHER_MODEL = "answered by another model, or by an engine not paired with model.base"
+    REDACTED = "redacted"
+    NO_TOKENS = "no token ids, and not text alone"
+    NO_TOKENIZER = "no token ids, and no tokenizer"
+    PROMPT_DIFFERS = "no prompt ids, and its messages encode to other ones"
+    TEXT_DIFFERS = "no token ids, and its text encodes to other ones"
+    NOT_TEXT = "the prompt holds more than text"
+    EMPTY = "empty answer"
+    TOO_LONG = "longer than the context"
+
+
+class Flag(StrEnum):
+    """What is unusual about something that is learned from all the same."""
+
+    GREEDY = "sampled at temperature 0"
+    TRUNCATED = "sampled with top_p, top_k or min_p"
+    CONSTRAINED = "sampled with penalties, biases or a grammar"
+    PROCESSED = "logprobs recomputed: the engine's are processed"
+    NO_LOGPROBS = "logprobs recomputed: the engine gave none"
+    PROMPT_ENCODED = "prompt ids from its messages"
+    ANSWER_ENCODED = "token ids from its text"
+    OTHER_MODEL = "answered by another model"
+    PARTIAL = "a part of the turn is left out"
+
+
+class Tokenizer(Protocol):
+    """The base's own tokenizer and chat template."""
+
+    def encode_chat(self, fields: Mapping[str, object]) -> tuple[int, ...]:
+        """Return the prompt of a chat request, up to where the assistant's answer begins.
+
+        Raises:
+            ValueError: the template refuses it.
+        """
+        ...
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Return the prompt of a text completion."""
+        ...
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """Return an assistant's message as it follows a prompt; the last id ends the turn.
+
+        No part of `text` is read as a special token.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is trained.
+
+    Attributes:
+        base: its identity.
+        context: the most tokens of prompt and answer together.
+        tokenizer: None where there is none; then only ids from engines are of use.
+        takes_other_models: whether answers of other models are taken, as text.
+    """
+
+    base: str
+    context: int
+    tokenizer: Tokenizer | None = None
+    takes_other_models: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer with what it answers.
+
+    Attributes:
+        tokens: the ids.
+        captured: the engine's logprobs, float32 (S,), raw; None where the trainer's stand in.
+        sampling: the sampling parameters that the client set.
+        version: the adapter version that answered, or `base`.
+        flags: what is unusual about it.
+    """
+
+    tokens: Tokens
+    captured: Floats | None
+    sampling: Mapping[str, object]
+    version: str
+    flags: frozenset[Flag] = frozenset()
+
+
+def read(completion: Completion, index: int, target: Target) -> Row | LeftOut:
+    """Return the row of a completion's choice `index`."""
+    is_own = completion.base == target.base
+    if not is_own and completion.base is not None:
+        return LeftOut.OTHER_BASE
+    if not is_own and not target.takes_other_models:
+        return LeftOut.OTHER_MODEL
+    choice = next((one for one in completion.choices if one.index == index), None)
+    if choice is None:
+        return LeftOut.EMPTY
+    asked = read_prompt(completion, target)
+    if isinstance(asked, LeftOut):
+        return asked
+    sampling = _sampling(completion)
+    flags = _sampling_flags(sampling)
+    if not is_own:
+        flags.add(Flag.OTHER_MODEL)
+    if not is_own or completion.prompt_ids is None:
+        flags.add(Flag.PROMPT_ENCODED)
+    captured = None
+    if is_own and choice.token_ids is not None:
+        answer: Sequence[int] | LeftOut = choice.token_ids
+        captured = _captured(choice, flags)
+    else:
+        answer = _encode_answer(completion, choice, sampling, is_own, target)
+        flags |= {Flag.ANSWER_ENCODED, Flag.NO_LOGPROBS}
+    if isinstance(answer, LeftOut):
+        return answer
+    tokens = join(asked, answer, target)
+    if isinstance(tokens, LeftOut):
+        return tokens
+    return Row(tokens, captured, sampling, completion.version, frozenset(flags))
+
+
+def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftOut:
+    """Return the ids of what was asked: the snapshot's, or those that its messages encode to."""
+    fields = prompt.fields(completion)
+    if fields is not None and not _is_text(fields.get("messages")):
+        return LeftOut.NOT_TEXT
+    is_own = completion.base == target.base
+    if is_own and completion.prompt_ids is not None:
+        return completion.prompt_ids
+    if fields is None or prompt.is_redacted(completion.request):
+        return LeftOut.REDACTED if fields is not None else LeftOut.NO_TOKENS
+    if target.tokenizer is None:
+        return LeftOut.NO_TOKENIZER
+    text = fields.get("prompt")
+    if completion.dialect == "completions" and not isinstance(text, str):
+        return LeftOut.NO_TOKENS
+    try:
+        ids = (
+            target.tokenizer.encode_text(text)
+            if completion.dialect == "completions" and isinstance(text, str)
+            else target.tokenizer.encode_chat(fields)
+        )
+    except ValueError:
+        return LeftOut.PROMPT_DIFFERS
+    if is_own and completion.prompt_tokens not in (None, len(ids)):
+        return LeftOut.PROMPT_DIFFERS
+    return ids
+
+
+def join(asked: Sequence[int], answer: Sequence[int], target: Target) -> Tokens | LeftOut:
+    """Return prompt and answer as one sequence.
+
+    A sequence that is longer than the context is left out whole: without its head the prompt is
+    another one, and what the model would say to that was neither sampled nor rated.
+    """
+    if not len(asked) or not len(answer):
+        return LeftOut.EMPTY
+    if len(asked) + len(answer) > target.context:
+        return LeftOut.TOO_LONG
+    ids = np.concatenate([np.asarray(asked, np.int32), np.asarray(answer, np.int32)])
+    return Tokens(ids, len(asked))
+
+
+def _captured(choice: Choice, flags: set[Flag]) -> Floats | None:
+    if choice.logprobs is None or len(choice.logprobs) != len(choice.token_ids or ()):
+        flags.add(Flag.NO_LOGPROBS)
+        return None
+    if choice.logprobs_kind != "raw":
+        flags.add(Flag.PROCESSED)
+        return None
+    return np.asarray(choice.logprobs, np.float32)
+
+
+def _encode_answer(
+    completion: Completion,
+    choice: Choice,
+    sampling: Mapping[str, object],
+    is_own: bool,
+    target: Target,
+) -> Sequence[int] | LeftOut:
+    """Return the ids of an answer's text, where that can only be these."""
+    if prompt.is_redacted(choice.message):
+        return LeftOut.REDACTED
+    text = prompt.text(completion, choice)
+    if text is None:
+        return LeftOut.NO_TOKENS
+    if target.tokenizer is None:
+        return LeftOut.NO_TOKENIZER
+    if not text:
+        return LeftOut.EMPTY
+    ids = target.tokenizer.encode_answer(text)
+    if target.tokenizer.decode(ids[:-1]) != text:
+        return LeftOut.TEXT_DIFFERS
+    counted = completion.completion_tokens if len(completion.choices) == 1 else None
+    # Engines differ in whether they count the id that ends the turn.
+    if is_own and counted is not None and not len(ids) - 1 <= counted <= len(ids):
+        return LeftOut.TEXT_DIFFERS
+    # Cut short, or by a stop string: the model did not end its turn.
+    has_ended = choice.finish_reason == "stop" and not sampling.get("stop")
+    return ids if has_ended else ids[:-1]
+
+
+def _sampling(completion: Completion) -> Mapping[str, object]:
+    read = json.loads(completion.sampling)
+    return read if isinstance(read, dict) else {}
+
+
+def _sampling_flags(sampling: Mapping[str, object]) -> set[Flag]:
+    """Return how the answer's distribution was not the model's own, as far as the client set it."""
+
+    def number(name: str, default: float) -> float:
+        value = sampling.get(name)
+        return float(value) if isinstance(value, int | float) else default
+
+    flags = set()
+    if number("temperature", 1) == 0 or number("top_k", 0) == 1:
+        flags.add(Flag.GREEDY)
+    elif number("top_p", 1) < 1 or number("top_k", 0) > 0 or number("min_p", 0) > 0:
+        flags.add(Flag.TRUNCATED)
+    shape = sampling.get("response_format")
+    if (
+        number("presence_penalty", 0)
+        or number("frequency_penalty", 0)
+        or number("repetition_penalty", 1) != 1
+        or number("min_tokens", 0)
+        or sampling.get("ignore_eos")
+        or sampling.get("logit_bias")
+        or sampling.get("structured_outputs")
+        or (isinstance(shape, dict) and shape.get("type") != "text")
+        or sampling.get("tool_choice") not in (None, "auto", "none")
+    ):
+        flags.add(Flag.CONSTRAINED)
+    return flags
+
+
+def _is_text(messages: object) -> bool:
+    """Return whether the messages hold no image, sound or file."""
+    return all(
+        isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
+        for message in (messages if isinstance(messages, list) else ())
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        for part in message["content"]
+    )

@@ -1,0 +1,214 @@
+"""A training run as a process: `python -m strop.training.run --home DIR --run ID`.
+
+Owns what a process owns: the lock, the priority, signals, the parent's pipe, the exit status. What
+a run does is in `trainer`.
+
+    the run ends                       its row says how; exit status 0, of a failed one 1
+    its row says it is to be cancelled at the next place to stop; state `cancelled`, status 0
+    SIGTERM, SIGINT, parent gone       at the next place to stop; can be resumed, status 0
+    kill -9, power cut                 can be resumed
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from strop.proxy.errors import StoreUnavailable, StropError
+from strop.proxy.store import run_lock
+from strop.proxy.store.run_lock import AlreadyRunning
+from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
+from strop.proxy.store.store import Store
+from strop.training import run_folder
+from strop.training.ledger import Ledger, to_json
+from strop.training.reports import Reports
+from strop.training.stopping import Stopped, Stopping
+
+DATABASE: Final = "strop.db"
+NICENESS: Final = 10
+
+_POLL_S: Final = 0.3
+# How long a step may take to come to its end once the parent is gone.
+_GRACE_S: Final = 20.0
+_PATIENCE_S: Final = 30.0
+_STOPPED: Final = RunUpdate()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the process; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="strop.training.run", description="Take a run to its end."
+    )
+    parser.add_argument("--home", type=Path, required=True, help="strop's home folder")
+    parser.add_argument("--run", required=True, help="the run's id")
+    parser.add_argument("--parent-fd", type=int, help="a pipe whose end of file stops the run")
+    parsed = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    with contextlib.suppress(PermissionError):  # It leads a session, or a terminal's job, already.
+        if parsed.parent_fd is not None:
+            os.setsid()
+    os.nice(NICENESS)
+    return asyncio.run(take(parsed.home, parsed.run, parsed.parent_fd))
+
+
+async def take(
+    home: Path, run_id: str, parent_fd: int | None = None, *, patience_s: float = _PATIENCE_S
+) -> int:
+    """Take a run to its end; return the exit status.
+
+    Args:
+        home: strop's home.
+        run_id: the run, which must not be over.
+        parent_fd: a pipe whose end of file stops the run.
+        patience_s: how long to wait for another process that is at the same run, and may be ending.
+    """
+    try:
+        store = await Store.open(home / DATABASE)
+    except StropError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    try:
+        deadline_s = time.monotonic() + patience_s
+        while True:
+            run = await store.runs.get(run_id)
+            if run is None:
+                print(f"there is no run {run_id} in {home}", file=sys.stderr)
+                return 1
+            if run.state not in UNFINISHED:
+                print(f"{run_id} is over: {run.state}", file=sys.stderr)
+                return 0
+            try:
+                return await _locked(home, store, run, parent_fd)
+            except AlreadyRunning as error:
+                # Whose parent has just died stops at its next step, and then it's our turn.
+                if error.run == run_id and time.monotonic() < deadline_s:
+                    await asyncio.sleep(_POLL_S)
+                    continue
+                print(error, file=sys.stderr)
+                if error.run != run_id:
+                    # Of the run under way itself, the other process keeps the row.
+                    failed = RunUpdate(state="failed", reasons=to_json([str(error)]))
+                    await store.runs.update(run_id, failed)
+                return 1
+    finally:
+        await store.close()
+
+
+async def _locked(home: Path, store: Store, run: Run, parent_fd: int | None) -> int:
+    """Take the run to its end, unless another one is under way."""
+    folder = home / "runs" / run.id
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with run_lock.hold(folder.parent, run.id):
+        return await _work(home, folder, store, run, parent_fd)
+
+
+async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int | None) -> int:
+    """Take the run to its end; return the exit status."""
+    loop = asyncio.get_running_loop()
+    stopping = Stopping()
+    reports = Reports(folder, sys.stdout)
+    watching = asyncio.create_task(_watch_row(store, run.id, stopping))
+    try:
+        with _stopped_by(loop, stopping, parent_fd):
+            ledger = Ledger(store, loop, run)
+            end = await asyncio.to_thread(_train, home, folder, ledger, reports, stopping)
+        if end is _STOPPED:
+            known = await store.runs.get(run.id)
+            if known is None or not known.is_cancelling:
+                reports.event("stopped")
+                return 0
+            end = RunUpdate(state="cancelled", reasons=to_json(["cancelled by request"]))
+        # First, since a full disk may be what ended it.
+        run_folder.clean(folder)
+        if end is not None:
+            run = await store.runs.update(run.id, end)
+            reports.event("over", state=run.state)
+            reports.say(f"{run.id}: {run.state}. {run.reasons.decode()}")
+        return 1 if run.state == "failed" else 0
+    finally:
+        watching.cancel()
+        reports.close()
+
+
+def _train(
+    home: Path, folder: Path, ledger: Ledger, reports: Reports, stopping: Stopping
+) -> RunUpdate | None:
+    """Train; return what the row has yet to say, None where it says all, or `_STOPPED`."""
+    try:
+        # What trains is imported here, so that its lack is a reason like any other.
+        from strop.training.trainer import EXPECTED, Trainer
+    except ImportError as error:
+        reason = (
+            f"training needs {error.name}, which is not installed: pip install 'strop[torch]', on"
+            " Apple Silicon 'strop[mlx]'"
+        )
+        return _failed(reports, reason)
+    try:
+        Trainer(home, folder, ledger, reports, stopping).train()
+    except Stopped:
+        return _STOPPED
+    except OSError as error:
+        reason = (
+            f"the run could not write or read its files: {error}; set that right and train again:"
+            " no rating was used up"
+        )
+        return _failed(reports, reason)
+    except EXPECTED as error:
+        return _failed(reports, str(error))
+    except Exception as error:  # noqa: BLE001 - the edge of a background task
+        trace = folder / run_folder.LOG_FILE
+        return _failed(reports, f"internal error, please report it: {error!r}; see {trace}")
+    return None
+
+
+def _failed(reports: Reports, reason: str) -> RunUpdate:
+    reports.event("failed", reason=reason, trace=traceback.format_exc())
+    return RunUpdate(state="failed", reasons=to_json([reason]))
+
+
+async def _watch_row(store: Store, run: str, stopping: Stopping) -> None:
+    """Ask the run to stop once its row says that it is to be cancelled."""
+    while not stopping.is_asked:
+        with contextlib.suppress(StoreUnavailable):
+            known = await store.runs.get(run)
+            if known is not None and known.is_cancelling:
+                stopping.ask()
+        await asyncio.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _stopped_by(
+    loop: asyncio.AbstractEventLoop, stopping: Stopping, parent_fd: int | None
+) -> Iterator[None]:
+    """Ask the run to stop on SIGTERM, on SIGINT, and when the parent's end of the pipe closes."""
+
+    def parent_is_gone() -> None:
+        if parent_fd is not None:
+            loop.remove_reader(parent_fd)
+        stopping.ask()
+        # Nobody waits any more, and what is on disk is enough to go on from.
+        loop.call_later(_GRACE_S, os._exit, 0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.ask)
+    if parent_fd is not None:
+        loop.add_reader(parent_fd, parent_is_gone)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        if parent_fd is not None:
+            loop.remove_reader(parent_fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""The base's own tokenizer and chat template: text and messages to token ids, and back.
+
+Renders a chat as the embedded engine does, so that the ids are the same. Loads no model, reads only
+the base's folder, and runs no code from it but the template, in transformers' sandbox.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from strop.training.backends.base_files import BaseFiles
+
+# These choose what comes back or where the template comes from, not what it says.
+_RESERVED = frozenset(
+    ("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "return_dict",
+     "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
+     "return_assistant_tokens_mask")
+)  # fmt: skip
+# What thoughts stand between, in the vocabularies of models that think.
+_THINKING = (
+    ("<think>", "</think>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<|think:start|>", "<|think:end|>"),
+    ("<|channel>", "<channel|>"),
+)
+_PLACEHOLDER = "answer"  # an assistant's message whose end is looked for
+
+
+class BaseTokenizer:
+    """The tokenizer in a base's folder.
+
+    Args:
+        base: a folder in Hugging Face format.
+
+    Raises:
+        ValueError: there is no tokenizer in it that can be loaded.
+    """
+
+    def __init__(self, base: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._files = BaseFiles(base)
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                base, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ImportError, KeyError, ValueError) as error:
+            raise ValueError(f"{base} has no tokenizer that can be loaded: {error}") from error
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of prompt and answer together."""
+        return self._files.context_length
+
+    def encode_chat(self, fields: Mapping[str, object]) -> tuple[int, ...]:
+        """Return the prompt of a chat request, up to where the assistant's answer begins.
+
+        Args:
+            fields: the body: `messages`, and where given `tools`, `tool_choice`,
+                `chat_template_kwargs`, `add_generation_prompt`, `continue_final_message`.
+
+        Raises:
+            ValueError: there is no template, or it refuses the messages.
+        """
+        messages = [_message(message) for message in _objects(fields, "messages")]
+        tools, must_call = _tools(fields)
+        arguments = {"add_generation_prompt": True, **self._template_arguments(fields)}
+        if arguments.get("continue_final_message"):
+            arguments["add_generation_prompt"] = False
+        if must_call:
+            # The call comes first, so there is no place for thoughts.
+            arguments.setdefault("enable_thinking", False)
+        ids: Sequence[int] = self._apply(
+            messages, tools=tools, tokenize=True, return_dict=False, **arguments
+        )
+        return tuple(ids)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Return the prompt of a text completion."""
+        return tuple(self._tokenizer.encode(text))
+
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """Return an assistant's message as it follows a prompt; the last id ends the turn.
+
+        No part of `text` is read as a special token.
+        """
+        return (*self._encode_plain(text), self._end_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`, special tokens included."""
+        text: str = self._tokenizer.decode(
+            [*map(int, ids)], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def ids_of_text(self, text: str) -> tuple[int, ...] | None:
+        """Return the ids that `text` encodes to, or None where they decode to another text."""
+        ids = self._encode_plain(text)
+        return ids if self.decode(ids) == text else None
+
+    def _encode_plain(self, text: str) -> tuple[int, ...]:
+        return tuple(
+            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        )
+
+    def _template_arguments(self, fields: Mapping[str, object]) -> dict[str, Any]:
+        named = fields.get("chat_template_kwargs") or {}
+        if not isinstance(named, Mapping) or _RESERVED & named.keys():
+            raise ValueError(
+                f"`chat_template_kwargs` must be an object without {sorted(_RESERVED)}, got {named}"
+            )
+        flags = ("add_generation_prompt", "continue_final_message")
+        given = {flag: fields[flag] for flag in flags if fields.get(flag) is not None}
+        return {**named, **given}
+
+    def _apply(self, messages: Sequence[Mapping[str, object]], **arguments: Any) -> Any:
+        if self._tokenizer.chat_template is None:
+            raise ValueError(f"{self._files.folder} has no chat template")
+        arguments.setdefault("enable_thinking", self._is_thinking)
+        try:
+            return self._tokenizer.apply_chat_template(messages, **arguments)
+        except (TemplateError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
+
+    @cached_property
+    def _is_thinking(self) -> bool:
+        vocabulary = self._tokenizer.get_vocab()
+        return any(start in vocabulary and end in vocabulary for start, end in _THINKING)
+
+    @cached_property
+    def _end_id(self) -> int:
+        """The id with which the template ends an assistant's message; else the tokenizer's own.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        ends = self._files.end_ids
+        if self._tokenizer.chat_template is not None:
+            chat = [
+                {"role": "user", "content": "question"},
+                {"role": "assistant", "content": _PLACEHOLDER},
+            ]
+            rendered: str = self._apply(chat, tokenize=False, add_generation_prompt=False)
+            after = rendered.rpartition(_PLACEHOLDER)[2]
+            for token in self._tokenizer.encode(after, add_special_tokens=False):
+                if token in ends:
+                    return int(token)
+        if self._tokenizer.eos_token_id is None:
+            raise ValueError(f"{self._files.folder} names no token that ends an answer")
+        return int(self._tokenizer.eos_token_id)
+
+
+def _objects(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]:
+    value = fields.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise ValueError(f"`{name}` must be a list of objects, got {value!r:.80}")
+    return value
+
+
+def _tools(fields: Mapping[str, object]) -> tuple[list[dict[str, Any]] | None, bool]:
+    """Return the tools that the model is told of, and whether it must call one."""
+    tools = [dict(tool) for tool in _objects(fields, "tools")]
+    choice = fields.get("tool_choice")
+    if choice == "none":
+        return None, False
+    if choice in (None, "auto"):
+        return tools or None, False
+    if isinstance(choice, Mapping):
+        name = (choice.get("function") or {}).get("name")
+        tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
+    return tools, True
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message as chat templates want it: text content, arguments as objects."""
+    result = {key: value for key, value in message.items() if value is not None}
+    result["content"] = _text(message.get("content"))
+    if message.get("role") == "developer":
+        # OpenAI's newer name for it, which most templates would pass over in silence.
+        result["role"] = "system"
+    thought = message.get("reasoning") or message.get("reasoning_content")
+    if isinstance(thought, str):
+        result["reasoning"] = result["reasoning_content"] = thought
+    result.pop("tool_calls", None)
+    if calls := _objects(message, "tool_calls"):
+        result["tool_calls"] = [_call(call) for call in calls]
+    return result
+
+
+def _text(content: object) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            raise ValueError("message content must be text")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, Mapping):
+        raise ValueError("each of `tool_calls` must have a `function`")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments or "{}")
+        except ValueError:
+            parsed = None
+        if isinstance(parsed, dict):
+            arguments = parsed
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,354 @@
+"""One run from its ratings to a published version: collect, train, evaluate, judge, write, publish.
+
+Computes in a thread of its own; the store answers from another. What it has done is on disk, so
+after a kill it goes on from there. Starts no process, and activates nothing.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from strop.adapters.identity import identify
+from strop.adapters.library import Library
+from strop.adapters.manifest import Manifest
+from strop.proxy.errors import StropError
+from strop.proxy.store.run_records import RunUpdate
+from strop.proxy.store.version_records import BASE
+from strop.training import (
+    collection,
+    figures,
+    gate,
+    memory,
+    objectives,
+    presets,
+    run_folder,
+    training_set,
+)
+from strop.training import probe as probes
+from strop.training.backends import Choice, choose, open_policy
+from strop.training.backends.base import BackendUnavailable, OutOfMemory, Policy, Weights
+from strop.training.backends.base_files import BaseFiles
+from strop.training.collection import Collected, Refused
+from strop.training.gate import Verdict
+from strop.training.ledger import Ledger, to_json
+from strop.training.loop import Loop, Step
+from strop.training.measurement import measure
+from strop.training.micro_batch import MicroBatch
+from strop.training.mismatch import Mismatch
+from strop.training.objectives.base import Objective
+from strop.training.progress import Phase, Progress
+from strop.training.publication import Publication
+from strop.training.reports import Reports
+from strop.training.rows import Target
+from strop.training.run_settings import RunSettings
+from strop.training.stopping import Stopped, Stopping
+from strop.training.tokenizer import BaseTokenizer
+from strop.training.training_set import TrainingSet
+
+IDENTITIES: Final = "identities.json"
+_MEMORY_WAIT_S: Final = 30.0
+_MEMORY_POLL_S: Final = 1.0
+EXPECTED: Final = (
+    StropError,
+    Refused,
+    Mismatch,
+    BackendUnavailable,
+    OutOfMemory,
+    ValueError,
+)
+"""What the machine, the data or a person is to blame for; the message says what to do."""
+
+
+class Trainer:
+    """One run. Everything but the constructor belongs to one thread.
+
+    Args:
+        home: strop's home.
+        folder: the run's own, where its state is.
+        ledger: its row, and the store.
+        reports: where progress goes besides.
+        stopping: asked where the run can stop.
+    """
+
+    def __init__(
+        self, home: Path, folder: Path, ledger: Ledger, reports: Reports, stopping: Stopping
+    ) -> None:
+        self._home = home
+        self._folder = folder
+        self._ledger = ledger
+        self._reports = reports
+        self._stopping = stopping
+        self._settings = RunSettings.of(ledger.run)
+        self._library = Library(home / "adapters")
+        self._publication = Publication(ledger, self._library)
+        self._parent = ledger.run.parent or BASE
+
+    def train(self) -> None:
+        """Take the run to its end; its row then says how it ended.
+
+        Raises:
+            Stopped: it was asked to stop; it can be resumed.
+            OSError, and those of `EXPECTED`: it can't be made, and the message says why.
+        """
+        manifest = self._publication.written_before()
+        if manifest is None:
+            self._ledger.update(RunUpdate(state="running"))
+            manifest = self._make()
+        state, reasons = self._publication.publish(manifest)
+        self._reports.event("published", version=manifest.version, state=state, reasons=reasons)
+        self._reports.say(f"{manifest.version}: {state}. {' '.join(reasons)}")
+
+    def _make(self) -> Manifest:
+        self._check_base()
+        self._reports.event("backend", **asdict(self._chosen))
+        if self._parent != BASE:
+            self._library.verify(self._parent)
+        whole = collected = None
+        if (self._folder / run_folder.SET_FILE).exists():
+            whole = training_set.load(self._folder / run_folder.SET_FILE)
+        else:
+            collected = self._collect()
+        micro_batch = MicroBatch(self._max_tokens(_longest(whole, collected)))
+        policy = self._open()
+        try:
+            if whole is None:
+                assert collected is not None
+                whole = self._measure(policy, collected, micro_batch)
+            metrics = self._learn(policy, whole, micro_batch)
+            measured, verdict = self._judge(policy, whole, micro_batch)
+            self._phase("writing")
+            # What is rejected is not served, and may not even have finite logprobs.
+            probe = None
+            if verdict.is_passed:
+                probe = probes.make(policy, self._parent_weights, whole.prompts)
+            self._stopping.check()
+            save = policy.save_adapter
+            return self._publication.write(save, whole, metrics, measured, verdict, probe)
+        finally:
+            policy.close()
+
+    def _check_base(self) -> None:
+        path, wanted = self._settings.base_path, self._ledger.run.base
+        found = identify(path, cache=self._home / IDENTITIES)
+        if found != wanted:
+            raise Refused(
+                f"the base in {path} is not the one that this run is for: its files changed"
+                f" (expected {wanted[:19]}…, found {found[:19]}…). Put the old files back, or start"
+                " a new run"
+            )
+
+    @cached_property
+    def _chosen(self) -> Choice:
+        settings = self._settings
+        return choose(settings.backend, settings.device, base=settings.base_path)
+
+    @cached_property
+    def _files(self) -> BaseFiles:
+        return BaseFiles(self._settings.base_path)
+
+    @cached_property
+    def _preset(self) -> presets.Preset:
+        return presets.load(self._settings.preset, self._files.config)
+
+    @cached_property
+    def _objective(self) -> Objective:
+        return objectives.make(self._settings.objective, self._preset.objective)
+
+    def _collect(self) -> Collected:
+        self._phase("collecting")
+        target = Target(
+            base=self._ledger.run.base,
+            context=self._files.context_length,
+            tokenizer=BaseTokenizer(self._settings.base_path),
+            takes_other_models=self._objective.takes_other_models,
+        )
+        found = self._ledger.wait(
+            collection.collect(
+                self._ledger.store.training,
+                self._parent,
+                self._objective,
+                target,
+                reopen=self._settings.reopen,
+                seed=self._settings.seed,
+            )
+        )
+        self._ledger.update(RunUpdate(counts=to_json(found.counts)))
+        self._reports.event("collected", **found.counts, warnings=found.warnings)
+        for warning in found.warnings:
+            self._reports.say(warning)
+        return found
+
+    def _max_tokens(self, longest: int) -> int:
+        """Return how many tokens to compute at once.
+
+        Raises:
+            Refused: not even the longest sequence fits.
+        """
+        settings, chosen = self._settings, self._chosen
+        needed = memory.estimate(
+            settings.base_path,
+            backend=chosen.name,
+            device=chosen.device,
+            rank=self._preset.rank,
+            quantize_base=settings.quantize_base,
+        )
+        deadline_s = time.monotonic() + _MEMORY_WAIT_S
+        while True:
+            free = memory.free_bytes(chosen.device)
+            advice = memory.advice(
+                needed,
+                free,
+                backend=chosen.name,
+                device=chosen.device,
+                longest=longest,
+                is_quantized=settings.quantize_base,
+            )
+            # Another program may have taken it for a moment only.
+            if advice is None or time.monotonic() > deadline_s:
+                break
+            self._stopping.check()
+            time.sleep(_MEMORY_POLL_S)
+        self._reports.event(
+            "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
+        )
+        if advice:
+            raise Refused(advice)
+        return min(self._preset.micro_batch_tokens, needed.max_tokens(free, longest))
+
+    def _open(self) -> Policy:
+        """Open the policy at the parent's weights, and put on record what is in force."""
+        settings, preset, chosen = self._settings, self._preset, self._chosen
+        policy = open_policy(
+            settings.base_path,
+            start=None if self._parent == BASE else self._library.path_of(self._parent),
+            lora=preset.lora(settings.seed),
+            adamw=preset.adamw,
+            backend=chosen.name,
+            device=settings.device,
+            quantize_base=settings.quantize_base,
+        )
+        in_force = settings.to_json() | {
+            "backend": chosen.name,
+            "why": chosen.why,
+            "dtype": policy.dtype,
+            "values": asdict(preset),
+        }
+        self._ledger.update(RunUpdate(config=to_json(in_force)))
+        self._reports.event("config", **in_force)
+        return policy
+
+    def _measure(
+        self, policy: Policy, collected: Collected, micro_batch: MicroBatch
+    ) -> TrainingSet:
+        """Compute what the losses need of parent, base and samplers, and keep it for a resume."""
+        on_disk = set(self._library.versions_on_disk())
+        sampled = {row.version for one in collected.learn for row in one.rows}
+        measured = measure(
+            policy,
+            collected.learn,
+            collected.advantages,
+            self._parent,
+            {version: self._library.path_of(version) for version in sampled & on_disk},
+            micro_batch,
+            self._stopping.check,
+        )
+        agreement = measured.agreement
+        counts = collected.counts | {
+            "tokens_compared": agreement.num_tokens,
+            "tokens_dropped": agreement.num_dropped,
+            "answers_of_missing_versions": measured.num_gone,
+        }
+        self._ledger.update(RunUpdate(counts=to_json(counts)))
+        self._reports.event("measured", **asdict(agreement) | {"keep": None})
+        whole = TrainingSet(
+            units=measured.units,
+            parents=measured.parents,
+            feedback=tuple(dict.fromkeys(pair for one in collected.learn for pair in one.feedback)),
+            held_out=collected.held_out,
+            prompts=collected.prompts,
+            counts=counts,
+        )
+        training_set.save(whole, self._folder / run_folder.SET_FILE)
+        return whole
+
+    def _learn(
+        self, policy: Policy, whole: TrainingSet, micro_batch: MicroBatch
+    ) -> dict[str, object]:
+        """Take the steps; return what is to be remembered of them."""
+        # A resumed objective has to see what it learns from, too.
+        self._objective.select(whole.units)
+        schedule = self._preset.schedule(len(whole.units), self._settings.seed)
+        loop = Loop(
+            policy,
+            self._objective,
+            whole.units,
+            whole.parents,
+            schedule,
+            micro_batch,
+            self._folder,
+        )
+        first = loop.resume()
+        if first:
+            self._reports.event("resumed", step=first)
+        self._ledger.update(RunUpdate(num_steps=schedule.num_steps))
+        began_s = time.monotonic()
+        last: dict[str, float] = {}
+
+        def on_step(step: Step) -> None:
+            nonlocal last
+            last = step.metrics
+            took_s = (time.monotonic() - began_s) / (step.num - first)
+            eta_s = took_s * (schedule.num_steps - step.num)
+            self._ledger.step(step.num, step.metrics, eta_s)
+            self._reports.step(step.num, step.metrics)
+            self._reports.progress(
+                Progress("training", step.num, schedule.num_steps, eta_s, step.metrics)
+            )
+
+        ending = loop.run(on_step, lambda: self._stopping.is_asked)
+        if ending == "stopped":
+            raise Stopped
+        last = last or json.loads(self._ledger.run.metrics)
+        return last | {
+            "ending": ending,
+            "num_steps": loop.step,
+            "train_s": time.monotonic() - began_s,
+            "peak_memory_bytes": policy.peak_memory_bytes,
+        }
+
+    def _judge(
+        self, policy: Policy, whole: TrainingSet, micro_batch: MicroBatch
+    ) -> tuple[gate.Figures, Verdict]:
+        self._phase("evaluating")
+        self._ledger.update(RunUpdate(state="gating"))
+        measured = figures.gate_figures(
+            policy,
+            self._parent_weights,
+            whole,
+            micro_batch,
+            seed=self._settings.seed,
+            check=self._stopping.check,
+        )
+        verdict = gate.judge(measured, seed=self._settings.seed)
+        self._reports.event("verdict", **verdict.to_json())
+        return measured, verdict
+
+    @property
+    def _parent_weights(self) -> Weights:
+        return "base" if self._parent == BASE else self._library.path_of(self._parent)
+
+    def _phase(self, phase: Phase) -> None:
+        self._stopping.check()
+        self._reports.event("phase", phase=phase)
+        self._reports.progress(Progress(phase))
+
+
+def _longest(whole: TrainingSet | None, collected: Collected | None) -> int:
+    """Return how many tokens the longest sequence has that is learned from."""
+    if whole is not None:
+        return max(len(a.tokens.ids) for unit in whole.units for a in unit.answers)
+    assert collected is not None
+    return max(len(row.tokens.ids) for one in collected.learn for row in one.rows)

@@ -1,0 +1,127 @@
+"""What one run learns from and is judged by, as one value and one file: a resumed run has the same.
+
+Does not know how it was collected. The file holds token ids of conversations, so it is its owner's
+alone and goes when the run has ended.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strop.training.sequences import Answer, Floats, Tokens, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutTurn:
+    """A held-out rated turn: its session's root, its mean rating, and the answers it credits."""
+
+    root: str
+    rating: float
+    answers: tuple[Tokens, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Everything that a run needs of the store and of the parent.
+
+    Attributes:
+        units: what is learned from.
+        parents: for each unit, the parent's logprobs of each answer, (S,).
+        feedback: id and revision of every rating that `units` were made from.
+        held_out: what the gate compares on.
+        prompts: ids of recorded prompts, for fresh samples and the probe.
+        counts: examples by kind, and what was left out or flagged, by reason.
+    """
+
+    units: tuple[Unit, ...]
+    parents: tuple[tuple[Floats, ...], ...]
+    feedback: tuple[tuple[str, int], ...]
+    held_out: tuple[HeldOutTurn, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    counts: Mapping[str, int]
+
+
+def save(whole: TrainingSet, path: Path) -> None:
+    """Write `whole` to `path`, which then has all of it or is as it was."""
+    answers = [answer for unit in whole.units for answer in unit.answers]
+    held_out = [tokens for turn in whole.held_out for tokens in turn.answers]
+    sequences = [*(answer.tokens for answer in answers), *held_out]
+    meta = {
+        "units": [
+            [unit.kind, unit.advantage, unit.rating, len(unit.answers)] for unit in whole.units
+        ],
+        "held_out": [[turn.root, turn.rating, len(turn.answers)] for turn in whole.held_out],
+        "num_prompts": [tokens.num_prompt for tokens in sequences],
+        "feedback": whole.feedback,
+        "counts": dict(whole.counts),
+    }
+    arrays: dict[str, Any] = {
+        "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+        **_flat("ids", [tokens.ids for tokens in sequences], np.int32),
+        **_flat("prompts", whole.prompts, np.int32),
+        **_flat("base", [answer.base for answer in answers], np.float32),
+        **_flat("sampler", [answer.sampler for answer in answers], np.float32),
+        **_flat("keep", [answer.keep for answer in answers], np.bool_),
+        **_flat("parent", [one for group in whole.parents for one in group], np.float32),
+    }
+    temporary = path.with_suffix(".part")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def load(path: Path) -> TrainingSet:
+    """Return what `save` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays["meta"].tobytes())
+    num_prompts = meta["num_prompts"]
+    sequences = [
+        Tokens(ids, num_prompt)
+        for ids, num_prompt in zip(_cut(arrays, "ids"), num_prompts, strict=True)
+    ]
+    base, sampler, keep = (_cut(arrays, name) for name in ("base", "sampler", "keep"))
+    answers = [
+        Answer(*parts) for parts in zip(sequences[: len(base)], base, sampler, keep, strict=True)
+    ]
+    units, parents, held_out = [], [], []
+    parent = _cut(arrays, "parent")
+    start = 0
+    for kind, advantage, rating, num in meta["units"]:
+        units.append(Unit(kind, advantage, tuple(answers[start : start + num]), rating))
+        parents.append(tuple(parent[start : start + num]))
+        start += num
+    for root, rating, num in meta["held_out"]:
+        held_out.append(HeldOutTurn(root, rating, tuple(sequences[start : start + num])))
+        start += num
+    return TrainingSet(
+        units=tuple(units),
+        parents=tuple(parents),
+        feedback=tuple((id_, revision) for id_, revision in meta["feedback"]),
+        held_out=tuple(held_out),
+        prompts=tuple(tuple(ids.tolist()) for ids in _cut(arrays, "prompts")),
+        counts=meta["counts"],
+    )
+
+
+def _flat(name: str, rows: Sequence[object], dtype: type) -> dict[str, NDArray[Any]]:
+    """Return rows of any lengths as one array and the place where each ends."""
+    arrays: list[NDArray[Any]] = [np.asarray(row, dtype) for row in rows]
+    return {
+        name: np.concatenate(arrays) if arrays else np.empty(0, dtype),
+        f"{name}_ends": np.cumsum([len(array) for array in arrays], dtype=np.int64),
+    }
+
+
+def _cut(arrays: Mapping[str, NDArray[Any]], name: str) -> list[NDArray[Any]]:
+    ends = arrays[f"{name}_ends"].tolist()
+    starts = [0, *ends]
+    return [arrays[name][start:end] for start, end in zip(starts, ends, strict=False)]
