@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install serve demo test test-faults test-clients lint types imports wheel bench bench-quick clean
+.PHONY: help install serve demo test test-faults test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick clean
 
 help:  ## Say what each target does.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,9 +20,13 @@ $(VENV)/.installed: $(BIN)/python $(INPUTS)
 	$(PIP) --editable '.[mlx]'
 	@touch $@
 
+$(VENV)/.installed-demo: $(VENV)/.installed
+	$(PIP) --editable '.[mlx,demo]'
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing what the tests need into $(VENV) (about 900 MB, once) ..."
-	$(PIP) --editable '.[mlx,torch,dev]'
+	@echo "Installing what the tests need into $(VENV) (about 1 GB, once) ..."
+	$(PIP) --editable '.[mlx,torch,gguf,demo,dev]'
 	@touch $@
 
 install: $(VENV)/.installed  ## Install strop with the embedded engine into .venv.
@@ -30,7 +34,7 @@ install: $(VENV)/.installed  ## Install strop with the embedded engine into .ven
 serve: install  ## Start the proxy on http://127.0.0.1:8484 (ARGS='--port 9000 ...').
 	$(BIN)/strop serve $(ARGS)
 
-demo: install  ## Show the whole loop on this machine, with the small model that strop ships.
+demo: $(VENV)/.installed-demo  ## Show the whole loop on this machine, with the small model that strop ships.
 	$(BIN)/strop demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## Run the tests (ARGS='-k relay -x').
@@ -41,6 +45,13 @@ test-faults: $(VENV)/.installed-dev  ## Run only the tests that break things.
 
 test-clients: $(VENV)/.installed-dev  ## Try stock clients, each in an environment of its own (needs node).
 	$(BIN)/python -m pytest -m clients --clients $(ARGS)
+
+test-llamacpp: $(VENV)/.installed-dev  ## Try llama.cpp's llama-server, built into .cache (half an hour on two cores, once).
+	$(BIN)/python tests/llamacpp_build.py $$(nproc)
+	$(BIN)/python -m pytest -m llamacpp --llamacpp $(ARGS)
+
+test-vllm: $(VENV)/.installed-dev  ## Try a real vLLM, its CPU build, in .venv-vllm (2.5 GB, once).
+	$(BIN)/python -m pytest -m vllm --vllm $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## Check style and formatting.
 	$(BIN)/ruff check .
@@ -62,4 +73,4 @@ wheel: $(VENV)/.installed-dev  ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## Remove what was built and installed here; ~/.strop stays.
-	rm -rf $(VENV) build dist .cache *.egg-info
+	rm -rf $(VENV) .venv-vllm build dist .cache *.egg-info

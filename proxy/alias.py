@@ -3,21 +3,32 @@
 Pure state of one process. Does not load, probe or unload anything, and never reads the database.
 """
 
+import asyncio
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import monotonic
 
-from strop.proxy.errors import UnknownModel
+from strop.proxy.errors import EngineNotReady, UnknownModel, VersionNotLoaded
 
 BASE = "base"
+_VERSION = re.compile(r"base|v[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A version as the engine knows it: `v3` or `base`, and the name it is served under there."""
+    """A version as the engine knows it.
+
+    Attributes:
+        version: `v3`, or `base`.
+        name: what it is served under there.
+        base: the identity of the base behind it; None where that isn't known.
+    """
 
     version: str
     name: str
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,51 +39,101 @@ class Alias:
 
     Attributes:
         name: the public model name; `<name>@<version>` pins a version.
-        active: what unpinned requests get.
-        versions: every version that is loaded, `active` among them.
+        base: the base, loaded or not.
+        active: what unpinned requests get, once it is among `versions`.
+        versions: every version that is loaded and proven.
         others: the names of other bases that the engine serves; they have no versions.
         accepts_any: whether an unknown name means `name` instead of an error.
+        epoch: how many aliases this process had before.
+        why_not: why the active version isn't among `versions`, for people.
     """
 
     name: str
+    base: Served
     active: Served
     versions: Mapping[str, Served]
     others: tuple[str, ...] = ()
     accepts_any: bool = False
     epoch: int = 0
+    why_not: str = "the engine does not hold it yet"
 
     @classmethod
-    def of_base(cls, name: str, models: Sequence[str], *, accepts_any: bool) -> "Alias":
-        """Return the alias of an engine that serves `models`, and no versions of them.
+    def of_base(
+        cls,
+        name: str,
+        models: Sequence[str],
+        *,
+        accepts_any: bool,
+        active: str = BASE,
+        base: str | None = None,
+        epoch: int = 0,
+    ) -> "Alias":
+        """Return the alias of an engine that serves `models`, and no versions of them yet.
 
         An empty `name` means the first one's; a `name` that is one of them means that one; any
-        other is a new name for the first.
+        other is a new name for the first. `active` is the version that it is to serve, and `base`
+        the identity of its base.
         """
-        served = name if name in models else models[0]
-        base = Served(BASE, served)
-        others = tuple(model for model in models if model != served)
-        return cls(name or served, base, {BASE: base}, others, accepts_any)
+        served = Served(BASE, name if name in models else models[0], base)
+        others = tuple(model for model in models if model != served.name)
+        public = name or served.name
+        first = served if active == BASE else Served(active, f"{public}@{active}", base)
+        return cls(public, served, first, {BASE: served}, others, accepts_any, epoch)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether unpinned requests can be served."""
+        return self.active.version in self.versions
+
+    def is_of(self, base: Served) -> bool:
+        """Whether it is of the model that the engine calls `base`."""
+        return self.base == base
+
+    def serving(self, versions: Mapping[str, Served], active: Served | None = None) -> "Alias":
+        """Return the next alias: with these versions, and `active` if it is another now."""
+        active = active or versions.get(self.active.version, self.active)
+        return replace(self, versions=versions, active=active, epoch=self.epoch + 1)
+
+    def identified(self, base: str | None) -> "Alias":
+        """Return the next alias: its versions known to be of the base with this identity."""
+        versions = {key: replace(one, base=base) for key, one in self.versions.items()}
+        known = self.serving(versions, replace(self.active, base=base))
+        return replace(known, base=replace(self.base, base=base))
 
     def resolve(self, model: object) -> Served:
         """Return the version that a request's `model` means.
 
         Raises:
+            VersionNotLoaded: it pins a version that isn't loaded; there may be none such.
             UnknownModel: it is none of `names()`.
+            EngineNotReady: the active version isn't loaded.
         """
         if model == self.name:
-            return self.active
+            return self._active()
         if isinstance(model, str):
-            name, _, version = model.rpartition("@")
-            if name == self.name and version in self.versions:
-                return self.versions[version]
             if model in self.others:
                 return Served(BASE, model)
+            name, _, version = model.rpartition("@")
+            if name == self.name:
+                if version in self.versions:
+                    return self.versions[version]
+                if _VERSION.fullmatch(version):
+                    raise VersionNotLoaded(self._no(model), version=version)
         if self.accepts_any:
-            return self.active
-        raise UnknownModel(
-            f"the model {_shown(model)} does not exist here; the models are: "
-            + ", ".join(self.names()),
-            param="model",
+            return self._active()
+        raise UnknownModel(self._no(model), param="model")
+
+    def _active(self) -> Served:
+        if self.active.version not in self.versions:
+            raise EngineNotReady(
+                f"{self.active.version}, the active version of {self.name}, is not served:"
+                f" {self.why_not}; try again soon, or activate another version"
+            )
+        return self.active
+
+    def _no(self, model: object) -> str:
+        return f"the model {_shown(model)} does not exist here; the models are: " + ", ".join(
+            self.names()
         )
 
     def names(self) -> list[str]:
@@ -90,6 +151,8 @@ class Leases:
     """How many requests are being served by each version."""
 
     _held: Counter[str] = field(default_factory=Counter)
+    _idle_since: dict[str, float] = field(default_factory=dict)
+    _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def take(self, served: Served) -> None:
         """Hold `served` for one request."""
@@ -101,10 +164,30 @@ class Leases:
         Raises:
             RuntimeError: none is held; a request was finished twice.
         """
-        if not self._held[served.version]:
-            raise RuntimeError(f"no lease on {served.version} is held")
-        self._held[served.version] -= 1
+        version = served.version
+        left = self._held[version] - 1
+        if left < 0:
+            raise RuntimeError(f"no lease on {version} is held")
+        self._held[version] = left
+        if not left:
+            self._idle_since[version] = monotonic()
+            self._freed.set()
 
     def count(self, version: str) -> int:
         """Return how many requests hold `version`."""
         return self._held[version]
+
+    @property
+    def total(self) -> int:
+        """How many requests hold any version."""
+        return self._held.total()
+
+    def idle_since(self, version: str) -> float:
+        """Return the monotonic time at which nobody held `version` any more; 0.0 if never held."""
+        return self._idle_since.get(version, 0.0)
+
+    async def wait_until_free(self, version: str | None = None) -> None:
+        """Return when nobody holds `version`, or any version at all."""
+        while self.total if version is None else self._held[version]:
+            self._freed.clear()
+            await self._freed.wait()

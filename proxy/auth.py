@@ -21,6 +21,8 @@ LOCAL_KEY_ID: Final = "local"
 """The key id of everyone where no client keys are configured."""
 ADMIN_KEY_ID: Final = "admin"
 ADMIN_KEY_FILE: Final = "admin.key"
+CLI_AGENT: Final = "strop-cli"
+"""The User-Agent of strop's own commands; it grants nothing, and names who acted in events."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+?)\.?(?::[0-9]*)?")

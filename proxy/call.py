@@ -6,12 +6,15 @@ State, and the two signals that others give it. Sends and receives nothing; `rel
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import msgspec
 
 from strop.proxy.alias import Served
-from strop.proxy.engines.base import Ask, Plan
+from strop.proxy.engines.base import Ask, Engine, Plan
+from strop.proxy.recording import Draft
+from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import State
 from strop.proxy.upstream import Exchange
 from strop.proxy.wire.headers import Headers
@@ -19,6 +22,10 @@ from strop.proxy.wire.tap import Tap
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class ClientLeft(Exception):
+    """The connection was closed before anything was sent to an engine."""
 
 
 class Incoming(msgspec.Struct, frozen=True):
@@ -49,6 +56,7 @@ class Call:
 
     incoming: Incoming
     served: Served
+    engine: Engine
     plan: Plan
     exchange: Exchange
     state: State | None = None
@@ -84,3 +92,49 @@ class Call:
         """Let whoever awaits the commit go on without it."""
         if self.durable is not None and not self.durable.done():
             self.durable.set_exception(TimeoutError())
+
+    def draft(self, state: State, redaction: Redaction) -> Draft:
+        """Return what is to be recorded of it, as it is now; it ends as `state`."""
+        incoming, engine = self.incoming, self.engine
+        answer, error = self.answer, self.error
+        if self.tap is not None:
+            answer = self.tap.kept
+            if self.tap.is_over_limit:
+                error = "the answer was longer than capture.max_answer_bytes, so it was not kept"
+        now = monotonic()
+        # What never went out was ours alone.
+        sent_at = self.exchange.sent_at or now
+        first_byte_at = self.first_byte_at
+        return Draft(
+            id=incoming.id,
+            created_ms=incoming.created_ms,
+            key_id=incoming.key_id,
+            engine=engine.label,
+            capabilities=engine.capabilities,
+            ask=incoming.ask,
+            served=self.served,
+            state=state,
+            delivered=state == "complete" and not self.is_client_gone,
+            status=self.exchange.status or None,
+            error=error,
+            answer=answer,
+            is_event_stream=self.tap is not None,
+            ttft_ms=1000 * (first_byte_at - incoming.started) if first_byte_at else None,
+            total_ms=1000 * (now - incoming.started),
+            overhead_ms=1000 * (self.overhead_s or max(0.0, sent_at - incoming.started)),
+            request_id=incoming.request_id,
+            session=incoming.session,
+            redaction=redaction,
+        )
+
+
+def exchange_of(incoming: Incoming, engine: Engine, plan: Plan) -> Exchange:
+    """Return the exchange that asks `engine` for what `incoming` asks for; nothing is sent yet."""
+    upstream = engine.upstream
+    is_chat = incoming.ask.dialect == "chat"
+    target = b"/v1/chat/completions" if is_chat else b"/v1/completions"
+    if incoming.query:
+        target += b"?" + incoming.query
+    return upstream.exchange(
+        b"POST", upstream.base_path + target, engine.headers(incoming.headers), plan.body
+    )

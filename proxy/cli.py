@@ -3,31 +3,35 @@
 Parses and prints; what it calls does the work. Imports nothing heavy before a command needs it.
 """
 
-import asyncio
-import http.client
 import importlib.util
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
-from strop.proxy import auth, cli_ratings, cli_records, settings, terminal
+from strop.proxy import (
+    auth,
+    cli_adapters,
+    cli_engines,
+    cli_handover,
+    cli_ratings,
+    cli_records,
+    cli_runs,
+    cli_status,
+    cli_training,
+    settings,
+    terminal,
+)
 from strop.proxy.cli_options import (
-    STORE_FILE,
     examples,
     home_of,
     home_option,
     json_option,
-    open_store,
 )
 from strop.proxy.errors import BadRequest, ConfigError, StropError
-from strop.proxy.home import serving_url
-
-_STATUS_TIMEOUT_S = 5.0
 
 
 class _Misused(click.ClickException):
@@ -57,6 +61,8 @@ class _Commands(click.Group):
 def main() -> None:
     """A local OpenAI-compatible proxy that records answers and learns from their ratings."""
 
+
+_ENGINES = ("embedded", "vllm", "mlx_server", "ollama", "llama_server", "openai")
 
 _host_option = click.option(
     "--host", metavar="HOST", help="The address to listen on. [default: 127.0.0.1]"
@@ -95,8 +101,8 @@ def _settings_options(command: Any) -> Any:
         click.option("--engine-url", metavar="URL", help="Where the engine listens."),
         click.option(
             "--engine",
-            type=click.Choice(["embedded", "vllm", "openai"]),
-            help="Which kind of engine serves.",
+            type=click.Choice(_ENGINES),
+            help="Which kind of engine serves. [default: one that runs here, else embedded]",
         ),
         _port_option,
         _host_option,
@@ -129,7 +135,7 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
                 continue
     model, name = flags["model"], flags["model_name"]
     kind = settings.load(home, flags=named, environ=os.environ).settings.engine.kind
-    if kind not in ("vllm", "openai"):
+    if kind in ("", "embedded"):
         named |= {"model.path": model, "model.name": name}
     elif model and name:
         raise click.UsageError(
@@ -146,6 +152,7 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
         "strop serve",
         "strop serve --model mlx-community/Qwen3-4B-4bit",
         "strop serve --engine vllm --engine-url http://127.0.0.1:8000",
+        "strop serve --engine ollama --engine-url http://127.0.0.1:11434 --model qwen3:8b",
     )
 )
 @_settings_options
@@ -153,7 +160,8 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
 def serve(context: click.Context, /, home: Path | None, **flags: Any) -> None:
     """Start the proxy.
 
-    It starts the embedded engine too, unless another one is named here or in the settings.
+    Without an engine named here or in the settings, it serves the one that runs on this machine,
+    or else starts its own (see `strop engines`). With --model alone it starts its own.
     """
     folder = home_of(home)
     resolved = _load(folder, flags)
@@ -204,75 +212,6 @@ def engine(context: click.Context, /, **given: Any) -> None:
     context.exit(server.run(options))
 
 
-@main.command(epilog=examples("strop status"))
-@home_option
-@json_option
-@click.pass_context
-def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
-    """Say how the proxy is, and what was rated.
-
-    Exits with 1 when no proxy runs.
-    """
-    folder = home_of(home)
-    url = serving_url(folder)
-    health = _ask_health(url) if url else None
-    stored = asyncio.run(_stored(folder)) if (folder / STORE_FILE).is_file() else None
-    if as_json:
-        click.echo(json.dumps({"url": url, "health": health, "home": str(folder), "store": stored}))
-    else:
-        rows = _health_rows(url, health) if url and health else []
-        if not health:
-            click.echo(f"strop does not serve from {folder}; start it with: strop serve")
-        rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
-        if stored:
-            rows.append(
-                ("ratings", "{good} good, {bad} bad, {total} in all".format(**stored["ratings"]))
-            )
-            rows.append(("newest answer", stored["newest"] or "none"))
-        click.echo(terminal.table(rows))
-    context.exit(0 if health else 1)
-
-
-def _ask_health(url: str) -> dict[str, Any] | None:
-    """Return what the proxy at `url` says of itself; None where it doesn't answer."""
-    at = urlsplit(url)
-    # Bound to every address, it is reached at this machine's own.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(at.hostname or "", at.hostname)  # noqa: S104
-    connection = http.client.HTTPConnection(host or "", at.port, timeout=_STATUS_TIMEOUT_S)
-    try:
-        connection.request("GET", "/health")
-        health = json.loads(connection.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        connection.close()
-    return health if isinstance(health, dict) else None
-
-
-def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
-    engine, model, capture = health["engine"], health["model"], health["capture"]
-    engine_is = "ready" if engine["ready"] else f"not ready: {engine['reason']}"
-    capture_is = "writing" if capture["ok"] else f"not writing: {capture['reason']}"
-    return [
-        ("strop", f"{health['version']} at {url}: {health['status']}"),
-        ("engine", f"{engine['label']} at {engine['url']}: {engine_is}"),
-        ("model", f"{model['name'] or 'unknown yet'} ({model['active'] or 'none active'})"),
-        ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
-        ("in flight", str(health["in_flight"])),
-        ("up for", f"{health['uptime_s']:.0f} s"),
-    ]
-
-
-async def _stored(home: Path) -> dict[str, Any]:
-    async with open_store(home) as store:
-        counts = await store.feedback_counts()
-        newest = await store.list_completions(limit=1)
-    return {
-        "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
-        "newest": newest.data[0].id if newest.data else None,
-    }
-
-
 @main.command(epilog=examples("strop config --engine openai --engine-url http://127.0.0.1:8000"))
 @_settings_options
 @json_option
@@ -287,17 +226,17 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
     click.echo(terminal.table(described, ("KEY", "VALUE", "FROM")))
 
 
-for command in (*cli_records.COMMANDS, *cli_ratings.COMMANDS):
+for command in (
+    *cli_status.COMMANDS,
+    *cli_records.COMMANDS,
+    *cli_ratings.COMMANDS,
+    *cli_adapters.COMMANDS,
+    *cli_engines.COMMANDS,
+    *cli_training.COMMANDS,
+    *cli_runs.COMMANDS,
+    *cli_handover.COMMANDS,
+):
     main.add_command(command)
-
-
-@main.command(epilog=examples("strop demo"))
-@click.pass_context
-def demo(context: click.Context, /) -> None:
-    """Show chat, snapshot and rating with the demo model, in a home folder of its own."""
-    from strop.proxy.demo import demo as show
-
-    context.exit(show())
 
 
 if __name__ == "__main__":

@@ -12,15 +12,19 @@ engine wrote them.
     ├── Forbidden                       403 forbidden
     ├── NotFound                        404 not_found
     │   ├── UnknownModel                404 model_not_found
+    │   │   └── VersionNotLoaded        404 model_not_found
     │   └── UnknownCompletion           404 completion_not_found
     ├── MethodNotAllowed                405 method_not_allowed
     ├── Conflict                        409 conflict
     │   ├── AmbiguousCompletion         409 ambiguous_completion_id
-    │   └── IdempotencyConflict         409 idempotency_conflict
+    │   ├── IdempotencyConflict         409 idempotency_conflict
+    │   └── VersionNotServed            409 version_not_served
     ├── Unavailable                     503 unavailable
     │   ├── ShuttingDown                503 shutting_down
     │   ├── StoreUnavailable            503 store_unavailable
-    │   └── EngineNotReady              503 engine_not_ready
+    │   ├── EngineNotReady              503 engine_not_ready
+    │   ├── SwitchingVersions           503 switching_versions
+    │   └── ActivationFailed            503 activation_failed
     ├── UpstreamError                   502 upstream_error
     │   ├── UpstreamUnreachable         502 upstream_unreachable
     │   ├── UpstreamDied                502 upstream_died
@@ -122,6 +126,14 @@ class UnknownModel(NotFound):
     code = "model_not_found"
 
 
+class VersionNotLoaded(UnknownModel):
+    """The model name pins a version that the engine doesn't hold, and that may not even exist."""
+
+    def __init__(self, message: str, *, version: str) -> None:
+        super().__init__(message, param="model")
+        self.version = version
+
+
 class UnknownCompletion(NotFound):
     """No completion of this key has this id."""
 
@@ -156,6 +168,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class VersionNotServed(Conflict):
+    """The model name pins a version that can't be served beside the active one, or at all."""
+
+    code = "version_not_served"
+
+
 class Unavailable(StropError):
     """strop can't serve this now; trying again later may work."""
 
@@ -179,6 +197,18 @@ class EngineNotReady(Unavailable):
     """The engine is not there (yet)."""
 
     code = "engine_not_ready"
+
+
+class SwitchingVersions(Unavailable):
+    """An engine that serves one version at a time is changing it."""
+
+    code = "switching_versions"
+
+
+class ActivationFailed(Unavailable):
+    """A version could not be made to serve; the one before serves on."""
+
+    code = "activation_failed"
 
 
 class UpstreamError(StropError):

@@ -11,7 +11,7 @@ from typing import Any
 
 from strop.proxy import commands, conversation
 from strop.proxy.auth import Caller
-from strop.proxy.call import Incoming, Receive, Send
+from strop.proxy.call import ClientLeft, Incoming, Receive, Send
 from strop.proxy.engines.base import Ask, Dialect
 from strop.proxy.errors import BadRequest, BodyTooLarge
 from strop.proxy.ids import new_id
@@ -53,10 +53,6 @@ async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Ser
         if not message.get("more_body", False):
             return piece if not pieces else b"".join([*pieces, piece])
         pieces.append(piece)
-
-
-class ClientLeft(Exception):
-    """The connection was closed while its request was still coming."""
 
 
 def _too_large(num_bytes: int, limit: int) -> BodyTooLarge:

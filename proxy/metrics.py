@@ -94,6 +94,37 @@ class Metrics:
         self.engine_ready = Gauge(
             "strop_engine_ready", "1 while the engine answers.", registry=self.registry
         )
+        self.replica_ready = Gauge(
+            "strop_replica_ready",
+            "1 while requests go to this one of several servers.",
+            ["url"],
+            registry=self.registry,
+        )
+        self.replica_in_flight = Gauge(
+            "strop_replica_in_flight",
+            "Requests under way to this one of several servers.",
+            ["url"],
+            registry=self.registry,
+        )
+
+        self.activations = Counter(
+            "strop_activations",
+            "Activations of adapter versions, by how they ended.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        # Its value is asked for when it is read: `set_function`.
+        self.active_version = Gauge(
+            "strop_active_version",
+            "The number of the active adapter version; 0 for the base.",
+            registry=self.registry,
+        )
+        self.pause = Histogram(
+            "strop_swap_pause_seconds",
+            "Time that requests were held while an engine with one slot changed its version.",
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
 
     def render(self) -> bytes:
         """Return the text exposition format."""

@@ -15,7 +15,7 @@ from strop.proxy.errors import BadRequest
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Choice, Completion, State
 from strop.proxy.wire import body, chat, completions, sse
-from strop.proxy.wire.answer import Answer, AnsweredChoice
+from strop.proxy.wire.answer import Answer, AnsweredChoice, text_of_tokens
 
 # What decided the sampling, as the client asked for it; what is absent was the engine's default.
 SAMPLING = (
@@ -55,11 +55,14 @@ class Draft(msgspec.Struct, frozen=True):
 
 def complete(draft: Draft) -> Completion:
     """Return the completion that `draft` amounts to."""
-    ask, answer = draft.ask, _read(draft)
+    pieces = _pieces(draft)
+    ask, answer = draft.ask, _read(draft, pieces)
     if ask.dialect == "chat":
         history = conversation.read(chat.messages_of(ask.fields), draft.key_id)
     else:
         history = conversation.read_prompt(draft.key_id)
+    if draft.capabilities.may_drop_tokens and not _has_each_token(answer, pieces):
+        answer.forget_tokens()
     choices = []
     for choice in sorted(answer.choices.values(), key=lambda c: c.index):
         chain, tail = (
@@ -83,6 +86,7 @@ def complete(draft: Draft) -> Completion:
         model=model if isinstance(model, str) else "",
         served=draft.served.name,
         version=draft.served.version,
+        base=draft.served.base,
         state=draft.state,
         delivered=draft.delivered,
         stream=ask.is_stream,
@@ -107,13 +111,19 @@ def complete(draft: Draft) -> Completion:
     )
 
 
-def _read(draft: Draft) -> Answer:
+def _pieces(draft: Draft) -> list[bytes]:
+    """Return the body, or the chunks of the stream."""
+    if not draft.is_event_stream:
+        return [draft.answer] if draft.answer else []
+    # Half an event, where a stream was cut off, and [DONE] are no chunks.
+    return [one for one in sse.payloads(draft.answer) if one[:1] == b"{" and one[-1:] == b"}"]
+
+
+def _read(draft: Draft, pieces: list[bytes]) -> Answer:
     is_chat = draft.ask.dialect == "chat"
     if not draft.is_event_stream:
         return chat.read_json(draft.answer) if is_chat else completions.read_json(draft.answer)
-    # Half an event, where a stream was cut off, and [DONE] are no chunks.
-    chunks = [one for one in sse.payloads(draft.answer) if one[:1] == b"{" and one[-1:] == b"}"]
-    return chat.read_stream(chunks) if is_chat else completions.read_stream(chunks)
+    return chat.read_stream(pieces) if is_chat else completions.read_stream(pieces)
 
 
 def _json(fields: dict[str, object]) -> bytes:
@@ -130,13 +140,33 @@ def _num_tokens(*ids: "array[int] | None") -> int | None:
     return sum(known) if known and len(known) == len(ids) else None
 
 
+def _has_each_token(answer: Answer, pieces: list[bytes]) -> bool:
+    """Whether there is a logprob for each token that the engine says it sampled.
+
+    Some engines leave out the token that ends a text. What they leave out besides are parts of
+    characters: where one token is missing, the text of the others says whether it was the end.
+    """
+    if answer.completion_tokens is None:
+        return False
+    choices = answer.choices.values()
+    num_missing = answer.completion_tokens - sum(len(choice.values) for choice in choices)
+    num_ended = sum(choice.finish_reason in ("stop", "tool_calls") for choice in choices)
+    if not num_missing or num_missing != num_ended:
+        return not num_missing
+    messages = [choice.message for choice in choices]
+    if all(_json(message).isascii() for message in messages):
+        return True
+    said = "".join(str(message.get("content") or message.get("text") or "") for message in messages)
+    return said == text_of_tokens(pieces)
+
+
 def _choice(
     choice: AnsweredChoice, draft: Draft, chain: bytes | None, tail: bytes | None
 ) -> Choice:
     said = _json(choice.message)
     message = draft.redaction.json(said)
     is_whole = message is said
-    logprobs = choice.logprobs if is_whole else None
+    logprobs = choice.logprobs if is_whole and draft.capabilities.logprobs else None
     return Choice(
         index=choice.index,
         message=message,

@@ -18,17 +18,22 @@ import logging
 from time import monotonic
 from typing import Any
 
-from strop.proxy import recording
-from strop.proxy.call import Call, Incoming, Receive, Send
-from strop.proxy.engines.base import Ask
+from strop.proxy import recording, waiting
+from strop.proxy.alias import BASE
+from strop.proxy.call import Call, Incoming, Receive, Send, exchange_of
+from strop.proxy.engines.base import Ask, Engine
 from strop.proxy.errors import (
     SOURCE_HEADER,
+    EngineNotReady,
     ShuttingDown,
     StoreUnavailable,
     StropError,
+    SwitchingVersions,
     UpstreamDied,
     UpstreamError,
     UpstreamTimeout,
+    UpstreamUnreachable,
+    VersionNotLoaded,
     render,
 )
 from strop.proxy.metrics import Metrics
@@ -37,6 +42,7 @@ from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store.records import State
 from strop.proxy.store.store import Store
+from strop.proxy.upstream import Exchange
 from strop.proxy.wire import headers as wire_headers
 from strop.proxy.wire import sse
 from strop.proxy.wire.headers import Headers
@@ -46,6 +52,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
 _JSON = (b"content-type", b"application/json")
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 class Relay:
@@ -87,8 +94,18 @@ class Relay:
 
         Raises:
             StropError: nothing was sent to the engine or the client yet, and nothing recorded.
+            ClientLeft: the same, and nobody waits for it.
         """
-        call = self._admit(incoming)
+        try:
+            call = self._admit(incoming)
+        except (VersionNotLoaded, SwitchingVersions) as reason:
+            call = await waiting.admitted(
+                lambda: self._admit(incoming),
+                reason,
+                self._serving,
+                receive,
+                hold_s=self._settings.adapters.swap_hold_s,
+            )
         watcher = self._loop.create_task(self._watch(call, receive))
         try:
             await self._exchange(call, send)
@@ -110,43 +127,95 @@ class Relay:
                 ' free it, or set capture.mode = "best_effort" to be served without a record'
             )
         serving = self._serving
+        if serving.is_held:
+            raise SwitchingVersions(
+                "the engine is changing its version, and requests wait; this one has waited for"
+                " adapters.swap_hold_s, so try again shortly"
+            )
         served = serving.alias.resolve(incoming.ask.fields.get("model"))
         came, is_captured = incoming.ask, capture.mode != "off"
         # Not `replace`, which takes several times as long.
         ask = Ask(came.dialect, came.raw, came.fields, served.name, came.is_rewritten, is_captured)
-        engine = serving.engine
+        engine = serving.engine.pick(ask, incoming.session)
         plan = engine.plan(ask)
-        target = b"/v1/chat/completions" if ask.dialect == "chat" else b"/v1/completions"
-        if incoming.query:
-            target += b"?" + incoming.query
-        exchange = engine.upstream.exchange(
-            b"POST", engine.upstream.base_path + target, engine.headers(incoming.headers), plan.body
-        )
-        call = Call(incoming, served, plan, exchange)
+        call = Call(incoming, served, engine, plan, exchange_of(incoming, engine, plan))
         serving.leases.take(served)
         self._calls[incoming.id] = call
         return call
 
     async def _watch(self, call: Call, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await waiting.until_client_leaves(receive)
         call.is_client_gone = True
         if self._settings.capture.on_disconnect == "cancel":
             call.give_up("client_cancelled")
 
     async def _exchange(self, call: Call, send: Send) -> None:
-        exchange = call.exchange
         try:
-            await exchange.start()
+            exchange = await self._reached(call)
+            if exchange.status == 404 and call.served.version != BASE:
+                exchange = await self._asked_again(call)
             content_type = wire_headers.first(exchange.headers, b"content-type") or b""
             if exchange.status == 200 and content_type.startswith(b"text/event-stream"):
                 await self._stream(call, send)
             else:
                 await self._json(call, send)
-        except (UpstreamError, UpstreamTimeout) as error:
+        except (UpstreamError, UpstreamTimeout, EngineNotReady) as error:
             await self._failed(call, self._why(call, error), send)
         except StoreUnavailable as error:
             await self._answer_error(call, error, send)
+
+    async def _reached(self, call: Call) -> Exchange:
+        """Start the exchange, with another server where there are several and one isn't there.
+
+        Raises:
+            UpstreamError: none can be reached, or one broke off.
+        """
+        tried: set[Engine] = set()
+        while True:
+            try:
+                await call.exchange.start()
+            except UpstreamUnreachable:
+                # Nothing was sent yet.
+                tried.add(call.engine)
+                self._serving.suspect(call.engine)
+                other = self._serving.engine.pick(call.incoming.ask, call.incoming.session)
+                if other in tried or call.gave_up is not None:
+                    raise
+                self._ask_of(call, other)
+            else:
+                return call.exchange
+
+    def _ask_of(self, call: Call, engine: Engine) -> None:
+        """Let `engine` answer the call, by the name under which it serves its version now."""
+        came, is_captured = call.incoming.ask, self._settings.capture.mode != "off"
+        served = call.served.name
+        ask = Ask(came.dialect, came.raw, came.fields, served, came.is_rewritten, is_captured)
+        call.engine = engine
+        call.plan = engine.plan(ask)
+        call.exchange.close()
+        call.exchange = exchange_of(call.incoming, engine, call.plan)
+
+    async def _asked_again(self, call: Call) -> Exchange:
+        """Return the exchange with the client's answer: another, if the engine lost the version.
+
+        Raises:
+            EngineNotReady: it can't serve it any more.
+            UpstreamError: it can't be reached now.
+        """
+        keeper, version = self._serving.keeper, call.served.version
+        try:
+            if keeper is None or not await keeper.reload(version, call.exchange.sent_at):
+                return call.exchange
+        except StropError as error:
+            raise EngineNotReady(
+                f"the engine has lost {version}, and {error.message}; try again soon"
+            ) from error
+        if call.gave_up is None:
+            incoming = call.incoming
+            call.served = self._serving.alias.versions.get(version, call.served)
+            self._ask_of(call, self._serving.engine.pick(incoming.ask, incoming.session))
+            await self._reached(call)
+        return call.exchange
 
     async def _json(self, call: Call, send: Send) -> None:
         exchange, incoming = call.exchange, call.incoming
@@ -156,11 +225,16 @@ class Relay:
         state: State = "complete" if is_ok else "upstream_error"
         # The writer works on it while the client's body is made.
         self._end(call, state)
-        body = call.answer
-        if is_ok and call.plan.restore is not None:
-            body = call.plan.restore.apply(body, _num_choices(incoming.ask))
+        body, plan = call.answer, call.plan
+        if not is_ok and plan.reword is not None:
+            body = plan.reword(exchange.status, body)
+        elif is_ok and plan.restore is not None:
+            body = plan.restore.apply(body, _num_choices(incoming.ask))
         await self._commit(call, state)
         head = self._head(call)
+        if is_ok and plan.rechunk is not None:
+            body = plan.rechunk(body)
+            head = [h for h in head if h[0] != b"content-type"] + [_EVENTS]
         head.append((b"content-length", str(len(body)).encode()))
         await self._start(call, exchange.status, head, send)
         await send({"type": "http.response.body", "body": body})
@@ -239,7 +313,7 @@ class Relay:
         if self._settings.capture.mode == "off":
             del self._calls[call.incoming.id]
             return None
-        draft = self._draft(call, state)
+        draft = call.draft(state, self._redaction)
         size = len(draft.answer) + len(draft.ask.raw)
         try:
             committed = self._store.commit_completion(lambda: recording.complete(draft), size)
@@ -257,38 +331,6 @@ class Relay:
             reason = "cancelled" if committed.cancelled() else str(error)
             log.error("completion lost", extra={"completion": call.incoming.id, "reason": reason})
 
-    def _draft(self, call: Call, state: State) -> recording.Draft:
-        incoming, engine = call.incoming, self._serving.engine
-        answer, error = call.answer, call.error
-        if call.tap is not None:
-            answer = call.tap.kept
-            if call.tap.is_over_limit:
-                error = "the answer was longer than capture.max_answer_bytes, so it was not kept"
-        now = monotonic()
-        # What never went out was ours alone.
-        sent_at = call.exchange.sent_at or now
-        return recording.Draft(
-            id=incoming.id,
-            created_ms=incoming.created_ms,
-            key_id=incoming.key_id,
-            engine=engine.label,
-            capabilities=engine.capabilities,
-            ask=incoming.ask,
-            served=call.served,
-            state=state,
-            delivered=state == "complete" and not call.is_client_gone,
-            status=call.exchange.status or None,
-            error=error,
-            answer=answer,
-            is_event_stream=call.tap is not None,
-            ttft_ms=1000 * (call.first_byte_at - incoming.started) if call.first_byte_at else None,
-            total_ms=1000 * (now - incoming.started),
-            overhead_ms=1000 * (call.overhead_s or max(0.0, sent_at - incoming.started)),
-            request_id=incoming.request_id,
-            session=incoming.session,
-            redaction=self._redaction,
-        )
-
     def _why(self, call: Call, error: StropError) -> StropError:
         if call.gave_up == "upstream_timeout":
             return UpstreamTimeout(
@@ -301,7 +343,7 @@ class Relay:
         if call.gave_up != "client_cancelled":
             call.error = error.message
         if call.gave_up is None and not call.exchange.status:
-            self._serving.suspect()
+            self._serving.suspect(call.engine)
         await self._commit(call, call.gave_up or "upstream_error")
         await self._answer_error(call, error, send)
 

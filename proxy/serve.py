@@ -19,12 +19,13 @@ from pathlib import Path
 import uvicorn
 
 from strop import configs
-from strop.proxy import auth, routes
-from strop.proxy.app import App, Services, run_services
+from strop.proxy import auth, detection, drivers, routes
+from strop.proxy.app import App, Services, adapters_folder, run_services
 from strop.proxy.client_connection import ClientConnection
-from strop.proxy.engines.base import Engine
+from strop.proxy.engines.base import AdaptersFolder, Engine
 from strop.proxy.engines.embedded import EngineProcess
 from strop.proxy.engines.openai import OpenAI
+from strop.proxy.engines.replicas import Replicas
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import hold
@@ -33,8 +34,13 @@ from strop.proxy.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
+EMBEDDED_ADAPTERS = 4
+"""How many versions the embedded engine keeps loaded; each takes as much memory as its file."""
+
 # New containers less freed ones between two collections; Python's own is 700.
 _GC_THRESHOLD = 20_000
+
+_REPLICABLE = ("vllm", "openai")
 
 
 def serve(settings: Settings, home: Path) -> int:
@@ -44,6 +50,10 @@ def serve(settings: Settings, home: Path) -> int:
         ConfigError: the settings don't allow it.
     """
     auth.check_bind(settings.server.host, settings.server.client_keys)
+    choice = asyncio.run(detection.detect(settings))
+    for line in choice.says:
+        print(line, flush=True)
+    settings = choice.settings
     _check_engine(settings)
     listener = _listen(settings.server.host, settings.server.port)
     url = _url(settings.server.host, listener.getsockname()[1])
@@ -95,6 +105,7 @@ async def _services(settings: Settings, home: Path, url: str) -> AsyncIterator[S
 def make_engine(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
     """Return the driver that the settings name, and the embedded engine's process, if any."""
     engine = settings.engine
+    adapters = AdaptersFolder(adapters_folder(home), engine.adapters_dir)
     if _kind(settings) == "embedded":
         model = str(Path(settings.model.path).expanduser()) if settings.model.path else ""
         name = settings.model.name or Path(model).name or "strop-demo"
@@ -107,14 +118,30 @@ def make_engine(settings: Settings, home: Path) -> tuple[Engine, EngineProcess |
             options=options,
         )
         upstream = Upstream(process.url, connect_timeout_s=engine.connect_timeout_s)
-        return Vllm(upstream, label="embedded"), process
+        driver = Vllm(
+            upstream,
+            label="embedded",
+            adapters=adapters,
+            num_adapters=EMBEDDED_ADAPTERS,
+            scores=True,
+        )
+        return driver, process
+    servers = [_driver(settings, home, url, adapters) for url in (engine.url, *engine.replicas)]
+    return (Replicas(servers) if engine.replicas else servers[0]), None
+
+
+def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) -> Engine:
+    """Return the driver of one server that runs already."""
+    engine = settings.engine
     # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
-    url = engine.url.rstrip("/").removesuffix("/v1")
+    url = url.rstrip("/").removesuffix("/v1")
     upstream = Upstream(url, connect_timeout_s=engine.connect_timeout_s)
     if engine.kind == "vllm":
-        return Vllm(upstream, key=engine.key), None
+        return Vllm(upstream, key=engine.key, adapters=adapters)
+    if (found := drivers.make(settings, home, upstream)) is not None:
+        return found
     forwards_key = not settings.server.client_keys
-    return OpenAI(upstream, key=engine.key, forwards_key=forwards_key), None
+    return OpenAI(upstream, key=engine.key, forwards_key=forwards_key)
 
 
 def _kind(settings: Settings) -> str:
@@ -126,8 +153,8 @@ def _check_engine(settings: Settings) -> None:
     if kind == "embedded":
         if engine.url:
             raise ConfigError(
-                f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind, vllm or openai;"
-                " without a kind strop runs its own engine"
+                f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind: no engine that"
+                " strop knows answers there now, so it can't tell which it is"
             )
         model = settings.model.path
         if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
@@ -143,6 +170,11 @@ def _check_engine(settings: Settings) -> None:
     elif not engine.url:
         raise ConfigError(
             f'engine.kind = "{kind}" needs engine.url, for instance http://127.0.0.1:8000'
+        )
+    if engine.replicas and kind not in _REPLICABLE:
+        raise ConfigError(
+            f"engine.replicas: expected engine.kind {' or '.join(_REPLICABLE)}, got {kind}; other"
+            " engines serve alone"
         )
 
 

@@ -1,19 +1,54 @@
 """The engine that serves, whether it is ready, and what its model name means now.
 
-Watches the engine in the background. Does not start or stop it, and relays nothing.
+Watches the engine in the background. Does not start or stop it, loads nothing, and relays nothing.
 """
 
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
+from typing import Protocol
 
-from strop.proxy.alias import Alias, Leases
+from strop.proxy.alias import BASE, Alias, Leases
+from strop.proxy.engines import claims
 from strop.proxy.engines.base import Engine, EngineState
 from strop.proxy.errors import EngineNotReady, StropError
 
 log = logging.getLogger(__name__)
 
 _RETRY_FIRST_S = 0.25
+_RETRY_MOST_S = 5.0
+
+
+class Keeper(Protocol):
+    """Who makes the engine serve the versions that it should."""
+
+    async def keep(self, state: EngineState) -> None:
+        """Look at what the engine holds, which has just answered, and mend it.
+
+        Raises:
+            StropError: the active version can't be served.
+        """
+        ...
+
+    async def bring(self, version: str) -> None:
+        """Return when `version` is served beside the active one.
+
+        Raises:
+            StropError: it can't be.
+        """
+        ...
+
+    async def reload(self, version: str, asked_at: float) -> bool:
+        """Say whether a request that the engine had no `version` for is worth sending again.
+
+        If the engine has lost it since, it is loaded and proven first. `asked_at` is the monotonic
+        time at which the request was sent.
+
+        Raises:
+            StropError: it was lost and can't be loaded.
+        """
+        ...
 
 
 class Serving:
@@ -24,27 +59,41 @@ class Serving:
         model_name: the public model name; empty for the engine's own.
         accepts_any: whether unknown names are served too.
         check_interval_s: seconds between two checks of a ready engine.
+        active: the version that is to be served, once the engine holds it.
     """
 
     def __init__(
-        self, engine: Engine, *, model_name: str, accepts_any: bool, check_interval_s: float
+        self,
+        engine: Engine,
+        *,
+        model_name: str,
+        accepts_any: bool,
+        check_interval_s: float,
+        active: str = BASE,
     ) -> None:
         self.engine = engine
         self.leases = Leases()
         self.state: EngineState | None = None
         self.reason = "it has not answered yet"
+        self.base: str | None = None
+        self.keeper: Keeper | None = None
         self._model_name = model_name
         self._accepts_any = accepts_any
         self._check_interval_s = check_interval_s
+        # What is not the person's own model has no versions of it.
+        self._first = active if engine.adapters is not None else BASE
         self._alias: Alias | None = None
         self._models: tuple[str, ...] = ()
+        self._is_verified = False
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
+        self._let_go: asyncio.Event | None = None
+        self._is_verified = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine answered its last check."""
-        return self.state is not None
+        """Whether the engine answered its last check, and holds the active version."""
+        return self.state is not None and self._alias is not None and self._alias.is_served
 
     @property
     def alias(self) -> Alias:
@@ -60,12 +109,45 @@ class Serving:
             )
         return self._alias
 
-    def suspect(self) -> None:
-        """Check the engine now: a request could not reach it."""
+    def put(self, alias: Alias) -> None:
+        """Let the model name mean `alias` from here on."""
+        self._alias = alias
+        self._changed.set()
+
+    def identify(self, base: str | None) -> None:
+        """Note the identity of the engine's base; None where it isn't known."""
+        self.base = base
+        if self._alias is not None:
+            self.put(self._alias.identified(base))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether new requests have to wait."""
+        return self._let_go is not None
+
+    def hold(self) -> None:
+        """Let new requests wait until `let_go`."""
+        self._let_go = self._let_go or asyncio.Event()
+
+    def let_go(self) -> None:
+        """Let waiting requests go on."""
+        if self._let_go is not None:
+            self._let_go.set()
+            self._let_go = None
+
+    async def wait_until_let_go(self) -> None:
+        """Return when new requests need not wait."""
+        while self._let_go is not None:
+            await self._let_go.wait()
+
+    def suspect(self, engine: Engine | None = None) -> None:
+        """Check the engine now: a request could not reach it, or not the one of several given."""
+        if engine is not None:
+            self.engine.suspect(engine)
         self._wake.set()
 
     async def wait_until_ready(self) -> None:
-        """Return once the engine has answered a check."""
+        """Return once the engine has answered a check and holds the active version."""
         while not self.is_ready:
             self._changed.clear()
             await self._changed.wait()
@@ -74,33 +156,72 @@ class Serving:
         """Check the engine again and again, sooner while it is not ready. Runs until cancelled."""
         wait_s = _RETRY_FIRST_S
         while True:
-            try:
-                self._ready(await self.engine.check())
-            except StropError as error:
-                self._not_ready(error.message)
-            except Exception as error:
-                # The edge of a background task: a watcher that ends would never see it ready again.
-                log.exception("the engine's answer could not be read")
-                self._not_ready(f"its answer could not be read ({error})")
-            wait_s = self._check_interval_s if self.is_ready else min(2 * wait_s, 5.0)
+            was_ready = self.is_ready
+            await self._check()
+            if self.is_ready:
+                wait_s = self._check_interval_s
+            else:
+                wait_s = _RETRY_FIRST_S if was_ready else min(2 * wait_s, _RETRY_MOST_S)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
 
-    def _ready(self, state: EngineState) -> None:
+    async def _check(self) -> None:
+        was_ready = self.is_ready
+        try:
+            state = await self._ask()
+            self._answered(state)
+            if self.keeper is not None:
+                await self.keeper.keep(state)
+        except StropError as error:
+            self._not_ready(error.message, was_ready=was_ready)
+        except Exception as error:
+            # The edge of a background task: a watcher that ends would never see it ready again.
+            log.exception("the engine's answer could not be read")
+            self._not_ready(f"its answer could not be read ({error})", was_ready=was_ready)
+        else:
+            self.state = state
+            if self.is_ready and not was_ready:
+                served = self.alias.active
+                extra = {"engine": self.engine.label, "model": served.name}
+                log.info("engine ready", extra=extra)
+            self._changed.set()
+
+    async def _ask(self) -> EngineState:
+        try:
+            state = await self.engine.check()
+        except BaseException:
+            # What comes back may be another, or be started in another way.
+            self._is_verified = False
+            raise
+        if not self._is_verified:
+            self._is_verified = await claims.verify(self.engine, state.models[0])
+        return state
+
+    def _answered(self, state: EngineState) -> None:
         if self._alias is None or self._models != state.models:
             self._models = state.models
-            self._alias = Alias.of_base(
-                self._model_name, state.models, accepts_any=self._accepts_any
+            alias = Alias.of_base(
+                self._model_name,
+                state.models,
+                accepts_any=self._accepts_any,
+                active=self._first if self._alias is None else self._alias.active.version,
+                base=self.base,
+                epoch=0 if self._alias is None else self._alias.epoch + 1,
             )
-        if self.state is None:
-            model = self._alias.active.name
-            log.info("engine ready", extra={"engine": self.engine.label, "model": model})
-        self.state = state
-        self._changed.set()
+            if self._alias is not None and alias.is_of(self._alias.base):
+                # Another model came or went beside it; what is loaded of this one stays.
+                alias = replace(self._alias, others=alias.others, epoch=alias.epoch)
+            elif self.keeper is not None and self.engine.capabilities.adapters == 1:
+                # What its one slot holds is not known yet.
+                alias = alias.serving({})
+            self.put(alias)
 
-    def _not_ready(self, reason: str) -> None:
-        if self.state is not None:
+    def _not_ready(self, reason: str, *, was_ready: bool) -> None:
+        is_new = self._alias is not None and reason != self.reason
+        if was_ready or is_new:
             log.warning("engine not ready", extra={"engine": self.engine.label, "reason": reason})
+        if self._alias is not None and not self._alias.is_served:
+            self._alias = replace(self._alias, why_not=reason)
         self.state, self.reason = None, reason
         self._changed.set()

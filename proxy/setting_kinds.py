@@ -128,3 +128,15 @@ class Kind:
 def shown(value: object) -> str:
     """Return `value` as TOML writes it, more or less."""
     return json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+
+
+def parse_hours(text: str) -> tuple[int, int]:
+    """Return the first hour of the day of `from-to`, and the one at which it ends; both below 24.
+
+    Raises:
+        ValueError: it isn't two hours of the day.
+    """
+    first, dash, last = text.partition("-")
+    if dash and first.isdecimal() and last.isdecimal() and int(first) < 24 and int(last) <= 24:
+        return int(first), int(last) % 24
+    raise ValueError(text)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
+from strop import configs
 from strop.proxy.auth import scrub
 from strop.proxy.errors import ConfigError
-from strop.proxy.setting_kinds import Kind, Range, Secret, shown
+from strop.proxy.setting_kinds import Kind, Range, Secret, parse_hours, shown
 
 FILE_NAME: Final = "strop.toml"
 HOME_VARIABLE: Final = "STROP_HOME"
@@ -43,9 +44,12 @@ class Server:
 class Engine:
     """The engine behind the proxy."""
 
-    kind: Literal["", "embedded", "vllm", "openai"] = ""
+    kind: Literal["", "embedded", "vllm", "mlx_server", "ollama", "llama_server", "openai"] = ""
     url: str = ""
+    replicas: tuple[str, ...] = ()
     key: Annotated[str, Secret()] = field(default="", repr=False)
+    adapters_dir: str = ""
+    rechunk_streams: bool = False
     connect_timeout_s: _Seconds = 10.0
     first_byte_timeout_s: _Seconds = 600.0
     idle_timeout_s: _Seconds = 300.0
@@ -58,6 +62,7 @@ class Model:
 
     name: str = ""
     path: str = ""
+    base: str = ""
     accept_any: bool = False
 
 
@@ -72,6 +77,32 @@ class Capture:
     max_queued: Annotated[int, Range(1, 1_000_000)] = 10_000
     max_answer_bytes: _Bytes = 32 * 2**20
     redact: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """How adapter versions are kept and swapped."""
+
+    keep: Annotated[int, Range(2, 10_000)] = 10
+    swap_hold_s: _Seconds = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """When ratings are learned from, how, and what becomes of the result."""
+
+    enabled: bool = True
+    ratings: Annotated[int, Range(2, 100_000)] = 32
+    idle_s: Annotated[float, Range(0, 86_400)] = 0.0
+    hours: str = ""
+    max_in_flight: Annotated[int, Range(0, 100_000)] = 100_000
+    promote: Literal["auto", "manual"] = "auto"
+    reopen_on_rollback: bool = True
+    objective: Literal["topr", "mispo", "reinforce", "sft", "kto", "dpo"] = "topr"
+    preset: str = "balanced"
+    backend: Literal["auto", "torch", "mlx"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    quantize_base: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +121,8 @@ class Settings:
     engine: Engine = field(default_factory=Engine)
     model: Model = field(default_factory=Model)
     capture: Capture = field(default_factory=Capture)
+    adapters: Adapters = field(default_factory=Adapters)
+    training: Training = field(default_factory=Training)
     log: Log = field(default_factory=Log)
 
 
@@ -269,11 +302,20 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
         raise wrong("server.allowed_hosts", "host names alone, as in `strop.lan`")
     if any("://" not in one or one.count("/") > 2 for one in server.allowed_origins):
         raise wrong("server.allowed_origins", "origins, as in `https://strop.lan:8484`")
-    if engine.url and not _is_base_url(engine.url):
+    for name, urls in (("engine.url", (engine.url,)), ("engine.replicas", engine.replicas)):
+        if any(url and not _is_base_url(url) for url in urls):
+            raise wrong(
+                name, "http:// or https://, a host, and at most a path; a key goes into engine.key"
+            )
+    if configs.preset_file(settings.training.preset) is None:
         raise wrong(
-            "engine.url",
-            "http:// or https://, a host, and at most a path; a key goes into engine.key",
+            "training.preset", f"one of {', '.join(configs.presets())}, or the path of a TOML file"
         )
+    if settings.training.hours:
+        try:
+            parse_hours(settings.training.hours)
+        except ValueError:
+            raise wrong("training.hours", 'two hours of the day, as in "22-6"') from None
 
 
 def _is_base_url(url: str) -> bool:

@@ -32,6 +32,15 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s ago"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it, as in `8 s`, `4 min`, `1.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 def excerpt(text: str, width: int = 60) -> str:
     """Return the first words of `text` on one line."""
     line = _SPACE.sub(" ", safe(text)).strip()

@@ -91,6 +91,11 @@ class Upstream(httpx.AsyncBaseTransport):
         """Open connections that wait for an exchange."""
         return len(self._idle)
 
+    @property
+    def num_busy(self) -> int:
+        """Connections that carry an exchange, or are being opened for one."""
+        return len(self._connections) + len(self._connecting) - len(self._idle)
+
     def exchange(
         self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes
     ) -> Exchange:

@@ -3,12 +3,14 @@
 python tests/cli_reference.py    writes it
 """
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from strop.proxy.cli import main
+from strop.proxy.cli_handover import MODULES
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 INTRODUCTION = """\
@@ -33,7 +35,12 @@ def render() -> str:
 def contexts(
     command: click.Command, parent: click.Context | None, name: str
 ) -> Iterator[click.Context]:
-    """Yield a context for a command and all below it."""
+    """Yield a context for a command and all below it.
+
+    What is handed over to a module is that module's command.
+    """
+    if name in MODULES:
+        command = importlib.import_module(MODULES[name]).main
     context = command.context_class(
         command, info_name=name, parent=parent, **command.context_settings
     )

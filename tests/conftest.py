@@ -3,12 +3,15 @@
 import os
 from pathlib import Path
 
+import faults_report
+import lanes
 import models
 import pytest
 import scripted_models
-from faults_report import pytest_terminal_summary, reached
+from faults_report import reached
+from vllm_server import parsing_vllm, vllm
 
-__all__ = ["pytest_terminal_summary", "reached"]
+__all__ = ["parsing_vllm", "reached", "vllm"]
 
 # Each kernel that MLX compiles for the CPU costs seconds of g++; results are the same without.
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
@@ -17,24 +20,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what asks for the stock clients."""
-    parser.addoption(
-        "--clients",
-        action="store_true",
-        help="try stock clients; installs them into .cache/clients",
-    )
+    """Add what asks for the lanes."""
+    lanes.add_options(parser)
     parser.addoption(
         "--clients-all", action="store_true", help="with --clients: coding agents too (550 MB)"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the stock clients out unless they are asked for."""
-    if config.getoption("--clients") or config.getoption("--clients-all"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("clients")]
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=left_out)
+    """Leave out the lanes that are not asked for."""
+    asked = {lane for lane in lanes.LANES if config.getoption(f"--{lane}")}
+    if config.getoption("--clients-all"):
+        asked.add("clients")
+    lanes.leave_out(items, asked, config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the fault tests reached, and what could not be tested."""
+    faults_report.say_what_was_reached(terminalreporter)
+    lanes.say_what_was_not_tested(terminalreporter)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

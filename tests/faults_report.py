@@ -1,6 +1,6 @@
 """What the fault tests reached, counted, and printed at the end of a run.
 
-Knows no fault. `conftest` takes the fixture and the hook from here.
+Knows no fault. `conftest` takes the fixture from here, and calls what prints.
 """
 
 import os
@@ -39,10 +39,10 @@ def reached(record_property: Callable[[str, object], None]) -> Reached:
     return note
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def say_what_was_reached(terminal: pytest.TerminalReporter) -> None:
     """Print what every fault test reached."""
     lines = []
-    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+    for report in terminal.getreports("passed") + terminal.getreports("failed"):
         found = [
             (name.removeprefix(_PREFIX), value)
             for name, value in getattr(report, "user_properties", ())
@@ -51,9 +51,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if found and report.when == "call":
             lines.append(f"{report.nodeid.rpartition('::')[2]}: {_line(dict(found))}")
     if lines:
-        terminalreporter.section("faults: what was reached")
+        terminal.section("faults: what was reached")
         for line in lines:
-            terminalreporter.write_line(line)
+            terminal.write_line(line)
 
 
 def _line(counts: dict[str, float]) -> str:

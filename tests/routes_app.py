@@ -16,10 +16,12 @@ import httpx
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 
-from strop.proxy import routes
-from strop.proxy.app import App, Services, run_services
+from strop.proxy import routes, run_requests
+from strop.proxy.app import App, Services, adapters_folder, run_services
+from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.ids import new_id
+from strop.proxy.run_requests import TrainCommand
 from strop.proxy.settings import load
 from strop.proxy.store.records import Choice, Completion
 from strop.proxy.upstream import Upstream
@@ -137,13 +139,28 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(home: Path, **flags: object) -> AsyncIterator[Running]:
-    """Start a strop in `home`; `flags` are settings, as in `server__client_keys=[...]`."""
+async def running(
+    home: Path,
+    *,
+    vllm: FakeVllm | None = None,
+    train_command: TrainCommand = run_requests.command,
+    **flags: object,
+) -> AsyncIterator[Running]:
+    """Start a strop in `home`; `flags` are settings, as in `server__client_keys=[...]`.
+
+    Where `vllm` is given, it loads adapters.
+    """
+    adapters = None
+    if vllm is not None:
+        adapters = AdaptersFolder(adapters_folder(home))
+        # Else the base would be what the embedded engine serves by default.
+        flags = {"engine__kind": "vllm", **flags}
     resolved = load(home, flags={key.replace("__", "."): value for key, value in flags.items()})
-    vllm = FakeVllm()
+    vllm = vllm or FakeVllm()
     async with FakeEngine(vllm) as engine:
-        driver = Vllm(Upstream(engine.url))
-        app = App(run_services(resolved.settings, home, driver, None), routes.make)
+        driver = Vllm(Upstream(engine.url), adapters=adapters, scores=adapters is not None)
+        services = run_services(resolved.settings, home, driver, None, train_command=train_command)
+        app = App(services, routes.make)
         async with _started(app):
             await app.services.serving.wait_until_ready()
             found = Running(app, vllm)

@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import uvicorn
 
-from strop.proxy import routes
+from strop.proxy import routes, run_requests
 from strop.proxy.app import App, Services, run_services
+from strop.proxy.engines.base import Engine as Driver
+from strop.proxy.run_requests import TrainCommand
 from strop.proxy.serve import make_engine, uvicorn_config
 from strop.proxy.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
@@ -65,11 +67,22 @@ def settings_for(
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, home: Path, *, ready: bool = True) -> AsyncIterator[Running]:
-    """Run a proxy on a free port; `ready` waits until its engine has answered."""
+async def running(
+    settings: Settings,
+    home: Path,
+    *,
+    ready: bool = True,
+    driver: Driver | None = None,
+    train_command: TrainCommand = run_requests.command,
+) -> AsyncIterator[Running]:
+    """Run a proxy on a free port; `ready` waits until its engine has answered.
+
+    The driver is the one that the settings name, unless another is given.
+    """
     home.mkdir(mode=0o700, exist_ok=True)
-    engine, process = make_engine(settings, home)
-    app = App(run_services(settings, home, engine, process), routes.make)
+    engine, process = (driver, None) if driver is not None else make_engine(settings, home)
+    services = run_services(settings, home, engine, process, train_command=train_command)
+    app = App(services, routes.make)
     server = uvicorn.Server(uvicorn_config(settings, app))
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

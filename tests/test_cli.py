@@ -401,7 +401,7 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
                     break
             code, text = await output("status")
             _, found = await output("status", "--json")
-            second, _ = await output("serve", "--port", "0")
+            second, _ = await output("serve", "--port", "0", "--engine", "embedded")
         finally:
             server.terminate()
             await server.communicate()

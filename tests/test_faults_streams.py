@@ -206,6 +206,8 @@ async def test_no_lease_task_or_connection_outlives_its_request(
         for wave in ([hung, unread], *waves):
             answers = await asyncio.gather(*(ask(proxy.url, plan) for plan in wave))
             await until(lambda: services.relay.num_calls == 0)
+            # Recorded a moment before its task ends.
+            await until(lambda: not proxy.server.server_state.tasks)
             await only_idle_left(engine)
             await until(lambda: upstream.num_connections == upstream.num_idle)
             await until(lambda: len(proxy.server.server_state.connections) <= num_served)

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import shelved
+from fake_adapters import FakeAdapters
 from routes_app import Running, running
 
-from strop.proxy.alias import Alias, Served
+from strop.adapters.library import Library
 from strop.proxy.errors import EngineNotReady
 from strop.proxy.serving import Serving
 
@@ -39,19 +41,25 @@ async def test_models_are_the_name_and_its_pins(app: Running) -> None:
     } == {key: value for key, value in found["data"][0].items() if key != "created"}
 
 
-async def test_versions_name_their_parent(app: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an active version, the public name stands for it, and it was made from the base."""
-    base, v1 = Served("base", "tiny"), Served("v1", "strop-v1")
-    alias = Alias("org/small", v1, {"base": base, "v1": v1})
-    monkeypatch.setattr(Serving, "alias", property(lambda _: alias))
+async def test_versions_name_their_parent(tmp_path: Path) -> None:
+    """The public name stands for the active version; each was made from its parent."""
+    async with running(tmp_path, vllm=FakeAdapters()) as app:
+        store, library = app.services.store, Library(tmp_path / "adapters")
+        v1 = await shelved.publish(store, library)
+        v2 = await shelved.publish(store, library, parent=v1)
+        for version in (v1, v2):
+            await app.services.swapper.activate(version, actor="api")
 
-    found = (await app.client.get("/v1/models")).json()["data"]
+        found = (await app.client.get("/v1/models")).json()["data"]
+        alone = (await app.client.get("/v1/models/tiny@v2")).json()
 
     assert [
-        ("org/small", "org/small@v1", "org/small@base"),
-        ("org/small@base", "org/small@base", None),
-        ("org/small@v1", "org/small@v1", "org/small@base"),
+        ("tiny", "tiny@v2", "tiny@v1"),
+        ("tiny@base", "tiny@base", None),
+        ("tiny@v1", "tiny@v1", "tiny@base"),
+        ("tiny@v2", "tiny@v2", "tiny@v1"),
     ] == [(one["id"], one["root"], one["parent"]) for one in found]
+    assert "tiny@v1" == alone["parent"]
 
 
 @pytest.mark.parametrize("name", ["org/small", "org/small@base", "org%2Fsmall"])

@@ -1,19 +1,28 @@
 """The OpenAPI document: it says what the routes do, and the routes do what it says."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_run
 import pytest
+import shelved
+from fake_adapters import FakeAdapters, Gate
 from routes_app import Running, running
 
+from strop.adapters.library import Library
+from strop.configs import demo_model
 from strop.proxy import routes
 from strop.proxy.routes.openapi import document
 from strop.proxy.routes.operations import RELAYED
 
 DOCUMENT: dict[str, Any] = json.loads(document())
+Asked = tuple[str, str, str, Any]
+"""A path of the document's, a method, the URL, and what is sent."""
+
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 # What the schemas here are made of; another keyword needs a line in `problems`.
 KEYWORDS = {
@@ -201,7 +210,9 @@ def test_admin_paths_ask_for_the_admin_key() -> None:
     assert {path for path in DOCUMENT["paths"] if path.startswith("/admin/")} == asking
 
 
-@pytest.mark.parametrize("path", ["/v1/feedback", "/v1/feedback/export", "/admin/completions"])
+@pytest.mark.parametrize(
+    "path", ["/v1/feedback", "/v1/feedback/export", "/admin/completions", "/admin/runs"]
+)
 async def test_query_parameters_are_those_that_are_taken(app: Running, path: str) -> None:
     """The error for an unknown one lists all that the document has."""
     answer = await app.client.get(f"{path}?unknown=1", headers=app.admin)
@@ -216,7 +227,7 @@ async def test_answers_are_as_described(app: Running) -> None:
     completion = await app.record()
     body = {"completion_id": completion, "rating": "good", "comment": "fine", "tags": ["a"]}
     given = (await app.client.post("/v1/feedback", json=body)).json()["id"]
-    calls: list[tuple[str, str, str, Any]] = [
+    calls: list[Asked] = [
         (path, "get", path, None)
         for path in ("/", "/livez", "/readyz", "/health", "/v1/models", "/v1/feedback")
     ]
@@ -238,7 +249,12 @@ async def test_answers_are_as_described(app: Running) -> None:
         ("/admin/completions/{id}", "get", "/admin/completions/cmp_no", None),
     ]
 
-    statuses = set()
+    assert {200, 201, 400, 404, 409} == await statuses(app, calls)
+
+
+async def statuses(app: Running, calls: list[Asked]) -> set[int]:
+    """Send requests, check that each answer fits the document, and return the statuses."""
+    found = set()
     for path, method, url, sent in calls:
         answer = await app.client.request(method, url, json=sent, headers=app.admin)
         described = DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)]
@@ -246,9 +262,75 @@ async def test_answers_are_as_described(app: Running) -> None:
             described = resolved(described["$ref"])
         schema = described["content"]["application/json"]["schema"]
         assert [] == list(problems(answer.json(), schema)), f"{method} {url}"
-        statuses.add(answer.status_code)
+        found.add(answer.status_code)
+    return found
 
-    assert {200, 201, 400, 404, 409} == statuses
+
+async def test_versions_and_runs_are_as_described(tmp_path: Path) -> None:
+    """Those that are loaded, rated, activated, refused and removed too; and what runs do."""
+    adapters, runs = "/admin/adapters", "/admin/runs"
+    train = fake_run.command("waits")
+    async with running(
+        tmp_path, vllm=FakeAdapters(), train_command=train, model__base=str(demo_model())
+    ) as app:
+        store, base = app.services.store, app.services.serving.base
+        assert base is not None
+        library = Library(tmp_path / "adapters")
+        for _ in range(2):
+            await shelved.publish(store, library, base=base)
+        await app.rate(await app.record(base=base, version="v1"))
+        calls: list[Asked] = [
+            (adapters, "get", adapters, None),
+            (f"{adapters}/active", "put", f"{adapters}/active", {"version": "v1"}),
+            (f"{adapters}/active", "put", f"{adapters}/active", {"version": "v7"}),
+            (f"{adapters}/active", "put", f"{adapters}/active", {"force": True}),
+            (adapters, "get", adapters, None),
+            (f"{adapters}/{{version}}", "get", f"{adapters}/v1", None),
+            (f"{adapters}/{{version}}", "get", f"{adapters}/v7", None),
+            (f"{adapters}/{{version}}", "put", f"{adapters}/v2", {"pinned": True}),
+            (f"{adapters}/{{version}}", "delete", f"{adapters}/v1", None),
+            (f"{adapters}/{{version}}", "delete", f"{adapters}/v2", None),
+            (f"{adapters}/rollback", "post", f"{adapters}/rollback", {}),
+            (f"{adapters}/rollback", "post", f"{adapters}/rollback", None),
+            (adapters, "post", adapters, {"path": str(tmp_path)}),
+            (runs, "post", runs, {"objective": "sft"}),
+            (runs, "post", runs, {}),
+            (runs, "get", runs, None),
+            (f"{runs}/{{id}}", "get", f"{runs}/run_7", None),
+        ]
+
+        found = await statuses(app, calls)
+        (run,) = (await store.runs.list()).data
+        while (await store.runs.list_steps(run.id)) == ():
+            await asyncio.sleep(0.01)
+        one = f"{runs}/{run.id}"
+        found |= await statuses(
+            app,
+            [
+                (f"{runs}/{{id}}", "get", one, None),
+                (runs, "get", runs, None),
+                (f"{runs}/{{id}}", "delete", one, None),
+            ],
+        )
+
+    assert {200, 201, 400, 404, 409} == found
+
+
+async def test_an_activation_under_way_is_as_described(tmp_path: Path) -> None:
+    """And one that fails."""
+    fake, gate = FakeAdapters(), Gate()
+    fake.before_load, fake.load_error = gate, "no memory"
+    adapters = "/admin/adapters"
+    async with running(tmp_path, vllm=fake) as app:
+        await shelved.publish(app.services.store, Library(tmp_path / "adapters"))
+        activate = [(f"{adapters}/active", "put", f"{adapters}/active", {"version": "v1"})]
+        activating = asyncio.create_task(statuses(app, activate))
+        await gate.reached.wait()
+
+        listed = await statuses(app, [(adapters, "get", adapters, None)])
+        gate.opened.set()
+
+        assert ({200}, {503}) == (listed, await activating)
 
 
 @pytest.mark.parametrize(

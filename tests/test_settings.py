@@ -152,7 +152,13 @@ def test_each_key_has_one_variable() -> None:
         ("[server]\nprot = 1", "unknown key server.prot; did you mean server.port?"),
         ("[engine]\nport = 1", "unknown key engine.port; did you mean server.port?"),
         ("[sever]\nport = 1", "unknown section [sever]; did you mean server?"),
-        ("[qqqq]", "unknown section [qqqq]; known are server, engine, model, capture, log"),
+        (
+            "[qqqq]",
+            "unknown section [qqqq]; known are server, engine, model, capture, adapters,"
+            " training, log",
+        ),
+        ('[training]\nhours = "late"', 'expected two hours of the day, as in "22-6", got "late"'),
+        ('[engine]\nreplicas = ["here"]', "engine.replicas: expected http:// or https://"),
         ("port = 1", "unknown section [port]"),
         ("server = 1", "expected [server] to be a section, got 1"),
         ("[server]\nport = '1'", 'server.port: expected an integer from 0 to 65,535, got "1"'),

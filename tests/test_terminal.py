@@ -90,3 +90,10 @@ def test_an_answer_that_is_missing_is_told_by_its_error() -> None:
     stored = StoredCompletion(made, "s", made.id, None, None, None)
 
     assert "the engine died" == terminal.first_words(stored)
+
+
+def test_durations_are_in_the_unit_that_suits_them() -> None:
+    """A minute and a half is the most that is said in seconds."""
+    assert ["8 s", "89 s", "2 min", "75 min", "1.5 h"] == [
+        terminal.duration(seconds) for seconds in (8.4, 89, 91, 4500, 5400)
+    ]

@@ -1,5 +1,7 @@
 """What strop asked for in addition is taken out of an answer, and no other byte."""
 
+import json
+
 import orjson
 import pytest
 from hypothesis import given
@@ -124,3 +126,42 @@ def test_a_member_whose_value_is_no_json_stays() -> None:
     body = b'{"id":"x","token_ids":[1,2'
 
     assert body == Restore(("token_ids",)).apply(body)
+
+
+@given(
+    before=st.lists(st.sampled_from(["a", "b"]), unique=True),
+    behind=st.lists(st.sampled_from(["c", "d"]), unique=True),
+    removed=st.lists(st.sampled_from(["logprobs", "usage"]), unique=True, min_size=1),
+    tokens=st.lists(st.text(max_size=6), max_size=3),
+    content=st.text(max_size=30),
+    indent=st.sampled_from([None, 1]),
+)
+def test_an_answer_with_members_that_would_be_absent_is_the_one_without(
+    before: list[str],
+    behind: list[str],
+    removed: list[str],
+    tokens: list[str],
+    content: str,
+    indent: int | None,
+) -> None:
+    """Wherever they stand, and however the engine spaces its JSON."""
+    separators = (", ", ": ") if indent else (",", ":")
+
+    def body(members: list[str]) -> bytes:
+        named: dict[str, object] = dict.fromkeys(before, content)
+        named |= {name: logprobs_of(tokens) for name in members}
+        named |= dict.fromkeys(behind, content)
+        return json.dumps({"choices": [named, named]}, separators=separators).encode()
+
+    assert body([]) == Restore(absent=("logprobs", "usage")).apply(body(removed))
+
+
+def test_the_usage_that_nobody_asked_for_is_no_event() -> None:
+    """Events with choices stay, whatever they say of usage."""
+    chunk = b'data: {"choices":[{"delta":{"content":"\\"choices\\":[] \\"usage\\""}}]}\n\n'
+    usage = b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\n'
+    done = b"data: [DONE]\n\n"
+
+    restored = Restore(drops_usage=True).apply(chunk + usage + done)
+
+    assert chunk + done == restored

@@ -15,7 +15,7 @@ from strop.proxy.embedded.jobs import Event, Job, Sampled, Scored, Started
 from strop.proxy.embedded.loading import Float32Logits
 from strop.proxy.embedded.lora import Version
 from strop.proxy.embedded.options import Options
-from strop.proxy.embedded.prefix import PrefixCache
+from strop.proxy.embedded.prefix import Key, PrefixCache
 from strop.proxy.embedded.sampling import Samplers, Tap, processors
 from strop.proxy.embedded.scoring import score, score_prompt
 
@@ -91,7 +91,7 @@ class Group:
         """Take a job; its prompt is run in later steps."""
         cache, num_cached = None, 0
         if job.prompt_logprobs is None:
-            cache, num_cached = self._prefix.fetch(self.version.uid, job.prompt)
+            cache, num_cached = self._prefix.fetch(self._key(job), job.prompt)
         is_shared = job.n > 1 or job.prompt_logprobs is not None
         if is_shared and len(job.prompt) > 1:
             self._prefills.append(
@@ -138,6 +138,9 @@ class Group:
         self._batch = self._new_batch()
         return numbers
 
+    def _key(self, job: Job) -> Key:
+        return self.version.uid, job.cache_salt
+
     def _new_batch(self) -> Batch:
         return Batch(
             self._model,
@@ -148,7 +151,7 @@ class Group:
     def _keep(self, row: _Row, cache: KVCache, tokens: list[int]) -> None:
         # Of several answers the first: they share the prompt, and only one will be continued.
         if row.choice == 0:
-            self._prefix.insert(self.version.uid, tokens, cache)
+            self._prefix.insert(self._key(row.job), tokens, cache)
 
     def _insert(
         self, number: int, job: Job, choice: int, cache: KVCache | None, num_cached: int

@@ -45,6 +45,7 @@ class Job:
         stop_ids: tokens that end an answer; they are delivered.
         num_top: how many of the best alternatives to give with each token.
         prompt_logprobs: None, or how many alternatives to give with each prompt token's logprob.
+        cache_salt: which of its version's prefix caches it uses.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Job:
     n: int = 1
     num_top: int = 0
     prompt_logprobs: int | None = None
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

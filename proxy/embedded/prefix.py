@@ -1,7 +1,7 @@
 """The prefix cache: the KV caches of earlier prompts and answers, for requests that resend them.
 
 Knows no adapters: a key is the unique number of one version, which is never given to another, so
-a cache can't be used with other weights than it was computed with.
+a cache can't be used with other weights than it was computed with; and the request's own salt.
 """
 
 import copy
@@ -16,9 +16,12 @@ _LEAST_TOKENS = 16  # shorter prefixes are recomputed as fast
 _MOST_ENTRIES = 64  # each is compared with each new prompt
 
 
+Key = tuple[int, str]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
-    key: int
+    key: Key
     ids: "np.ndarray[tuple[int], np.dtype[np.int32]]"
     cache: KVCache
     num_bytes: int
@@ -35,7 +38,7 @@ class PrefixCache:
         self._max_bytes = max_bytes
         self._entries: list[_Entry] = []  # oldest first
 
-    def fetch(self, key: int, prompt: Sequence[int]) -> tuple[KVCache | None, int]:
+    def fetch(self, key: Key, prompt: Sequence[int]) -> tuple[KVCache | None, int]:
         """Return a cache of the longest known prefix of `prompt`, the caller's own, and its length.
 
         The last id of the prompt is never taken from the cache: its logits are needed.
@@ -56,7 +59,7 @@ class PrefixCache:
             trim(cache, len(best.ids) - length)
         return cache, length
 
-    def insert(self, key: int, tokens: Sequence[int], cache: KVCache) -> None:
+    def insert(self, key: Key, tokens: Sequence[int], cache: KVCache) -> None:
         """Keep `cache`, which holds `tokens`; it becomes the prefix cache's own."""
         entry = _Entry(key, np.array(tokens, np.int32), cache, num_bytes(cache))
         if len(tokens) < _LEAST_TOKENS or entry.num_bytes > self._max_bytes:
@@ -78,9 +81,9 @@ class PrefixCache:
         ):
             self._entries.pop(0)
 
-    def drop(self, key: int) -> None:
+    def drop(self, version: int) -> None:
         """Forget everything of one version."""
-        self._entries = [entry for entry in self._entries if entry.key != key]
+        self._entries = [entry for entry in self._entries if entry.key[0] != version]
 
 
 def _common(

@@ -53,6 +53,7 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
             n=request.n,
             num_top=request.logprobs or 0,
             prompt_logprobs=request.prompt_logprobs,
+            cache_salt=request.cache_salt,
         )
         for prompt in prompts
     ]

@@ -56,6 +56,7 @@ class Request:
         must_call: whether the answer has to begin with a tool call.
         template_kwargs: further arguments of the chat template.
         prompts: of a text completion.
+        cache_salt: only requests with the same one share a prefix cache; empty for the common one.
     """
 
     dialect: Dialect
@@ -81,6 +82,7 @@ class Request:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[Prompt, ...] = ()
     add_special_tokens: bool = True
+    cache_salt: str = ""
 
 
 def parse_chat(body: object) -> Request:
@@ -162,6 +164,7 @@ def _request(fields: Fields, dialect: Dialect, *, max_tokens: str, **rest: Any) 
         prompt_logprobs=prompt_logprobs,
         return_token_ids=fields.flag("return_token_ids"),
         tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
+        cache_salt=_cache_salt(fields),
         **rest,
     )
 
@@ -212,6 +215,15 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
             raise wrong("logit_bias", "an object of token ids to numbers", {token: value})
         bias[int(token)] = min(100.0, max(-100.0, float(value)))
     return bias
+
+
+def _cache_salt(fields: Fields) -> str:
+    if "cache_salt" not in fields:
+        return ""
+    salt = fields.string("cache_salt")
+    if not salt:
+        raise wrong("cache_salt", "a string that is not empty", salt)
+    return salt
 
 
 def _stop(value: object) -> tuple[str, ...]:

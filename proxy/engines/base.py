@@ -3,12 +3,13 @@
 Knows no engine. A driver declares what its engine can do; nobody asks for an engine's name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
 from strop.proxy.upstream import Upstream
-from strop.proxy.wire.restore import Restore
+from strop.proxy.wire.restore import Restorer
 
 Dialect = Literal["chat", "completions"]
 
@@ -18,13 +19,17 @@ class Capabilities:
     """What an engine can do.
 
     Attributes:
-        token_ids: it returns the sampled ids and the prompt's.
+        token_ids: it returns the sampled ids.
         stream_logprobs: streams carry logprobs too.
         score_tokens: it returns the logprobs of given ids.
         adapters: how many adapter versions may be live at once; 0 for none.
         is_local: the weights behind it are the person's own, so answers are on-policy.
+        prompt_ids: with the sampled ids it returns the prompt's.
         body_ids_are_unique: the `id` in its answers names one answer.
+        logprobs: its JSON answers carry the logprob of each sampled token.
         logprobs_kind: what its logprobs are: `raw` log-softmax at T = 1, or `processed`.
+        may_drop_tokens: its logprobs may lack tokens, those that end inside a character for
+            instance; so they count only where there are as many as it says it sampled.
     """
 
     token_ids: bool
@@ -32,8 +37,11 @@ class Capabilities:
     score_tokens: bool
     adapters: int
     is_local: bool
+    prompt_ids: bool = True
     body_ids_are_unique: bool = True
+    logprobs: bool = True
     logprobs_kind: Literal["raw", "processed"] = "raw"
+    may_drop_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +72,156 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What goes to the engine, and what comes out of its answer again (None: nothing)."""
+    """What goes to the engine, and what the client gets of its answer.
+
+    Attributes:
+        body: the request.
+        restore: what comes out of the answer again; None: nothing.
+        reword: makes an OpenAI error object of an error's body, where the engine writes others.
+        rechunk: makes the stream that the client asked for of a JSON answer, where the engine was
+            asked for one in its place.
+    """
 
     body: bytes
-    restore: Restore | None
+    restore: Restorer | None
+    reword: Callable[[int, bytes], bytes] | None = None
+    rechunk: Callable[[bytes], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine says of itself: the names of the bases it serves, and its version."""
+    """What an engine says of itself: the names of the bases it serves, and its version.
+
+    `digest` is what it says identifies its base's weights, where it has better than names.
+    """
 
     models: tuple[str, ...]
     version: str | None
     max_model_len: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptersFolder:
+    """Strop's adapters folder: where it is `here`, and what an engine elsewhere calls it.
+
+    `there` is `engine.adapters_dir`, empty where the engine sees the same paths.
+    """
+
+    here: Path
+    there: str = ""
+
+    def seen(self, folder: Path) -> str:
+        """Return the path under which the engine sees `folder`."""
+        if not self.there:
+            return str(folder)
+        return str(PurePosixPath(self.there) / folder.relative_to(self.here).as_posix())
+
+    def known(self, path: str) -> str:
+        """Return what strop calls the engine's `path`: its own folder if it is one."""
+        seen = PurePosixPath(path)
+        if not self.there or not seen.is_relative_to(self.there):
+            return path
+        return str(self.here / seen.relative_to(self.there))
+
+
+class AdapterControl(Protocol):
+    """What an engine that can serve adapter versions is asked about them.
+
+    Names are served names: unique for each version, never used again for other weights. Every
+    method raises UpstreamError where the engine isn't there, or says no; the message is its own.
+    """
+
+    def members(self) -> "Mapping[str, AdapterControl]":
+        """Return the engines behind this one that can be asked now, by label; one: itself."""
+        ...
+
+    async def prepare(self, name: str, folder: Path) -> None:
+        """Validate, convert and upload, so that `load` is quick; nothing that serves changes."""
+        ...
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Make the engine serve the PEFT adapter in `folder` as `name`; converted where it must be.
+
+        `folder` is immutable, and no other version ever has it. Done when a request for `name`
+        would be served; at once where it is loaded from there already. Where the engine holds one
+        version at a time, its former one is gone then.
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Make the engine forget `name`; no error where it doesn't know it.
+
+        Where it holds one version at a time, it serves its base then.
+        """
+        ...
+
+    async def loaded(self) -> Mapping[str, str]:
+        """Return the names that the engine serves beside its bases, and the folder of each.
+
+        The folder as strop knows it where it is one of strop's, else the engine's own word for it.
+        It is the truth after the engine's restart: that is how a restart is noticed.
+        """
+        ...
+
+    async def generate(
+        self, name: str, prompt_ids: Sequence[int], num_tokens: int, *, uses_cache: bool
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Return `num_tokens` ids at T = 0 (past an end-of-text token), and the logprob of each.
+
+        Without `uses_cache` no part of the prompt may come from a prefix cache. An engine that
+        gives no ids returns what it can match to the tokenizer, or raises.
+        """
+        ...
+
+    async def score(
+        self, name: str, prompt_ids: Sequence[int], ids: Sequence[int]
+    ) -> tuple[float, ...]:
+        """Return the logprobs of `ids` after `prompt_ids`; only where it has `score_tokens`."""
+        ...
 
 
 class Engine(Protocol):
-    """One engine, local or remote."""
+    """One engine, local or remote, or several that serve the same."""
 
     label: str
-    capabilities: Capabilities
-    upstream: Upstream
+
+    @property
+    def adapters(self) -> AdapterControl | None:
+        """How its adapter versions are loaded; None where it can't serve any."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do, as far as it is known."""
+        ...
+
+    @property
+    def upstream(self) -> Upstream:
+        """The connections to it."""
+        ...
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """What it claims and doesn't deliver, for people; known once it is verified."""
+        ...
+
+    @property
+    def replicas(self) -> "tuple[Replica, ...]":
+        """The servers it is made of; empty for one."""
+        ...
+
+    def pick(self, ask: Ask, session: str | None) -> "Engine":
+        """Return the driver of the server that is to answer `ask`, of the session so labelled.
+
+        Raises:
+            EngineNotReady: there is none now.
+        """
+        ...
+
+    def suspect(self, engine: "Engine") -> None:
+        """Note that a request could not reach the server of a driver that was picked."""
+        ...
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request to send for `ask`, with a snapshot asked for where the engine can.
@@ -105,3 +242,56 @@ class Engine(Protocol):
             UpstreamError: it isn't there, or isn't ready.
         """
         ...
+
+    async def verify(self, model: str) -> None:
+        """Find out what it claims and doesn't deliver: `capabilities` and `shortfalls` then say so.
+
+        Raises:
+            UpstreamError: it could not be found out.
+        """
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One of several servers, and whether requests may go to it.
+
+    Attributes:
+        engine: its driver.
+        state: what it said last; None while it doesn't answer.
+        reason: why it gets no requests, for people.
+        is_in: whether it gets any: it answers, and holds what it should.
+        is_suspect: whether a request could not reach it since.
+        is_verified: whether its claims are.
+        picked: the number of the last choice that fell on it.
+        retry_at: the monotonic time before which it is not worth loading anything there again.
+    """
+
+    engine: Engine
+    state: EngineState | None = None
+    reason: str = "it has not answered yet"
+    is_in: bool = False
+    is_suspect: bool = False
+    is_verified: bool = False
+    picked: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests go to it."""
+        return self.is_in and not self.is_suspect
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many requests it has of strop's."""
+        return self.engine.upstream.num_busy
+
+    def enter(self) -> None:
+        """Let it have requests."""
+        self.is_in, self.reason = True, ""
+
+    def leave(self, reason: str, *, answers: bool = False) -> None:
+        """Let it have none; unless it `answers`, it can't be asked for anything else either."""
+        self.is_in, self.reason = False, reason
+        if not answers:
+            self.state, self.is_verified, self.retry_at = None, False, 0.0

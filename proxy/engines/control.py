@@ -3,50 +3,91 @@
 Not on the hot path: these go through httpx, over the same transport.
 """
 
+from collections.abc import Mapping
+
 import httpx
 
 from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import EngineNotReady, UpstreamUnreachable
 from strop.proxy.upstream import Upstream
+from strop.proxy.wire.headers import Headers
 
 CHECK_TIMEOUT_S = 10.0
 
+Card = Mapping[str, object]
 
-async def list_models(upstream: Upstream, headers: dict[str, str]) -> EngineState:
+
+async def ask(
+    upstream: Upstream,
+    method: str,
+    path: str,
+    *,
+    credentials: Headers,
+    json: object = None,
+    content: bytes | None = None,
+    timeout_s: float = CHECK_TIMEOUT_S,
+) -> httpx.Response:
+    """Return what the engine answers to one control call, whatever the status.
+
+    The body is `json`, or `content` as it is.
+
+    Raises:
+        UpstreamUnreachable: nobody answers there, or not within `timeout_s`.
+    """
+    headers = {name.decode(): value.decode() for name, value in credentials}
+    async with httpx.AsyncClient(
+        transport=_Shared(upstream), base_url=upstream.url, timeout=timeout_s
+    ) as client:
+        try:
+            return await client.request(method, path, json=json, content=content, headers=headers)
+        except httpx.TransportError as error:
+            raise UpstreamUnreachable(
+                f"expected an answer from {upstream.url}{path}, got: {error}"
+            ) from error
+
+
+async def list_cards(upstream: Upstream, credentials: Headers) -> tuple[httpx.Response, list[Card]]:
+    """Return what `GET /v1/models` answered, and its entries.
+
+    Raises:
+        UpstreamUnreachable: nobody answers there.
+        EngineNotReady: somebody answers, but not with a list of models.
+    """
+    answer = await ask(upstream, "GET", "/v1/models", credentials=credentials)
+    if answer.status_code != httpx.codes.OK:
+        raise EngineNotReady(
+            f"expected a list of models from {upstream.url}/v1/models, got status"
+            f" {answer.status_code}; check engine.url and engine.key"
+        )
+    try:
+        cards = answer.json()["data"]
+        if all(isinstance(card, dict) and "id" in card for card in cards):
+            return answer, cards
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise EngineNotReady(
+        f"expected an OpenAI list of models from {upstream.url}/v1/models, got something else;"
+        " check engine.url"
+    )
+
+
+async def list_models(upstream: Upstream, credentials: Headers) -> EngineState:
     """Return what `GET /v1/models` says; names with a parent are adapters and left out.
 
     Raises:
         UpstreamUnreachable: nobody answers there.
         EngineNotReady: somebody answers, but not with a list of models.
     """
-    async with httpx.AsyncClient(
-        transport=_Shared(upstream), base_url=upstream.url, timeout=CHECK_TIMEOUT_S
-    ) as client:
-        try:
-            answer = await client.get("/v1/models", headers=headers)
-        except httpx.TransportError as error:
-            raise UpstreamUnreachable(str(error)) from error
-        if answer.status_code != httpx.codes.OK:
-            raise EngineNotReady(
-                f"expected a list of models from {upstream.url}/v1/models, got status"
-                f" {answer.status_code}; check engine.url and engine.key"
-            )
-        try:
-            entries = answer.json()["data"]
-            bases = [entry for entry in entries if not entry.get("parent")]
-            names = tuple(str(base["id"]) for base in bases)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EngineNotReady(
-                f"expected an OpenAI list of models from {upstream.url}/v1/models, got something"
-                " else; check engine.url"
-            ) from error
+    answer, cards = await list_cards(upstream, credentials)
+    bases = [card for card in cards if not card.get("parent")]
     if not bases:
         raise EngineNotReady(f"the engine at {upstream.url} serves no model yet")
-    length = bases[0].get("max_model_len")
+    length, root = bases[0].get("max_model_len"), bases[0].get("root")
     return EngineState(
-        models=names,
+        models=tuple(str(base["id"]) for base in bases),
         version=answer.headers.get("server"),
         max_model_len=length if isinstance(length, int) else None,
+        digest=root if isinstance(root, str) else None,
     )
 
 

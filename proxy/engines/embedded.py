@@ -5,21 +5,24 @@ Imports nothing of the engine: that happens in the child.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+
+from strop.proxy.child import Child, last_words
 
 log = logging.getLogger(__name__)
 
 _BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 _HEALTHY_AFTER_S = 30.0
-STOP_TIMEOUT_S = 10.0
-_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+Identify = Callable[[], Awaitable[str | None]]
+
+
+async def _unknown() -> None:
+    return None
 
 
 def free_port(host: str) -> int:
@@ -31,9 +34,6 @@ def free_port(host: str) -> int:
 
 class EngineProcess:
     """A child process that serves `model` on loopback, kept alive until `stop`.
-
-    The child has a session of its own, so that a Ctrl-C in the terminal reaches strop alone, which
-    drains first. A pipe from here ends it when strop dies, however it dies.
 
     Args:
         model: a folder or hub id.
@@ -53,8 +53,7 @@ class EngineProcess:
             *("--name", name, "--host", self.host, "--port", str(self.port), *options),
         ]
         self._log_path = log_path
-        self._child: asyncio.subprocess.Process | None = None
-        self._pipe: int | None = None
+        self._child: Child | None = None
         self._is_stopping = False
         self.num_starts = 0
 
@@ -68,8 +67,14 @@ class EngineProcess:
         """The child's process id, None while there is no child."""
         return self._child.pid if self._child is not None else None
 
-    async def keep_alive(self) -> None:
-        """Start the child, and start it again whenever it dies. Runs until `stop` or cancelled."""
+    async def keep_alive(self, identify: Identify = _unknown) -> None:
+        """Start the child, and start it again whenever it dies. Runs until `stop` or cancelled.
+
+        It is told the identity of its base, so that it takes no adapter of another.
+        """
+        base = await identify()
+        if base is not None:
+            self._command += ["--base-identity", base]
         loop = asyncio.get_running_loop()
         num_failures = 0
         while not self._is_stopping:
@@ -89,55 +94,19 @@ class EngineProcess:
                 extra={
                     "exit_code": code,
                     "wait_s": wait_s,
-                    "said": self._last_words(),
+                    "said": last_words(self._log_path),
                     "log": str(self._log_path),
                 },
             )
             await asyncio.sleep(wait_s)
 
     async def stop(self) -> None:
-        """End the child, by force after `STOP_TIMEOUT_S`. Idempotent."""
+        """End the child, by force if it takes too long. Idempotent."""
         self._is_stopping = True
-        child = self._child
-        if child is not None and child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(child.wait(), STOP_TIMEOUT_S)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    child.kill()
-                await child.wait()
-        self._close_pipe()
+        if self._child is not None:
+            await self._child.stop()
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        self._close_pipe()
-        read_end, self._pipe = os.pipe()
-        try:
-            with os.fdopen(os.open(self._log_path, _APPEND, 0o600), "ab") as output:
-                self._child = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    *("--parent-fd", str(read_end)),
-                    pass_fds=(read_end,),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-        finally:
-            os.close(read_end)
+    async def _start(self) -> Child:
+        self._child = await Child.start(self._command, log_path=self._log_path)
         self.num_starts += 1
         return self._child
-
-    def _last_words(self) -> str:
-        """Return the last line that the child wrote."""
-        try:
-            lines = self._log_path.read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    def _close_pipe(self) -> None:
-        if self._pipe is not None:
-            os.close(self._pipe)
-            self._pipe = None

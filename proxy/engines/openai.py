@@ -4,14 +4,15 @@ What answers there is not the person's own model, so its completions are recorde
 off-policy for training.
 """
 
-from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.base import AdapterControl, Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.control import list_models
+from strop.proxy.engines.single import SingleServer
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers, to_engine
 
 
-class OpenAI:
+class OpenAI(SingleServer):
     """An OpenAI-compatible service.
 
     Args:
@@ -24,6 +25,8 @@ class OpenAI:
     capabilities = Capabilities(
         token_ids=False, stream_logprobs=False, score_tokens=False, adapters=0, is_local=False
     )
+
+    adapters: AdapterControl | None = None
 
     def __init__(self, upstream: Upstream, *, key: str = "", forwards_key: bool = False) -> None:
         self.upstream = upstream
@@ -43,6 +46,4 @@ class OpenAI:
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` says to the configured key."""
-        return await list_models(
-            self.upstream, {k.decode(): v.decode() for k, v in self._credentials}
-        )
+        return await list_models(self.upstream, self._credentials)

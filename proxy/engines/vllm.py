@@ -5,14 +5,26 @@ without them. Measured on vLLM 0.32.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines import claims
+from strop.proxy.engines.base import (
+    AdapterControl,
+    AdaptersFolder,
+    Ask,
+    Capabilities,
+    EngineState,
+    Plan,
+)
 from strop.proxy.engines.control import list_models
+from strop.proxy.engines.single import SingleServer
+from strop.proxy.engines.vllm_adapters import VllmAdapters
 from strop.proxy.errors import BadRequest
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers, to_engine
-from strop.proxy.wire.restore import Restore
+from strop.proxy.wire.hide import Hide
+from strop.proxy.wire.restore import Restore, Restorer
 
 # These choose weights or files on the engine's side: only strop's own model names do that.
 REFUSED = ("adapters", "draft_model", "lora", "lora_request", "lora_path")
@@ -27,37 +39,81 @@ _NULLS = {
     ("return_token_ids", "logprobs"): ("logprobs", "token_ids", "prompt_token_ids"),
 }
 
+_NO_IDS = (
+    "it accepts `return_token_ids` and returns no ids, so what it answers can't be learned from;"
+    " use vLLM 0.10.2 or newer"
+)
+_NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
+_NO_STREAM_LOGPROBS = "its streams carry no logprobs, though its JSON answers do"
+_LOGITS = "its logprobs are logits, which can't be used; start it with --logprobs-mode raw_logprobs"
+_NO_ADAPTERS = (
+    "it loads no adapters, so strop can't serve what it trains; start it with --enable-lora and"
+    " VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+)
 
-class Vllm:
+
+class Vllm(SingleServer):
     """A vLLM server, or one that speaks as it does.
 
     Args:
         upstream: the connection pool to it.
         key: its API key, sent in place of the client's.
         label: what completions record as their engine.
+        adapters: where strop's adapters are; without it the engine serves its bases only.
+        num_adapters: how many may be loaded at once. vLLM takes two in one batch unless it is
+            started with more, and none fails for being one too many: they wait for each other.
+        scores: whether it may be asked for the logprobs of a prompt. vLLM that can load adapters
+            ends when such a request meets others in a batch.
+
+    Attributes:
+        hides_ids: whether it leaves ids and logprobs out where a client wants no reasoning, as it
+            does with a parser on. Then it is asked for all of it, and the client gets less.
     """
 
-    capabilities = Capabilities(
-        token_ids=True, stream_logprobs=True, score_tokens=True, adapters=2, is_local=True
-    )
-
-    def __init__(self, upstream: Upstream, *, key: str = "", label: str = "vllm") -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        key: str = "",
+        label: str = "vllm",
+        adapters: AdaptersFolder | None = None,
+        num_adapters: int = 2,
+        scores: bool = False,
+    ) -> None:
         self.label = label
         self.upstream = upstream
+        self.capabilities = Capabilities(
+            token_ids=True,
+            stream_logprobs=True,
+            score_tokens=scores,
+            adapters=num_adapters if adapters is not None else 0,
+            is_local=True,
+        )
+        self._claimed = self.capabilities
+        self.hides_ids = False
         self._credentials: Headers = [(b"authorization", b"Bearer " + key.encode())] if key else []
+        self.adapters: AdapterControl | None = None
+        if adapters is not None:
+            self.adapters = VllmAdapters(upstream, self._credentials, label=label, folder=adapters)
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with ids and logprobs asked for, and what to take out again."""
         refuse_weights(ask.fields)
+        if self.capabilities.adapters and not self._claimed.score_tokens:
+            _refuse_scoring(ask)
         wants_snapshot = ask.is_captured and not _changes_the_answer(ask)
         changes = _snapshot(ask) if wants_snapshot else {}
         nulls = _NULLS[tuple(changes)]
         extra = _EXTRA_CHUNK if ask.is_stream and ask.dialect == "chat" and nulls else ()
+        restore: Restorer | None = Restore(nulls, extra) if nulls else None
+        if ask.fields.get("include_reasoning") is False and self.hides_ids and wants_snapshot:
+            changes["include_reasoning"] = True
+            restore = Hide(keeps_prompt_ids=ask.fields.get("return_token_ids") is True)
         if ask.fields.get("model") != ask.served:
             changes["model"] = ask.served
         if not changes and not ask.is_rewritten:
             return Plan(ask.raw, None)
-        return Plan(body.dumps({**ask.fields, **changes}), Restore(nulls, extra) if nulls else None)
+        return Plan(body.dumps({**ask.fields, **changes}), restore)
 
     def headers(self, client: Headers) -> Headers:
         """Return the client's headers with the engine's own key."""
@@ -65,8 +121,36 @@ class Vllm:
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` says."""
-        return await list_models(
-            self.upstream, {k.decode(): v.decode() for k, v in self._credentials}
+        return await list_models(self.upstream, self._credentials)
+
+    async def verify(self, model: str) -> None:
+        """Ask it for a token in every way; what came decides `capabilities` and `shortfalls`."""
+        found = await claims.find(self.upstream, self._credentials, model)
+        claimed, missing = self._claimed, []
+        if not found.token_ids or not found.prompt_ids:
+            missing.append(_NO_IDS)
+        if found.kind == "logits":
+            missing.append(_LOGITS)
+        elif not found.logprobs:
+            missing.append(_NO_LOGPROBS)
+        elif not found.stream_logprobs:
+            missing.append(_NO_STREAM_LOGPROBS)
+        num_adapters = claimed.adapters
+        if num_adapters and not await claims.loads_adapters(self.upstream, self._credentials):
+            missing.append(_NO_ADAPTERS)
+            num_adapters = 0
+        has_logprobs = found.logprobs and found.kind != "logits"
+        self.hides_ids = found.hides_ids
+        self.shortfalls = tuple(missing)
+        self.capabilities = replace(
+            claimed,
+            token_ids=found.token_ids,
+            prompt_ids=found.prompt_ids,
+            logprobs=has_logprobs,
+            stream_logprobs=has_logprobs and found.stream_logprobs,
+            score_tokens=claimed.score_tokens and found.kind != "logits",
+            adapters=num_adapters,
+            logprobs_kind="processed" if found.kind == "processed" else "raw",
         )
 
 
@@ -88,9 +172,45 @@ def _snapshot(ask: Ask) -> dict[str, object]:
 def _changes_the_answer(ask: Ask) -> bool:
     """Whether asking for a snapshot would change more of the answer than can be taken out."""
     fields = ask.fields
-    return bool(
-        (ask.dialect == "completions" and fields.get("echo")) or fields.get("use_beam_search")
-    )
+    if ask.dialect == "completions" and fields.get("echo"):
+        return True
+    # Without reasoning wanted, vLLM holds it to the structure too.
+    if fields.get("include_reasoning") is False and _is_structured(fields):
+        return True
+    return bool(fields.get("use_beam_search"))
+
+
+def _is_structured(fields: Mapping[str, object]) -> bool:
+    """Whether the answer has to have a form: JSON, a grammar, or a call of a certain tool."""
+    if any(fields.get(name) for name in ("structured_outputs", "response_format")):
+        return True
+    if any(name.startswith("guided_") for name in fields):
+        return True
+    if fields.get("tool_choice") not in (None, "auto", "none"):
+        return True
+    tools = fields.get("tools")
+    return isinstance(tools, list) and any(_is_strict(tool) for tool in tools)
+
+
+def _is_strict(tool: object) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and function.get("strict") is True
+
+
+def _refuse_scoring(ask: Ask) -> None:
+    """Raise BadRequest for what ends a vLLM that can load adapters, as soon as it is not alone."""
+    fields = ask.fields
+    name = "prompt_logprobs" if fields.get("prompt_logprobs") is not None else ""
+    # A text completion means the same by asking for both.
+    is_text = ask.dialect == "completions"
+    if is_text and fields.get("echo") and fields.get("logprobs") is not None:
+        name = "echo"
+    if name:
+        raise BadRequest(
+            f"`{name}` asks for the logprobs of a prompt, and vLLM with adapters ends when that"
+            " meets other requests; ask an engine of its own, without --enable-lora",
+            param=name,
+        )
 
 
 def refuse_weights(fields: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from strop.proxy.app import Services
 from strop.proxy.auth import Keys
 from strop.proxy.errors import MethodNotAllowed, NotFound, StropError
-from strop.proxy.routes import completions, feedback, health, models, openapi
+from strop.proxy.routes import adapters, completions, feedback, health, models, openapi, runs
 from strop.proxy.routes.operations import RELAYED
 from strop.proxy.routes.requests import services
 from strop.proxy.routes.responses import error_response
@@ -49,7 +49,7 @@ def make(running: Services) -> Starlette:
             *feedback.ROUTES,
             Mount(
                 "/admin",
-                routes=completions.ROUTES,
+                routes=[*completions.ROUTES, *adapters.ROUTES, *runs.ROUTES],
                 middleware=[Middleware(AdminOnly, keys=running.keys)],
             ),
         ],

@@ -74,6 +74,16 @@ async def health(request: Request) -> Response:
                 "version": None if state is None else state.version,
                 "models": [] if state is None else list(state.models),
                 "capabilities": asdict(engine.capabilities),
+                "shortfalls": list(engine.shortfalls),
+                "replicas": [
+                    {
+                        "url": scrub_url(replica.engine.upstream.url),
+                        "ready": replica.is_ready,
+                        "reason": replica.reason or None,
+                        "in_flight": replica.num_in_flight,
+                    }
+                    for replica in engine.replicas
+                ],
             },
             "model": _model(running),
             "capture": {
@@ -97,6 +107,10 @@ async def metrics(request: Request) -> Response:
     counted.queue.set(store.num_queued)
     counted.store_ok.set(store.ok)
     counted.engine_ready.set(running.serving.is_ready)
+    for replica in running.serving.engine.replicas:
+        url = scrub_url(replica.engine.upstream.url)
+        counted.replica_ready.labels(url).set(replica.is_ready)
+        counted.replica_in_flight.labels(url).set(replica.num_in_flight)
     return Response(counted.render(), headers={"content-type": _METRICS_TYPE})
 
 

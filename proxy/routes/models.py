@@ -3,6 +3,7 @@
 Does not ask the engine: the alias says what each name means now.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from starlette.routing import Route
 
 from strop.proxy import objects
 from strop.proxy.alias import BASE, Alias
-from strop.proxy.errors import UnknownModel
+from strop.proxy.errors import StoreUnavailable, UnknownModel
 from strop.proxy.routes.requests import caller, services
 from strop.proxy.routes.responses import json_response
 
@@ -19,8 +20,9 @@ from strop.proxy.routes.responses import json_response
 async def index(request: Request) -> Response:
     """GET /v1/models."""
     caller(request)
-    alias = services(request).serving.alias
-    return json_response(objects.list_of(_model(request, alias, name) for name in alias.names()))
+    alias, parents = services(request).serving.alias, await _parents(request)
+    shown = (_model(request, alias, name, parents) for name in alias.names())
+    return json_response(objects.list_of(shown))
 
 
 async def show(request: Request) -> Response:
@@ -33,7 +35,7 @@ async def show(request: Request) -> Response:
             + ", ".join(alias.names()),
             param="model",
         )
-    return json_response(_model(request, alias, name))
+    return json_response(_model(request, alias, name, await _parents(request)))
 
 
 ROUTES: Final = [
@@ -42,12 +44,24 @@ ROUTES: Final = [
 ]
 
 
-def _model(request: Request, alias: Alias, name: str) -> dict[str, object]:
+async def _parents(request: Request) -> Mapping[str, str]:
+    """Return what each version was made from; nothing while the store can't be read."""
+    try:
+        found = await services(request).store.versions.list()
+    except StoreUnavailable:
+        return {}
+    return {one.id: one.parent or BASE for one in found}
+
+
+def _model(
+    request: Request, alias: Alias, name: str, parents: Mapping[str, str]
+) -> dict[str, object]:
     """Return the model object of `name`, as vLLM extends OpenAI's.
 
     `root` is the pinned name that it stands for, and `parent` what that one was trained from.
     """
     served = alias.resolve(name)
+    parent = parents.get(served.version)
     state = services(request).serving.state
     return {
         "id": name,
@@ -55,7 +69,7 @@ def _model(request: Request, alias: Alias, name: str) -> dict[str, object]:
         "created": request.app.state.started_epoch_s,
         "owned_by": "strop",
         "root": f"{alias.name}@{served.version}",
-        "parent": None if served.version == BASE else f"{alias.name}@{BASE}",
+        "parent": None if parent is None else f"{alias.name}@{parent}",
         "version": served.version,
         "max_model_len": None if state is None else state.max_model_len,
     }

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from strop.proxy.routes import operations
-from strop.proxy.routes.schemas import SCHEMAS, ref
+from strop.proxy.routes.schema_terms import ref
+from strop.proxy.routes.schemas import SCHEMAS
 from strop.proxy.wire import body
 
 _ERRORS: Final = {

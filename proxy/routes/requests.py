@@ -4,13 +4,13 @@ Knows no route, and answers nothing.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
 
 from strop.proxy.app import Services
-from strop.proxy.auth import Caller
+from strop.proxy.auth import CLI_AGENT, Caller
 from strop.proxy.errors import BadRequest
 from strop.proxy.intake import read_body
 from strop.proxy.wire import body as wire_body
@@ -36,6 +36,11 @@ def caller(request: Request) -> Caller:
     return services(request).keys.caller(request.scope["headers"])
 
 
+def actor(request: Request) -> str:
+    """Return who asks for what is noted with a name: `cli` for strop's own commands, else `api`."""
+    return "cli" if request.headers.get("user-agent") == CLI_AGENT else "api"
+
+
 async def json_object(request: Request) -> dict[str, object]:
     """Return the JSON object in the body.
 
@@ -45,6 +50,74 @@ async def json_object(request: Request) -> dict[str, object]:
     """
     limits = services(request).settings.server
     return wire_body.parse(await read_body(request.receive, request.scope["headers"], limits))
+
+
+class Fields:
+    """The members of the JSON object in a request's body; made by `fields`."""
+
+    def __init__(self, found: Mapping[str, object]) -> None:
+        self._found = found
+
+    def text(self, name: str) -> str | None:
+        """Return a string; None where it is null or did not come.
+
+        Raises:
+            BadRequest: it is something else, or empty.
+        """
+        value = self._found.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value:
+            raise BadRequest(f"expected `{name}` to be a string, got {value!r:.100}", param=name)
+        return value
+
+    def required_text(self, name: str) -> str:
+        """Return a string.
+
+        Raises:
+            BadRequest: there is none.
+        """
+        value = self.text(name)
+        if value is None:
+            raise BadRequest(f"expected `{name}`, a string", param=name)
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        """Return true or false; None where it did not come.
+
+        Raises:
+            BadRequest: it is neither.
+        """
+        value = self._found.get(name)
+        if name in self._found and not isinstance(value, bool):
+            raise BadRequest(
+                f"expected `{name}` to be true or false, got {value!r:.100}", param=name
+            )
+        return value if isinstance(value, bool) else None
+
+
+async def fields(request: Request, *allowed: str, may_be_empty: bool = False) -> Fields:
+    """Return the members of the JSON object in the body, of which only those `allowed` may stand.
+
+    Args:
+        request: the request.
+        allowed: their names.
+        may_be_empty: whether no body at all is an object without members.
+
+    Raises:
+        BadRequest: another member, or no object, too long or too late.
+        ClientLeft: the client closed the connection before its end.
+    """
+    limits = services(request).settings.server
+    raw = await read_body(request.receive, request.scope["headers"], limits)
+    found = {} if may_be_empty and not raw else wire_body.parse(raw)
+    for name in found:
+        if name not in allowed:
+            raise BadRequest(
+                f"unknown field {_shown(name)}; allowed here: {', '.join(allowed) or 'none'}",
+                param=name[:100],
+            )
+    return Fields(found)
 
 
 class Query:

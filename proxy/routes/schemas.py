@@ -3,69 +3,26 @@
 Plain values (JSON Schema 2020-12). Does not know the paths.
 """
 
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from strop.proxy import ratings
+from strop.proxy.routes.adapter_schemas import ADAPTER_SCHEMAS
+from strop.proxy.routes.schema_terms import (
+    Schema,
+    array_of,
+    boolean,
+    enum,
+    integer,
+    list_of,
+    number,
+    object_of,
+    or_null,
+    ref,
+    string,
+)
 from strop.proxy.store.records import Dialect, FeedbackState, ParentBy, Scope, State
 
-Schema = dict[str, Any]
-
 _OPENAI: Final = "https://platform.openai.com/docs/api-reference/"
-
-
-def string(description: str = "", **more: Any) -> Schema:
-    """Return the schema of a string."""
-    return {"type": "string", **({"description": description} if description else {}), **more}
-
-
-def ref(name: str) -> Schema:
-    """Return a reference to one of `SCHEMAS`."""
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _number(description: str = "", **more: Any) -> Schema:
-    return {**string(description, **more), "type": "number"}
-
-
-def _integer(description: str = "", **more: Any) -> Schema:
-    return {**string(description, **more), "type": "integer"}
-
-
-def _boolean(description: str = "") -> Schema:
-    return {**string(description), "type": "boolean"}
-
-
-def _array(items: Schema, description: str = "") -> Schema:
-    return {**string(description), "type": "array", "items": items}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {**schema, "type": [schema["type"], "null"]}
-
-
-def _object(properties: Schema, description: str = "", optional: tuple[str, ...] = ()) -> Schema:
-    return {
-        **string(description),
-        "type": "object",
-        "properties": properties,
-        "required": [name for name in properties if name not in optional],
-        "additionalProperties": False,
-    }
-
-
-def _enum(union: Any, description: str = "") -> Schema:
-    return string(description, enum=list(get_args(union)))
-
-
-def _list(name: str) -> Schema:
-    return _object(
-        {
-            "object": {"const": "list"},
-            "data": _array(ref(name)),
-            "has_more": _boolean("Whether older ones follow: ask again with `after`."),
-        },
-        "Newest first.",
-    )
 
 
 def _relayed(path: str, *required: str) -> Schema:
@@ -82,22 +39,22 @@ _RATING = {
     "oneOf": [
         string(enum=["good", "bad", "up", "down", "true", "false"]),
         string('A number from -1 to 1 as text, as in "0.5".', pattern=r"^\s*[+-]?[0-9.]+\s*$"),
-        _boolean(),
-        _number(minimum=-1, maximum=1),
-        _object({"stars": _number(minimum=1, maximum=5)}),
+        boolean(),
+        number(minimum=-1, maximum=1),
+        object_of({"stars": number(minimum=1, maximum=5)}),
     ],
 }
-_CREATED = _integer("Seconds since 1970.")
-_COMMENT = _or_null(string("Why.", maxLength=ratings.MAX_COMMENT_CHARS))
-_CORRECTION = _or_null(
+_CREATED = integer("Seconds since 1970.")
+_COMMENT = or_null(string("Why.", maxLength=ratings.MAX_COMMENT_CHARS))
+_CORRECTION = or_null(
     string("The answer that should have been given.", maxLength=ratings.MAX_CORRECTION_CHARS)
 )
-_TAGS = _array(string(maxLength=ratings.MAX_TAG_CHARS), f"At most {ratings.MAX_TAGS}.")
+_TAGS = array_of(string(maxLength=ratings.MAX_TAG_CHARS), f"At most {ratings.MAX_TAGS}.")
 _REVISION = {
     "rating": ref("Rating"),
     "comment": _COMMENT,
     "correction": _CORRECTION,
-    "tags": _or_null(_TAGS),
+    "tags": or_null(_TAGS),
 }
 _COMPLETION = {
     "id": string("X-Strop-Completion-Id of the answer."),
@@ -106,30 +63,30 @@ _COMPLETION = {
     "key_id": string("Of the client key; `local` where none are configured."),
     "session": string("The conversation."),
     "turn": string("The completion that began the turn."),
-    "parent": _or_null(string("The completion whose answer this request's history ends with.")),
-    "dialect": _enum(Dialect),
+    "parent": or_null(string("The completion whose answer this request's history ends with.")),
+    "dialect": enum(Dialect),
     "engine": string(),
     "model": string("As the client asked for it."),
     "version": string("What served it: `base` or an adapter version."),
-    "state": _enum(State, "How it ended."),
-    "delivered": _boolean("Whether the client was still there."),
-    "stream": _boolean(),
-    "status": _or_null(_integer("The engine's HTTP status.")),
-    "prompt_tokens": _or_null(_integer()),
-    "completion_tokens": _or_null(_integer()),
-    "total_ms": _number(),
+    "state": enum(State, "How it ended."),
+    "delivered": boolean("Whether the client was still there."),
+    "stream": boolean(),
+    "status": or_null(integer("The engine's HTTP status.")),
+    "prompt_tokens": or_null(integer()),
+    "completion_tokens": or_null(integer()),
+    "total_ms": number(),
 }
 _ANYTHING: Schema = {}
 
 SCHEMAS: Final[dict[str, Schema]] = {
-    "Error": _object(
+    "Error": object_of(
         {
             "error": {
-                **_object(
+                **object_of(
                     {
                         "message": string("What was expected, what came, what to do."),
                         "type": string(),
-                        "param": _or_null(string("The field or parameter at fault.")),
+                        "param": or_null(string("The field or parameter at fault.")),
                         "code": string(),
                     }
                 ),
@@ -139,24 +96,24 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "An OpenAI error object.",
     ),
     "Rating": _RATING,
-    "NewFeedback": _object(
+    "NewFeedback": object_of(
         {
             "completion_id": string(
                 "X-Strop-Completion-Id of an answer, or its `id` where that names only one.",
                 maxLength=ratings.MAX_ID_CHARS,
             ),
-            "choice": _or_null(
-                _integer("Which answer.", minimum=0, maximum=ratings.MAX_CHOICE, default=0)
+            "choice": or_null(
+                integer("Which answer.", minimum=0, maximum=ratings.MAX_CHOICE, default=0)
             ),
             **_REVISION,
-            "rater": _or_null(string("Who rates.", maxLength=ratings.MAX_RATER_CHARS)),
+            "rater": or_null(string("Who rates.", maxLength=ratings.MAX_RATER_CHARS)),
             "scope": {
                 "type": ["string", "null"],
                 "description": "This completion, or the whole turn it belongs to.",
                 "enum": [*get_args(Scope), None],
                 "default": "completion",
             },
-            "id": _or_null(
+            "id": or_null(
                 string(
                     "Makes a retry safe; the same as the Idempotency-Key header.",
                     maxLength=ratings.MAX_ID_CHARS,
@@ -165,139 +122,151 @@ SCHEMAS: Final[dict[str, Schema]] = {
         },
         optional=("choice", "comment", "correction", "tags", "rater", "scope", "id"),
     ),
-    "Revision": _object(
+    "Revision": object_of(
         _REVISION,
         "All of what the feedback says from now on; what is left out is taken away.",
         optional=("comment", "correction", "tags"),
     ),
-    "Feedback": _object(
+    "Feedback": object_of(
         {
             "id": string(),
             "object": {"const": "feedback"},
             "created": _CREATED,
             "completion_id": string(),
-            "choice": _integer(),
-            "rating": _number(minimum=-1, maximum=1),
+            "choice": integer(),
+            "rating": number(minimum=-1, maximum=1),
             "original": {"description": "The rating as it was given."},
             "comment": _COMMENT,
             "correction": _CORRECTION,
             "tags": _TAGS,
             "rater": string(),
             "source": string("By which way it came.", enum=["api", "header", "inline", "cli"]),
-            "scope": _enum(Scope),
-            "state": _enum(FeedbackState, "Only `standing` ones count."),
-            "revision": _integer("From 1; a PUT makes a new one."),
-            "session": _or_null(string("Null while pending.")),
-            "note": _or_null(string("Why strop itself withdrew it.")),
+            "scope": enum(Scope),
+            "state": enum(FeedbackState, "Only `standing` ones count."),
+            "revision": integer("From 1; a PUT makes a new one."),
+            "session": or_null(string("Null while pending.")),
+            "note": or_null(string("Why strop itself withdrew it.")),
         }
     ),
-    "FeedbackList": _list("Feedback"),
-    "CompletionSummary": _object(
-        {**_COMPLETION, "num_choices": _integer(), "num_feedback": _integer("Standing ones.")}
+    "FeedbackList": list_of("Feedback"),
+    "CompletionSummary": object_of(
+        {**_COMPLETION, "num_choices": integer(), "num_feedback": integer("Standing ones.")}
     ),
-    "CompletionList": _list("CompletionSummary"),
-    "Completion": _object(
+    "CompletionList": list_of("CompletionSummary"),
+    "Completion": object_of(
         {
             **_COMPLETION,
-            "parent_choice": _or_null(_integer()),
+            "parent_choice": or_null(integer()),
             "parent_by": {
                 "type": ["string", "null"],
                 "description": "How the parent was found.",
                 "enum": [*get_args(ParentBy), None],
             },
             "served": string("The version's name in the engine."),
-            "error": _or_null(string()),
-            "ttft_ms": _or_null(_number("Time to the first byte.")),
-            "overhead_ms": _number("Time that strop added."),
-            "upstream_id": _or_null(string("The answer's own id.")),
-            "request_id": _or_null(string("The client's X-Request-Id.")),
+            "error": or_null(string()),
+            "ttft_ms": or_null(number("Time to the first byte.")),
+            "overhead_ms": number("Time that strop added."),
+            "upstream_id": or_null(string("The answer's own id.")),
+            "request_id": or_null(string("The client's X-Request-Id.")),
             "request": {"description": "The body that the client sent."},
-            "choices": _array(
-                _object(
+            "choices": array_of(
+                object_of(
                     {
-                        "index": _integer(),
+                        "index": integer(),
                         "message": _ANYTHING,
-                        "finish_reason": _or_null(string()),
+                        "finish_reason": or_null(string()),
                     }
                 )
             ),
             "snapshot": ref("Snapshot"),
-            "feedback": _array(ref("Feedback")),
+            "feedback": array_of(ref("Feedback")),
         }
     ),
-    "Snapshot": _object(
+    "Snapshot": object_of(
         {
             "sampling": {"type": "object", "description": "The parameters that were asked for."},
-            "prompt_ids": _or_null(_array(_integer())),
-            "choices": _array(
-                _object(
+            "prompt_ids": or_null(array_of(integer())),
+            "choices": array_of(
+                object_of(
                     {
-                        "index": _integer(),
-                        "token_ids": _or_null(_array(_integer(), "Null where none were given.")),
-                        "logprobs": _or_null(
-                            _array(_or_null(_number()), "Nats, one per sampled token.")
+                        "index": integer(),
+                        "token_ids": or_null(array_of(integer(), "Null where none were given.")),
+                        "logprobs": or_null(
+                            array_of(or_null(number()), "Nats, one per sampled token.")
                         ),
-                        "logprobs_source": _or_null(string()),
-                        "logprobs_kind": _or_null(string("`raw` at T = 1, or `processed`.")),
+                        "logprobs_source": or_null(string()),
+                        "logprobs_kind": or_null(string("`raw` at T = 1, or `processed`.")),
                     }
                 )
             ),
         },
         "What the trainer needs of an answer.",
     ),
-    "Model": _object(
+    "Model": object_of(
         {
             "id": string("What requests may name as `model`."),
             "object": {"const": "model"},
             "created": _CREATED,
             "owned_by": {"const": "strop"},
             "root": string("The pinned name that it stands for now."),
-            "parent": _or_null(string("What that was trained from.")),
+            "parent": or_null(string("What that was trained from.")),
             "version": string("`base`, or an adapter version."),
-            "max_model_len": _or_null(_integer("In tokens.")),
+            "max_model_len": or_null(integer("In tokens.")),
         }
     ),
-    "ModelList": _list("Model"),
-    "Status": _object({"status": string()}),
-    "Readiness": _object({"status": string(), "reasons": _array(string())}),
-    "Health": _object(
+    "ModelList": list_of("Model"),
+    "Status": object_of({"status": string()}),
+    "Readiness": object_of({"status": string(), "reasons": array_of(string())}),
+    "Health": object_of(
         {
             "status": string(enum=["ok", "degraded", "draining"]),
             "version": string(),
-            "uptime_s": _number(),
-            "engine": _object(
+            "uptime_s": number(),
+            "engine": object_of(
                 {
                     "label": string(),
                     "url": string("Without credentials."),
-                    "ready": _boolean(),
-                    "reason": _or_null(string("Why it is not ready.")),
-                    "version": _or_null(string()),
-                    "models": _array(string()),
+                    "ready": boolean(),
+                    "reason": or_null(string("Why it is not ready.")),
+                    "version": or_null(string()),
+                    "models": array_of(string()),
                     "capabilities": {"type": "object", "description": "What the engine can do."},
+                    "shortfalls": array_of(string(), "What it can't do here, and what to set."),
+                    "replicas": array_of(
+                        object_of(
+                            {
+                                "url": string("Without credentials."),
+                                "ready": boolean("Whether it is sent requests."),
+                                "reason": or_null(string("Why it is not.")),
+                                "in_flight": integer(),
+                            }
+                        ),
+                        "Each of several engines; of one alone, nothing.",
+                    ),
                 }
             ),
-            "model": _object(
+            "model": object_of(
                 {
-                    "name": _or_null(string()),
-                    "active": _or_null(string()),
-                    "versions": _array(string()),
+                    "name": or_null(string()),
+                    "active": or_null(string()),
+                    "versions": array_of(string()),
                 }
             ),
-            "capture": _object(
+            "capture": object_of(
                 {
                     "mode": string(enum=["best_effort", "required", "off"]),
-                    "ok": _boolean("Whether the store takes writes."),
-                    "reason": _or_null(string()),
-                    "since": _integer("When `ok` last changed, in seconds since 1970."),
-                    "queued": _integer("Writes that are not durable yet."),
-                    "queued_bytes": _integer(),
-                    "lost": _integer("Completions that could not be recorded."),
+                    "ok": boolean("Whether the store takes writes."),
+                    "reason": or_null(string()),
+                    "since": integer("When `ok` last changed, in seconds since 1970."),
+                    "queued": integer("Writes that are not durable yet."),
+                    "queued_bytes": integer(),
+                    "lost": integer("Completions that could not be recorded."),
                 }
             ),
-            "in_flight": _integer("Completions being relayed now."),
+            "in_flight": integer("Completions being relayed now."),
         }
     ),
-    "About": _object(
+    "About": object_of(
         {
             "name": {"const": "strop"},
             "version": string(),
@@ -305,6 +274,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "paths": {"type": "object"},
         }
     ),
+    **ADAPTER_SCHEMAS,
     "ChatRequest": _relayed("chat/create", "messages"),
     "ChatCompletion": _relayed("chat/object"),
     "TextRequest": _relayed("completions/create", "prompt"),

@@ -54,6 +54,8 @@ class _Body(msgspec.Struct):
     model: object = None
     usage: object = None
     error: object = None
+    # llama-server's: in streams too, where it has usage only if asked.
+    timings: object = None
 
 
 class _SampledBody(_Body):
@@ -61,6 +63,23 @@ class _SampledBody(_Body):
     prompt_token_ids: _Ids = None
 
 
+class _TextOfToken(msgspec.Struct, gc=False):
+    token: str = ""
+
+
+class _TextsOfTokens(msgspec.Struct):
+    content: list[_TextOfToken] | None = None
+
+
+class _NamedEntry(msgspec.Struct):
+    logprobs: _TextsOfTokens | None = None
+
+
+class _NamedBody(msgspec.Struct):
+    choices: list[_NamedEntry] | None = None
+
+
+_decode_named = msgspec.json.Decoder(_NamedBody).decode
 _decode_sampled = msgspec.json.Decoder(_SampledBody).decode
 
 # Counts and indices beyond it are no such thing, and don't fit into a database.
@@ -156,6 +175,12 @@ class Answer:
                         self._read_prompt_ids(entry.prompt_token_ids)
                 yield choice, entry
 
+    def forget_tokens(self) -> None:
+        """Drop every choice's ids and logprobs: they are not those of the whole answer."""
+        for choice in self.choices.values():
+            choice.ids.clear()
+            choice.values.clear()
+
     def _decode(self, piece: bytes) -> _Body | None:
         try:
             return _decode_sampled(piece)
@@ -182,10 +207,18 @@ class Answer:
             self.completion_tokens = _count(
                 body.usage.get("completion_tokens"), self.completion_tokens
             )
+        if isinstance(body.timings, dict):
+            self._read_timings(body.timings)
         if isinstance(body, _SampledBody) and body.prompt_token_ids:
             self._read_prompt_ids(body.prompt_token_ids)
         if (error := body.error) is not None:
             self.error = str(error.get("message", error) if isinstance(error, dict) else error)
+
+    def _read_timings(self, timings: dict[str, object]) -> None:
+        self.completion_tokens = _count(timings.get("predicted_n"), self.completion_tokens)
+        cached, read = _count(timings.get("cache_n"), 0), _count(timings.get("prompt_n"), None)
+        if read is not None and self.prompt_tokens is None:
+            self.prompt_tokens = cached + read
 
     def _read_prompt_ids(self, ids: list[int]) -> None:
         if self.prompt_ids is None:
@@ -194,3 +227,14 @@ class Answer:
 
 def _count(value: object, known: _Known) -> int | _Known:
     return value if isinstance(value, int) and 0 <= value < _LIMIT else known
+
+
+def text_of_tokens(pieces: Iterable[bytes]) -> str:
+    """Return the text of all tokens that have a logprob, in a body or the chunks of a stream."""
+    texts: list[str] = []
+    for piece in pieces:
+        with contextlib.suppress(msgspec.DecodeError):
+            for entry in _decode_named(piece).choices or ():
+                content = entry.logprobs and entry.logprobs.content
+                texts += [token.token for token in content or ()]
+    return "".join(texts)

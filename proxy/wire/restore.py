@@ -6,6 +6,7 @@ the engine's. Does not know which engine or dialect: a driver says what would no
 
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -25,8 +26,18 @@ def _value() -> bytes:
 
 
 _VALUE = re.compile(_value())
+_NO_CHOICE = re.compile(rb'"choices": ?\[\]')
+_COMMA_BEHIND = re.compile(rb"\s*,\s*")
 # Raw: reads on to the end of one value, and makes none of it.
 _check = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class Restorer(Protocol):
+    """What makes of an engine's answer the one that the client asked for."""
+
+    def apply(self, data: bytes, num_choices: int | None = None) -> bytes:
+        """Return what a body, or whole events, would be had strop not asked for more."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +48,17 @@ class Restore:
         nulls: the object members that would be null, had strop not asked.
         extra: marks of an event that exists only because strop asked: one that holds all of these
             bytes is dropped. Empty: no event is.
+        absent: the object members that would not be there.
+        drops_usage: whether the event that has the usage and no choice is one that strop asked for.
     """
 
-    nulls: tuple[str, ...]
+    nulls: tuple[str, ...] = ()
     extra: tuple[bytes, ...] = ()
+    absent: tuple[str, ...] = ()
+    drops_usage: bool = False
 
     def apply(self, data: bytes, num_choices: int | None = None) -> bytes:
-        """Return JSON text, or whole events, with nulls for the members and no extra events.
+        """Return JSON text, or whole events, as the engine sends them to one who asks for less.
 
         Args:
             data: the engine's.
@@ -55,13 +70,23 @@ class Restore:
             data = b"".join(
                 e for e in sse.events(data) if not all(mark in e for mark in self.extra)
             )
+        if self.drops_usage and b'"usage"' in data and _NO_CHOICE.search(data):
+            data = b"".join(
+                e for e in sse.events(data) if b'"usage"' not in e or not _NO_CHOICE.search(e)
+            )
         # An engine writes all its JSON in one style: `"key":value`, or `"key": value`.
         first = data.find(b'":')
         colon = b'": ' if data[first + 2 : first + 3] == b" " else b'":'
         starts: list[int] = []
         for key in self.nulls:
             starts += _values_behind(data, b'"' + key.encode() + colon, num_choices)
-        return _nulled(data, sorted(starts)) if starts else data
+        if starts:
+            data = _nulled(data, sorted(starts))
+        for key in self.absent:
+            head = b'"' + key.encode() + colon
+            if starts := _values_behind(data, head, num_choices):
+                data = _without(data, sorted(starts), len(head))
+        return data
 
 
 def _values_behind(data: bytes, head: bytes, most: int | None) -> list[int]:
@@ -89,6 +114,32 @@ def _nulled(data: bytes, starts: list[int]) -> bytes:
         if start >= done and (end := _end_of_value(data, view, start)):
             kept += (view[done:start], b"null")
             done = end
+    kept.append(view[done:])
+    return b"".join(kept)
+
+
+def _without(data: bytes, starts: list[int], num_head: int) -> bytes:
+    """Return `data` without the members whose values are at `starts`, in order, and one comma each.
+
+    `num_head` is how many bytes the name and the colon before a value have.
+    """
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = []
+    done = 0
+    for start in starts:
+        end = _end_of_value(data, view, start) if start >= done else 0
+        if not end:
+            continue
+        begin = start - num_head
+        before = begin
+        while before > done and data[before - 1] in b" \t\r\n":
+            before -= 1
+        if before > done and data[before - 1] == ord(","):
+            begin = before - 1
+        elif comma := _COMMA_BEHIND.match(data, end):
+            end = comma.end()
+        kept.append(view[done:begin])
+        done = end
     kept.append(view[done:])
     return b"".join(kept)
 

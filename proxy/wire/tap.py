@@ -7,7 +7,7 @@ import re
 
 from strop.proxy.errors import BadRequest, UpstreamError
 from strop.proxy.wire import body, sse
-from strop.proxy.wire.restore import Restore
+from strop.proxy.wire.restore import Restorer
 
 # What may wait: one event that is not whole yet, and what comes after the answer's end.
 MAX_WAITING_BYTES = 32 * 2**20
@@ -27,7 +27,7 @@ class Tap:
         limit_bytes: how much of the stream is kept; a longer one is relayed but not recorded.
     """
 
-    def __init__(self, restore: Restore | None, num_choices: int, limit_bytes: int) -> None:
+    def __init__(self, restore: Restorer | None, num_choices: int, limit_bytes: int) -> None:
         self.is_ended = False
         self.is_over_limit = False
         self._restore = restore

@@ -1,0 +1,90 @@
+"""A child process of strop's: in a session of its own, its output in a file, gone when strop is.
+
+Does not know what runs in it, and starts nothing again.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+STOP_TIMEOUT_S = 10.0
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+
+class Child:
+    """A running child. Made by `Child.start`.
+
+    Its session of its own keeps a Ctrl-C in the terminal from it: that reaches strop alone, which
+    drains first. A pipe, handed down as `--parent-fd`, ends it when strop dies, however it dies.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, pipe: int) -> None:
+        self._process = process
+        self._pipe: int | None = pipe
+
+    @classmethod
+    async def start(cls, command: Sequence[str], *, log_path: Path) -> "Child":
+        """Start `command`, which must understand `--parent-fd`; its output goes to `log_path`.
+
+        Raises:
+            OSError: it can't be started, or the file not be written.
+        """
+        read_end, write_end = os.pipe()
+        try:
+            with os.fdopen(os.open(log_path, _APPEND, 0o600), "ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    *("--parent-fd", str(read_end)),
+                    pass_fds=(read_end,),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(write_end)
+            raise
+        finally:
+            os.close(read_end)
+        return cls(process, write_end)
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Return the exit status, once the child has ended."""
+        code = await self._process.wait()
+        self._close_pipe()
+        return code
+
+    async def stop(self) -> None:
+        """End the child with SIGTERM, by force after `STOP_TIMEOUT_S`. Idempotent."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                await self._process.wait()
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+
+
+def last_words(log_path: Path) -> str:
+    """Return the last line that a child wrote, for people; empty where there is none."""
+    try:
+        lines = log_path.read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

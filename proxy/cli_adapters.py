@@ -1,0 +1,230 @@
+"""`strop adapters`: the versions, which one serves, and moving between them.
+
+Lists read the home's own store; what moves traffic asks the running proxy.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from strop.adapters.rates import Rate
+from strop.proxy import adapter_objects, objects, terminal
+from strop.proxy.admin_client import call
+from strop.proxy.cli_options import examples, home_of, home_option, json_option, open_store
+from strop.proxy.errors import ConfigError, NotFound
+from strop.proxy.home import serving_url
+from strop.proxy.store.version_records import BASE, Activation, Version
+
+SHOW_EVENTS = 20
+
+
+@click.group(epilog=examples("strop adapters list", "strop adapters activate v3"))
+def adapters() -> None:
+    """Look at adapter versions, and choose which one serves."""
+
+
+@adapters.command("list", epilog=examples("strop adapters list"))
+@home_option
+@json_option
+def list_adapters(home: Path | None, as_json: bool) -> None:
+    """List versions, newest first."""
+    asyncio.run(_list(home_of(home), as_json=as_json))
+
+
+async def _list(home: Path, *, as_json: bool) -> None:
+    async with open_store(home) as store:
+        found = await store.versions.list()
+        activation = await store.versions.activation()
+        liked: dict[str, Rate] = {}
+        # The newest version's base last: `base` is that one.
+        for base in reversed(dict.fromkeys(one.base for one in found)):
+            liked |= await store.training.live_rates(base=base)
+    if as_json:
+        shown = (adapter_objects.adapter(one, liked=liked.get(one.id)) for one in found)
+        more = {"active": activation.version, "previous": activation.previous}
+        click.echo(json.dumps(objects.list_of(shown) | more))
+        return
+    rows = [_row(one, activation, liked.get(one.id)) for one in found]
+    is_active = activation.version == BASE
+    rows.append(("*" if is_active else "", BASE, "", "", "", _liked(liked.get(BASE)), "", ""))
+    header = ("", "VERSION", "STATE", "PARENT", "LEARNED", "LIKED", "MADE", "NOTE")
+    click.echo(terminal.table(rows, header))
+
+
+def _liked(rate: Rate | None) -> str:
+    """Return how its answers were rated, for people."""
+    if rate is None:
+        return ""
+    interval = rate.interval
+    return f"{rate.value:.2f} ({interval.low:.2f}-{interval.high:.2f}) of {rate.num}"
+
+
+def _row(one: Version, activation: Activation, liked: Rate | None) -> tuple[str, ...]:
+    shown = adapter_objects.adapter(one)
+    note = one.stale or one.reason or ("pinned" if one.is_pinned else "")
+    return (
+        "*" if one.id == activation.version else "",
+        one.id,
+        f"{one.state}, stale" if one.stale else one.state,
+        one.parent or "base",
+        str(shown["num_ratings"]),
+        _liked(liked),
+        terminal.since(one.created_ms),
+        terminal.excerpt(note, 60),
+    )
+
+
+@adapters.command("show", epilog=examples("strop adapters show v3"))
+@click.argument("version")
+@home_option
+@json_option
+def show_adapter(version: str, home: Path | None, as_json: bool) -> None:
+    """Show a version: where it comes from, its verdict, and what happened to it."""
+    folder = home_of(home)
+    if serving_url(folder) is not None:
+        shown = call(folder, "GET", f"/admin/adapters/{version}")
+    else:
+        shown = asyncio.run(_stored(folder, version))
+    if as_json:
+        click.echo(json.dumps(shown))
+        return
+    click.echo(terminal.table(_described(shown)))
+
+
+async def _stored(home: Path, version: str) -> dict[str, Any]:
+    async with open_store(home) as store:
+        found = await store.versions.get(version)
+        if found is None:
+            raise NotFound(f"there is no version {version!r}; see: strop adapters list")
+        events = await store.versions.list_events(version, limit=SHOW_EVENTS)
+        liked = await store.training.live_rates(base=found.base)
+    return dict(adapter_objects.adapter(found, events=events, liked=liked.get(version)))
+
+
+def _described(shown: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("version", shown["id"]),
+        ("state", f"{shown['state']}{', stale: ' + shown['stale'] if shown['stale'] else ''}"),
+        ("parent", shown["parent"]),
+        ("base", shown["base"]),
+        ("made by", shown["run"] or shown["origin"]),
+        ("learned from", f"{shown['num_ratings']} ratings"),
+    ]
+    if shown["liked"]:
+        rows.append(("liked", _liked(Rate(shown["liked"]["num_good"], shown["liked"]["num"]))))
+    if shown["reason"]:
+        rows.append(("reason", shown["reason"]))
+    verdict = shown["verdict"] or {}
+    if "outcome" in verdict:
+        rows.append(("gate", verdict["outcome"]))
+    rows += [("", reason) for reason in verdict.get("reasons", ())]
+    for one in shown["loaded"]:
+        draining = ", draining" if one["draining"] else ""
+        rows.append(("loaded", f"{one['engine']}, {one['leases']} running requests{draining}"))
+    for one in shown["events"]:
+        when = f"{terminal.since(1000 * one['created'])} by {one['actor']}"
+        rows.append((one["kind"], "; ".join([when, *_told(one["detail"])])))
+    return rows
+
+
+def _told(detail: dict[str, Any]) -> Iterator[str]:
+    """Yield what an event's detail tells people; all of it is in the JSON."""
+    for name in ("from", "to", "reason"):
+        if detail.get(name):
+            yield terminal.excerpt(f"{'' if name == 'reason' else name + ' '}{detail[name]}", 300)
+    if detail.get("timings_ms"):
+        yield f"in {sum(detail['timings_ms'].values()):.0f} ms"
+    if detail.get("probe"):
+        yield f"{detail['probe']['outcome']}: {detail['probe']['reason']}"
+
+
+@adapters.command(
+    "activate", epilog=examples("strop adapters activate v3", "strop adapters activate base")
+)
+@click.argument("version")
+@click.option("--force", is_flag=True, help="Even if it is stale, or can't be proven to serve.")
+@home_option
+@json_option
+def activate_adapter(version: str, force: bool, home: Path | None, as_json: bool) -> None:
+    """Let VERSION serve, once the engine has shown that it does."""
+    body = {"version": version, "force": force}
+    _say_switched(call(home_of(home), "PUT", "/admin/adapters/active", body), as_json=as_json)
+
+
+@adapters.command("rollback", epilog=examples("strop adapters rollback"))
+@home_option
+@json_option
+def roll_back(home: Path | None, as_json: bool) -> None:
+    """Go back to the version that was active before."""
+    _say_switched(call(home_of(home), "POST", "/admin/adapters/rollback", {}), as_json=as_json)
+
+
+def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(done))
+        return
+    total_ms = sum(done["timings_ms"].values())
+    click.echo(f"{done['version']} serves, after {done['previous']}; it took {total_ms:.0f} ms")
+    if done["pause_ms"]:
+        click.echo(f"requests were held back for {done['pause_ms']:.0f} ms")
+    if done["probe"]:
+        click.echo(f"probe: {done['probe']['outcome']}, {done['probe']['reason']}")
+
+
+@adapters.command("import", epilog=examples("strop adapters import ./my-lora"))
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@home_option
+@json_option
+def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
+    """Take a PEFT adapter from FOLDER as a new version."""
+    body = {"path": str(folder.absolute())}
+    made = call(home_of(home), "POST", "/admin/adapters", body)
+    click.echo(json.dumps(made) if as_json else f"{made['id']} is {made['state']}")
+
+
+@adapters.command("pin", epilog=examples("strop adapters pin v3", "strop adapters pin v3 --off"))
+@click.argument("version")
+@click.option("--off", is_flag=True, help="Let it go again.")
+@home_option
+def pin_adapter(version: str, off: bool, home: Path | None) -> None:
+    """Keep VERSION on disk, however many newer ones there are."""
+    call(home_of(home), "PUT", f"/admin/adapters/{version}", {"pinned": not off})
+    click.echo(f"{version} is {'kept no longer than others' if off else 'kept'}")
+
+
+@adapters.command("remove", epilog=examples("strop adapters remove v3"))
+@click.argument("version")
+@home_option
+def remove_adapter(version: str, home: Path | None) -> None:
+    """Delete the files of VERSION; its number is never used again."""
+    call(home_of(home), "DELETE", f"/admin/adapters/{version}")
+    click.echo(f"{version} is removed")
+
+
+@adapters.command("export", epilog=examples("strop adapters export v3 ./v3-peft"))
+@click.argument("version")
+@click.argument("folder", type=click.Path(path_type=Path))
+@home_option
+def export_adapter(version: str, folder: Path, home: Path | None) -> None:
+    """Copy VERSION into a new FOLDER, as PEFT and anything that reads it can load."""
+    if folder.exists():
+        raise ConfigError(f"expected a folder that doesn't exist yet, got {folder}")
+    # These read tensors, which no other command does.
+    from strop.adapters.library import Library
+    from strop.adapters.peft import InvalidAdapter
+
+    library = Library(home_of(home) / "adapters")
+    try:
+        library.verify(version)
+    except InvalidAdapter as error:
+        raise ConfigError(str(error)) from error
+    shutil.copytree(library.path_of(version), folder)
+    click.echo(f"{version} is in {folder}")
+
+
+COMMANDS = (adapters,)

@@ -1,0 +1,169 @@
+"""`strop runs`: the training runs, one of them, and stopping it.
+
+Lists read the home's own store. Starts none; `cli_training` does.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from strop.proxy import adapter_objects, objects, terminal
+from strop.proxy.admin_client import call
+from strop.proxy.cli_options import (
+    examples,
+    home_hint,
+    home_of,
+    home_option,
+    json_option,
+    open_store,
+)
+from strop.proxy.errors import NotFound
+from strop.proxy.home import serving_url
+from strop.proxy.store.run_records import UNFINISHED, Run
+
+
+@click.group(epilog=examples("strop runs list", "strop runs show run_..."))
+def runs() -> None:
+    """Look at training runs."""
+
+
+@runs.command("list", epilog=examples("strop runs list"))
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="How many at most.",
+)
+@click.option("--after", metavar="ID", help="Go on after this one.")
+@home_option
+@json_option
+def list_runs(home: Path | None, limit: int, after: str | None, as_json: bool) -> None:
+    """List runs, newest first."""
+    asyncio.run(_list(home_of(home), limit, after, as_json=as_json))
+
+
+async def _list(home: Path, limit: int, after: str | None, *, as_json: bool) -> None:
+    async with open_store(home) as store:
+        page = await store.runs.list(limit=limit, after=after)
+    if as_json:
+        shown = map(adapter_objects.run, page.data)
+        click.echo(json.dumps(objects.list_of(shown, has_more=page.has_more)))
+        return
+    if not page.data:
+        click.echo("No runs.")
+        return
+    header = ("RUN", "STATE", "VERSION", "PARENT", "HOW", "WHEN", "BY")
+    click.echo(terminal.table([_row(one) for one in page.data], header))
+    if page.has_more:
+        click.echo(f"More: strop runs list --after {page.data[-1].id}{home_hint(home)}")
+
+
+def _row(one: Run) -> tuple[str, ...]:
+    return (
+        one.id,
+        one.state,
+        one.version or "",
+        one.parent or "base",
+        terminal.excerpt(f"{one.objective}, {one.preset}", 40),
+        terminal.since(one.created_ms),
+        one.requested_by,
+    )
+
+
+@runs.command("show", epilog=examples("strop runs show run_..."))
+@click.argument("run")
+@home_option
+@json_option
+def show_run(run: str, home: Path | None, as_json: bool) -> None:
+    """Show a run: what it learned from, how it went, and the gate's verdict with its reasons."""
+    shown = asyncio.run(_stored(home_of(home), run))
+    click.echo(json.dumps(shown) if as_json else terminal.table(described(shown)))
+
+
+async def _stored(home: Path, id_: str) -> dict[str, Any]:
+    async with open_store(home) as store:
+        found = await store.runs.get(id_)
+        if found is None:
+            raise NotFound(f"there is no run {id_!r}; see: strop runs list")
+        return dict(adapter_objects.run(found, await store.runs.list_steps(id_)))
+
+
+@runs.command("cancel", epilog=examples("strop runs cancel run_..."))
+@click.argument("run")
+@home_option
+def cancel_run(run: str, home: Path | None) -> None:
+    """Stop a run at its next step; its ratings stay to be learned from."""
+    folder = home_of(home)
+    if serving_url(folder) is not None:
+        shown = call(folder, "DELETE", f"/admin/runs/{run}")
+    else:
+        shown = asyncio.run(_cancel(folder, run))
+    is_over = shown["state"] == "cancelled"
+    click.echo(f"{run} is cancelled" if is_over else f"{run} stops at its next step")
+
+
+async def _cancel(home: Path, id_: str) -> dict[str, Any]:
+    from strop.proxy import foreground
+
+    async with open_store(home) as store:
+        return dict(adapter_objects.run(await foreground.cancel(store, home, id_)))
+
+
+def progress(run: Mapping[str, Any]) -> str:
+    """Return how far a run object that isn't over is, on one line."""
+    left = "" if run["eta_s"] is None else f", about {terminal.duration(run['eta_s'])} left"
+    steps = f", step {run['step']} of {run['num_steps']}" if run["num_steps"] else ""
+    loss = run["metrics"].get("loss")
+    stopping = ", stopping" if run["cancelling"] else ""
+    return f"{run['id']}: {run['state']}{steps}{left}{stopping}" + (
+        "" if loss is None else f", loss {loss:.4f}"
+    )
+
+
+def is_over(run: Mapping[str, Any]) -> bool:
+    """Whether a run object is of a run that is over."""
+    return run["state"] not in UNFINISHED
+
+
+def described(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a run object as rows of a table."""
+    took = ""
+    if run["started"] is not None and run["finished"] is not None:
+        took = f" after {terminal.duration(run['finished'] - run['started'])}"
+    rows = [
+        ("run", run["id"]),
+        ("state", f"{run['state']}{took}"),
+        ("version", run["version"] or "none"),
+        ("parent", run["parent"]),
+        ("how", f"{run['objective']}, {run['preset']}"),
+        ("asked by", run["requested_by"]),
+        ("step", f"{run['step']} of {run['num_steps']}"),
+    ]
+    rows += [(_name(name), _plain(value)) for name, value in run["counts"].items()]
+    rows += [
+        (_name(name), _plain(value))
+        for name, value in run["metrics"].items()
+        # Whole tables of figures are for programs: --json.
+        if not isinstance(value, dict | list)
+    ]
+    rows += [("reason", reason) for reason in run["reasons"]]
+    return rows
+
+
+def _name(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+COMMANDS: Final = (runs,)

@@ -1,0 +1,96 @@
+"""`strop status`: how the proxy is, what was rated, and what training waits for.
+
+Asks the running proxy and the home's own store; changes nothing.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from strop.proxy import adapter_objects, terminal
+from strop.proxy.admin_client import ask_health, call
+from strop.proxy.cli_options import (
+    STORE_FILE,
+    examples,
+    home_of,
+    home_option,
+    json_option,
+    open_store,
+)
+from strop.proxy.cli_runs import progress
+from strop.proxy.home import serving_url
+
+
+@click.command(epilog=examples("strop status"))
+@home_option
+@json_option
+@click.pass_context
+def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
+    """Say how the proxy is, what was rated, and what training waits for.
+
+    Exits with 1 when no proxy runs.
+    """
+    folder = home_of(home)
+    url = serving_url(folder)
+    health = ask_health(url) if url else None
+    stored = asyncio.run(_stored(folder)) if (folder / STORE_FILE).is_file() else None
+    waits_for = call(folder, "GET", "/admin/runs?limit=1")["waits_for"] if health else None
+    if as_json:
+        shown = {"url": url, "health": health, "home": str(folder), "store": stored}
+        click.echo(json.dumps(shown | {"training": waits_for}))
+    else:
+        rows = _health_rows(url, health) if url and health else []
+        if not health:
+            click.echo(f"strop does not serve from {folder}; start it with: strop serve")
+        rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
+        if stored:
+            rows += _stored_rows(stored)
+        if waits_for:
+            rows.append(("training", waits_for))
+        click.echo(terminal.table(rows))
+    context.exit(0 if health else 1)
+
+
+def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
+    engine, model, capture = health["engine"], health["model"], health["capture"]
+    engine_is = "ready" if engine["ready"] else f"not ready: {engine['reason']}"
+    capture_is = "writing" if capture["ok"] else f"not writing: {capture['reason']}"
+    return [
+        ("strop", f"{health['version']} at {url}: {health['status']}"),
+        ("engine", f"{engine['label']} at {engine['url']}: {engine_is}"),
+        ("model", f"{model['name'] or 'unknown yet'} ({model['active'] or 'none active'})"),
+        ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
+        ("in flight", str(health["in_flight"])),
+        ("up for", f"{health['uptime_s']:.0f} s"),
+    ]
+
+
+def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("ratings", "{good} good, {bad} bad, {total} in all".format(**stored["ratings"])),
+        ("newest answer", stored["newest"] or "none"),
+        ("active version", stored["active"]),
+    ]
+    if stored["run"] is not None:
+        rows.append(("run", progress(stored["run"])))
+    return rows
+
+
+async def _stored(home: Path) -> dict[str, Any]:
+    async with open_store(home) as store:
+        counts = await store.feedback_counts()
+        newest = await store.list_completions(limit=1)
+        run = await store.runs.unfinished()
+        activation = await store.versions.activation()
+    return {
+        "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
+        "newest": newest.data[0].id if newest.data else None,
+        "active": activation.version,
+        "run": None if run is None else adapter_objects.run(run),
+    }
+
+
+COMMANDS: Final = (status,)

@@ -1,0 +1,189 @@
+"""Which inference servers run on this machine, told apart by what each says of itself.
+
+Asks only, and loads nothing. Does not know what strop then does with one: `engines` does.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import httpx
+
+from strop.proxy.settings import Settings
+
+Kind = Literal["vllm", "mlx_server", "ollama", "llama_server", "openai"]
+
+USUAL: Final = (
+    "http://127.0.0.1:8000",  # vLLM
+    "http://127.0.0.1:11434",  # Ollama
+    "http://127.0.0.1:8080",  # mlx_lm.server, llama-server
+    "http://127.0.0.1:30000",  # SGLang
+    "http://127.0.0.1:1234",  # LM Studio
+)
+"""Where local servers listen unless they are told otherwise."""
+
+TIMEOUT_S = 1.0
+_PATHS = ("/v1/models", "/version", "/api/version", "/props", "/model_info", "/api/v0/models")
+
+_DOES: Mapping[Kind, str] = {
+    "vllm": "token ids and logprobs, streams too; versions if started with --enable-lora",
+    "mlx_server": "token ids and logprobs in JSON, in streams with engine.rechunk_streams; one"
+    " version at a time",
+    "ollama": "logprobs, ids found again from the text; one version at a time from 0.30 on",
+    "llama_server": "token ids and logprobs, streams too; no versions",
+    "openai": "recorded and rated; not trained on, unless its kind is named",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer: its status, its Server header, and its JSON (None: none)."""
+
+    status: int
+    server: str = ""
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A server that runs.
+
+    Attributes:
+        kind: the driver for it.
+        label: what it is, for people.
+        url: where it listens.
+        version: what it says it is, if anything.
+        models: what it serves.
+    """
+
+    kind: Kind
+    label: str
+    url: str
+    version: str | None
+    models: tuple[str, ...]
+
+    @property
+    def does(self) -> str:
+        """What strop gets from it."""
+        return _DOES[self.kind]
+
+    @property
+    def command(self) -> str:
+        """The line that serves it."""
+        return f"strop serve --engine {self.kind} --engine-url {self.url}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to serve where the settings name no engine, and what to tell a person about it."""
+
+    settings: Settings
+    says: tuple[str, ...] = ()
+
+
+async def detect(settings: Settings) -> Choice:
+    """Return the settings with the engine that they leave open, as far as one is found.
+
+    They leave it open where they name no kind, and no model for strop's own engine.
+    """
+    engine = settings.engine
+    if engine.kind:
+        return Choice(settings)
+    if engine.url:
+        found = await find([engine.url.rstrip("/").removesuffix("/v1")], key=engine.key)
+        return _serving(settings, found[0]) if found else Choice(settings)
+    return Choice(settings) if settings.model.path else choose(settings, await find(USUAL))
+
+
+async def find(urls: Iterable[str], *, key: str = "") -> list[Found]:
+    """Return the servers that answer at `urls`, asked all at once with `key`, in their order."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
+        found = await asyncio.gather(*(_look(client, url.rstrip("/")) for url in urls))
+    return [one for one in found if one is not None]
+
+
+def choose(settings: Settings, found: list[Found]) -> Choice:
+    """Return the settings with the only local engine among `found`, if there is exactly one.
+
+    Of several none is taken: to guess wrong would record and train another model than was meant.
+    """
+    usable = [one for one in found if one.kind != "openai" and one.models]
+    if not usable:
+        return Choice(settings)
+    if len(usable) > 1:
+        return Choice(
+            settings,
+            (
+                f"{len(usable)} engines run here, so strop starts its own; to serve one of them:",
+                *(f"  {one.command}" for one in usable),
+            ),
+        )
+    chosen = _serving(settings, usable[0])
+    own = "  strop's own engine instead: strop serve --engine embedded"
+    return Choice(chosen.settings, (*chosen.says, own))
+
+
+def _serving(settings: Settings, one: Found) -> Choice:
+    # `url` as it was given: it may have a path that the engine needs.
+    engine = replace(settings.engine, kind=one.kind, url=settings.engine.url or one.url)
+    return Choice(replace(settings, engine=engine), (f"found {one.label} at {one.url}",))
+
+
+def identify(url: str, said: Mapping[str, Said]) -> Found | None:
+    """Return what listens at `url`, given what it said to each path; None if it is no engine."""
+    listed = said.get("/v1/models", Said(0))
+    cards = _cards(listed)
+    owners = {card.get("owned_by") for card in cards}
+    models = tuple(str(card["id"]) for card in cards if not card.get("parent"))
+
+    def found(kind: Kind, label: str, version: object = None) -> Found:
+        return Found(kind, label, url, version if isinstance(version, str) else None, models)
+
+    if version := _member(said, "/api/version", "version"):
+        return found("ollama", "Ollama", version)
+    if listed.server == "llama.cpp" or _member(said, "/props", "default_generation_settings"):
+        return found("llama_server", "llama-server", _member(said, "/props", "build_info"))
+    if "sglang" in owners or _member(said, "/model_info", "model_path"):
+        return found("openai", "SGLang")
+    if "vllm" in owners:
+        return found("vllm", "vLLM", _member(said, "/version", "version"))
+    if "strop" in owners and (version := _member(said, "/version", "version")):
+        # Started by itself, with `strop engine`.
+        return found("vllm", "strop's engine", version)
+    if listed.server.startswith("BaseHTTP/"):
+        return found("mlx_server", "mlx_lm.server")
+    if said.get("/api/v0/models", Said(0)).status == httpx.codes.OK and cards:
+        return found("openai", "LM Studio")
+    return found("openai", "an OpenAI-compatible server") if cards else None
+
+
+async def _look(client: httpx.AsyncClient, url: str) -> Found | None:
+    said = await asyncio.gather(*(_ask(client, url + path) for path in _PATHS))
+    return identify(url, {p: one for p, one in zip(_PATHS, said, strict=True) if one is not None})
+
+
+async def _ask(client: httpx.AsyncClient, url: str) -> Said | None:
+    try:
+        answer = await client.get(url)
+    except httpx.HTTPError:
+        return None
+    payload = None
+    if answer.status_code == httpx.codes.OK:
+        with contextlib.suppress(ValueError):
+            payload = answer.json()
+    return Said(answer.status_code, answer.headers.get("server", ""), payload)
+
+
+def _cards(said: Said) -> list[Mapping[str, object]]:
+    data = said.payload.get("data") if isinstance(said.payload, dict) else None
+    if not isinstance(data, list):
+        return []
+    return [card for card in data if isinstance(card, dict) and "id" in card]
+
+
+def _member(said: Mapping[str, Said], path: str, name: str) -> object:
+    payload = said.get(path, Said(0)).payload
+    return payload.get(name) if isinstance(payload, dict) else None

@@ -1,0 +1,102 @@
+"""Control calls to one engine: JSON there and back, and what the engine says where it refuses.
+
+Not on the hot path. Knows no engine.
+"""
+
+from typing import Any
+
+import httpx
+
+from strop.proxy.engines.control import CHECK_TIMEOUT_S, ask
+from strop.proxy.errors import UpstreamError
+from strop.proxy.upstream import Upstream
+from strop.proxy.wire.headers import Headers
+
+# Reading the weights of a large model from a slow disk.
+LOAD_TIMEOUT_S = 600.0
+
+
+class Calls:
+    """Control calls to one engine.
+
+    Args:
+        upstream: its connections.
+        credentials: the headers with its key.
+    """
+
+    def __init__(self, upstream: Upstream, credentials: Headers) -> None:
+        self.url = upstream.url
+        self._upstream = upstream
+        self._credentials = credentials
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        fields: object = None,
+        *,
+        content: bytes | None = None,
+        timeout_s: float = CHECK_TIMEOUT_S,
+    ) -> httpx.Response:
+        """Send `fields` as JSON, or `content` as it is; return the answer, a refusal too.
+
+        Raises:
+            UpstreamUnreachable: nobody answers, or not in time.
+        """
+        return await ask(
+            self._upstream,
+            method,
+            path,
+            credentials=self._credentials,
+            json=fields,
+            content=content,
+            timeout_s=timeout_s,
+        )
+
+    async def must(
+        self,
+        method: str,
+        path: str,
+        fields: object = None,
+        *,
+        content: bytes | None = None,
+        timeout_s: float = CHECK_TIMEOUT_S,
+    ) -> Any:
+        """Send as `ask` does; return the JSON of an answer that is no refusal, None if it has none.
+
+        Raises:
+            UpstreamError: the engine refuses; the message has its own words.
+        """
+        answer = await self.ask(method, path, fields, content=content, timeout_s=timeout_s)
+        if answer.status_code >= httpx.codes.BAD_REQUEST:
+            raise UpstreamError(
+                f"expected {method} {self.url}{path} to be answered, got status"
+                f" {answer.status_code}: {reason_in(answer)}"
+            )
+        return json_of(answer)
+
+
+def credentials(key: str) -> Headers:
+    """Return the header that carries an engine's key, if it has one."""
+    return [(b"authorization", b"Bearer " + key.encode())] if key else []
+
+
+def reason_in(answer: httpx.Response) -> str:
+    """Return what a refusal says is wrong, whichever engine wrote it.
+
+    OpenAI's `{"error": {"message"}}`, Ollama's and mlx_lm.server's `{"error": "..."}`, or text.
+    """
+    payload = json_of(answer)
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if isinstance(error, dict):
+        error = error.get("message")
+    said = error if isinstance(error, str) else answer.text.strip()
+    return said[:500] or answer.reason_phrase
+
+
+def json_of(answer: httpx.Response) -> Any:
+    """Return an answer's JSON; None where it has none."""
+    try:
+        return answer.json()
+    except ValueError:
+        return None

@@ -1,0 +1,167 @@
+"""What an engine delivers of what a snapshot needs: found out, since it accepts what it can't do.
+
+Asks for a token or two, in the OpenAI dialect with vLLM's additions. Knows no engine, and has no
+words for what is missing: its driver does.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import httpx
+
+from strop.proxy.engines.base import Dialect, Engine
+from strop.proxy.engines.control import ask
+from strop.proxy.errors import StropError, UpstreamError
+from strop.proxy.upstream import Upstream
+from strop.proxy.wire import chat, completions, sse
+from strop.proxy.wire.answer import Answer
+from strop.proxy.wire.headers import Headers
+
+log = logging.getLogger(__name__)
+
+# A full engine lets even this wait; then it is served from unchecked, and checked later.
+TIMEOUT_S = 15.0
+
+_REQUESTS: Mapping[Dialect, Mapping[str, object]] = {
+    "chat": {"messages": [{"role": "user", "content": "Hi"}], "logprobs": True},
+    "completions": {"prompt": "Hi", "logprobs": 0},
+}
+_SNAPSHOT: dict[str, object] = {"max_tokens": 1, "return_token_ids": True}
+# Hardly ever the first token of an answer, so its raw logprob is far below 0. Drawn for certain
+# with this bias, it has the logprob 0 where temperature and bias are counted in.
+_FORCED = {"logit_bias": {"0": 100}, "temperature": 1.0}
+_NEARLY_ZERO = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came back.
+
+    Attributes:
+        token_ids: the sampled ids, in JSON and in streams.
+        prompt_ids: the prompt's ids.
+        logprobs: a logprob for each sampled token, in JSON.
+        stream_logprobs: the same in streams.
+        kind: what the logprobs are; None where that could not be told.
+        hides_ids: ids go missing where a client wants no reasoning.
+    """
+
+    token_ids: bool
+    prompt_ids: bool
+    logprobs: bool
+    stream_logprobs: bool
+    kind: Literal["raw", "processed", "logits"] | None
+    hides_ids: bool
+
+
+async def verify(engine: Engine, model: str) -> bool:
+    """Let a driver find out what its engine delivers, and log what is missing; False: it couldn't.
+
+    Then it is taken at its word, and may be asked again.
+    """
+    at = {"engine": engine.label, "url": engine.upstream.url}
+    try:
+        await engine.verify(model)
+    except StropError as error:
+        log.warning("the engine could not be verified", extra={**at, "reason": error.message})
+        return False
+    # Each of several was verified before, by itself.
+    for what in () if engine.replicas else engine.shortfalls:
+        log.warning("the engine falls short", extra={**at, "what": what})
+    return True
+
+
+async def find(upstream: Upstream, credentials: Headers, model: str) -> Found:
+    """Ask `model` for a few tokens in every way, at once, and return what came.
+
+    Raises:
+        UpstreamError: it answered none of it; the message says what it answered.
+    """
+
+    async def get(dialect: Dialect, **fields: object) -> httpx.Response:
+        request = {"model": model, **_REQUESTS[dialect], **_SNAPSHOT, **fields}
+        path = "/v1/chat/completions" if dialect == "chat" else "/v1/completions"
+        return await ask(
+            upstream, "POST", path, credentials=credentials, json=request, timeout_s=TIMEOUT_S
+        )
+
+    said = ""
+    # A model without a chat template answers the second only.
+    for dialect in _REQUESTS:
+        whole, stream, hidden = await asyncio.gather(
+            get(dialect, **_FORCED),
+            get(dialect, stream=True, temperature=0.0),
+            get(dialect, include_reasoning=False),
+        )
+        is_ok = whole.status_code == stream.status_code == httpx.codes.OK
+        if is_ok and not _read_stream(dialect, stream.content).error:
+            has_hidden = hidden.status_code == httpx.codes.OK
+            return judge(
+                dialect, whole.content, stream.content, hidden.content if has_hidden else b""
+            )
+        said = f"status {stream.status_code}: {stream.text[:200]}"
+    raise UpstreamError(
+        f"expected a token or two from {model} to see what a snapshot can have, got {said}"
+    )
+
+
+async def loads_adapters(upstream: Upstream, credentials: Headers) -> bool:
+    """Return whether there is a route to load adapters by: its counterpart is asked, in vain."""
+    answer = await ask(
+        upstream,
+        "POST",
+        "/v1/unload_lora_adapter",
+        credentials=credentials,
+        json={"lora_name": "none-of-this-name"},
+    )
+    return b'"error"' in answer.content
+
+
+def judge(dialect: Dialect, whole: bytes, stream: bytes, hidden: bytes) -> Found:
+    """Return what the answers amount to.
+
+    Args:
+        dialect: of all of them.
+        whole: a JSON body, its only token forced.
+        stream: the same unforced, as a stream.
+        hidden: a body asked for without reasoning; empty where it was refused.
+    """
+    read = chat.read_json if dialect == "chat" else completions.read_json
+    one, other = read(whole), _read_stream(dialect, stream)
+    values, stream_values = _values(one), _values(other)
+    has_ids = _has_ids(one) and _has_ids(other)
+    return Found(
+        token_ids=has_ids,
+        prompt_ids=one.prompt_ids is not None and other.prompt_ids is not None,
+        logprobs=bool(values),
+        stream_logprobs=bool(stream_values),
+        kind=_kind(one, values, stream_values),
+        hides_ids=bool(hidden) and has_ids and not _has_ids(read(hidden)),
+    )
+
+
+def _read_stream(dialect: Dialect, stream: bytes) -> Answer:
+    chunks = [one for one in sse.payloads(stream) if one[:1] == b"{"]
+    return chat.read_stream(chunks) if dialect == "chat" else completions.read_stream(chunks)
+
+
+def _has_ids(answer: Answer) -> bool:
+    return any(choice.token_ids is not None for choice in answer.choices.values())
+
+
+def _values(answer: Answer) -> list[float]:
+    return [v for choice in answer.choices.values() for v in choice.logprobs or ()]
+
+
+def _kind(
+    forced: Answer, values: list[float], others: list[float]
+) -> Literal["raw", "processed", "logits"] | None:
+    if any(value > _NEARLY_ZERO for value in (*values, *others)):
+        return "logits"
+    ids = [i for choice in forced.choices.values() for i in choice.token_ids or ()]
+    if not values or (ids and ids[0] != 0):
+        return None
+    return "processed" if values[0] > -_NEARLY_ZERO else "raw"

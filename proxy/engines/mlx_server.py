@@ -1,0 +1,222 @@
+"""The driver for a stock mlx_lm.server.
+
+Its JSON answers carry the sampled ids, its streams none; the prompt's ids it never gives. Read and
+measured on mlx-lm 0.32.2. Adapter versions are in `mlx_server_adapters`.
+"""
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import httpx
+import orjson
+
+from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, credentials, json_of, reason_in
+from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
+from strop.proxy.engines.single import SingleServer
+from strop.proxy.engines.vllm import refuse_weights
+from strop.proxy.errors import EngineNotReady, Unavailable, UpstreamError
+from strop.proxy.upstream import Upstream
+from strop.proxy.wire import body
+from strop.proxy.wire.headers import Headers, to_engine
+from strop.proxy.wire.rechunk import rechunk
+from strop.proxy.wire.restore import Restore
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "default_model"
+"""What the server calls the model of its command line. With it, it ignores `adapters`."""
+
+_NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
+_MOST_TOP_LOGPROBS = 11
+
+
+class MlxServer(SingleServer):
+    """A stock mlx_lm.server, which has one model and at most one adapter in memory.
+
+    Args:
+        upstream: the connection pool to it.
+        key: the key that a proxy before it wants; itself it knows none.
+        model: the id of the model to serve, where the server lists several.
+        rechunks: whether streams are asked for as JSON, so that they have a snapshot too.
+        adapters: its adapter control; None where there is no base to convert adapters for.
+    """
+
+    label = "mlx_server"
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        key: str = "",
+        model: str = "",
+        rechunks: bool = False,
+        adapters: MlxServerAdapters | None = None,
+    ) -> None:
+        self.upstream = upstream
+        self.adapters = adapters
+        self.shortfalls: tuple[str, ...] = ()
+        self.capabilities = Capabilities(
+            token_ids=True,
+            prompt_ids=False,
+            stream_logprobs=rechunks,
+            score_tokens=False,
+            adapters=1 if adapters is not None else 0,
+            is_local=True,
+        )
+        self._credentials = credentials(key)
+        self._calls = Calls(upstream, self._credentials)
+        self._wanted = model
+        self._rechunks = rechunks
+        self._model = DEFAULT_MODEL
+        self._version: str | None = None
+        self._has_answered = False
+        self._gives_ids = True
+
+    def plan(self, ask: Ask) -> Plan:
+        """Return the request: the version's weights named, ids asked for where there are any.
+
+        Raises:
+            BadRequest: the request names weights itself.
+            Unavailable: the version is not the one that this server holds.
+        """
+        refuse_weights(ask.fields)
+        # It takes null for a value of the wrong type.
+        fields = {name: value for name, value in ask.fields.items() if value is not None}
+        asked = fields.get("logprobs")
+        wants_logprobs = asked is True or (ask.dialect == "completions" and type(asked) is int)
+        top = fields.get("top_logprobs")
+        if wants_logprobs and type(top) is int and 0 < top <= _MOST_TOP_LOGPROBS:
+            # With it, it reports the id of a token that it did not sample.
+            del fields["top_logprobs"]
+        rechunks = self._rechunks and ask.is_stream and ask.is_captured
+        restore = None
+        if rechunks or not ask.is_stream:
+            if ask.is_captured and not wants_logprobs and asked in (None, False):
+                restore = Restore(absent=("logprobs",))
+            if restore is not None or wants_logprobs:
+                fields["logprobs"] = True
+        options = fields.get("stream_options")
+        wants_usage = isinstance(options, Mapping) and options.get("include_usage") is True
+        if rechunks:
+            fields["stream"] = False
+            fields.pop("stream_options", None)
+        elif ask.is_stream and (ask.is_captured or options is not None):
+            # Without ids, how many tokens there were tells whether they were found again. And
+            # options that don't say whether they include the usage break its stream.
+            is_added = ask.is_captured and not wants_usage
+            fields["stream_options"] = {"include_usage": wants_usage or is_added}
+            restore = Restore(drops_usage=True) if is_added else None
+        return Plan(
+            body.dumps({**fields, **self._weights(ask.served)}),
+            restore,
+            reword=as_openai_error,
+            rechunk=functools.partial(rechunk, include_usage=wants_usage) if rechunks else None,
+        )
+
+    def headers(self, client: Headers) -> Headers:
+        """Return the client's headers with the configured key."""
+        return to_engine(client, self._credentials)
+
+    async def check(self) -> EngineState:
+        """Return the one model that is served, once it has answered with a token.
+
+        Its /health is fine before a model is loaded, and its list of models may be empty.
+        """
+        try:
+            answer = await self._calls.ask("GET", "/health")
+        except UpstreamError:
+            self._has_answered = False
+            raise
+        if answer.status_code != httpx.codes.OK:
+            self._has_answered = False
+            raise EngineNotReady(
+                f"expected {self.upstream.url}/health to be fine, got status {answer.status_code}:"
+                f" {reason_in(answer)}; see the log of mlx_lm.server"
+            )
+        if not self._has_answered:
+            await self._begin()
+            self._has_answered = True
+        return EngineState(models=(self._name,), version=self._version, digest=self._model)
+
+    async def verify(self, model: str) -> None:  # noqa: ARG002  # it holds one
+        """Say whether the first token came with its id and logprob."""
+        self.shortfalls = () if self._gives_ids else (_NO_LOGPROBS,)
+        self.capabilities = replace(
+            self.capabilities, token_ids=self._gives_ids, logprobs=self._gives_ids
+        )
+
+    @property
+    def _name(self) -> str:
+        """What clients call the model: a folder's name, or the hub id."""
+        return self._model.rstrip("/").rpartition("/")[2] if _is_path(self._model) else self._model
+
+    def _weights(self, served: str) -> dict[str, str]:
+        if self.adapters is not None and (path := self.adapters.path_of(served)) is not None:
+            return {"model": self._model, "adapters": path}
+        if served == self._name:
+            return {"model": self._model}
+        raise Unavailable(
+            f"expected a version that the engine holds, got {served}; it holds one at a time:"
+            " activate that one first"
+        )
+
+    async def _begin(self) -> None:
+        """Find out what is served, and wait for the first token of it."""
+        self._model = _chosen(await self._list_models(), self._wanted)
+        if self.adapters is not None:
+            self.adapters.serves(self._model, self._name)
+        active = self.adapters.active if self.adapters is not None else None
+        fields = {"prompt": "1", "max_tokens": 1, "logprobs": True}
+        said = await self._calls.must(
+            "POST",
+            "/v1/completions",
+            {**self._weights(active or self._name), **fields},
+            timeout_s=LOAD_TIMEOUT_S,
+        )
+        fingerprint = said.get("system_fingerprint") if isinstance(said, dict) else None
+        self._version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else None
+        try:
+            self._gives_ids = "id" in said["choices"][0]["logprobs"]["content"][0]
+        except (LookupError, TypeError):
+            self._gives_ids = False
+
+    async def _list_models(self) -> list[str]:
+        """Return the ids it lists; none where its list is broken off, for want of a hub cache."""
+        payload = json_of(await self._calls.ask("GET", "/v1/models"))
+        cards = payload.get("data") if isinstance(payload, dict) else None
+        if not isinstance(cards, list):
+            return []
+        return [str(card["id"]) for card in cards if isinstance(card, dict) and "id" in card]
+
+
+def _chosen(ids: list[str], wanted: str) -> str:
+    """Return the id of the model of its command line: it lists all of the hub's cache beside it."""
+    if wanted in ids:
+        return wanted
+    # A folder is listed only where it was named, and last.
+    named = [one for one in ids if _is_path(one)]
+    if named:
+        return named[-1]
+    if len(ids) == 1:
+        return ids[0]
+    return DEFAULT_MODEL
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith("/")
+
+
+def as_openai_error(status: int, said: bytes) -> bytes:
+    """Return an error as OpenAI writes it; the server writes `{"error": "text"}`, or text alone."""
+    try:
+        payload = orjson.loads(said)
+    except orjson.JSONDecodeError:
+        payload = {"error": said.decode("utf-8", "replace").strip()}
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if not isinstance(error, str):
+        return said
+    kind = "invalid_request_error" if status < httpx.codes.INTERNAL_SERVER_ERROR else "server_error"
+    return orjson.dumps({"error": {"message": error, "type": kind, "param": None, "code": None}})

@@ -1,0 +1,197 @@
+"""The driver for Ollama, which answers with logprobs and without token ids.
+
+The trainer finds the ids again from the text. Read from Ollama's source at v0.33.0-rc2. Adapter
+versions are in `ollama_adapters`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Plan
+from strop.proxy.engines.calls import Calls, credentials
+from strop.proxy.engines.ollama_adapters import OllamaAdapters, is_ours
+from strop.proxy.engines.single import SingleServer
+from strop.proxy.engines.vllm import refuse_weights
+from strop.proxy.errors import EngineNotReady
+from strop.proxy.upstream import Upstream
+from strop.proxy.wire import body
+from strop.proxy.wire.headers import Headers, to_engine
+from strop.proxy.wire.restore import Restore
+
+LOGPROBS_SINCE = (0, 12, 11)
+ADAPTERS_SINCE = (0, 30, 0)
+
+# Sent only for its logprobs: the token that ends a text, or one that a parser still holds back.
+_EXTRA_CHUNK: Mapping[Dialect, tuple[bytes, ...]] = {
+    "chat": (
+        b'"delta":{"role":"assistant","content":""}',
+        b'"finish_reason":null',
+        b'"logprobs":{',
+    ),
+    "completions": (b'"text":""', b'"finish_reason":null', b'"logprobs":{'),
+}
+
+
+class Ollama(SingleServer):
+    """An Ollama server.
+
+    Args:
+        upstream: the connection pool to it.
+        key: the key that a proxy before it wants; itself it knows none.
+        model: the model that has versions; without it the newest when strop starts.
+        adapters: its adapter control; None where there is no base to convert adapters for.
+    """
+
+    label = "ollama"
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        key: str = "",
+        model: str = "",
+        adapters: OllamaAdapters | None = None,
+    ) -> None:
+        self.upstream = upstream
+        self.adapters = adapters
+        self.shortfalls: tuple[str, ...] = ()
+        self.capabilities = self._claimed = Capabilities(
+            token_ids=False,
+            prompt_ids=False,
+            stream_logprobs=True,
+            score_tokens=False,
+            adapters=1 if adapters is not None else 0,
+            is_local=True,
+            # One of 999 numbers.
+            body_ids_are_unique=False,
+            may_drop_tokens=True,
+        )
+        self._credentials = credentials(key)
+        self._calls = Calls(upstream, self._credentials)
+        self._model = model
+        self._version = ""
+
+    def plan(self, ask: Ask) -> Plan:
+        """Return the request with logprobs and usage asked for, and what to take out again."""
+        refuse_weights(ask.fields)
+        fields = ask.fields
+        changes: dict[str, object] = {}
+        absent: list[str] = []
+        served = self._tag_of(ask.served)
+        if fields.get("model") != served:
+            changes["model"] = served
+        limit = fields.get("max_completion_tokens")
+        if limit is not None and fields.get("max_tokens") is None:
+            # It knows only the old name, and would not stop.
+            changes["max_tokens"] = limit
+        if ask.is_captured:
+            if _asks_no_logprobs(ask):
+                changes["logprobs"] = True if ask.dialect == "chat" else 1
+                absent.append("logprobs")
+            options = fields.get("stream_options")
+            known = options if isinstance(options, dict) else {}
+            if ask.is_stream and known.get("include_usage") is not True:
+                changes["stream_options"] = {**known, "include_usage": True}
+                absent.append("usage")
+        if not changes and not ask.is_rewritten:
+            return Plan(ask.raw, None)
+        has_extra = ask.is_stream and "logprobs" in absent
+        restore = Restore(
+            absent=tuple(absent),
+            extra=_EXTRA_CHUNK[ask.dialect] if has_extra else (),
+            drops_usage="usage" in absent,
+        )
+        return Plan(body.dumps({**fields, **changes}), restore if absent else None)
+
+    def headers(self, client: Headers) -> Headers:
+        """Return the client's headers with the configured key."""
+        return to_engine(client, self._credentials)
+
+    async def check(self) -> EngineState:
+        """Return its models, the one with versions first, under every name that it takes for them.
+
+        Tags that strop made are left out.
+        """
+        said = await self._calls.must("GET", "/api/version")
+        version = said.get("version") if isinstance(said, dict) else None
+        if not isinstance(version, str):
+            raise EngineNotReady(
+                f"expected Ollama's version from {self.upstream.url}/api/version, got something"
+                " else; check engine.url and engine.kind"
+            )
+        listed = await self._calls.must("GET", "/api/tags")
+        cards = listed.get("models") if isinstance(listed, dict) else None
+        digests = {
+            str(card["name"]): str(card.get("digest", ""))
+            for card in (cards if isinstance(cards, list) else ())
+            if isinstance(card, dict) and "name" in card and not is_ours(str(card["name"]))
+        }
+        if not digests:
+            raise EngineNotReady("Ollama has no model yet; get one, as in: ollama pull qwen3")
+        if _full(self._model) not in digests:
+            # Kept from here on: the newest changes with the next pull.
+            self._model = next(iter(digests))
+        self._version = version
+        first = _full(self._model)
+        rest = sorted(set(digests) - {first})
+        if self.adapters is not None:
+            self.adapters.serves(first)
+        return EngineState(
+            models=tuple(name for tag in (first, *rest) for name in _names(tag)),
+            version=version,
+            digest=digests[first],
+        )
+
+    async def verify(self, model: str) -> None:  # noqa: ARG002  # the protocol's
+        """Say what this version of Ollama lacks; to ask a model for a token would load it."""
+        version = version_of(self._version)
+        missing = []
+        if not (has_logprobs := version >= LOGPROBS_SINCE):
+            missing.append(
+                f"Ollama {self._version} gives no logprobs, so what it answers is learned from"
+                " without; update it to 0.12.11 or newer"
+            )
+        adapters = self._claimed.adapters
+        if adapters and version < ADAPTERS_SINCE:
+            adapters = 0
+            missing.append(
+                f"Ollama {self._version} can't serve adapters for most models, so strop can't serve"
+                " what it trains; update it to 0.30 or newer"
+            )
+        self.shortfalls = tuple(missing)
+        self.capabilities = replace(
+            self._claimed,
+            logprobs=has_logprobs,
+            stream_logprobs=has_logprobs,
+            adapters=adapters,
+        )
+
+    def _tag_of(self, served: str) -> str:
+        tag = self.adapters.tag_of(served) if self.adapters is not None else None
+        return tag or served
+
+
+def _asks_no_logprobs(ask: Ask) -> bool:
+    wanted = ask.fields.get("logprobs")
+    if ask.dialect == "completions":
+        return wanted is None or wanted == 0
+    return wanted is not True and not ask.fields.get("top_logprobs")
+
+
+def _full(model: str) -> str:
+    """Return a model's name with its tag, as it is listed."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def _names(tag: str) -> tuple[str, ...]:
+    """Return the names that requests may use for a tag: `latest` may be left out."""
+    short = tag.removesuffix(":latest")
+    return (tag,) if short == tag else (short, tag)
+
+
+def version_of(said: str) -> tuple[int, ...]:
+    """Return the numbers of a version such as `0.33.0-rc2`; a build from source counts as new."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", said)
+    numbers = tuple(int(one) for one in found.groups()) if found else (0, 0, 0)
+    return numbers if any(numbers) else (1 << 16, 0, 0)

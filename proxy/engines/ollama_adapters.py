@@ -1,0 +1,248 @@
+"""Adapter versions on Ollama: each is a model of its own, made of the base and a GGUF adapter.
+
+All models over one base share one place in memory: loading a version ends the process that runs the
+former, when nobody asks it any more, and starts another. Read from its source at v0.33.0-rc2.
+"""
+
+import asyncio
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from strop.adapters.base_model import InvalidBase
+from strop.adapters.peft import InvalidAdapter
+from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls
+from strop.proxy.engines.tokens import TokenText
+from strop.proxy.errors import Unavailable, UpstreamError
+
+Convert = Callable[[Path, Path, Path], None]
+"""Writes the adapter at the first path, of the base at the second, to a new GGUF file."""
+
+_OURS = "-strop"
+# A model's samplers unless it says otherwise: a top_k of 40, a min_p, and before 0.33 a penalty on
+# repetition. What is learned from is sampled from the whole distribution.
+_PARAMETERS: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+_GREEDY: Mapping[str, float] = {**_PARAMETERS, "temperature": 0.0, "top_p": 1.0}
+
+
+def is_ours(tag: str) -> bool:
+    """Whether strop made this model."""
+    return tag.rpartition(":")[0].endswith(_OURS)
+
+
+class OllamaAdapters:
+    """The adapter control of one server.
+
+    Args:
+        calls: to the server.
+        base: the folder of the base, in Hugging Face format.
+        convert: writes Ollama's format.
+    """
+
+    def __init__(self, calls: Calls, *, base: Path, convert: Convert) -> None:
+        self._calls = calls
+        self._base = base
+        self._convert = convert
+        self._made: dict[str, tuple[str, Path]] = {}
+        self._held: str | None = None
+        self._model = ""
+        self._tokens: TokenText | None = None
+
+    def serves(self, model: str) -> None:
+        """Note which of its models is the base."""
+        self._model = model
+
+    def tag_of(self, name: str) -> str | None:
+        """Return the model that a served name stands for; None where none was made for it."""
+        return self._made[name][0] if name in self._made else None
+
+    def members(self) -> "Mapping[str, OllamaAdapters]":
+        """Return this one."""
+        return {"ollama": self}
+
+    async def prepare(self, name: str, folder: Path) -> None:
+        """Convert `folder`, upload it, and make the model that `name` stands for.
+
+        Raises:
+            UpstreamError: it can't be converted, or Ollama doesn't make of it what it should.
+        """
+        if name in self._made and self._made[name][0] in await self._tags():
+            return
+        if not self._model:
+            raise UpstreamError("Ollama has not answered yet, so its models aren't known")
+        content = await self._converted(name, folder)
+        digest = hashlib.sha256(content).hexdigest()
+        blob = f"/api/blobs/sha256:{digest}"
+        if (await self._calls.ask("HEAD", blob)).is_error:
+            await self._calls.must("POST", blob, content=content, timeout_s=LOAD_TIMEOUT_S)
+        tag = _tag(self._model, name, digest)
+        # Asked about first: a base that isn't there would be downloaded.
+        await self._calls.must("POST", "/api/show", {"model": self._model})
+        await self._calls.must(
+            "POST",
+            "/api/create",
+            {
+                "model": tag,
+                "from": self._model,
+                "adapters": {"adapter.gguf": f"sha256:{digest}"},
+                "parameters": _PARAMETERS,
+                # In a stream, errors would come after a status of 200.
+                "stream": False,
+            },
+            timeout_s=LOAD_TIMEOUT_S,
+        )
+        shown = await self._calls.must("POST", "/api/show", {"model": tag})
+        modelfile = str(shown.get("modelfile", "")) if isinstance(shown, dict) else ""
+        found = re.findall(r"^ADAPTER .*?([0-9a-f]{64})\s*$", modelfile, re.MULTILINE)
+        if found != [digest]:
+            raise UpstreamError(
+                f"expected Ollama's {tag} to have the adapter {digest[:12]}, got"
+                f" {', '.join(one[:12] for one in found) or 'none'}; adapters need Ollama 0.30 or"
+                " newer"
+            )
+        self._made[name] = (tag, folder)
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Let Ollama load the model of `name` in the place of the one over the same base."""
+        await self.prepare(name, folder)
+        await self._warm(self._made[name][0])
+        self._held = name
+
+    async def unload(self, name: str) -> None:
+        """Delete the model of `name`, and load the base if it was what is loaded.
+
+        Nothing is unloaded by its name: that would hit whichever version is loaded.
+        """
+        tag = self.tag_of(name)
+        if tag is None:
+            return
+        if self._held == name:
+            await self._warm(self._model)
+            self._held = None
+        answer = await self._calls.ask("DELETE", "/api/delete", {"model": tag})
+        if answer.is_error and tag in await self._tags():
+            raise UpstreamError(f"Ollama does not delete {tag}: {answer.text[:200]}")
+        del self._made[name]
+
+    async def loaded(self) -> Mapping[str, str]:
+        """Return the version in use, as long as Ollama has its model."""
+        if self._held is None:
+            return {}
+        tag, folder = self._made[self._held]
+        return {self._held: str(folder)} if tag in await self._tags() else {}
+
+    async def generate(
+        self,
+        name: str,
+        prompt_ids: Sequence[int],
+        num_tokens: int,
+        *,
+        uses_cache: bool,  # noqa: ARG002  # it has no such switch
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Return a greedy continuation, up to an end-of-text token: it can't be told to go on.
+
+        The prompt goes as the text that is read as `prompt_ids`, and Ollama counts them; where
+        there is no such text, nothing can be asked and nothing is returned. Ids are found
+        again by each token's text, up to the first that is a part of a character: it leaves those
+        out. It can't be told to leave its cache alone: a version's first answer comes from a
+        process just started.
+        """
+        tag = self.tag_of(name) or (self._model if "@" not in name else None)
+        if tag is None:
+            raise UpstreamError(f"Ollama has no model for {name}")
+        if self._tokens is None:
+            self._tokens = await asyncio.to_thread(TokenText, self._base)
+        prompt = self._tokens.text_of(prompt_ids)
+        if prompt is None:
+            return (), ()
+        said = await self._calls.must(
+            "POST",
+            "/api/generate",
+            {
+                "model": tag,
+                "prompt": prompt,
+                "raw": True,
+                "stream": False,
+                "logprobs": True,
+                "keep_alive": -1,
+                "options": {**_GREEDY, "num_predict": num_tokens},
+            },
+            timeout_s=LOAD_TIMEOUT_S,
+        )
+        return self._read(said, len(prompt_ids))
+
+    async def score(
+        self,
+        name: str,  # noqa: ARG002
+        prompt_ids: Sequence[int],  # noqa: ARG002
+        ids: Sequence[int],  # noqa: ARG002
+    ) -> tuple[float, ...]:
+        """Refuse: it has no way to give the logprobs of given tokens.
+
+        Raises:
+            Unavailable: always.
+        """
+        raise Unavailable("Ollama gives no logprobs of given tokens")
+
+    def _read(self, said: Any, num_prompt: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        assert self._tokens is not None
+        try:
+            read, text = said["prompt_eval_count"], str(said["response"])
+            texts = [str(entry["token"]) for entry in said["logprobs"]]
+            logprobs = [float(entry["logprob"]) for entry in said["logprobs"]]
+        except (LookupError, TypeError, ValueError) as error:
+            raise UpstreamError(
+                f"expected counts and logprobs from Ollama, got something else: {error!r}"
+            ) from error
+        if read != num_prompt:
+            raise UpstreamError(
+                f"expected Ollama to read the prompt as {num_prompt} tokens, got {read}; is"
+                " model.base the model that it serves?"
+            )
+        texts = texts[: _num_whole(texts, text)]
+        ids = self._tokens.ids_of(texts) or ()
+        return ids, tuple(logprobs[: len(ids)])
+
+    async def _converted(self, name: str, folder: Path) -> bytes:
+        def convert() -> bytes:
+            with tempfile.TemporaryDirectory(prefix="strop-gguf-") as scratch:
+                file = Path(scratch) / "adapter.gguf"
+                self._convert(folder, self._base, file)
+                return file.read_bytes()
+
+        try:
+            return await asyncio.to_thread(convert)
+        except (InvalidAdapter, InvalidBase, ImportError) as error:
+            raise UpstreamError(f"Ollama can't serve {name}: {error}") from error
+
+    async def _warm(self, tag: str) -> None:
+        """Load a model, and keep it: without it the next request pays for that."""
+        fields = {"model": tag, "keep_alive": -1, "stream": False}
+        await self._calls.must("POST", "/api/generate", fields, timeout_s=LOAD_TIMEOUT_S)
+
+    async def _tags(self) -> frozenset[str]:
+        listed = await self._calls.must("GET", "/api/tags")
+        cards = listed.get("models", ()) if isinstance(listed, dict) else ()
+        return frozenset(str(card.get("name")) for card in cards if isinstance(card, dict))
+
+
+def _num_whole(tokens: Sequence[str], text: str) -> int:
+    """Return how many tokens begin `text`, none left out between them."""
+    at = 0
+    for number, token in enumerate(tokens):
+        if not token or not text.startswith(token, at):
+            return number
+        at += len(token)
+    return len(tokens)
+
+
+def _tag(model: str, name: str, digest: str) -> str:
+    """Return what the model of a version is called: never the same for other weights.
+
+    Several homes may share one Ollama, and each has a v1: the file's digest tells them apart.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", model.removesuffix(":latest"))[:60]
+    return f"{stem}{_OURS}:{name.rpartition('@')[2]}-{digest[:12]}"

@@ -1,0 +1,25 @@
+"""What the drivers of one server have in common: there is nothing to choose between.
+
+Knows no engine.
+"""
+
+from typing import Self
+
+from strop.proxy.engines.base import Ask, Replica
+
+
+class SingleServer:
+    """The part of an `Engine` that only several servers behind one name need."""
+
+    shortfalls: tuple[str, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+
+    def pick(self, ask: Ask, session: str | None) -> Self:  # noqa: ARG002
+        """Return this one."""
+        return self
+
+    def suspect(self, engine: object) -> None:
+        """Do nothing: there is no other to prefer."""
+
+    async def verify(self, model: str) -> None:
+        """Claim nothing that would have to be found out."""

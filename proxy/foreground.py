@@ -1,0 +1,82 @@
+"""A training run in the terminal, while no proxy serves from the home.
+
+The same row and the same process as beside a proxy; here a person waits for it. Activates nothing.
+"""
+
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from strop.proxy import run_requests
+from strop.proxy.errors import ConfigError, Conflict
+from strop.proxy.pairing import base_folder, identity_of
+from strop.proxy.run_requests import Base, Wanted
+from strop.proxy.settings import Settings
+from strop.proxy.store import run_lock
+from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
+from strop.proxy.store.store import Store
+
+_STANDARD_ERROR: Final = 2
+
+
+async def take_up(store: Store, home: Path, settings: Settings, wanted: Wanted) -> Run:
+    """Return the run to be made: a new one, or the one that was left unfinished.
+
+    Raises:
+        ConfigError: there is no base to train.
+        Conflict: a run is under way; or one was left unfinished, and another is asked for.
+        StropError: see `run_requests.create`.
+    """
+    left = await store.runs.unfinished()
+    if left is not None:
+        if run_lock.is_held(home / run_requests.RUNS_FOLDER):
+            raise Conflict(f"{left.id} is under way in another process; wait for it, or cancel it")
+        if wanted != Wanted():
+            raise Conflict(
+                f"{left.id} was left unfinished; go on with it: strop train; or give it up: strop"
+                f" runs cancel {left.id}"
+            )
+        return left
+    base = await _base(settings, home)
+    return await run_requests.create(store, settings.training, base, wanted, actor="cli")
+
+
+async def _base(settings: Settings, home: Path) -> Base:
+    folder = base_folder(settings)
+    if folder is None:
+        raise ConfigError(run_requests.NO_BASE)
+    identity = await identity_of(settings, home)
+    if identity is None:
+        raise ConfigError(f"expected a model in Hugging Face format in {folder}, found none")
+    return Base(folder, identity)
+
+
+def see_through(home: Path, run: str, *, is_quiet: bool) -> None:
+    """Run the process of `run` until it ends; Ctrl-C stops it at its next step, to be resumed.
+
+    It shows its progress on a terminal; `is_quiet` keeps standard output free.
+    """
+    output = _STANDARD_ERROR if is_quiet else None
+    with subprocess.Popen(run_requests.command(home, run), stdout=output) as process:
+        while process.returncode is None:
+            try:
+                process.wait()
+            except KeyboardInterrupt:
+                # The terminal has told the process too.
+                continue
+
+
+async def cancel(store: Store, home: Path, id_: str) -> Run:
+    """Ask a run to stop; where no process is at it, it is cancelled at once.
+
+    Raises:
+        NotFound: there is no such run.
+        Conflict: it is over.
+    """
+    run = await store.runs.cancel(id_)
+    if run.state in UNFINISHED and not run_lock.is_held(home / run_requests.RUNS_FOLDER):
+        reasons = orjson.dumps(["cancelled by request"])
+        run = await store.runs.update(id_, RunUpdate(state="cancelled", reasons=reasons))
+    return run

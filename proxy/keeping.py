@@ -1,0 +1,186 @@
+"""Keeping the engine to what it should serve: after its restart, and when a pin asks for more.
+
+Activates nothing, but for the base where the engine has another one now.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+
+from strop.proxy.alias import BASE
+from strop.proxy.engines.base import EngineState
+from strop.proxy.errors import EngineNotReady, StropError, UnknownModel, VersionNotServed
+from strop.proxy.loading import RETRY_S, Loader
+from strop.proxy.serving import Serving
+from strop.proxy.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+
+class VersionKeeper:
+    """What the watch and the relay ask for: see `serving.Keeper`.
+
+    Args:
+        shelf: the versions at rest.
+        serving: the engine and its alias.
+        loader: None where the engine can't serve adapters.
+        identify: finds the identity of the base; asked once the engine answers, for what it
+            serves may have to be fetched first.
+
+    Attributes:
+        has_begun: whether the engine has answered, and its base is known as far as it can be.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        serving: Serving,
+        loader: Loader | None,
+        identify: Callable[[], Awaitable[str | None]],
+    ) -> None:
+        self._shelf = shelf
+        self._versions = shelf.store.versions
+        self._serving = serving
+        self._loader = loader
+        self._identify = identify
+        self.has_begun = False
+        self._bringing: dict[str, asyncio.Task[None]] = {}
+
+    async def keep(self, state: EngineState) -> None:
+        """Look at what the engine holds, and mend it; see `Keeper.keep`."""
+        loader = self._loader
+        if not self.has_begun:
+            if self._serving.engine.capabilities.is_local:
+                self._serving.identify(await self._identify())
+            self.has_begun = True
+        if loader is None:
+            await self._shelf.sweep()
+            for replica in self._serving.engine.replicas:
+                if replica.state is not None:
+                    replica.enter()
+            return
+        await loader.pairings.check(state)
+        residents = loader.residents
+        if residents.lock.locked():
+            # Whoever holds it asks the engine too, and finds out as well.
+            return
+        async with residents.lock:
+            lacking = await loader.reconcile()
+            await self._shelf.sweep()
+            if not self._serving.alias.is_served:
+                await self._restore(loader)
+            await self._admit(loader, lacking)
+
+    async def _admit(self, loader: Loader, lacking: set[str]) -> None:
+        """Let each of several engines have requests that holds what it should, once it does."""
+        for replica in self._serving.engine.replicas:
+            url, control = replica.engine.upstream.url, replica.engine.adapters
+            if replica.state is None or control is None or (replica.is_in and url not in lacking):
+                continue
+            if not replica.is_in and time.monotonic() < replica.retry_at:
+                continue
+            replica.leave("it lacks a version", answers=True)
+            try:
+                await loader.bring_up(control)
+            except StropError as error:
+                log.warning("an engine stays out", extra={"engine": url, "reason": error.message})
+                replica.leave(error.message, answers=True)
+                replica.retry_at = time.monotonic() + RETRY_S
+            else:
+                replica.enter()
+
+    async def _restore(self, loader: Loader) -> None:
+        """Load and prove the active version again.
+
+        Raises:
+            EngineNotReady: it can't be served.
+        """
+        version = self._serving.alias.active.version
+        row = await loader.row(version)
+        base = self._serving.base
+        if base is not None and row.base != base:
+            reason = f"{version} is of another base than the engine serves now"
+            log.warning("the base serves", extra={"reason": reason})
+            detail = orjson.dumps({"reason": reason})
+            await self._versions.activate(BASE, actor="start", detail=detail)
+            alias = self._serving.alias
+            self._serving.put(loader.residents.alias(active=alias.base))
+            return
+        try:
+            await loader.load(version)
+        except StropError as error:
+            raise EngineNotReady(
+                f"{error.message}; mend that, or activate another version, for instance: strop"
+                " adapters activate base"
+            ) from error
+
+    async def bring(self, version: str) -> None:
+        """Load a pinned version; shared by all requests that wait for it. See `Keeper.bring`."""
+        if version not in self._bringing:
+            task = asyncio.create_task(self._bring(version))
+            self._bringing[version] = task
+            task.add_done_callback(lambda task: self._brought(version, task))
+        await asyncio.shield(self._bringing[version])
+
+    async def _bring(self, version: str) -> None:
+        loader, alias = self._loader, self._serving.alias
+        row = None if version == BASE else await self._versions.get(version)
+        is_known = version == BASE or (row is not None and row.state != "candidate")
+        if loader is None or not is_known:
+            raise UnknownModel(
+                f"the model '{alias.name}@{version}' does not exist here; the models are: "
+                + ", ".join(alias.names()),
+                param="model",
+            )
+        residents = loader.residents
+        if residents.has_one_slot:
+            raise VersionNotServed(
+                f"expected a request for {alias.active.version}, the active version, got one for"
+                f" {version}; this engine serves one version at a time, so activate it first",
+                param="model",
+            )
+        async with residents.lock:
+            if version in self._serving.alias.versions:
+                return
+            if residents.get(version) is not None:
+                residents.keep(version)
+            else:
+                await loader.load(version)
+            residents.make_room()
+
+    def _brought(self, version: str, task: "asyncio.Task[None]") -> None:
+        del self._bringing[version]
+        if not task.cancelled():
+            # Whoever waited for it may have left.
+            task.exception()
+
+    async def reload(self, version: str, asked_at: float) -> bool:
+        """Load again what the engine has lost; see `Keeper.reload`."""
+        loader = self._loader
+        if loader is None or version == BASE:
+            return False
+        residents = loader.residents
+        async with residents.lock:
+            resident = residents.get(version)
+            if resident is not None and resident.loaded_at > asked_at:
+                return True
+            lacking = await loader.reconcile()
+            if residents.get(version) is not None and lacking:
+                await self._admit(loader, lacking)
+                return True
+            is_active = version == self._serving.alias.active.version
+            if residents.get(version) is not None or (residents.has_one_slot and not is_active):
+                return False
+            await loader.load(version)
+            residents.make_room()
+            return True
+
+    async def aclose(self) -> None:
+        """Stop what is being loaded."""
+        tasks = [*self._bringing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,213 @@
+"""Getting a version into the engine: what to load, whether it may be, and what came of it.
+
+Moves no traffic by itself; `swapping` and `keeping` do. Its caller holds `residents.lock`.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import orjson
+
+from strop.adapters.peft import InvalidAdapter
+from strop.adapters.probe import Judgement
+from strop.adapters.swap import NotProven, Release, Step, Switch
+from strop.proxy.alias import BASE
+from strop.proxy.engines.base import AdapterControl
+from strop.proxy.errors import (
+    ActivationFailed,
+    Conflict,
+    EngineNotReady,
+    NotFound,
+    StropError,
+    UpstreamDied,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from strop.proxy.pairing import Pairings
+from strop.proxy.residents import Residents, Target
+from strop.proxy.serving import Serving
+from strop.proxy.shelf import Shelf
+from strop.proxy.store.version_records import Version
+from strop.proxy.traffic import Traffic
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 60.0
+"""How long a version that the engine does not serve is not loaded again, unless it is activated."""
+
+# What an effect of a switch may fail with, and a person has to be told.
+REASONS = (StropError, NotProven, InvalidAdapter, OSError)
+# Of these, what says nothing about the version: the engine is gone, and may be back at once.
+_PASSING = (UpstreamUnreachable, UpstreamDied, UpstreamTimeout, EngineNotReady)
+
+
+class Loader:
+    """Loads versions from the shelf into one engine.
+
+    Args:
+        shelf: the versions at rest.
+        serving: the engine and its alias.
+        control: how the engine's versions are loaded.
+        hold_s: how long requests may be held where the engine has one slot.
+        on_unloaded: told of each version that was unloaded because it was no longer needed.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        serving: Serving,
+        control: AdapterControl,
+        *,
+        hold_s: float,
+        on_unloaded: Callable[[str], None],
+    ) -> None:
+        self.shelf = shelf
+        self.serving = serving
+        self.residents = Residents(serving, control, on_unloaded)
+        self.pairings = Pairings(shelf.store, serving.engine.label)
+        self.hold_s = hold_s
+        self._versions = shelf.store.versions
+        self._failed: dict[str, tuple[float, ActivationFailed]] = {}
+
+    def try_again(self) -> None:
+        """Load versions again that failed before."""
+        self._failed.clear()
+
+    async def reconcile(self) -> set[str]:
+        """Compare what is known of the engine with what it says; see `Residents.reconcile`."""
+        return await self.residents.reconcile(self._is_stray)
+
+    def _is_stray(self, name: str, folder: str) -> bool:
+        """Whether what is loaded as `name` is this home's, and is not about to be needed."""
+        active = self.serving.alias.active
+        is_needed = active.version != BASE and name == active.name
+        return self.shelf.is_ours(folder) and not is_needed
+
+    async def row(self, version: str) -> Version:
+        """Return a version's row; raises NotFound."""
+        row = await self._versions.get(version)
+        if row is None:
+            raise NotFound(f"no version {version!r}; list the versions to find its id")
+        return row
+
+    async def release(
+        self, version: str, *, accepts_stale: bool, accepts_unproven: bool
+    ) -> Release:
+        """Return what is to be loaded.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: it is not to be served.
+            ActivationFailed: its manifest is broken.
+        """
+        if version == BASE:
+            return self.residents.base()
+        row = await self.row(version)
+        self.shelf.check(row, base=self.serving.base, force=accepts_stale)
+        try:
+            probe = await self.shelf.probe_of(version)
+        except InvalidAdapter as error:
+            raise ActivationFailed(await self.note_failure(version, "watch", error)) from error
+        if probe is None and not accepts_unproven:
+            raise Conflict(
+                f"{version} has no probe, so nothing can show that an engine serves it; activate it"
+                " with force if you know that it does"
+            )
+        folder = self.shelf.path_of(version)
+        suffix = hashlib.sha256(row.manifest).hexdigest()[:8]
+        name = await self.residents.name_for(version, folder, suffix)
+        return Release(version, name, folder, probe)
+
+    def switch(
+        self,
+        release: Release,
+        targets: list[Target],
+        *,
+        accepts_unproven: bool,
+        on_step: Callable[[Step], None] = lambda _: None,
+    ) -> Switch:
+        """Return the steps that get `release` onto `targets`."""
+
+        async def verify() -> None:
+            if release.folder is not None:
+                await self.shelf.verify(release.version)
+
+        return Switch(release, verify, targets, may_be_unproven=accepts_unproven, on_step=on_step)
+
+    async def load(self, version: str) -> None:
+        """Load and prove `version`, beside the others or in the one slot; let pins reach it.
+
+        Raises:
+            NotFound, Conflict: as `release`.
+            ActivationFailed: it can't be served.
+        """
+        known = self._failed.get(version)
+        if known is not None and time.monotonic() < known[0]:
+            raise known[1]
+        row = await self.row(version)
+        # What a person once made active knowingly needs no second word.
+        was_active = row.state in ("active", "retired")
+        release = await self.release(version, accepts_stale=True, accepts_unproven=was_active)
+        targets = self.residents.targets()
+        switch = self.switch(release, targets, accepts_unproven=was_active)
+        try:
+            if self.residents.has_one_slot:
+                traffic = Traffic(self.serving, self.residents, switch.done, hold_s=self.hold_s)
+                await switch.in_place(traffic, self.residents.occupant())
+            else:
+                done = await switch.load()
+                self.residents.add(release, done.judgement)
+                self.serving.put(self.residents.alias())
+        except _PASSING as error:
+            raise ActivationFailed(reason_of(version, error)) from error
+        except REASONS as error:
+            failed = ActivationFailed(await self.note_failure(version, "watch", error))
+            self._failed[version] = time.monotonic() + RETRY_S, failed
+            raise failed from error
+        log.info("version loaded", extra={"version": version, "timings_ms": switch.done.timings_ms})
+        await self.pairings.note(self.serving.base, switch.done.judgement)
+
+    async def bring_up(self, control: AdapterControl) -> None:
+        """Load and prove on one engine of several what the others hold.
+
+        Raises:
+            ActivationFailed: it can't serve a version that the others serve.
+        """
+        active = self.serving.alias.active.version
+        kept = [resident for resident in self.residents.all() if not resident.is_draining]
+        # The active version first: each probe asks for it too, to see that no cache is shared.
+        for resident in sorted(kept, key=lambda one: one.release.version != active):
+            targets = [self.residents.target(control)]
+            try:
+                await self.switch(resident.release, targets, accepts_unproven=True).load()
+            except REASONS as error:
+                reason = reason_of(resident.release.version, error)
+                raise ActivationFailed(reason) from error
+
+    async def note_failure(self, version: str, actor: str, error: BaseException) -> str:
+        """Write down that a version could not be served, and return why."""
+        reason = reason_of(version, error)
+        log.warning("version not served", extra={"version": version, "reason": reason})
+        said: dict[str, object] = {"reason": reason}
+        if isinstance(error, NotProven):
+            said["probe"] = _judged(error.judgement)
+        detail = orjson.dumps(said)
+        await self._versions.add_event(version, "activation_failed", actor=actor, detail=detail)
+        if isinstance(error, InvalidAdapter):
+            await self._versions.mark_missing(version, str(error), actor=actor)
+        return reason
+
+
+def reason_of(version: str, error: BaseException) -> str:
+    """Return why `version` can't be served, for people."""
+    said = error.message if isinstance(error, StropError) else str(error)
+    if isinstance(error, NotProven):
+        said = f"the engine was asked, and does not serve it: {said}"
+    return f"{version} can't be served: {said}"
+
+
+def _judged(judgement: Judgement) -> dict[str, object]:
+    return asdict(judgement)

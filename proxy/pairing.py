@@ -1,0 +1,108 @@
+"""What the engine's own base is: its folder, its identity, and whether the engine has changed it.
+
+Proves nothing itself: a version that passes its probe proves the base under it, which is noted.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from pathlib import Path
+
+from strop import configs
+from strop.adapters.identity import identify
+from strop.adapters.probe import Judgement
+from strop.proxy.engines.base import EngineState
+from strop.proxy.settings import Settings
+from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import Pairing
+
+log = logging.getLogger(__name__)
+
+CACHE_FILE = "identities.json"
+
+
+def base_folder(settings: Settings) -> Path | None:
+    """Return the folder of the base that is trained; None where none is set, or it isn't here.
+
+    `model.base`, else what the embedded engine serves. A hub id is looked up in the hub's cache.
+    """
+    model = settings.model
+    named = model.base
+    if not named and settings.engine.kind in ("", "embedded"):
+        named = model.path or str(configs.demo_model())
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    return folder.absolute() if folder.is_dir() else _downloaded(named)
+
+
+def _downloaded(hub_id: str) -> Path | None:
+    """Return the newest snapshot of a hub id in the hub's cache on this machine."""
+    hub_home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{hub_home}/hub")).expanduser()
+    model = cache / f"models--{hub_id.replace('/', '--')}"
+    try:
+        snapshot = model / "snapshots" / (model / "refs" / "main").read_text("utf-8").strip()
+    except OSError:
+        return None
+    return snapshot if snapshot.is_dir() else None
+
+
+async def identity_of(settings: Settings, home: Path) -> str | None:
+    """Return the identity of the base that is trained; None where it isn't known.
+
+    The first time all its weights are read; the home keeps what was found.
+    """
+    folder = base_folder(settings)
+    if folder is None:
+        return None
+    try:
+        return await asyncio.to_thread(identify, folder, cache=home / CACHE_FILE)
+    except (OSError, ValueError) as error:
+        log.error("the base can't be read", extra={"folder": str(folder), "reason": str(error)})
+        return None
+
+
+def digest_of(state: EngineState) -> str:
+    """Return what stands for all that an engine says of its base, its first model."""
+    said = [state.models[:1], state.version, state.max_model_len, state.digest]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+class Pairings:
+    """The proof that an engine's base is the one that is trained, as far as there is one.
+
+    Args:
+        store: where it is kept.
+        engine: the engine's label.
+    """
+
+    def __init__(self, store: Store, engine: str) -> None:
+        self._store = store
+        self._engine = engine
+        self._digest = ""
+
+    async def check(self, state: EngineState) -> None:
+        """Forget the proof where the engine says something else of its base than it did then."""
+        digest = digest_of(state)
+        if digest == self._digest:
+            return
+        self._digest = digest
+        pairing = await self._store.versions.pairing(self._engine)
+        if pairing is not None and pairing.engine_digest != digest:
+            log.warning("the engine's base may be another now", extra={"engine": self._engine})
+            await self._store.versions.remove_pairing(self._engine)
+
+    async def note(self, base: str | None, judgement: Judgement | None) -> None:
+        """Keep what a probe has shown: an adapter of `base` does on it what it did in training."""
+        if base is None or judgement is None or judgement.outcome != "proven":
+            return
+        error = math.sqrt(judgement.errors["candidate"])
+        now_ms = time.time_ns() // 1_000_000
+        await self._store.versions.set_pairing(
+            Pairing(self._engine, self._digest, base, error, now_ms)
+        )

@@ -1,0 +1,143 @@
+"""Asks an engine what a version's probe wants to know, with as little work for it as shows that.
+
+Measures and doesn't judge: `strop.adapters.probe` does.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from strop.adapters.probe import MIN_TOKENS, Item, Measured, Probe
+from strop.proxy.engines.base import AdapterControl
+
+Answer = tuple[tuple[int, ...], tuple[float, ...]]
+
+# Prompts asked together are run together, padded to the longest; until then, others stand still.
+_MOST_TOKENS = 512
+# Longer than the blocks in which engines keep prompts.
+_LONG = 257
+_MIN_WARM_TOKENS = 2 * MIN_TOKENS
+_NOT_ASKED: Answer = ((), ())
+
+
+async def measure(
+    control: AdapterControl,
+    name: str,
+    probe: Probe,
+    *,
+    scores: bool,
+    others: Sequence[str] = (),
+) -> list[Measured]:
+    """Return what the engine does as `name` with each item of `probe`.
+
+    Every prompt is asked with a cold cache. The most telling of the long ones are asked again,
+    after `others` and `name` itself were asked the same: a prefix cache that is shared between
+    versions, or left over from another, then shows.
+
+    Args:
+        control: the engine.
+        name: the served name of the version.
+        probe: what to ask.
+        scores: whether the engine can give the logprobs of given ids; it is asked for those that
+            its own greedy answer left.
+        others: served names whose caches must not be used for `name`.
+
+    Raises:
+        UpstreamError: the engine isn't there, or refuses.
+    """
+    colds, warms = await asyncio.gather(
+        _ask_cold(control, name, probe.items), _ask_warm(control, name, probe.items, others)
+    )
+    measured = [Measured(cold, warms.get(place, _NOT_ASKED)) for place, cold in enumerate(colds)]
+    if not scores:
+        return measured
+    return [
+        replace(each, scored=await _scored(control, name, item, each.cold))
+        for item, each in zip(probe.items, measured, strict=True)
+    ]
+
+
+async def with_base(
+    control: AdapterControl, base: str, probe: Probe, measured: Sequence[Measured]
+) -> list[Measured]:
+    """Return `measured` with what the base, served as `base`, makes of the same ids.
+
+    Raises:
+        UpstreamError: the engine isn't there, or refuses.
+    """
+    return [
+        replace(each, base_scored=await control.score(base, item.prompt_ids, item.ids))
+        for item, each in zip(probe.items, measured, strict=True)
+    ]
+
+
+async def _ask_cold(control: AdapterControl, name: str, items: Sequence[Item]) -> list[Answer]:
+    answers: dict[int, Answer] = {}
+
+    async def ask(place: int) -> None:
+        item = items[place]
+        answers[place] = await control.generate(
+            name, item.prompt_ids, len(item.ids), uses_cache=False
+        )
+
+    for wave in _waves(items):
+        await asyncio.gather(*map(ask, wave))
+    return [answers[place] for place in range(len(items))]
+
+
+async def _ask_warm(
+    control: AdapterControl, name: str, items: Sequence[Item], others: Sequence[str]
+) -> Mapping[int, Answer]:
+    answers: dict[int, Answer] = {}
+    for place in _telling(items):
+        item = items[place]
+        for other in (*others, name):
+            await control.generate(other, item.prompt_ids, 1, uses_cache=True)
+        answers[place] = await control.generate(
+            name, item.prompt_ids, len(item.ids), uses_cache=True
+        )
+    return answers
+
+
+async def _scored(
+    control: AdapterControl, name: str, item: Item, cold: Answer
+) -> tuple[float, ...]:
+    ids, logprobs = cold
+    if ids == item.ids and len(logprobs) == len(ids):
+        return logprobs
+    return await control.score(name, item.prompt_ids, item.ids)
+
+
+def _waves(items: Sequence[Item]) -> Iterator[list[int]]:
+    """Yield the places of items to ask together, the shortest prompts first."""
+    wave: list[int] = []
+    for place in sorted(range(len(items)), key=lambda place: len(items[place].prompt_ids)):
+        if wave and (len(wave) + 1) * len(items[place].prompt_ids) > _MOST_TOKENS:
+            yield wave
+            wave = []
+        wave.append(place)
+    if wave:
+        yield wave
+
+
+def _telling(items: Sequence[Item]) -> list[int]:
+    """Return the places of a few items, long ones first, that tell most from the other versions."""
+    ranked = sorted(
+        range(len(items)),
+        key=lambda place: (len(items[place].prompt_ids) >= _LONG, _distance(items[place])),
+        reverse=True,
+    )
+    chosen: list[int] = []
+    while ranked and sum(len(items[place].ids) for place in chosen) < _MIN_WARM_TOKENS:
+        chosen.append(ranked.pop(0))
+    return chosen
+
+
+def _distance(item: Item) -> float:
+    """Return how far the candidate is from the nearer of parent and base, nats² a token."""
+    others = [item.base] if item.parent is None else [item.base, item.parent]
+    return min(
+        sum((own - each) ** 2 for own, each in zip(item.candidate, other, strict=True))
+        / max(1, len(item.ids))
+        for other in others
+    )

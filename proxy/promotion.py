@@ -1,0 +1,134 @@
+"""What a run made becomes active, and is taken back where people like it less.
+
+Asks the store and the swapper, which moves the traffic. Starts no run.
+"""
+
+import logging
+from time import monotonic
+from typing import Final, Protocol
+
+from strop.proxy.errors import ActivationFailed, EngineNotReady, StropError
+from strop.proxy.live_rate import PROMOTER, complaint, is_followed
+from strop.proxy.settings import Training
+from strop.proxy.store.run_records import Run
+from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import BASE, Version
+from strop.proxy.swapping import Progress, Switched
+
+log = logging.getLogger(__name__)
+
+FOLLOW_INTERVAL_S: Final = 30.0
+
+
+class Activates(Protocol):
+    """What moves traffic to a version: `Swapper`, as far as it is needed here."""
+
+    progress: Progress | None
+
+    async def activate(self, version: str, *, actor: str) -> Switched:
+        """Activate a version."""
+        ...
+
+    async def rollback(self, *, actor: str, reason: str = "") -> Switched:
+        """Activate the version that was active before."""
+        ...
+
+
+class Promoter:
+    """Activates what passed the gate, once, and follows how it is liked.
+
+    What is decided is in the store, so a strop that was killed in between goes on.
+
+    Args:
+        settings: whether it may.
+        store: runs, versions, ratings.
+        swapper: activates.
+        follow_interval_s: seconds between two looks at the ratings of what was promoted.
+    """
+
+    def __init__(
+        self,
+        settings: Training,
+        store: Store,
+        swapper: Activates,
+        *,
+        follow_interval_s: float = FOLLOW_INTERVAL_S,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._swapper = swapper
+        self._follow_interval_s = follow_interval_s
+        self._follow_at = monotonic()
+        self._settled: set[str] = set()
+        self._kept: set[str] = set()
+
+    async def promote(self) -> None:
+        """Activate what the last run made, if it passed and that is still to be done.
+
+        Where the engine isn't ready, or an activation is under way, the next call tries again.
+        """
+        run = await self._store.runs.last_finished()
+        if run is None or run.state != "passed" or run.version is None:
+            return
+        version = run.version
+        if version in self._settled:
+            return
+        made = await self._store.versions.get(version)
+        if made is None or made.state != "ready":
+            # It was promoted, or it is gone.
+            pass
+        elif reason := await self._obstacle(run, made):
+            log.info("not promoted", extra={"version": version, "reason": reason})
+        elif self._swapper.progress is not None:
+            return
+        else:
+            try:
+                await self._swapper.activate(version, actor=PROMOTER)
+            except EngineNotReady:
+                return
+            except StropError as error:
+                log.error("not promoted", extra={"version": version, "reason": error.message})
+        self._settled.add(version)
+
+    async def _obstacle(self, run: Run, made: Version) -> str | None:
+        """Return why what passed is not to be activated by itself, or None."""
+        if self._settings.promote != "auto":
+            return "training.promote is manual"
+        if made.stale is not None:
+            return f"it is stale: {made.stale}"
+        events = await self._store.versions.list_events(made.id)
+        if any(event.kind == "activation_failed" for event in events):
+            return "an activation of it failed"
+        active, parent = (await self._store.versions.activation()).version, run.parent or BASE
+        if active != parent:
+            return f"it was made from {parent}, and {active} is active now"
+        return None
+
+    async def follow(self) -> None:
+        """Roll the active version back if the gate promoted it and people like it less; see there.
+
+        Looks at the ratings only once in a while, however often it is called.
+        """
+        if monotonic() < self._follow_at:
+            return
+        self._follow_at = monotonic() + self._follow_interval_s
+        versions = self._store.versions
+        activation = await versions.activation()
+        active = await versions.get(activation.version)
+        if active is None or active.id in self._kept or not is_followed(activation, active):
+            return
+        parent, live_rates = active.parent or BASE, self._store.training.live_rates
+        since = await live_rates(base=active.base, since_ms=activation.created_ms)
+        ever = await live_rates(base=active.base)
+        if active.id not in since or parent not in ever:
+            return
+        reason = complaint(active.id, since[active.id], parent, ever[parent])
+        if reason is None:
+            return
+        log.warning("rolling back", extra={"version": active.id, "reason": reason})
+        try:
+            await self._swapper.rollback(actor="watch", reason=reason)
+        except ActivationFailed as error:
+            # The engine would be asked again and again for what it can't serve.
+            self._kept.add(active.id)
+            log.error("not rolled back", extra={"version": active.id, "reason": error.message})

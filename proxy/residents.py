@@ -1,0 +1,283 @@
+"""The versions that the engine holds: loaded, proven, kept while there is room, and unloaded.
+
+Does not choose the active version, and writes nothing to the store: `swapping` does. All that
+touches the engine happens under one lock.
+
+    resident   loaded and proven; in the alias, so that pins get it
+    draining   not in the alias any more; unloaded when the last request that holds it has ended
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from strop.adapters.probe import Judgement, judge, tolerance_of
+from strop.adapters.swap import Release
+from strop.proxy.alias import BASE, Alias, Served
+from strop.proxy.engines.base import AdapterControl
+from strop.proxy.errors import StropError
+from strop.proxy.probing import measure, with_base
+from strop.proxy.serving import Serving
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One version that the engine holds, since `loaded_at` (monotonic)."""
+
+    release: Release
+    judgement: Judgement | None
+    loaded_at: float = field(default_factory=time.monotonic)
+    since_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    is_draining: bool = False
+
+
+class Residents:
+    """What one engine holds.
+
+    Args:
+        serving: the engine that serves, and its alias.
+        control: how its versions are loaded.
+        on_unloaded: told of each version that was unloaded because it was no longer needed.
+
+    Attributes:
+        lock: held by whoever changes what the engine holds.
+        drains: wait for requests to end, to unload what they hold.
+    """
+
+    def __init__(
+        self, serving: Serving, control: AdapterControl, on_unloaded: Callable[[str], None]
+    ) -> None:
+        self.control = control
+        self.lock = asyncio.Lock()
+        self._serving = serving
+        self._on_unloaded = on_unloaded
+        self._held: dict[str, Resident] = {}
+        self.drains: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_one_slot(self) -> bool:
+        """Whether loading a version displaces what was served, be it the base."""
+        return self._serving.engine.capabilities.adapters == 1
+
+    def get(self, version: str) -> Resident | None:
+        """Return what the engine holds of `version`."""
+        return self._held.get(version)
+
+    def all(self) -> tuple[Resident, ...]:
+        """Return all that the engine holds, draining ones too."""
+        return tuple(self._held.values())
+
+    def occupant(self) -> Release:
+        """Return what the one slot of the engine is taken by."""
+        held = next(iter(self._held.values()), None)
+        return held.release if held is not None else self.base()
+
+    def base(self) -> Release:
+        """Return the base as a version that can be activated."""
+        return Release(BASE, self._serving.alias.base.name)
+
+    def targets(self) -> "list[Target]":
+        """Return every engine that can be asked now, as a switch sees it."""
+        return [self.target(control) for control in self.control.members().values()]
+
+    def target(self, control: AdapterControl) -> "Target":
+        """Return one engine as a switch sees it."""
+        alias = self._serving.alias
+        can_score = self._serving.engine.capabilities.score_tokens
+        if self.has_one_slot:
+            return Target(control, base=None, others=(), can_score=can_score, has_one_slot=True)
+        others = dict.fromkeys((alias.base.name, alias.active.name))
+        if not alias.is_served:
+            del others[alias.active.name]
+        return Target(control, base=alias.base.name, others=tuple(others), can_score=can_score)
+
+    async def name_for(self, version: str, folder: Path, suffix: str) -> str:
+        """Return the name to load `version` under: with `suffix` where another home has it."""
+        name, own = f"{self._serving.alias.name}@{version}", str(folder)
+        loaded = (await self._loaded()).values()
+        return name if all(held.get(name, own) == own for held in loaded) else f"{name}.{suffix}"
+
+    async def _loaded(self) -> dict[str, Mapping[str, str]]:
+        """Return what each engine holds, by label; of several, those that answer."""
+        members = self.control.members()
+        asked = (control.loaded() for control in members.values())
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        held, error = {}, None
+        for label, answer in zip(members, answers, strict=True):
+            if isinstance(answer, StropError):
+                error = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                held[label] = answer
+        if not held and error is not None:
+            raise error
+        return held
+
+    def add(self, release: Release, judgement: Judgement | None) -> None:
+        """Note that the engine holds `release`, proven; at one slot, nothing else any more."""
+        if self.has_one_slot:
+            self._held.clear()
+        if release.folder is not None:
+            self._held[release.version] = Resident(release, judgement)
+
+    def alias(self, active: Served | None = None) -> Alias:
+        """Return the alias of what is held now; `active` where that is another from here on."""
+        alias = self._serving.alias
+        versions: dict[str, Served] = {}
+        if not (self.has_one_slot and self._held):
+            versions[BASE] = alias.base
+        for version, resident in self._held.items():
+            if not resident.is_draining:
+                versions[version] = self.served(resident.release)
+        return alias.serving(versions, active)
+
+    def served(self, release: Release) -> Served:
+        """Return `release` as requests get it."""
+        return Served(release.version, release.name, self._serving.base)
+
+    def keep(self, version: str) -> None:
+        """Take back that `version` was to be unloaded."""
+        self._held[version].is_draining = False
+        self._serving.put(self.alias())
+
+    def make_room(self) -> None:
+        """Let go of those used least recently, above what the engine has room for."""
+        kept = [r for r in self._held.values() if not r.is_draining]
+        spare = [r for r in kept if r.release.version != self._serving.alias.active.version]
+        spare.sort(key=self._last_used)
+        for resident in spare[: max(0, len(kept) - self._serving.engine.capabilities.adapters)]:
+            resident.is_draining = True
+            task = asyncio.create_task(self._drain(resident))
+            self.drains.add(task)
+            task.add_done_callback(self.drains.discard)
+        self._serving.put(self.alias())
+
+    def _last_used(self, resident: Resident) -> tuple[bool, float]:
+        leases, version = self._serving.leases, resident.release.version
+        return leases.count(version) > 0, max(resident.loaded_at, leases.idle_since(version))
+
+    async def _drain(self, resident: Resident) -> None:
+        release, leases = resident.release, self._serving.leases
+        await leases.wait_until_free(release.version)
+        async with self.lock:
+            is_wanted = not resident.is_draining or self._held.get(release.version) is not resident
+            if is_wanted or leases.count(release.version):
+                return
+            del self._held[release.version]
+            try:
+                await asyncio.gather(*(target.unload(release) for target in self.targets()))
+            except StropError as error:
+                # What is left there is unloaded when the engine is looked at next.
+                extra = {"version": release.version, "reason": error.message}
+                log.warning("a version could not be unloaded", extra=extra)
+        self._on_unloaded(release.version)
+
+    async def drop(self, version: str) -> None:
+        """Unload `version`, which nobody may hold.
+
+        Raises:
+            UpstreamError: the engine can't be asked, or refuses; it is still resident then.
+        """
+        resident = self._held[version]
+        resident.is_draining = True
+        self._serving.put(self.alias())
+        await asyncio.gather(*(target.unload(resident.release) for target in self.targets()))
+        del self._held[version]
+
+    async def reconcile(self, is_stray: Callable[[str, str], bool]) -> set[str]:
+        """Compare with what the engine says it holds: forget what it lost, unload what is too much.
+
+        Args:
+            is_stray: whether a served name, from a folder, is to be unloaded if it isn't resident.
+
+        Returns:
+            The labels of those of several engines that lack what others hold.
+
+        Raises:
+            UpstreamError: the engine can't be asked.
+        """
+        loaded = await self._loaded()
+        lacking: set[str] = set()
+        for version, resident in [*self._held.items()]:
+            release = resident.release
+            at = {n for n, held in loaded.items() if held.get(release.name) == str(release.folder)}
+            if not at:
+                log.warning("the engine has lost a version", extra={"version": version})
+                del self._held[version]
+            elif not resident.is_draining:
+                lacking |= loaded.keys() - at
+        # At one slot, what is too much displaces the base: nobody gets that before it is gone.
+        if not self.has_one_slot:
+            self._show()
+        names = {resident.release.name for resident in self._held.values()}
+        for label, held in loaded.items():
+            strays = [n for n, folder in held.items() if n not in names and is_stray(n, folder)]
+            await self._unload(self.control.members()[label], strays)
+        self._show()
+        return lacking
+
+    def _show(self) -> None:
+        """Let the alias say what is held, if it says something else."""
+        alias = self.alias()
+        if self._serving.alias.versions != alias.versions:
+            self._serving.put(alias)
+
+    async def _unload(self, control: AdapterControl, names: Iterable[str]) -> None:
+        for name in names:
+            log.info("unloading a version that is not wanted", extra={"served": name})
+            await control.unload(name)
+
+
+@dataclass(slots=True)
+class Target:
+    """One engine, as `strop.adapters.swap` loads and proves a version on it.
+
+    Attributes:
+        base: the served name of the base; None where asking it would displace the version.
+        others: names whose prefix caches must not be used for the version.
+    """
+
+    control: AdapterControl
+    base: str | None
+    others: tuple[str, ...]
+    can_score: bool
+    has_one_slot: bool = False
+
+    async def prepare(self, release: Release) -> None:
+        """Convert its files, where there are any."""
+        if release.folder is not None:
+            await self.control.prepare(release.name, release.folder)
+
+    async def load(self, release: Release) -> None:
+        """Load it; the base at one slot by unloading what displaced it."""
+        if release.folder is not None:
+            await self.control.load(release.name, release.folder)
+        elif self.has_one_slot:
+            for name in await self.control.loaded():
+                await self.control.unload(name)
+
+    async def prove(self, release: Release) -> Judgement:
+        """Run its probe."""
+        assert release.probe is not None
+        probe, tolerance = release.probe, tolerance_of(release.probe.dtype)
+        others = [name for name in self.others if name != release.name]
+        measured = await measure(
+            self.control, release.name, probe, scores=self.can_score, others=others
+        )
+        judgement = judge(probe, measured, tolerance=tolerance)
+        if judgement.outcome == "proven" or self.base is None or not self.can_score:
+            return judgement
+        # The engine's own base may be off by as much: then it is what to compare with.
+        measured = await with_base(self.control, self.base, probe, measured)
+        return judge(probe, measured, tolerance=tolerance)
+
+    async def unload(self, release: Release) -> None:
+        """Unload it; the base stays."""
+        if release.folder is not None:
+            await self.control.unload(release.name)

@@ -1,0 +1,85 @@
+"""The makers of OpenAPI operations: what they take, what they give, how they refuse.
+
+Plain values. Knows no path.
+"""
+
+from typing import Any, Final
+
+from strop.proxy.routes.requests import DEFAULT_LIMIT, MAX_LIMIT
+from strop.proxy.routes.schema_terms import Schema, ref, string
+
+CLIENT: Final[list[Schema]] = [{"clientKey": []}]
+"""The security of what clients may do."""
+
+ADMIN: Final[list[Schema]] = [{"adminKey": []}]
+"""The security of what only the owner may do."""
+
+BODY: Final = (400, 408, 413)
+"""The statuses with which a body is refused."""
+
+
+def operation(
+    summary: str,
+    status: int,
+    schema: str,
+    errors: tuple[int, ...],
+    takes: str | None = None,
+    security: list[Schema] = CLIENT,
+) -> Schema:
+    """Return an operation that answers with `schema`, or refuses with one of `errors`."""
+    found: Schema = {"summary": summary, "security": security}
+    if takes is not None:
+        found["requestBody"] = {"required": True, "content": json_content(ref(takes))}
+    # The Host is checked on every path.
+    found["responses"] = {str(status): answer(summary, schema), **refusals(403, *errors)}
+    return found
+
+
+def answer(description: str, schema: str) -> Schema:
+    """Return a response with `schema` as its JSON."""
+    return {"description": description, "content": json_content(ref(schema))}
+
+
+def refusals(*statuses: int) -> Schema:
+    """Return the error responses of `statuses`."""
+    return {
+        str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)
+    }
+
+
+def json_content(schema: Schema) -> Schema:
+    """Return JSON content."""
+    return {"application/json": {"schema": schema}}
+
+
+def _parameter(place: str, name: str, schema: Schema) -> dict[str, Any]:
+    return {"name": name, "in": place, "schema": schema}
+
+
+def query(name: str, schema: Schema) -> Schema:
+    """Return a query parameter."""
+    return _parameter("query", name, schema)
+
+
+def header(name: str, schema: Schema) -> Schema:
+    """Return a header parameter."""
+    return _parameter("header", name, schema)
+
+
+def path(name: str, description: str) -> Schema:
+    """Return a path parameter."""
+    return {**_parameter("path", name, string(description)), "required": True}
+
+
+def since() -> Schema:
+    """Return the parameter `since`."""
+    return query("since", {"type": "number", "minimum": 0, "description": "Seconds since 1970."})
+
+
+def paging() -> list[Schema]:
+    """Return the parameters of a list's pages."""
+    limits = {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT}
+    return [
+        query("limit", limits),
+        query("after", string("The last id of the page before.")),
+    ]

@@ -1,0 +1,117 @@
+"""What a training run is asked for with: the base, its row in the store, its process's command.
+
+Starts no process. Whoever asks makes the row; the process finds in it all that it needs.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from strop import configs
+from strop.proxy.errors import BadRequest, Unavailable
+from strop.proxy.settings import Training
+from strop.proxy.store.run_records import Run
+
+if TYPE_CHECKING:
+    # Commands check a preset with this, and open no store for it.
+    from strop.proxy.store.store import Store
+
+TrainCommand = Callable[[Path, str], Sequence[str]]
+"""Returns the command line of a run's process, from the home and the run's id."""
+
+RUNS_FOLDER: Final = "runs"
+
+NO_BASE: Final = (
+    "nothing can be trained before model.base is set: a folder or a downloaded hub id of the same"
+    " model in Hugging Face format"
+)
+NO_BACKEND: Final = (
+    "training needs torch or mlx, and neither is installed; install strop[torch], or strop[mlx] on"
+    " a Mac"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base that is served and trained: its folder in Hugging Face format, its identity."""
+
+    folder: Path
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked of a run; None is what the settings say, and the active version."""
+
+    objective: str | None = None
+    preset: str | None = None
+    parent: str | None = None
+
+
+def has_backend() -> bool:
+    """Whether anything that can train is installed."""
+    return any(importlib.util.find_spec(name) is not None for name in ("torch", "mlx"))
+
+
+async def create(
+    store: "Store", settings: Training, base: Base, wanted: Wanted, *, actor: str
+) -> Run:
+    """Queue a run.
+
+    Args:
+        store: where its row goes.
+        settings: what stands where nothing is asked for.
+        base: what it trains.
+        wanted: what is asked for.
+        actor: who asks.
+
+    Raises:
+        BadRequest: there is no such preset.
+        NotFound: there is no such parent.
+        Conflict: a run is unfinished, or the parent can't be continued from.
+        Unavailable: nothing is installed that can train.
+    """
+    if not has_backend():
+        raise Unavailable(NO_BACKEND)
+    parent = wanted.parent or (await store.versions.activation()).version
+    config = {
+        "base_path": str(base.folder),
+        "backend": settings.backend,
+        "device": settings.device,
+        "quantize_base": settings.quantize_base,
+        "reopen": settings.reopen_on_rollback,
+    }
+    return await store.runs.create(
+        objective=wanted.objective or settings.objective,
+        preset=preset(wanted.preset or settings.preset),
+        parent=parent,
+        base=base.identity,
+        requested_by=actor,
+        config=orjson.dumps(config),
+    )
+
+
+def preset(named: str) -> str:
+    """Return a preset's name, or the absolute path of its file: the process may start elsewhere.
+
+    Raises:
+        BadRequest: there is none.
+    """
+    path, shipped = configs.preset_file(named), configs.presets()
+    if path is None:
+        raise BadRequest(
+            f"expected `preset` to be one of {', '.join(shipped)}, or the path of a TOML file; got"
+            f" {named[:200]!r}",
+            param="preset",
+        )
+    return named if named in shipped else str(path)
+
+
+def command(home: Path, run: str) -> list[str]:
+    """Return the command line of a run's process."""
+    return [sys.executable, "-m", "strop.training.run", "--home", str(home), "--run", run]

@@ -1,0 +1,166 @@
+"""Adapter versions at rest: their rows and their folders, which must agree.
+
+Knows no engine: whether one holds a version is for its caller to find out first.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from strop.adapters import importing, manifest, retention
+from strop.adapters.library import Library
+from strop.adapters.manifest import Manifest
+from strop.adapters.peft import InvalidAdapter
+from strop.adapters.probe import Probe
+from strop.proxy.errors import BadRequest, Conflict
+from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import Version
+
+log = logging.getLogger(__name__)
+
+# Engines have limits of their own, and say so when a version is loaded.
+MAX_RANK = 512
+
+
+class Shelf:
+    """The versions of one home.
+
+    Args:
+        store: their rows.
+        library: their folders.
+        find_base: returns the folder of the base that they are of, where it is on this machine.
+        num_kept: how many are kept besides those that are needed.
+    """
+
+    def __init__(
+        self, store: Store, library: Library, *, find_base: Callable[[], Path | None], num_kept: int
+    ) -> None:
+        self.store = store
+        self._library = library
+        self._find_base = find_base
+        self._num_kept = num_kept
+        self._orphans: list[str] = []
+
+    def path_of(self, version: str) -> Path:
+        """Return a version's folder."""
+        return self._library.path_of(version)
+
+    def is_ours(self, folder: str) -> bool:
+        """Whether a folder is in this home's library."""
+        return Path(folder).is_relative_to(self._library.folder)
+
+    def check(self, row: Version, *, base: str | None, force: bool) -> None:
+        """Raise Conflict where a version is not to be served; `force` lets a stale one pass."""
+        if row.state == "candidate":
+            raise Conflict(f"{row.id} is still being made; wait for its run")
+        if row.state in ("rejected", "missing"):
+            raise Conflict(f"{row.id} is {row.state}: {row.reason or 'no reason is known'}")
+        if base is not None and row.base != base:
+            raise Conflict(
+                f"{row.id} was made for the base {row.base}, and the engine serves {base}; serve"
+                " its base, or choose another version"
+            )
+        if row.stale is not None and not force:
+            raise Conflict(
+                f"{row.id} is stale: {row.stale}; activate it with force, or train anew without"
+                " that rating: strop train --relearn"
+            )
+
+    async def probe_of(self, version: str) -> Probe | None:
+        """Return how to tell a version from others.
+
+        Raises:
+            InvalidAdapter: its manifest is broken or gone.
+        """
+        return (await asyncio.to_thread(self._library.read_manifest, version)).probe
+
+    async def verify(self, version: str) -> None:
+        """Raise InvalidAdapter unless every file of a version is as it was written."""
+        await asyncio.to_thread(self._library.verify, version)
+
+    async def settle(self) -> None:
+        """Make rows and folders agree again after a strop that was killed; for its start.
+
+        What a run that will be resumed has begun stays. Folders without a row are deleted by
+        `sweep`, since an engine that runs on may hold them.
+        """
+        for name in await asyncio.to_thread(self._library.clean):
+            log.info("deleted a version that was never finished", extra={"folder": name})
+        on_disk = await asyncio.to_thread(self._library.versions_on_disk)
+        versions, run = self.store.versions, await self.store.runs.unfinished()
+        rows = await versions.list()
+        for row in rows:
+            if row.state == "candidate":
+                if run is None or row.run != run.id:
+                    await versions.fail(row.id, "strop ended while it was made", actor="start")
+            elif row.state in ("ready", "active", "retired") and row.id not in on_disk:
+                await versions.mark_missing(row.id, "its folder is gone", actor="start")
+        known = {row.id for row in rows}
+        self._orphans = [version for version in on_disk if version not in known]
+
+    async def sweep(self) -> None:
+        """Delete the folders that had no row at the start; no engine may hold them any more."""
+        while self._orphans:
+            version = self._orphans.pop()
+            log.info("deleting a version that nobody knows", extra={"version": version})
+            await asyncio.to_thread(self._library.remove, version)
+
+    async def import_adapter(self, source: Path, *, base: str | None, actor: str) -> Version:
+        """Copy a PEFT adapter into a new version, `ready` and without a probe.
+
+        Raises:
+            BadRequest: it is no adapter for this base; the message says why.
+            Conflict: the base isn't known.
+        """
+        if base is None:
+            raise Conflict(
+                "expected to know the base that the engine serves, to compare the adapter with it;"
+                " set model.base to its folder or hub id"
+            )
+        row = await self.store.versions.reserve(base=base, origin="import")
+        made = Manifest(
+            version=row.id, base=base, origin="import", created_ms=time.time_ns() // 1_000_000
+        )
+
+        def copy(folder: Path) -> None:
+            importing.bring_in(source, folder, self._find_base(), max_rank=MAX_RANK)
+
+        try:
+            folder = await asyncio.to_thread(self._library.create, row.id, copy, made)
+            written = await asyncio.to_thread((folder / manifest.FILE).read_bytes)
+        except (InvalidAdapter, OSError) as error:
+            await self.store.versions.fail(row.id, str(error), actor=actor)
+            raise BadRequest(f"{source} can't be imported: {error}", param="path") from error
+        return await self.store.versions.publish(row.id, written, state="ready", actor=actor)
+
+    async def remove(self, version: str, *, actor: str) -> None:
+        """Delete a version that no engine holds: its row first, so that it is never half there."""
+        await self.store.versions.remove(version, actor=actor)
+        await asyncio.to_thread(self._library.remove, version)
+
+    async def removable(
+        self, *, base: str | None, reopen: bool, on_engines: Collection[str]
+    ) -> tuple[str, ...]:
+        """Return the versions that retention lets go, oldest first."""
+        versions = self.store.versions
+        activation = await versions.activation()
+        named: frozenset[str] = frozenset()
+        if base is not None:
+            named = await self.store.training.fresh_versions(
+                activation.version, base=base, reopen=reopen
+            )
+        return retention.removable(
+            [
+                retention.Held(
+                    row.id, row.num, row.state, row.parent, row.is_pinned, row.stale is not None
+                )
+                for row in await versions.list()
+            ],
+            active=activation.version,
+            previous=activation.previous,
+            named=named,
+            on_engines=on_engines,
+            keep=self._num_kept,
+        )

@@ -1,0 +1,342 @@
+"""Activation: puts the store, the files, the engine and the traffic behind the steps of a switch.
+
+One at a time. The order of the steps, and what is undone where one fails, is `strop.adapters.swap`;
+what the engine holds is `residents`. Knows no HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from strop.adapters.probe import Judgement
+from strop.adapters.swap import Done, Release, Step
+from strop.proxy.alias import BASE
+from strop.proxy.errors import ActivationFailed, Conflict, EngineNotReady, StropError
+from strop.proxy.keeping import VersionKeeper
+from strop.proxy.loading import REASONS, Loader
+from strop.proxy.metrics import Metrics
+from strop.proxy.serving import Serving
+from strop.proxy.shelf import Shelf
+from strop.proxy.store.version_records import Activating, Version
+from strop.proxy.traffic import Traffic
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """An activation that is done: how long each step took, and how long requests were held."""
+
+    version: str
+    previous: str
+    timings_ms: dict[str, float]
+    probe: Judgement | None
+    pause_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Who wants a version active, how, and why; `reason` is empty where nobody said."""
+
+    actor: str
+    force: bool
+    kind: Activating
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where an activation under way is, since when in Unix time."""
+
+    version: str
+    step: Step
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Where a version is loaded, and how many requests hold it."""
+
+    engine: str
+    since_ms: int
+    leases: int
+    is_draining: bool
+
+
+class Swapper:
+    """Makes a version the one that unpinned requests get, and says where each is loaded.
+
+    Args:
+        shelf: the versions at rest.
+        serving: the engine and its alias.
+        metrics: counts activations.
+        identify: finds the identity of the base.
+        hold_s: how long requests may be held where the engine has one slot.
+        reopens: whether a rollback makes the ratings new again that a version learned from.
+
+    Attributes:
+        keeper: what the watch and the relay ask for.
+        progress: where an activation under way is; None while there is none.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        serving: Serving,
+        metrics: Metrics,
+        *,
+        identify: Callable[[], Awaitable[str | None]],
+        hold_s: float,
+        reopens: bool,
+    ) -> None:
+        self._shelf = shelf
+        self._versions = shelf.store.versions
+        self._serving = serving
+        self._metrics = metrics
+        self._reopens = reopens
+        self._loader: Loader | None = None
+        if serving.engine.adapters is not None:
+            self._loader = Loader(
+                shelf,
+                serving,
+                serving.engine.adapters,
+                hold_s=hold_s,
+                on_unloaded=self._unloaded,
+            )
+        self.keeper = VersionKeeper(shelf, serving, self._loader, identify)
+        self.progress: Progress | None = None
+        self._running: tuple[str, asyncio.Task[Switched]] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._pruning: asyncio.Task[None] | None = None
+        metrics.active_version.set_function(self._active_num)
+
+    async def activate(self, version: str, *, actor: str, force: bool = False) -> Switched:
+        """Make `version`, or `base`, what unpinned requests get; return once it serves.
+
+        Goes on when the caller is cancelled; the same version again joins it.
+
+        Args:
+            version: its id.
+            actor: who wants it.
+            force: whether a stale version is accepted, and one that can't be proven.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: another activation runs, or this version can't be activated.
+            ActivationFailed: it was tried; the version before serves on.
+        """
+        return await self._join(version, _Wish(actor, force, "activated"))
+
+    async def rollback(self, *, actor: str, reason: str = "") -> Switched:
+        """Activate what was active before, and note the reason; raises as `activate`."""
+        before = (await self._versions.activation()).previous
+        if before is None:
+            raise Conflict("expected a version to go back to, but none was active before")
+        # What served once may serve again: that is what a rollback is for.
+        return await self._join(before, _Wish(actor, True, "rolled_back", reason))
+
+    async def import_adapter(self, folder: Path, *, actor: str) -> Version:
+        """Copy a foreign PEFT adapter into a new version, which is then `ready`, and unproven.
+
+        Raises:
+            BadRequest: it is no adapter for this base; the message says why.
+            Conflict: the base isn't known.
+        """
+        return await self._shelf.import_adapter(folder, base=self._serving.base, actor=actor)
+
+    async def remove(self, version: str, *, actor: str) -> None:
+        """Unload `version` and delete its folder.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: it is active, being activated, or held by a request.
+            UpstreamError: the engine can't be asked whether it holds it.
+        """
+        loader = self._loader
+        if self._running is not None and self._running[0] == version:
+            raise Conflict(f"{version} is being activated; wait for it, then activate another one")
+        if loader is None:
+            await self._shelf.remove(version, actor=actor)
+            return
+        residents = loader.residents
+        async with residents.lock:
+            row = await loader.row(version)
+            if row.state == "active" or version == self._serving.alias.active.version:
+                raise Conflict(f"{version} is active; activate another version first")
+            num_leases = self._serving.leases.count(version)
+            if num_leases:
+                raise Conflict(f"{num_leases} requests hold {version}; try again when they ended")
+            # An engine that reads the files of a version again, and finds none, may die of it.
+            if residents.get(version) is not None:
+                await residents.drop(version)
+            await loader.reconcile()
+            await self._shelf.remove(version, actor=actor)
+
+    def loaded(self, version: str) -> list[Loaded]:
+        """Return where `version` is loaded now."""
+        resident = self._loader.residents.get(version) if self._loader else None
+        if self._loader is None or resident is None:
+            return []
+        leases = self._serving.leases.count(version)
+        return [
+            Loaded(label, resident.since_ms, leases, resident.is_draining)
+            for label in self._loader.residents.control.members()
+        ]
+
+    async def replay(self) -> None:
+        """Settle what a strop that was killed left half done on disk; before anything is served."""
+        await self._shelf.settle()
+
+    async def aclose(self) -> None:
+        """Stop what runs in the background; the next start goes on from what the store says."""
+        tasks: list[asyncio.Task[None] | asyncio.Task[Switched]] = [*self._background]
+        if self._running is not None:
+            tasks.append(self._running[1])
+        if self._loader is not None:
+            tasks += self._loader.residents.drains
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.keeper.aclose()
+
+    async def _join(self, version: str, wish: _Wish) -> Switched:
+        if self._running is None:
+            task = asyncio.create_task(self._activate(version, wish))
+            self._running = version, task
+            self.progress = Progress(version, "verifying", _now_ms())
+            task.add_done_callback(self._over)
+        running, task = self._running
+        if running != version:
+            raise Conflict(f"{running} is being activated; wait for it, then ask again")
+        return await asyncio.shield(task)
+
+    def _over(self, task: "asyncio.Task[Switched]") -> None:
+        self._running = self.progress = None
+        if not task.cancelled():
+            # Whoever waited for it may have left.
+            task.exception()
+
+    async def _activate(self, version: str, wish: _Wish) -> Switched:
+        loader, actor, force = self._ready_loader(), wish.actor, wish.force
+        async with loader.residents.lock:
+            former = (await self._versions.activation()).version
+            release = await loader.release(version, accepts_stale=force, accepts_unproven=force)
+            if version == former and version in self._serving.alias.versions:
+                return Switched(version, former, {}, None)
+            detail = orjson.dumps({"from": former})
+            await self._versions.add_event(version, "activating", actor=actor, detail=detail)
+            try:
+                done = await self._switch(loader, release, wish)
+            except REASONS as error:
+                raise await self._not_activated(loader, version, actor, error) from error
+            loader.residents.make_room()
+        loader.try_again()
+        self._metrics.activations.labels("switched").inc()
+        if done.pause_ms:
+            self._metrics.pause.observe(done.pause_ms / 1000)
+        log.info("version activated", extra={"version": version, "from": former, "actor": actor})
+        if self._pruning is None or self._pruning.done():
+            self._pruning = self._in_background(lambda: self._prune(loader))
+        return Switched(version, former, done.timings_ms, done.judgement, done.pause_ms)
+
+    async def _switch(self, loader: Loader, release: Release, wish: _Wish) -> Done:
+        residents = loader.residents
+        # What was proven serves what it was proven to, unless the engine has been started anew.
+        await loader.reconcile()
+        targets = residents.targets()
+        switch = loader.switch(release, targets, accepts_unproven=wish.force, on_step=self._at)
+        done = switch.done
+
+        async def record(activated: Release) -> None:
+            probe = None if done.judgement is None else asdict(done.judgement)
+            detail: dict[str, object] = {"timings_ms": done.timings_ms, "probe": probe}
+            if wish.reason:
+                detail["reason"] = wish.reason
+            await self._versions.activate(
+                activated.version, actor=wish.actor, kind=wish.kind, detail=orjson.dumps(detail)
+            )
+
+        traffic = Traffic(self._serving, residents, done, record, hold_s=loader.hold_s)
+        resident = residents.get(release.version)
+        if resident is not None:
+            done.judgement = resident.judgement
+            return await switch.flip(traffic)
+        if residents.has_one_slot:
+            await switch.in_place(traffic, residents.occupant())
+        elif release.version == BASE:
+            await switch.flip(traffic)
+        else:
+            await switch.beside(traffic)
+        await loader.pairings.note(self._serving.base, done.judgement)
+        return done
+
+    async def _not_activated(
+        self, loader: Loader, version: str, actor: str, error: BaseException
+    ) -> ActivationFailed:
+        """Return the error to raise, once what failed is noted, and what it left is known."""
+        reason = await loader.note_failure(version, actor, error)
+        self._metrics.activations.labels("failed").inc()
+        try:
+            await loader.reconcile()
+        except StropError as unreachable:
+            log.warning("the engine can't be asked", extra={"reason": unreachable.message})
+        self._serving.suspect()
+        return ActivationFailed(reason)
+
+    def _ready_loader(self) -> Loader:
+        engine = self._serving.engine
+        if self._loader is None or not engine.capabilities.adapters:
+            why = "; ".join(engine.shortfalls) or "serve with one that does, for instance vLLM"
+            raise Conflict(f"the engine {engine.label} serves no adapters: {why}")
+        if not self.keeper.has_begun:
+            raise EngineNotReady(f"{self._serving.reason}; try again when the engine is ready")
+        return self._loader
+
+    def _at(self, step: Step) -> None:
+        if self.progress is not None:
+            self.progress = Progress(self.progress.version, step, _now_ms())
+
+    async def _prune(self, loader: Loader) -> None:
+        """Delete the versions that need not be kept."""
+        removable = await self._shelf.removable(
+            base=self._serving.base,
+            reopen=self._reopens,
+            on_engines=[one.release.version for one in loader.residents.all()],
+        )
+        for version in removable:
+            log.info("deleting a version by adapters.keep", extra={"version": version})
+            await self.remove(version, actor="watch")
+
+    def _unloaded(self, version: str) -> None:
+        async def note() -> None:
+            await self._versions.add_event(version, "unloaded", actor="watch")
+
+        self._in_background(note)
+
+    def _in_background(self, work: Callable[[], Awaitable[None]]) -> "asyncio.Task[None]":
+        async def run() -> None:
+            try:
+                await work()
+            except StropError as error:
+                log.warning("left undone", extra={"reason": error.message})
+
+        task = asyncio.create_task(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def _active_num(self) -> float:
+        try:
+            version = self._serving.alias.active.version
+        except EngineNotReady:
+            return 0
+        return 0 if version == BASE else int(version[1:])
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

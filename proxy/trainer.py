@@ -1,0 +1,222 @@
+"""Training beside serving: starts a run when one is due, and sees it through to its end.
+
+A run is a child process; this knows its row in the store and its exit, and nothing of how it
+learns. One at a time.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import orjson
+
+from strop.proxy import run_requests
+from strop.proxy.child import Child, last_words
+from strop.proxy.errors import StropError, Unavailable
+from strop.proxy.promotion import Promoter
+from strop.proxy.run_requests import Base, TrainCommand, Wanted
+from strop.proxy.settings import Training
+from strop.proxy.store import run_lock
+from strop.proxy.store.run_records import UNFINISHED, FreshCounts, Run, RunUpdate
+from strop.proxy.store.store import Store
+from strop.proxy.trigger import Decision, Moment, decide
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S: Final = 2.0
+MAX_CRASHES: Final = 3
+"""How often the process of a run may die before the run counts as failed."""
+
+
+class Trainer:
+    """Decides, starts, watches.
+
+    Args:
+        settings: the rules.
+        home: strop's home; each run has a folder under `runs`.
+        store: where ratings come from, and how runs are known.
+        promoter: what becomes of what a run made.
+        base: returns the base that can be trained, or why there is none.
+        load: returns how many answers are running.
+        command: returns the command line of a run's process.
+        look_interval_s: seconds between two looks at whether a run is due.
+
+    Attributes:
+        decision: what the last look found.
+    """
+
+    def __init__(
+        self,
+        settings: Training,
+        home: Path,
+        store: Store,
+        promoter: Promoter,
+        *,
+        base: Callable[[], Base | str],
+        load: Callable[[], int],
+        command: TrainCommand = run_requests.command,
+        look_interval_s: float = LOOK_INTERVAL_S,
+    ) -> None:
+        self._settings = settings
+        self._home = home
+        self._store = store
+        self._promoter = promoter
+        self._base = base
+        self._load = load
+        self._command = command
+        self._look_interval_s = look_interval_s
+        self._child: Child | None = None
+        self._num_crashes: dict[str, int] = {}
+        self._busy_at = monotonic()
+        self._wake = asyncio.Event()
+        self.decision = Decision(False, "starting")
+
+    async def request(self, wanted: Wanted, *, actor: str) -> Run:
+        """Queue a run now, whatever the trigger says; it starts at once.
+
+        Raises:
+            StropError: there can be none; see `run_requests.create`.
+        """
+        base = self._base()
+        if isinstance(base, str):
+            raise Unavailable(base)
+        run = await run_requests.create(self._store, self._settings, base, wanted, actor=actor)
+        log.info("training run queued", extra={"run": run.id, "by": actor})
+        self._wake.set()
+        return run
+
+    async def cancel(self, id_: str) -> Run:
+        """Ask a run to stop at its next step; one that has not begun stops now.
+
+        Raises:
+            NotFound: there is no such run.
+            Conflict: it is finished.
+        """
+        run = await self._store.runs.cancel(id_)
+        self._wake.set()
+        return run
+
+    async def watch(self) -> None:
+        """Start runs when they are due, resume what a dead process left. Runs until cancelled."""
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    is_busy = await self._look()
+                except (StropError, OSError) as error:
+                    self._wait(error.message if isinstance(error, StropError) else str(error))
+                    is_busy = False
+                except Exception as error:
+                    # The edge of a background task: one that ends would never train again.
+                    log.exception("training can't go on")
+                    self._wait(f"it failed to look, see the log: {error!r}")
+                    is_busy = False
+                if not is_busy:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._wake.wait(), self._look_interval_s)
+        finally:
+            if self._child is not None:
+                # Not cancelled: the next start goes on where it stops.
+                await self._child.stop()
+
+    def _wait(self, reason: str) -> None:
+        if reason != self.decision.says:
+            log.warning("training waits", extra={"reason": reason})
+        self.decision = Decision(False, reason)
+
+    async def _look(self) -> bool:
+        """Do what is due; return whether there may be more to do at once."""
+        await self._promoter.follow()
+        run = await self._store.runs.unfinished()
+        if run is None:
+            await self._promoter.promote()
+            run = await self._begin_if_due()
+            if run is None:
+                return False
+        self.decision = Decision(False, f"{run.id} is under way")
+        if run_lock.is_held(self._runs_folder):
+            # A person trains in a terminal, or what a dead strop left has not noticed yet.
+            return False
+        return await self._see_through(run)
+
+    async def _begin_if_due(self) -> Run | None:
+        self.decision = await self._decide()
+        return await self.request(Wanted(), actor="trigger") if self.decision.is_due else None
+
+    async def _decide(self) -> Decision:
+        base, num_in_flight = self._base(), self._note_load()
+        if isinstance(base, str):
+            return Decision(False, base)
+        if not run_requests.has_backend():
+            return Decision(False, run_requests.NO_BACKEND)
+        active = (await self._store.versions.activation()).version
+        fresh = await self._fresh(active, base)
+        last = await self._store.runs.last_finished()
+        num_new = fresh.total
+        if last is not None:
+            since_ms = last.started_ms or last.created_ms
+            is_newer = (fresh.newest_ms or 0) > since_ms
+            num_new = (await self._fresh(active, base, since_ms)).total if is_newer else 0
+        moment = Moment(datetime.now().astimezone(), monotonic() - self._busy_at, num_in_flight)
+        return decide(fresh, num_new, moment, self._settings)
+
+    def _note_load(self) -> int:
+        num_in_flight = self._load()
+        if num_in_flight:
+            self._busy_at = monotonic()
+        return num_in_flight
+
+    async def _fresh(self, active: str, base: Base, since_ms: int = 0) -> FreshCounts:
+        reopen = self._settings.reopen_on_rollback
+        return await self._store.training.fresh_counts(
+            active, base=base.identity, reopen=reopen, since_ms=since_ms
+        )
+
+    @property
+    def _runs_folder(self) -> Path:
+        return self._home / run_requests.RUNS_FOLDER
+
+    async def _see_through(self, run: Run) -> bool:
+        """Run the process of `run` to its end; return whether the run is over."""
+        folder = self._runs_folder / run.id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_path = folder / "output.log"
+        command = self._command(self._home, run.id)
+        self._child = await Child.start(command, log_path=log_path)
+        code = await self._end_of(self._child)
+        self._child = None
+        run = await self._store.runs.get(run.id) or run
+        if run.state in UNFINISHED:
+            await self._crashed(run, code, last_words(log_path), log_path)
+            return False
+        log.info("training run over", extra={"run": run.id, "state": run.state})
+        return True
+
+    async def _end_of(self, child: Child) -> int:
+        """Return the exit status of `child`; what serves is followed meanwhile."""
+        ended = asyncio.ensure_future(child.wait())
+        try:
+            while not ended.done():
+                await asyncio.wait([ended], timeout=self._look_interval_s)
+                self._note_load()
+                with contextlib.suppress(StropError):
+                    await self._promoter.follow()
+            return ended.result()
+        finally:
+            ended.cancel()
+
+    async def _crashed(self, run: Run, code: int, said: str, log_path: Path) -> None:
+        num_crashes = self._num_crashes[run.id] = self._num_crashes.get(run.id, 0) + 1
+        log.error(
+            "a training run's process died",
+            extra={"run": run.id, "exit_code": code, "said": said, "log": str(log_path)},
+        )
+        if num_crashes >= MAX_CRASHES:
+            reason = f"its process died {MAX_CRASHES} times (exit {code}): {said}"
+            ended = RunUpdate(state="failed", reasons=orjson.dumps([reason]))
+            await self._store.runs.update(run.id, ended)

@@ -1,0 +1,81 @@
+"""When ratings are enough to learn from. Pure: decides, and says in words what it waits for.
+
+Starts nothing and reads no clock, no store and no load; `trainer` does.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from strop.proxy.setting_kinds import parse_hours
+from strop.proxy.settings import Training
+from strop.proxy.store.run_records import FreshCounts
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What else counts: the local time, how long nobody asked, and how many answers are running."""
+
+    now: datetime
+    idle_s: float
+    num_in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a run is due, and what it waits for, for people."""
+
+    is_due: bool
+    says: str
+
+
+def decide(fresh: FreshCounts, num_new: int, moment: Moment, settings: Training) -> Decision:
+    """Return whether a run is due now.
+
+    Args:
+        fresh: the ratings that a run could learn from.
+        num_new: how many of them came after the last finished run began: one that was refused is
+            not tried again before enough are new.
+        moment: what else counts.
+        settings: the rules.
+    """
+    if not settings.enabled:
+        return Decision(False, "training.enabled is false; `strop train` starts a run")
+    if reason := _too_few(fresh, num_new, settings.ratings):
+        return Decision(False, reason)
+    if settings.hours and not _is_within(settings.hours, moment.now):
+        return Decision(
+            False, f"enough ratings; waits for the hours {settings.hours} (training.hours)"
+        )
+    if moment.num_in_flight > settings.max_in_flight:
+        return Decision(
+            False,
+            f"enough ratings; waits for fewer running answers than {moment.num_in_flight}"
+            " (training.max_in_flight)",
+        )
+    if moment.idle_s < settings.idle_s:
+        return Decision(
+            False,
+            f"enough ratings; waits until nobody has asked for {settings.idle_s:g} s"
+            " (training.idle_s)",
+        )
+    return Decision(True, f"{fresh.total} ratings to learn from")
+
+
+def _too_few(fresh: FreshCounts, num_new: int, wanted: int) -> str:
+    missing = max(0, wanted - num_new)
+    parts = [f"{missing} more rating{'s' if missing > 1 else ''}"] if missing else []
+    # A correction is an answer to like, whatever the rating beside it.
+    if not fresh.bad:
+        parts.append("0 bad so far: rate some bad ones too")
+    elif not fresh.good + fresh.corrections:
+        parts.append("0 good so far: rate some good ones too")
+    return "; ".join(parts)
+
+
+def _is_within(hours: str, now: datetime) -> bool:
+    first, last = parse_hours(hours)
+    if first == last:
+        return True
+    if first < last:
+        return first <= now.hour < last
+    return now.hour >= first or now.hour < last

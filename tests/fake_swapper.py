@@ -1,0 +1,46 @@
+"""A swapper that moves no traffic: it writes down what it is asked, in the store too."""
+
+from strop.proxy.errors import StropError
+from strop.proxy.store.store import Store
+from strop.proxy.swapping import Progress, Switched
+
+
+class FakeSwapper:
+    """Activates in the store alone.
+
+    Attributes:
+        activated: version and actor of each activation.
+        rolled_back: actor and reason of each rollback.
+        asked: how often anything was asked.
+        error: what it raises in place of activating.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.progress: Progress | None = None
+        self.activated: list[tuple[str, str]] = []
+        self.rolled_back: list[tuple[str, str]] = []
+        self.asked = 0
+        self.error: StropError | None = None
+        self._versions = store.versions
+
+    async def activate(self, version: str, *, actor: str) -> Switched:
+        """Activate a version."""
+        self._fail()
+        before = await self._versions.activation()
+        await self._versions.activate(version, actor=actor)
+        self.activated.append((version, actor))
+        return Switched(version, before.version, {}, None)
+
+    async def rollback(self, *, actor: str, reason: str = "") -> Switched:
+        """Activate what was active before."""
+        self._fail()
+        before = await self._versions.activation()
+        assert before.previous is not None
+        await self._versions.activate(before.previous, actor=actor, kind="rolled_back")
+        self.rolled_back.append((actor, reason))
+        return Switched(before.previous, before.version, {}, None)
+
+    def _fail(self) -> None:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error

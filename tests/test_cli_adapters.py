@@ -1,0 +1,349 @@
+"""`strop adapters`, `strop runs` and `strop train`, beside a proxy and without one."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import pytest
+import shelved
+from click.testing import CliRunner, Result
+from fake_adapters import FakeAdapters
+from fake_engine import FakeEngine
+from running import Running, running, settings_for
+from store_values import MODEL, database_in, learnable
+
+from strop.adapters.library import Library
+from strop.configs import demo_model
+from strop.proxy.cli import main
+from strop.proxy.engines.base import AdaptersFolder
+from strop.proxy.engines.vllm import Vllm
+from strop.proxy.home import hold
+from strop.proxy.store.run_records import RunUpdate
+from strop.proxy.store.store import Store
+from strop.proxy.upstream import Upstream
+
+
+class Home:
+    """A home with a store, and the commands that are typed for it."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self.folder = folder
+        self.store = store
+        self.library = Library(folder / "adapters")
+
+    async def strop(self, *arguments: str) -> Result:
+        """Run a command; the loop goes on meanwhile."""
+        runner = CliRunner(env={"STROP_HOME": str(self.folder)})
+        return await asyncio.to_thread(runner.invoke, main, arguments)
+
+    async def publish(self, **how: Any) -> str:
+        """Add a version."""
+        return await shelved.publish(self.store, self.library, **how)
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    """A home from which nobody serves."""
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    yield Home(tmp_path, store)
+    await store.close()
+
+
+@contextlib.asynccontextmanager
+async def serving(folder: Path, behaviour: str = "passes") -> AsyncIterator[tuple[Home, Running]]:
+    """Serve from a home, with a fake engine that loads adapters, and runs that behave so."""
+    async with FakeEngine(FakeAdapters()) as engine:
+        driver = Vllm(
+            Upstream(engine.url), adapters=AdaptersFolder(folder / "adapters"), scores=True
+        )
+        settings = settings_for(engine.url, model={"base": str(demo_model())})
+        train = fake_run.command(behaviour)
+        async with running(settings, folder, driver=driver, train_command=train) as proxy:
+            with hold(folder, proxy.url):
+                yield Home(folder, proxy.services.store), proxy
+
+
+def columns(text: str) -> list[list[str]]:
+    """Return the words of each line."""
+    return [line.split() for line in text.splitlines()]
+
+
+async def test_versions_are_listed_newest_first(home: Home) -> None:
+    """The active one is marked; what each learned from and how it was rated is shown."""
+    learned = await learnable(home.store, 1)
+    await home.publish(base=MODEL, feedback=[learned])
+    await home.publish(base=MODEL, parent="v1")
+    await home.store.versions.activate("v1", actor="cli")
+    await home.store.versions.set_pinned("v2", True)
+
+    text = await home.strop("adapters", "list")
+    found = json.loads((await home.strop("adapters", "list", "--json")).stdout)
+
+    header, second, first, base = columns(text.stdout)
+    assert ["VERSION", "STATE", "PARENT", "LEARNED", "LIKED", "MADE", "NOTE"] == header
+    assert (["v2", "ready", "v1", "0"], "pinned") == (second[:4], second[-1])
+    assert ["*", "v1", "active", "base", "1"] == first[:5]
+    assert ["base", "1.00", "(0.27-1.00)", "of", "1"] == base
+    assert ("v1", "base", ["v2", "v1"]) == (
+        found["active"], found["previous"], [one["id"] for one in found["data"]],
+    )  # fmt: skip
+
+
+async def test_a_version_is_shown_without_a_proxy(home: Home) -> None:
+    """Where it comes from, and what happened to it."""
+    await home.publish()
+
+    text = (await home.strop("adapters", "show", "v1")).stdout
+    found = json.loads((await home.strop("adapters", "show", "v1", "--json")).stdout)
+
+    assert ["version", "v1"] in columns(text)
+    assert ["state", "ready"] in columns(text)
+    assert "passed" in text
+    assert ("v1", []) == (found["id"], found["loaded"])
+
+
+async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: Path) -> None:
+    """A copy of its verified folder, in one that wasn't there."""
+    await home.publish()
+    to = tmp_path / "mine"
+
+    done = await home.strop("adapters", "export", "v1", str(to))
+    again = await home.strop("adapters", "export", "v1", str(to))
+    (home.library.path_of("v1") / "adapter_model.safetensors").chmod(0o600)
+    (home.library.path_of("v1") / "adapter_model.safetensors").write_bytes(b"broken")
+    broken = await home.strop("adapters", "export", "v1", str(tmp_path / "other"))
+
+    assert (0, f"v1 is in {to}\n") == (done.exit_code, done.stdout)
+    assert b"weights" * 100 == (to / "adapter_model.safetensors").read_bytes()
+    assert 2 == again.exit_code
+    assert "expected a folder that doesn't exist yet" in again.stderr
+    assert 2 == broken.exit_code
+    assert "adapter_model.safetensors" in broken.stderr
+    assert not (tmp_path / "other").exists()
+
+
+async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
+    """Activate, pin, roll back and remove, through the proxy that serves."""
+    async with serving(tmp_path) as (home, proxy):
+        base = proxy.services.serving.base
+        for _ in range(2):
+            await home.publish(base=base)
+
+        said = [
+            await home.strop(*words.split())
+            for words in (
+                "adapters activate v1",
+                "adapters activate v2",
+                "adapters show v2",
+                "adapters pin v1",
+                "adapters pin v1 --off",
+                "adapters rollback",
+                "adapters remove v2",
+            )
+        ]
+        events = await home.store.versions.list_events("v1")
+
+    assert [0] * 7 == [one.exit_code for one in said], [one.output for one in said]
+    first, second, shown, pinned, let_go, back, removed = (one.stdout for one in said)
+    assert first.startswith("v1 serves, after base; it took ")
+    assert "probe: proven" in first
+    assert second.startswith("v2 serves, after v1; it took ")
+    assert ["loaded", "vllm,", "0", "running", "requests"] in columns(shown)
+    assert ("v1 is kept\n", "v1 is kept no longer than others\n") == (pinned, let_go)
+    assert back.startswith("v1 serves, after v2; it took ")
+    assert "v2 is removed\n" == removed
+    assert {"cli"} == {event.actor for event in events if event.kind == "activated"}
+
+
+async def test_an_adapter_is_imported(tmp_path: Path) -> None:
+    """From any folder, also one that is named from here; what is none is refused."""
+    async with serving(tmp_path) as (home, _):
+        (tmp_path / "no-adapter").mkdir()
+
+        refused = await home.strop("adapters", "import", str(tmp_path / "no-adapter"))
+
+    assert 1 == refused.exit_code
+    assert "no-adapter can't be imported" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "adapters activate v1",
+        "adapters rollback",
+        "adapters remove v1",
+        "adapters pin v1",
+        "adapters import .",
+        "train --detach",
+    ],
+)
+async def test_what_moves_traffic_needs_a_proxy(home: Home, words: str) -> None:
+    """The line to start one is said."""
+    result = await home.strop(*words.split())
+
+    assert 2 == result.exit_code
+    assert "strop serve" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("adapters show v7", 1, "there is no version 'v7'; see: strop adapters list"),
+        ("adapters export v7 {home}/new", 2, "v7"),
+        ("runs show run_7", 1, "there is no run 'run_7'; see: strop runs list"),
+        ("runs cancel run_7", 1, "no run 'run_7'"),
+        ("runs list --after run_7", 2, "expected `after` to be an id"),
+        ("train --preset bold", 2, "expected `preset` to be one of aggressive, balanced"),
+        ("train --relearn --parent v1", 2, "expected --relearn or --parent, got both"),
+        ("train --objective ppo", 2, "'ppo' is not one of"),
+    ],
+)
+async def test_errors_are_one_line_and_an_exit_code(
+    home: Home, words: str, code: int, says: str
+) -> None:
+    """2 for what was typed or set, 1 for the rest; on standard error, and no run is queued."""
+    result = await home.strop(*words.format(home=home.folder).split())
+
+    assert (code, "") == (result.exit_code, result.stdout), result.output
+    assert says in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert () == (await home.store.runs.list()).data
+
+
+async def test_an_error_of_the_proxys_is_said(tmp_path: Path) -> None:
+    """Its message, and exit code 1."""
+    async with serving(tmp_path) as (home, _):
+        result = await home.strop("adapters", "activate", "v7")
+
+    assert (1, "Error: no version 'v7'; list the versions to find its id\n") == (
+        result.exit_code,
+        result.stderr,
+    )
+
+
+async def test_train_waits_for_the_run_of_the_proxy(tmp_path: Path) -> None:
+    """It exits with 0 where a version passed, and says what was learned."""
+    async with serving(tmp_path) as (home, _):
+        done = await home.strop("train", "--objective", "sft", "--preset", "careful")
+        found = json.loads((await home.strop("runs", "list", "--json")).stdout)
+
+    assert 0 == done.exit_code, done.output
+    assert ["version", "v1"] in columns(done.stdout)
+    assert ["how", "sft,", "careful"] in columns(done.stdout)
+    assert ["reason", "good", "enough"] in columns(done.stdout)
+    assert "See whether v1 serves: strop adapters list" in done.stdout
+    assert ("passed", "cli") == (found["data"][0]["state"], found["data"][0]["requested_by"])
+
+
+async def test_train_fails_where_no_version_passed(tmp_path: Path) -> None:
+    """With exit code 1, and the reasons."""
+    async with serving(tmp_path, "rejects") as (home, _):
+        done = await home.strop("train")
+
+    assert 1 == done.exit_code
+    assert ["reason", "too", "odd"] in columns(done.stdout)
+    assert "No version was made." in done.stdout
+
+
+async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:
+    """`strop status` says how far it is, and `strop runs` too."""
+    async with serving(tmp_path, "waits") as (home, _):
+        detached = await home.strop("train", "--detach")
+        (run,) = (await home.store.runs.list()).data
+        while not (await home.store.runs.list_steps(run.id)):
+            await asyncio.sleep(0.01)
+
+        status = await home.strop("status")
+        shown = await home.strop("runs", "show", run.id)
+        cancelled = await home.strop("runs", "cancel", run.id)
+        while (await home.store.runs.unfinished()) is not None:
+            await asyncio.sleep(0.01)
+        listed = await home.strop("runs", "list")
+        again = await home.strop("runs", "cancel", run.id)
+
+    assert 0 == detached.exit_code, detached.output
+    assert f"See how it goes: strop runs show {run.id}" in detached.stdout
+    assert f"{run.id}: running, step 1 of 4, about 30 s left, loss 0.5000" in status.stdout
+    assert ["training", run.id, "is", "under", "way"] in columns(status.stdout)
+    assert ["active", "version", "base"] in columns(status.stdout)
+    assert ["step", "1", "of", "4"] in columns(shown.stdout)
+    assert f"{run.id} stops at its next step\n" == cancelled.stdout
+    assert [run.id, "cancelled"] == columns(listed.stdout)[1][:2]
+    assert f"{run.id} is cancelled\n" == again.stdout
+
+
+async def test_no_runs_are_said(home: Home) -> None:
+    """An empty list is no error."""
+    assert "No runs.\n" == (await home.strop("runs", "list")).stdout
+
+
+async def test_a_run_that_nobody_makes_is_cancelled_at_once(home: Home) -> None:
+    """Where no proxy serves, and no process is at it."""
+    run = await home.store.runs.create(
+        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="test"
+    )
+    await home.store.runs.update(run.id, RunUpdate(state="running"))
+
+    result = await home.strop("runs", "cancel", run.id)
+
+    assert (0, f"{run.id} is cancelled\n") == (result.exit_code, result.stdout)
+    assert None is await home.store.runs.unfinished()
+
+
+async def test_relearning_continues_the_newest_clean_ancestor(tmp_path: Path) -> None:
+    """Not what learned a rating that was taken back, nor what came of it."""
+    async with serving(tmp_path) as (home, proxy):
+        base = proxy.services.serving.base
+        learned = await learnable(home.store, 1)
+        await home.publish(base=base)
+        await home.publish(base=base, parent="v1", feedback=[learned])
+        await home.publish(base=base, parent="v2")
+        await home.store.versions.activate("v3", actor="api")
+        await home.store.withdraw(learned[0], None)
+
+        done = await home.strop("train", "--relearn", "--detach")
+        (run,) = (await home.store.runs.list()).data
+
+    assert 0 == done.exit_code, done.output
+    assert "v1" == run.parent
+
+
+async def test_without_a_proxy_a_run_goes_on_in_the_terminal(home: Home) -> None:
+    """The same process; here it finds nothing to learn from, and says so."""
+    done = await home.strop("train")
+    found = json.loads((await home.strop("runs", "list", "--json")).stdout)["data"][0]
+
+    assert 1 == done.exit_code
+    assert (
+        f"No strop serves from {home.folder}: {found['id']} runs in this terminal." in done.stderr
+    )
+    assert ("failed", "cli", str(demo_model())) == (
+        found["state"], found["requested_by"], found["config"]["base_path"],
+    )  # fmt: skip
+    assert "there is no rating to learn from" in done.stdout
+    assert "No version was made." in done.stdout
+
+
+async def test_a_run_that_was_left_is_gone_on_with(home: Home) -> None:
+    """Another one is refused until then."""
+    run = await home.store.runs.create(
+        objective="topr",
+        preset="balanced",
+        parent=None,
+        base=MODEL,
+        requested_by="test",
+        config=json.dumps({"base_path": str(demo_model())}).encode(),
+    )
+
+    other = await home.strop("train", "--objective", "sft")
+    done = await home.strop("train", "--json")
+
+    assert 1 == other.exit_code
+    assert f"{run.id} was left unfinished; go on with it: strop train" in other.stderr
+    found = json.loads(done.stdout)
+    assert (run.id, "failed") == (found["id"], found["state"])
+    assert "its files changed" in found["reasons"][0]

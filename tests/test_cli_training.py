@@ -1,0 +1,163 @@
+"""`strop train`, `strop eval` and `strop doctor` for real: processes, and the demo model."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rated_home import RatedHome
+from store_values import database_in
+
+from strop.proxy.store.store import Store
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
+
+RULE = """
+def is_short(messages, answer):
+    return len(answer) < 40 and bool(messages[-1]["content"])
+"""
+
+
+def strop(home: Path, *arguments: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+    """Run a command with this home."""
+    return subprocess.run(
+        [sys.executable, "-m", "strop.proxy.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**ENVIRONMENT, "STROP_HOME": str(home)},
+        **more,
+    )
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[RatedHome]:
+    """An empty home."""
+    store = await Store.open(database_in(tmp_path))
+    yield RatedHome(tmp_path, store)
+    await store.close()
+
+
+async def test_a_version_is_trained_and_compared_without_a_proxy(home: RatedHome) -> None:
+    """It stays ready, to be activated when strop serves; and it is liked more than the base."""
+    await home.rate(60)
+    (home.folder / "rules.py").write_text(RULE, encoding="utf-8")
+
+    trained = await asyncio.to_thread(strop, home.folder, "train")
+    table = await asyncio.to_thread(strop, home.folder, "eval", "--samples", "1")
+    compared = await asyncio.to_thread(
+        lambda: strop(
+            home.folder,
+            *("eval", "base", "v1", "--rule", "rules:is_short", "--samples", "2", "--json"),
+            cwd=home.folder,
+        )
+    )
+
+    assert 0 == trained.returncode, trained.stderr
+    assert "v1 is ready; strop activates it when it serves: strop serve" in trained.stdout
+    version = await home.store.versions.get("v1")
+    assert version is not None
+    assert "ready" == version.state
+    assert 0 == table.returncode, table.stderr
+    assert ["base", "v1"] == table.stdout.splitlines()[0].split()
+    base, v1 = json.loads(compared.stdout)
+    assert ("base", "v1") == (base["version"], v1["version"])
+    assert base["num_held_out"] == v1["num_held_out"] > 0
+    assert base["num_samples"] == v1["num_samples"] > 0
+    assert v1["margin"] > base["margin"]
+    assert 0.0 == pytest.approx(base["kl_base"], abs=1e-4)
+    assert v1["kl_base"] > 0
+    assert base["good"]["num"] == base["num_samples"]
+    assert {"num_good", "value", "low", "high"} <= base["live"].keys()
+    assert None is v1["live"]
+
+
+async def test_versions_are_compared_on_a_prompt_file(home: RatedHome) -> None:
+    """Strings and chats; without ratings there is nothing else to measure on."""
+    prompts = home.folder / "prompts.jsonl"
+    chat = {"messages": [{"role": "user", "content": "What is the opposite of hot?"}]}
+    prompts.write_text(f'"What is the capital of France?"\n\n{json.dumps(chat)}\n')
+    broken = home.folder / "broken.jsonl"
+    broken.write_text('"fine"\n{"text": 1}\n')
+
+    compared, refused, nothing, unknown = await asyncio.gather(
+        *(
+            asyncio.to_thread(strop, home.folder, "eval", *arguments)
+            for arguments in (
+                ("--prompts", str(prompts), "--json"),
+                ("--prompts", str(broken)),
+                (),
+                ("v7", "--prompts", str(prompts)),
+            )
+        )
+    )
+
+    (base,) = json.loads(compared.stdout)
+    assert ("base", 8, 0, None) == (
+        base["version"], base["num_samples"], base["num_held_out"], base["good"],
+    )  # fmt: skip
+    assert (1, 1, 1) == (refused.returncode, nothing.returncode, unknown.returncode)
+    assert 'broken.jsonl, line 2: expected a string, or an object with "messages"' in refused.stderr
+    assert "there is nothing to measure on: no rating is held out yet" in nothing.stderr
+    assert "there is no version 'v7'; see: strop adapters list" in unknown.stderr
+
+
+def test_the_doctor_says_what_trains_here(tmp_path: Path) -> None:
+    """With what, where, and how much memory that takes; as set in this home."""
+    (tmp_path / "strop.toml").write_text(
+        '[training]\nbackend = "torch"\ndevice = "cpu"\npreset = "careful"\n', encoding="utf-8"
+    )
+
+    text = strop(tmp_path, "doctor")
+    found = json.loads(strop(tmp_path, "doctor", "--json").stdout)
+
+    assert (0, "") == (text.returncode, text.stderr)
+    assert text.stdout.endswith("\nThis machine can train.\n")
+    assert [] == found["problems"]
+    facts = found["facts"]
+    assert "torch on cpu: training.backend = 'torch'" == facts["trains with"]
+    assert facts["preset"].startswith("careful: lr ")
+    assert str(tmp_path) == facts["home"]
+    assert "about " in facts["memory for 2,048 tokens"]
+
+
+def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
+    """Exit code 1, and what to set."""
+    (tmp_path / "strop.toml").write_text(
+        '[engine]\nkind = "vllm"\nurl = "http://127.0.0.1:1"\n', encoding="utf-8"
+    )
+
+    text = strop(tmp_path, "doctor")
+    unreadable = strop(tmp_path, "doctor", "--base", str(tmp_path))
+
+    assert (1, 1) == (text.returncode, unreadable.returncode)
+    assert "nothing can be trained before model.base is set" in text.stdout
+    assert "is no model folder" in unreadable.stdout
+
+
+@pytest.mark.parametrize("command", ["eval", "doctor", "demo"])
+def test_what_is_handed_over_has_its_own_help(tmp_path: Path, command: str) -> None:
+    """All its options are there, and it is called as it was typed."""
+    shown = strop(tmp_path, command, "--help")
+
+    assert (0, "") == (shown.returncode, shown.stderr)
+    assert shown.stdout.startswith(f"Usage: strop {command} [OPTIONS]")
+    assert "--json" in shown.stdout
+
+
+def test_an_unknown_preset_in_the_settings_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Before anything is opened, with those there are."""
+    (tmp_path / "strop.toml").write_text('[training]\npreset = "bold"\n', encoding="utf-8")
+
+    result = strop(tmp_path, "serve", "--port", "0")
+
+    assert 2 == result.returncode
+    assert "training.preset: expected one of aggressive, balanced, careful, or the path" in (
+        result.stderr
+    )
+    assert not (tmp_path / "strop.db").exists()

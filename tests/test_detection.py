@@ -1,0 +1,217 @@
+"""Engines that run are told apart by what they say, and none is chosen by a guess."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fake_engine import Call, FakeEngine, Handler
+from fake_llama_server import FakeLlamaServer
+from fake_ollama import FakeOllama
+from fake_vllm import FakeVllm
+from running import settings_for
+
+from strop.proxy import detection
+from strop.proxy.cli import main
+from strop.proxy.detection import Found, Said
+from strop.proxy.settings import Engine, Model, Settings
+
+CARD = {"id": "m", "object": "model"}
+VLLM = Found("vllm", "vLLM", "http://127.0.0.1:8000", "0.32.0", ("m",))
+OLLAMA = Found("ollama", "Ollama", "http://127.0.0.1:11434", "0.33.0", ("tiny:latest",))
+
+
+def listed(**card: object) -> Said:
+    return Said(200, payload={"object": "list", "data": [CARD | card]})
+
+
+SAYINGS: list[tuple[str | None, dict[str, Said]]] = [
+    ("vllm", {"/v1/models": listed(owned_by="vllm"), "/version": Said(200, "", {"version": "1"})}),
+    ("openai", {"/v1/models": listed(owned_by="sglang")}),
+    ("ollama", {"/v1/models": listed(), "/api/version": Said(200, "", {"version": "0.33.0"})}),
+    ("ollama", {"/api/version": Said(200, "", {"version": "0.33.0"})}),
+    ("llama_server", {"/v1/models": Said(200, "llama.cpp", {"data": [CARD]})}),
+    ("llama_server", {"/v1/models": Said(503, "llama.cpp")}),
+    ("mlx_server", {"/v1/models": Said(200, "BaseHTTP/0.6 Python/3.11.7")}),
+    ("vllm", {"/v1/models": listed(owned_by="strop"), "/version": Said(200, "", {"version": "1"})}),
+    ("openai", {"/v1/models": listed(), "/api/v0/models": listed()}),
+    ("openai", {"/v1/models": listed()}),
+    (None, {"/v1/models": Said(404, "nginx")}),
+    (None, {"/v1/models": Said(200, "", "hello")}),
+    (None, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), SAYINGS)
+def test_each_engine_is_known_by_what_it_says(kind: str | None, said: dict[str, Said]) -> None:
+    """A web server that answers anything else is none."""
+    found = detection.identify("http://127.0.0.1:8000", said)
+
+    assert kind == (found.kind if found else None)
+
+
+def test_adapters_are_no_models() -> None:
+    """They are listed beside their base."""
+    cards = [CARD | {"owned_by": "vllm"}, {"id": "m@v1", "parent": "m"}]
+
+    found = detection.identify("http://x", {"/v1/models": Said(200, "", {"data": cards})})
+
+    assert found is not None
+    assert ("m",) == found.models
+
+
+@contextlib.asynccontextmanager
+async def engines(*handlers: Handler) -> AsyncIterator[list[str]]:
+    """Run these, and yield where each listens."""
+    async with contextlib.AsyncExitStack() as stack:
+        running = [await stack.enter_async_context(FakeEngine(one)) for one in handlers]
+        yield [engine.url for engine in running]
+
+
+async def web_page(call: Call) -> None:
+    await call.answer(b"<html>", headers=[("content-type", "text/html")])
+
+
+async def test_all_places_are_asked_and_what_is_no_engine_is_left_out() -> None:
+    """In the order of the places; one where nobody listens costs nothing."""
+    async with engines(FakeVllm(), web_page, FakeOllama(), FakeLlamaServer()) as urls:
+        found = await detection.find([*urls, "http://127.0.0.1:1"])
+
+    assert ["vllm", "ollama", "llama_server"] == [one.kind for one in found]
+    assert ["0.32.0", "0.33.0", None] == [one.version for one in found]
+
+
+async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are still found."""
+    monkeypatch.setattr(detection, "TIMEOUT_S", 0.2)
+
+    async def silent(call: Call) -> None:
+        await call.hang()
+
+    async with engines(silent, FakeVllm()) as urls:
+        found = await detection.find(urls)
+
+    assert ["vllm"] == [one.kind for one in found]
+
+
+def test_the_only_engine_is_taken_and_it_is_said_how_to_have_another() -> None:
+    """The settings then name it."""
+    choice = detection.choose(Settings(), [VLLM])
+
+    assert ("vllm", VLLM.url) == (choice.settings.engine.kind, choice.settings.engine.url)
+    assert "vLLM" in choice.says[0]
+    assert "--engine embedded" in choice.says[-1]
+
+
+def test_of_several_none_is_taken_and_the_line_for_each_is_said() -> None:
+    """A guess could record and train another model than was meant."""
+    choice = detection.choose(Settings(), [VLLM, OLLAMA])
+
+    assert Settings() == choice.settings
+    assert [VLLM.command, OLLAMA.command] == [line.strip() for line in choice.says[1:]]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Found("openai", "LM Studio", "http://127.0.0.1:1234", None, ("m",)),
+        Found("ollama", "Ollama", "http://127.0.0.1:11434", "0.33.0", ()),
+    ],
+    ids=["not the person's own", "no model"],
+)
+def test_what_can_not_be_trained_or_serves_nothing_is_not_taken(found: Found) -> None:
+    """So its own engine starts, and nothing is said."""
+    assert detection.Choice(Settings()) == detection.choose(Settings(), [found])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(engine=Engine(kind="embedded")), Settings(model=Model(path="some/model"))],
+    ids=["kind", "model"],
+)
+async def test_what_the_settings_say_is_not_looked_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`engine.kind = "embedded"`, or a model for strop's own engine."""
+    async with engines(FakeVllm()) as urls:
+        monkeypatch.setattr(detection, "USUAL", tuple(urls))
+
+        assert detection.Choice(settings) == await detection.detect(settings)
+
+
+async def test_where_the_settings_say_nothing_the_usual_places_are_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `strop serve` does without any option."""
+    async with engines(FakeVllm()) as urls:
+        monkeypatch.setattr(detection, "USUAL", (*urls, "http://127.0.0.1:1"))
+
+        choice = await detection.detect(Settings())
+
+    assert ("vllm", urls[0]) == (choice.settings.engine.kind, choice.settings.engine.url)
+
+
+async def test_a_url_without_a_kind_is_asked_what_it_is() -> None:
+    """Whatever answers there is taken, under the URL as it was given."""
+    async with engines(FakeOllama()) as (url,):
+        settings = settings_for(f"{url}/v1", kind="")
+
+        choice = await detection.detect(settings)
+
+    assert ("ollama", f"{url}/v1") == (choice.settings.engine.kind, choice.settings.engine.url)
+
+
+async def test_an_engine_is_asked_with_its_key() -> None:
+    """Without it, it would not say what it serves."""
+    async with engines(FakeVllm(key="right")) as (url,):
+        settings = settings_for(url, kind="", engine={"key": "right"})
+
+        choice = await detection.detect(settings)
+
+    assert "vllm" == choice.settings.engine.kind
+
+
+async def run(*arguments: str) -> tuple[int, str]:
+    """Run `strop engines` in another thread: its own loop asks, this one answers."""
+    result = await asyncio.to_thread(CliRunner().invoke, main, ["engines", *arguments])
+    return result.exit_code, result.output
+
+
+async def test_the_command_says_what_each_gives_and_the_line_that_serves_it() -> None:
+    """For people."""
+    async with engines(FakeVllm(), FakeOllama(models={})) as urls:
+        code, text = await run(*urls)
+
+    assert 0 == code
+    assert f"vLLM 0.32.0 at {urls[0]}" in text
+    assert f"strop serve --engine vllm --engine-url {urls[0]}" in text
+    assert "no model yet" in text
+
+
+async def test_the_command_speaks_json() -> None:
+    """For scripts."""
+    async with engines(FakeLlamaServer()) as urls:
+        code, text = await run("--json", *urls)
+
+    (one,) = json.loads(text)["data"]
+    assert 0 == code
+    assert ("llama_server", urls[0], "llama-server") == (one["kind"], one["url"], one["label"])
+
+
+async def test_without_any_engine_the_command_exits_with_1() -> None:
+    """And says where it looked."""
+    code, text = await run("http://127.0.0.1:1")
+
+    assert 1 == code
+    assert "http://127.0.0.1:1" in text
+
+
+def test_every_line_that_is_offered_names_an_engine_that_the_command_takes(tmp_path: Path) -> None:
+    """`strop serve` knows each kind that detection finds."""
+    for kind in detection._DOES:
+        line = Found(kind, "x", "http://127.0.0.1:1", None, ()).command.split()
+        result = CliRunner().invoke(main, ["config", *line[2:], "--home", str(tmp_path)])
+        assert 0 == result.exit_code, result.output

@@ -1,0 +1,201 @@
+"""What an engine claims and doesn't deliver is found when it is first reached, and said."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import SSE, Call, FakeEngine
+from fake_vllm import FakeVllm
+from running import running, settings_for
+
+from strop.proxy.engines import claims
+from strop.proxy.engines.base import AdaptersFolder
+from strop.proxy.engines.vllm import Vllm
+from strop.proxy.errors import UpstreamError
+from strop.proxy.upstream import Upstream
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def body(**choice: Any) -> bytes:
+    """Return a chat answer of one token, forced."""
+    whole = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "!"},
+        "logprobs": {"content": [{"token": "!", "logprob": -9.5, "bytes": [33]}]},
+        "token_ids": [0],
+        **choice,
+    }
+    return json.dumps({"choices": [whole], "prompt_token_ids": [1]}).encode()
+
+
+def stream(**choice: Any) -> bytes:
+    """Return the same as a stream."""
+    return b"data: " + body(**choice) + b"\n\ndata: [DONE]\n\n"
+
+
+def test_an_engine_that_delivers_all_falls_short_of_nothing() -> None:
+    """Ids, the prompt's too, and raw logprobs."""
+    found = claims.judge("chat", body(), stream(), body())
+
+    assert claims.Found(True, True, True, True, "raw", hides_ids=False) == found
+
+
+@pytest.mark.parametrize(
+    ("logprob", "kind"),
+    [(-9.5, "raw"), (-0.0001, "processed"), (0.0, "processed"), (7.2, "logits")],
+)
+def test_what_logprobs_are_shows_in_that_of_a_forced_token(logprob: float, kind: str) -> None:
+    """Forced by a bias, it is certain where the bias counts; a logit may be anything."""
+    forced = body(logprobs={"content": [{"token": "!", "logprob": logprob}]})
+
+    assert kind == claims.judge("chat", forced, stream(), b"").kind
+
+
+def test_an_engine_that_does_not_force_the_token_leaves_open_what_its_logprobs_are() -> None:
+    """Another token was drawn, so its logprob says nothing."""
+    assert claims.judge("chat", body(token_ids=[7]), stream(), b"").kind is None
+
+
+def test_what_is_missing_in_streams_alone_is_missing() -> None:
+    """Ids count where both have them, logprobs each for itself."""
+    found = claims.judge("chat", body(), stream(token_ids=None, logprobs=None), b"")
+
+    assert (False, True, False) == (found.token_ids, found.logprobs, found.stream_logprobs)
+
+
+def test_ids_that_go_with_the_reasoning_are_noticed() -> None:
+    """The engine gives them, but not where the client wants no reasoning."""
+    assert claims.judge("chat", body(), stream(), body(token_ids=None)).hides_ids
+
+
+class OldVllm(FakeVllm):
+    """A vLLM from before `return_token_ids`: it accepts the field and does nothing."""
+
+    async def __call__(self, call: Call) -> None:
+        """Answer as if it had not been asked for ids, nor for adapters."""
+        if call.request.path.endswith("_lora_adapter"):
+            return await call.json({"detail": "Not Found"}, 404)
+        if call.request.method == "POST":
+            fields = {k: v for k, v in call.request.json().items() if k != "return_token_ids"}
+            call.request = type(call.request)(
+                *("POST", call.request.target, call.request.headers),
+                json.dumps(fields).encode(),
+            )
+        return await super().__call__(call)
+
+
+async def test_an_old_vllm_is_found_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log, in /health, and in each snapshot: there are no ids."""
+    async with (
+        FakeEngine(OldVllm()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        await proxy.chat()
+        health = (await proxy.client.get("/health")).json()["engine"]
+        (choice,) = (await proxy.row()).completion.choices
+
+    assert "vLLM 0.10.2 or newer" in health["shortfalls"][0]
+    assert health["capabilities"]["token_ids"] is False
+    assert "falls short" in caplog.text
+    assert choice.token_ids is None
+    assert choice.logprobs is not None
+
+
+async def test_an_engine_without_the_adapter_routes_is_found_out() -> None:
+    """It serves its bases, and strop says how to start it."""
+    async with FakeEngine(OldVllm()) as engine:
+        upstream = Upstream(engine.url)
+        driver = Vllm(upstream, adapters=AdaptersFolder(Path("/adapters")))
+        await driver.verify("tiny")
+        await upstream.aclose()
+
+    assert 0 == driver.capabilities.adapters
+    assert any("--enable-lora" in what for what in driver.shortfalls)
+
+
+async def test_logits_are_neither_asked_for_nor_kept(tmp_path: Path) -> None:
+    """They are no logprobs; the ids are kept without them."""
+
+    class Logits(FakeVllm):
+        async def __call__(self, call: Call) -> None:
+            if call.request.method == "POST" and call.request.json().get("stream"):
+                logprobs = {"content": [{"token": "!", "logprob": 12.5, "bytes": [33]}]}
+                return await call.answer(stream(logprobs=logprobs), headers=[("content-type", SSE)])
+            return await super().__call__(call)
+
+    async with (
+        FakeEngine(Logits()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        await proxy.chat()
+        (choice,) = (await proxy.row()).completion.choices
+        health = (await proxy.client.get("/health")).json()["engine"]
+
+    assert choice.token_ids is not None
+    assert choice.logprobs is None
+    assert any("logits" in what for what in health["shortfalls"])
+
+
+async def test_an_engine_without_a_chat_template_is_asked_for_text() -> None:
+    """A base model answers chats with an error."""
+
+    async def handler(call: Call) -> None:
+        if call.request.path == "/v1/chat/completions":
+            await call.json({"error": {"message": "no chat template"}}, 400)
+        else:
+            await FakeVllm()(call)
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        found = await claims.find(upstream, [], "tiny")
+        await upstream.aclose()
+
+    assert found.token_ids
+    assert found.stream_logprobs
+
+
+async def test_an_engine_that_answers_nothing_is_taken_at_its_word_and_asked_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full one, say."""
+
+    async def handler(call: Call) -> None:
+        await call.json({"error": {"message": "no room"}}, 503)
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        driver = Vllm(upstream)
+        with caplog.at_level(logging.WARNING):
+            is_verified = await claims.verify(driver, "tiny")
+        with pytest.raises(UpstreamError, match="no room"):
+            await claims.find(upstream, [], "tiny")
+        await upstream.aclose()
+
+    assert not is_verified
+    assert driver.capabilities.token_ids
+    assert "could not be verified" in caplog.text
+
+
+async def test_an_engine_is_verified_again_when_it_comes_back(tmp_path: Path) -> None:
+    """It may be another one by then."""
+    async with (
+        FakeEngine(OldVllm()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        assert proxy.services.serving.engine.shortfalls
+        await engine.stop()
+        proxy.services.serving.suspect()
+        while proxy.services.serving.is_ready:
+            await asyncio.sleep(0.01)
+        engine.handler = FakeVllm()
+        await engine.start()
+        await proxy.services.serving.wait_until_ready()
+
+        assert () == proxy.services.serving.engine.shortfalls

@@ -1,0 +1,279 @@
+"""Several servers behind one name: who gets which request, and who is left out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from hypothesis import given
+from hypothesis import strategies as st
+from running import Running, running, settings_for
+
+from strop.proxy.engines.base import Ask
+from strop.proxy.engines.openai import OpenAI
+from strop.proxy.engines.replicas import MAX_CONVERSATIONS, SLACK, Replicas, conversation_of
+from strop.proxy.errors import EngineNotReady
+from strop.proxy.upstream import Upstream
+
+
+class Busy(Upstream):
+    """An upstream that says it is as busy as it is told."""
+
+    num = 0
+
+    @property
+    def num_busy(self) -> int:
+        """As told."""
+        return self.num
+
+
+def replicas_of(number: int) -> tuple[Replicas, list[Busy]]:
+    """Return that many replicas, all ready, and their connections."""
+    upstreams = [Busy(f"http://127.0.0.1:{1 + at}") for at in range(number)]
+    replicas = Replicas([OpenAI(one) for one in upstreams])
+    for replica in replicas.replicas:
+        replica.enter()
+    return replicas, upstreams
+
+
+def ask(text: str = "hi", *more: str) -> Ask:
+    """Return a chat that began with `text`."""
+    roles = ("user", "assistant")
+    said = [{"role": roles[at % 2], "content": one} for at, one in enumerate((text, *more))]
+    return Ask("chat", b"", {"messages": [{"role": "system", "content": "x"}, *said]})
+
+
+def at(replicas: Replicas, one: Ask, session: str | None = None) -> int:
+    """Return the number of the replica that is picked."""
+    engine = replicas.pick(one, session)
+    return [replica.engine for replica in replicas.replicas].index(engine)
+
+
+async def test_new_conversations_take_turns_where_all_are_equally_busy() -> None:
+    """Each gets its share, also when nothing runs at the same time."""
+    replicas, _ = replicas_of(3)
+
+    assert [0, 1, 2, 0, 1, 2] == [at(replicas, ask(f"chat {number}")) for number in range(6)]
+
+
+async def test_a_new_conversation_goes_to_the_least_busy() -> None:
+    """By the requests that strop has under way there."""
+    replicas, upstreams = replicas_of(3)
+    upstreams[0].num, upstreams[1].num, upstreams[2].num = 2, 1, 3
+
+    assert 1 == at(replicas, ask())
+
+
+async def test_a_conversation_stays_where_it_began() -> None:
+    """However long it gets, and whoever is less busy."""
+    replicas, upstreams = replicas_of(2)
+    first = at(replicas, ask("hello"))
+    upstreams[first].num = SLACK
+
+    assert [first] * 2 == [
+        at(replicas, ask("hello", "yes?", "go on")),
+        at(replicas, ask("hello", "yes?", "go on", "so", "and then")),
+    ]
+
+
+async def test_a_conversation_moves_when_its_server_is_much_busier() -> None:
+    """And stays where it went."""
+    replicas, upstreams = replicas_of(2)
+    first = at(replicas, ask("hello"))
+    upstreams[first].num = SLACK + 1
+
+    moved = at(replicas, ask("hello", "yes?", "go on"))
+    upstreams[first].num = 0
+
+    assert 1 - first == moved
+    assert moved == at(replicas, ask("hello", "yes?", "go on", "so"))
+
+
+async def test_a_sessions_label_decides_over_how_it_began() -> None:
+    """An agent's side requests share its prompt."""
+    replicas, _ = replicas_of(2)
+
+    first = at(replicas, ask("main"), "s1")
+    other = at(replicas, ask("main"), "s2")
+
+    assert 1 - first == other
+    assert first == at(replicas, ask("make a title"), "s1")
+
+
+async def test_one_that_is_out_or_suspect_gets_nothing() -> None:
+    """Its conversations go elsewhere, and back only if they are new."""
+    replicas, _ = replicas_of(2)
+    first = at(replicas, ask())
+    replicas.suspect(replicas.replicas[first].engine)
+    suspected = at(replicas, ask())
+    replicas.replicas[first].is_suspect = False
+
+    assert [1 - first] * 2 == [suspected, at(replicas, ask())]
+    replicas.replicas[suspected].leave("it broke")
+    assert first == at(replicas, ask())
+
+
+async def test_where_all_are_suspect_one_is_tried() -> None:
+    """A request that fails says more than one that is not sent."""
+    replicas, _ = replicas_of(2)
+    for replica in replicas.replicas:
+        replicas.suspect(replica.engine)
+
+    assert at(replicas, ask()) in (0, 1)
+
+
+async def test_where_none_is_in_the_error_says_why_for_each() -> None:
+    """With its address."""
+    replicas, _ = replicas_of(2)
+    for replica in replicas.replicas:
+        replica.leave("it serves another model", answers=True)
+
+    with pytest.raises(EngineNotReady, match=r"127.0.0.1:1: it serves.*127.0.0.1:2: it serves"):
+        replicas.pick(ask(), None)
+
+
+async def test_conversations_not_heard_of_longest_are_forgotten() -> None:
+    """Their number is bounded."""
+    replicas, _ = replicas_of(2)
+    first = at(replicas, ask("the first"))
+    for number in range(MAX_CONVERSATIONS - 1):
+        replicas.pick(ask(f"{number}"), None)
+    assert first == at(replicas, ask("the first"))
+    for number in range(MAX_CONVERSATIONS):
+        replicas.pick(ask(f"again {number}"), None)
+
+    assert MAX_CONVERSATIONS == len(replicas._conversations)
+    assert "the first" not in replicas._conversations
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+
+
+@given(messages=anything, content=anything, prompt=anything)
+def test_whatever_a_client_sends_has_a_key(messages: Any, content: Any, prompt: Any) -> None:
+    """Malformed requests too: the engine is to say what is wrong with them."""
+    for fields in (
+        {"messages": messages},
+        {"messages": [{"role": "user", "content": content}]},
+        {"messages": [content, {"role": "user"}]},
+    ):
+        hash(conversation_of(Ask("chat", b"", fields), None))
+    hash(conversation_of(Ask("completions", b"", {"prompt": prompt}), None))
+
+
+@asynccontextmanager
+async def two(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[list[FakeEngine], Running]]:
+    """Run a proxy before two engines."""
+    async with FakeEngine(FakeVllm()) as one, FakeEngine(FakeVllm()) as other:
+        engine = {"replicas": (other.url,), "health_interval_s": 0.05, **options}
+        settings = settings_for(one.url, engine=engine)
+        async with running(settings, tmp_path / "home") as proxy:
+            yield [one, other], proxy
+
+
+def num_completions(engine: FakeEngine) -> int:
+    """Return how many requests of clients an engine got; strop's own have one token."""
+    asked = [r.json() for r in engine.requests if r.path == "/v1/chat/completions"]
+    return sum(one.get("max_tokens") != 1 for one in asked)
+
+
+async def until(proxy: Running, ready: list[bool]) -> None:
+    """Return once the proxy says so of its replicas."""
+    while True:
+        health = (await proxy.client.get("/health")).json()["engine"]
+        if ready == [one["ready"] for one in health["replicas"]]:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_requests_are_spread_and_conversations_stay(tmp_path: Path) -> None:
+    """Each new conversation goes to one; what follows it goes there too."""
+    async with two(tmp_path) as (engines, proxy):
+        await until(proxy, [True, True])
+        for number in range(4):
+            history = [{"role": "user", "content": f"chat {number}"}]
+            for _ in range(3):
+                answer = await proxy.chat(messages=history)
+                history += [answer.json()["choices"][0]["message"]]
+                history += [{"role": "user", "content": "and then?"}]
+
+        assert [6, 6] == [num_completions(engine) for engine in engines]
+        for engine in engines:
+            bodies = [r.json() for r in engine.requests if r.path == "/v1/chat/completions"]
+            began = [one["messages"][0]["content"] for one in bodies if one.get("max_tokens") != 1]
+            assert 2 == len(set(began))
+
+
+async def test_a_dead_replica_costs_no_request(tmp_path: Path) -> None:
+    """What could not be sent there goes to another; when it is back, it gets requests again."""
+    async with two(tmp_path) as (engines, proxy):
+        await until(proxy, [True, True])
+        await engines[0].stop()
+        answers = [await proxy.chat(f"chat {number}") for number in range(6)]
+        await until(proxy, [False, True])
+        await engines[0].start()
+        await until(proxy, [True, True])
+        num_before = num_completions(engines[0])
+        answers += [await proxy.chat(f"new chat {number}") for number in range(4)]
+
+        assert [200] * 10 == [answer.status_code for answer in answers]
+        assert num_completions(engines[0]) > num_before
+        assert ["complete"] * 10 == [row.completion.state for row in await proxy.rows()]
+
+
+async def test_a_replica_that_serves_another_model_is_left_out(tmp_path: Path) -> None:
+    """And /health and /metrics say so."""
+    async with two(tmp_path) as (engines, proxy):
+        engines[1].handler = FakeVllm(base="another")
+        await until(proxy, [True, False])
+        health = (await proxy.client.get("/health")).json()["engine"]
+        metrics = (await proxy.client.get("/metrics")).text
+        answers = [await proxy.chat(f"chat {number}") for number in range(3)]
+
+        assert "expected it to serve tiny, got another" in health["replicas"][1]["reason"]
+        assert f'strop_replica_ready{{url="{engines[1].url}"}} 0.0' in metrics
+        assert f'strop_replica_ready{{url="{engines[0].url}"}} 1.0' in metrics
+        assert [200] * 3 == [answer.status_code for answer in answers]
+
+
+async def test_with_all_replicas_gone_requests_fail_and_then_work(tmp_path: Path) -> None:
+    """The engine is not ready when none is."""
+    async with two(tmp_path) as (engines, proxy):
+        for engine in engines:
+            await engine.stop()
+        refused = await proxy.chat()
+        while (await proxy.client.get("/readyz")).status_code == 200:
+            await asyncio.sleep(0.01)
+        await engines[1].start()
+        await proxy.services.serving.wait_until_ready()
+        served = await proxy.chat()
+
+        assert refused.status_code in (502, 503)
+        assert 200 == served.status_code
+
+
+async def test_a_busy_replica_gets_fewer(tmp_path: Path) -> None:
+    """A stream under way counts until it ends."""
+    gate = asyncio.Event()
+
+    async def wait(number: int) -> None:
+        if number == 1:
+            await gate.wait()
+
+    async with two(tmp_path) as (engines, proxy):
+        await until(proxy, [True, True])
+        engines[0].handler = engines[1].handler = FakeVllm(before_event=wait)
+        streams = [asyncio.create_task(proxy.chat(f"{number}", stream=True)) for number in range(8)]
+        for engine in engines:
+            await engine.until(lambda engine=engine: num_completions(engine) == 4)
+        gate.set()
+
+        assert [200] * 8 == [(await stream).status_code for stream in streams]

@@ -1,0 +1,350 @@
+"""The driver for a stock mlx_lm.server, against a real one."""
+
+import json
+from array import array
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import models
+import pytest
+from fake_engine import Call, FakeEngine
+from mlx_server_process import mlx_server
+from openai import AsyncOpenAI, NotFoundError
+from running import Running, running, settings_for
+from transformers import AutoTokenizer
+
+from strop import configs
+from strop.adapters import mlx
+from strop.proxy import detection
+from strop.proxy.engines.base import Ask
+from strop.proxy.engines.calls import Calls
+from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
+from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
+from strop.proxy.errors import BadRequest, Unavailable, UpstreamError
+from strop.proxy.upstream import Upstream
+
+MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]
+PROMPT = "def main(argv):\n    return"
+
+
+@pytest.fixture(scope="module")
+def server(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests of this module: it takes seconds to start."""
+    hub = tmp_path_factory.mktemp("hub")
+    with mlx_server(qwen3, hub=hub) as url:
+        yield url
+
+
+@pytest.fixture
+async def proxy(server: str, tmp_path: Path) -> AsyncIterator[Running]:
+    """A proxy in front of it."""
+    async with running(settings_for(server, kind="mlx_server"), tmp_path / "home") as proxy:
+        yield proxy
+
+
+def client_of(proxy: Running) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="strop", max_retries=0)
+
+
+def unnamed(body: bytes) -> dict[str, Any]:
+    """Return a JSON answer without what differs between any two."""
+    read = json.loads(body)
+    for name in ("id", "created", "model"):
+        read.pop(name)
+    read["usage"].pop("prompt_tokens_details")
+    return read
+
+
+async def test_a_json_answer_has_a_snapshot_that_transformers_agrees_with(
+    qwen3: Path, proxy: Running
+) -> None:
+    """Ids and raw logprobs of each sampled token, the end-of-text token's too; no prompt ids."""
+    answer = await proxy.chat("Hello there", model="qwen3", temperature=1.0, max_tokens=24)
+
+    completion = (await proxy.row()).completion
+    (choice,) = completion.choices
+    assert 200 == answer.status_code
+    assert "logprobs" not in answer.json()["choices"][0]
+    assert isinstance(choice.token_ids, array)
+    assert completion.completion_tokens == len(choice.token_ids)
+    assert completion.prompt_ids is None
+    tokenizer = models.make_tokenizer()
+    prompt_ids = tokenizer.apply_chat_template(
+        MESSAGES, add_generation_prompt=True, return_dict=False
+    )
+    assert completion.prompt_tokens == len(prompt_ids)
+    expected = models.reference_logprobs(qwen3, None, prompt_ids, choice.token_ids)
+    assert pytest.approx(expected, abs=1e-4) == list(choice.logprobs or ())
+
+
+async def test_a_client_gets_what_the_server_sends_unasked(server: str, proxy: Running) -> None:
+    """The logprobs that strop asks for are taken out again; the rest is the server's."""
+    body = {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 12}
+
+    async with httpx.AsyncClient(base_url=server, timeout=60) as direct:
+        expected = await direct.post("/v1/chat/completions", json=body)
+    relayed = await proxy.chat("Hello there", model="qwen3", temperature=0.0, max_tokens=12)
+
+    assert unnamed(expected.content) == unnamed(relayed.content)
+
+
+async def test_a_stream_passes_without_a_snapshot_and_is_counted(proxy: Running) -> None:
+    """Its usage, which strop asked for, stays strop's; the count tells the trainer if ids match."""
+    async with client_of(proxy) as client:
+        stream = await client.chat.completions.create(
+            model="qwen3", messages=MESSAGES, temperature=0.0, max_tokens=8, stream=True
+        )
+        chunks = [chunk async for chunk in stream]
+
+    completion = (await proxy.row()).completion
+    (choice,) = completion.choices
+    assert all(chunk.choices for chunk in chunks)
+    assert 8 == completion.completion_tokens
+    assert completion.prompt_tokens
+    assert choice.token_ids is None
+    assert choice.logprobs is None
+
+
+async def test_options_that_do_not_name_the_usage_do_not_break_a_stream(proxy: Running) -> None:
+    """The server fails on them in the middle of its stream."""
+    answer = await proxy.chat(model="qwen3", max_tokens=4, stream=True, stream_options={})
+
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert '"usage"' not in answer.text
+
+
+@pytest.mark.parametrize("usage", [False, True], ids=["bare", "usage"])
+async def test_a_rechunked_stream_says_the_same_and_has_a_snapshot(
+    server: str, usage: bool, tmp_path: Path
+) -> None:
+    """The answer is asked for as JSON and cut into the events of a stream."""
+    settings = settings_for(server, kind="mlx_server", engine={"rechunk_streams": True})
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    async with running(settings, tmp_path / "home") as proxy, client_of(proxy) as client:
+        whole = await proxy.chat("Hello there", model="qwen3", temperature=0.0, max_tokens=8)
+        stream = await client.chat.completions.create(
+            model="qwen3",
+            messages=MESSAGES,
+            temperature=0.0,
+            max_tokens=8,
+            stream=True,
+            **options,  # type: ignore[call-overload]
+        )
+        chunks = [chunk async for chunk in stream]
+        rows = await proxy.rows()
+
+    said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
+    assert whole.json()["choices"][0]["message"]["content"] == said
+    assert [None] * (len(reasons) - 1) + ["length"] == reasons
+    assert usage == any(chunk.usage for chunk in chunks)
+    first, second = (row.completion.choices[0] for row in rows)
+    assert first.token_ids == second.token_ids is not None
+    assert pytest.approx(list(first.logprobs or ()), abs=1e-4) == list(second.logprobs or ())
+
+
+async def test_a_text_completion_takes_a_number_of_logprobs(proxy: Running) -> None:
+    """OpenAI's dialect has one; the server takes only true."""
+    body = {"model": "qwen3", "prompt": PROMPT, "max_tokens": 4, "logprobs": 2}
+
+    answer = await proxy.client.post("/v1/completions", json=body)
+
+    (choice,) = (await proxy.row()).completion.choices
+    assert 200 == answer.status_code
+    assert 4 == len(answer.json()["choices"][0]["logprobs"]["content"])
+    assert 4 == len(choice.token_ids or ())
+
+
+async def test_alternatives_are_not_asked_for(proxy: Running) -> None:
+    """With them the server reports another token than it sampled."""
+    fields = {"model": "qwen3", "max_tokens": 6, "temperature": 0.0}
+    await proxy.chat(**fields)
+    answer = await proxy.chat(**fields, logprobs=True, top_logprobs=5)
+
+    first, second = (row.completion.choices[0].token_ids for row in await proxy.rows())
+    content = answer.json()["choices"][0]["logprobs"]["content"]
+    assert list(first or ()) == list(second or ()) == [entry["id"] for entry in content]
+
+
+async def test_nulls_are_left_out(proxy: Running) -> None:
+    """Clients send them for what they don't set; the server refuses a null temperature."""
+    answer = await proxy.chat(model="qwen3", max_tokens=2, temperature=None, stop=None)
+
+    assert 200 == answer.status_code
+
+
+async def test_its_errors_become_openais(proxy: Running) -> None:
+    """It answers 404 with a bare text where a prompt can't be read."""
+    async with client_of(proxy) as client:
+        with pytest.raises(NotFoundError) as raised:
+            await client.completions.create(model="qwen3", prompt=[5, 6], max_tokens=2)
+
+    assert "invalid_request_error" == raised.value.type
+    assert raised.value.body
+    assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "message"),
+    [
+        (404, b"Not Found", "Not Found"),
+        (400, b'{"error": "temperature must be of type float"}', "temperature must be of"),
+        (500, b'{"error": {"message": "as OpenAI writes it"}}', "as OpenAI writes it"),
+    ],
+)
+def test_an_error_in_any_form_has_a_message(status: int, said: bytes, message: str) -> None:
+    """OpenAI's own form stays as it is."""
+    assert message in json.loads(as_openai_error(status, said))["error"]["message"]
+
+
+async def test_its_model_goes_by_its_folders_name(server: str, proxy: Running) -> None:
+    """Not by a path of this machine; and no other model of the hub's cache is offered."""
+    listed = (await proxy.client.get("/v1/models")).json()["data"]
+
+    assert "qwen3" == listed[0]["id"]
+    assert all(one["id"].startswith("qwen3") for one in listed)
+
+
+async def test_it_is_found_by_what_it_says(server: str) -> None:
+    """`strop engines` names its driver."""
+    (found,) = await detection.find([server])
+
+    assert "mlx_server" == found.kind
+
+
+async def test_weights_are_not_the_clients_to_choose() -> None:
+    """The server would load any folder that a request names, and drop the model for it."""
+    driver = MlxServer(Upstream("http://127.0.0.1:1"))
+    fields = {"messages": MESSAGES, "adapters": "/anywhere"}
+
+    with pytest.raises(BadRequest, match="adapters"):
+        driver.plan(Ask("chat", json.dumps(fields).encode(), fields, "default_model"))
+
+
+async def test_a_list_of_models_that_breaks_off_leaves_the_one_of_its_command_line() -> None:
+    """So it does where there is no hub cache."""
+
+    async def handler(call: Call) -> None:
+        if call.request.path == "/health":
+            return await call.json({"status": "ok"})
+        if call.request.path == "/v1/models":
+            return await call.answer(b"", framing="close", version="1.0")
+        entry = {"id": 5, "logprob": -1.0}
+        choice = {"index": 0, "text": "a", "logprobs": {"content": [entry]}}
+        return await call.json({"system_fingerprint": "0.32.2-0.32.4-x", "choices": [choice]})
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        driver = MlxServer(upstream)
+
+        state = await driver.check()
+
+        assert (("default_model",), "0.32.2") == (state.models, state.version)
+        await upstream.aclose()
+
+
+# What follows swaps adapters, on the same server.
+
+
+class Swapped:
+    """The driver and its control, on the real server."""
+
+    def __init__(self, url: str, base: Path, folder: Path) -> None:
+        self.upstream = Upstream(url)
+        self.control = MlxServerAdapters(
+            Calls(self.upstream, []), base=base, folder=folder, convert=mlx.convert
+        )
+        self.driver = MlxServer(self.upstream, adapters=self.control)
+
+    async def say(self, served: str) -> tuple[int, dict[str, Any]]:
+        """Answer a chat as `served`, through the driver's own request."""
+        fields = {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 6, "logprobs": True}
+        plan = self.driver.plan(Ask("chat", json.dumps(fields).encode(), fields, served))
+        target = b"/v1/chat/completions"
+        headers = [(b"content-type", b"application/json")]
+        exchange = self.upstream.exchange(b"POST", target, headers, plan.body)
+        await exchange.start()
+        body = await exchange.read_all(1 << 20)
+        return exchange.status, json.loads(body)
+
+
+@pytest.fixture
+async def swapped(server: str, qwen3: Path, tmp_path: Path) -> AsyncIterator[Swapped]:
+    """A driver that serves versions of `qwen3`."""
+    swapped = Swapped(server, qwen3, tmp_path / "adapters-mlx")
+    await swapped.driver.check()
+    yield swapped
+    await swapped.upstream.aclose()
+
+
+async def test_a_version_is_served_as_peft_computes_it(
+    qwen3: Path, peft_a: Path, swapped: Swapped
+) -> None:
+    """Converted, named in each request, and probed by generation from the prompt's ids."""
+    prompt_ids = models.make_tokenizer().encode(PROMPT)
+    control = swapped.control
+
+    await control.prepare("qwen3@v1", peft_a)
+    assert {} == await control.loaded()
+    await control.load("qwen3@v1", peft_a)
+
+    assert {"qwen3@v1": str(peft_a)} == await control.loaded()
+    for uses_cache in (False, True):
+        ids, logprobs = await control.generate("qwen3@v1", prompt_ids, 24, uses_cache=uses_cache)
+        expected = models.reference_logprobs(qwen3, peft_a, prompt_ids, ids)
+        plain = models.reference_logprobs(qwen3, None, prompt_ids, ids)
+        assert pytest.approx(expected, abs=1e-4) == list(logprobs)
+        assert pytest.approx(plain, abs=0.1) != list(logprobs)
+
+
+async def test_versions_and_base_take_turns(peft_a: Path, peft_b: Path, swapped: Swapped) -> None:
+    """One is held at a time: loading one displaces the other, unloading it gives the base back."""
+    control, name = swapped.control, "qwen3"
+    _, base = await swapped.say(name)
+
+    await control.load("qwen3@v1", peft_a)
+    _, first = await swapped.say("qwen3@v1")
+    await control.load("qwen3@v2", peft_b)
+    _, second = await swapped.say("qwen3@v2")
+    with pytest.raises(Unavailable, match="one at a time"):
+        await swapped.say("qwen3@v1")
+    await control.unload("qwen3@v1")
+    assert ["qwen3@v2"] == list(await control.loaded())
+    await control.unload("qwen3@v2")
+    _, again = await swapped.say(name)
+
+    said = [json.dumps(one["choices"][0]["logprobs"]) for one in (base, first, second)]
+    assert 3 == len(set(said))
+    assert base["choices"] == again["choices"]
+
+
+async def test_what_can_not_be_converted_never_reaches_the_server(
+    peft_a: Path, swapped: Swapped, tmp_path: Path
+) -> None:
+    """It would drop its model first, and then fail."""
+    broken = tmp_path / "v9"
+    broken.mkdir()
+    for file in peft_a.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[:200])
+
+    with pytest.raises(UpstreamError, match="can't serve qwen3@v9"):
+        await swapped.control.load("qwen3@v9", broken)
+
+    status, _ = await swapped.say("qwen3")
+    assert 200 == status
+
+
+async def test_a_prompt_of_another_model_is_not_passed_off_as_this_ones(
+    server: str, tmp_path: Path
+) -> None:
+    """The server counts the prompt's tokens; where it reads others, the probe says so."""
+    other = Swapped(server, configs.demo_model(), tmp_path / "adapters-mlx")
+    await other.driver.check()
+    prompt_ids = AutoTokenizer.from_pretrained(configs.demo_model()).encode(PROMPT)
+
+    with pytest.raises(UpstreamError, match="the model that it serves"):
+        await other.control.generate("qwen3", prompt_ids, 4, uses_cache=True)
+
+    await other.upstream.aclose()

@@ -1,0 +1,251 @@
+"""What becomes of what a run made: activated once, or left, or rolled back later."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fake_swapper import FakeSwapper
+from store_values import MODEL, database_in, learnable, rate, record
+
+from strop.proxy.errors import ActivationFailed, Conflict, EngineNotReady, StropError
+from strop.proxy.promotion import Promoter
+from strop.proxy.settings import Training
+from strop.proxy.store.run_records import RunUpdate
+from strop.proxy.store.store import Store
+from strop.proxy.swapping import Progress
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """An empty store."""
+    made = await Store.open(database_in(tmp_path), synchronous="off")
+    yield made
+    await made.close()
+
+
+async def passed(
+    store: Store, parent: str | None = None, feedback: tuple[str, int] | None = None
+) -> str:
+    """Let a run pass, and return the version that it made."""
+    run = await store.runs.create(
+        objective="topr", preset="balanced", parent=parent, base=MODEL, requested_by="test"
+    )
+    await store.runs.update(run.id, RunUpdate(state="running"))
+    made = await store.versions.reserve(base=MODEL, parent=parent, run=run.id)
+    learned = () if feedback is None else (feedback,)
+    await store.versions.publish(made.id, b"{}", learned, state="ready", actor="run")
+    await store.runs.update(run.id, RunUpdate(state="gating"))
+    await store.runs.update(run.id, RunUpdate(state="passed"))
+    return made.id
+
+
+def promoter(store: Store, swapper: FakeSwapper, promote: str = "auto") -> Promoter:
+    """Return a promoter that follows at each call."""
+    settings = Training(promote=promote)  # type: ignore[arg-type]
+    return Promoter(settings, store, swapper, follow_interval_s=0)
+
+
+async def test_what_passed_is_activated_once(store: Store) -> None:
+    """By `gate`; a person who goes back to its parent is not overruled."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    v1 = await passed(store)
+
+    await decides.promote()
+    await store.versions.activate("base", actor="api")
+    await decides.promote()
+    await promoter(store, swapper).promote()
+
+    assert [(v1, "gate")] == swapper.activated
+
+
+async def test_what_is_left_to_people_stays_ready(store: Store) -> None:
+    """With training.promote = manual."""
+    swapper = FakeSwapper(store)
+    v1 = await passed(store)
+
+    await promoter(store, swapper, "manual").promote()
+
+    found = await store.versions.get(v1)
+    assert found is not None
+    assert (0, "ready") == (swapper.asked, found.state)
+
+
+async def test_without_its_parent_active_it_stays_ready(store: Store) -> None:
+    """Somebody activated another version while it was made."""
+    swapper = FakeSwapper(store)
+    v1 = await passed(store)
+    await store.versions.activate(v1, actor="api")
+    await passed(store, parent=v1)
+    await store.versions.activate("base", actor="api")
+
+    await promoter(store, swapper).promote()
+
+    assert 0 == swapper.asked
+
+
+async def test_a_stale_version_is_not_promoted(store: Store) -> None:
+    """A rating that it learned from was taken back while it was made."""
+    swapper = FakeSwapper(store)
+    learned = await learnable(store, 1)
+    await store.withdraw(learned[0], None)
+    await passed(store, feedback=learned)
+
+    await promoter(store, swapper).promote()
+
+    assert 0 == swapper.asked
+
+
+async def test_a_rejected_or_failed_run_promotes_nothing(store: Store) -> None:
+    """There is no version, or none that may serve."""
+    swapper = FakeSwapper(store)
+    run = await store.runs.create(
+        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="test"
+    )
+    await promoter(store, swapper).promote()
+    await store.runs.update(run.id, RunUpdate(state="failed"))
+
+    await promoter(store, swapper).promote()
+
+    assert 0 == swapper.asked
+
+
+async def test_an_engine_that_is_not_ready_is_waited_for(store: Store) -> None:
+    """And an activation under way; then it is promoted."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    v1 = await passed(store)
+
+    swapper.error = EngineNotReady("it has not answered yet")
+    await decides.promote()
+    swapper.error, swapper.progress = None, Progress("v9", "loading", 0)
+    await decides.promote()
+    before = list(swapper.activated)
+    swapper.progress = None
+    await decides.promote()
+
+    assert [] == before
+    assert [(v1, "gate")] == swapper.activated
+
+
+@pytest.mark.parametrize(
+    "error", [ActivationFailed("the engine does not serve it"), Conflict("it has no probe")]
+)
+async def test_what_could_not_be_activated_is_not_tried_again(
+    store: Store, error: StropError
+) -> None:
+    """Not at the next look; and after a restart not if the engine refused it."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    v1 = await passed(store)
+    swapper.error = error
+
+    await decides.promote()
+    await decides.promote()
+    await store.versions.add_event(v1, "activation_failed", actor="gate")
+    await promoter(store, swapper).promote()
+
+    assert 1 == swapper.asked
+
+
+async def rated(store: Store, version: str, num_good: int, num_bad: int) -> None:
+    """Rate answers that a version gives now."""
+    ratings = [1.0] * num_good + [-1.0] * num_bad
+    now_ms = (await store.versions.activation()).created_ms
+    for number, rating in enumerate(ratings):
+        id_ = f"cmp_{version}_{now_ms}_{number}"
+        await record(store, id_, base=MODEL, version=version, created_ms=now_ms)
+        await rate(store, id_, rating)
+
+
+async def test_a_version_that_people_like_less_is_rolled_back(store: Store) -> None:
+    """Once its whole interval lies below its parent's; by `watch`, and the reason has both."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 2, 17)
+    await decides.follow()
+    too_few = list(swapper.rolled_back)
+
+    await rated_once_more(store, v1)
+    await decides.follow()
+
+    assert [] == too_few
+    ((actor, reason),) = swapper.rolled_back
+    assert "watch" == actor
+    assert "v1 2 of 20 good (0.03 to 0.26 at 90 %), and base 60 of 100 good" in reason
+    assert "base" == (await store.versions.activation()).version
+
+
+async def rated_once_more(store: Store, version: str) -> None:
+    """Rate one more answer of a version as bad."""
+    now_ms = (await store.versions.activation()).created_ms
+    await record(store, "cmp_more", base=MODEL, version=version, created_ms=now_ms + 1)
+    await rate(store, "cmp_more", -1.0)
+
+
+async def test_a_version_that_people_like_as_much_stays(store: Store) -> None:
+    """Overlapping intervals say nothing."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 12, 18)
+    await passed(store)
+    await decides.promote()
+    await rated(store, "v1", 8, 22)
+
+    await decides.follow()
+
+    assert [] == swapper.rolled_back
+
+
+async def test_nothing_goes_to_and_fro(store: Store) -> None:
+    """A person who activates again what was rolled back keeps it, however it is liked."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+    await decides.follow()
+
+    await decides.promote()
+    await store.versions.activate(v1, actor="cli")
+    await rated(store, v1, 0, 30)
+    await decides.follow()
+
+    assert 1 == len(swapper.rolled_back)
+    assert v1 == (await store.versions.activation()).version
+
+
+async def test_ratings_from_before_the_promotion_do_not_count(store: Store) -> None:
+    """People who tried it by its pin asked for other things."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    for number in range(30):
+        await record(store, f"cmp_pin_{number}", base=MODEL, version=v1, created_ms=1000)
+        await rate(store, f"cmp_pin_{number}", -1.0)
+    await decides.promote()
+
+    await decides.follow()
+
+    assert [] == swapper.rolled_back
+
+
+async def test_a_rollback_that_fails_is_not_tried_again(store: Store) -> None:
+    """The engine can't serve the parent: that is for a person to see to."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+    swapper.error = ActivationFailed("the base is gone")
+
+    await decides.follow()
+    await decides.follow()
+
+    assert 2 == swapper.asked

@@ -1,0 +1,476 @@
+"""Traffic moves when the engine has shown that it serves the version, and not before."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import fake_adapters
+import pytest
+from fake_adapters import BASE_WEIGHTS, FakeAdapters, Gate
+from store_values import rating
+from swapped import swapped
+
+from strop.adapters.probe import Probe
+from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, NotFound
+
+
+async def test_an_activated_version_answers_and_the_one_before_can_be_pinned(
+    tmp_path: Path,
+) -> None:
+    """Each answer and each record says which version it is from."""
+    async with swapped(tmp_path / "home") as it:
+        first, second = await it.publish(), await it.publish()
+
+        await it.swapper.activate(first, actor="api")
+        done = await it.swapper.activate(second, actor="api")
+
+        assert ("v2", "v1", "proven") == (
+            done.version,
+            done.previous,
+            done.probe and done.probe.outcome,
+        )
+        assert ["verifying", "converting", "loading", "probing", "switching"] == [*done.timings_ms]
+        assert 0 == done.pause_ms
+        served = [await it.served(name) for name in ("tiny", "tiny@v1", "tiny@base")]
+        assert ["v2", "v1", "base"] == served
+        rows = [row.completion for row in await it.proxy.rows()]
+        assert [("v2", "tiny@v2"), ("v1", "tiny@v1"), ("base", "tiny")] == [
+            (row.version, row.served) for row in rows
+        ]
+        assert ("active", "retired") == (
+            (await it.version("v2")).state,
+            (await it.version("v1")).state,
+        )
+        listed = (await it.proxy.client.get("/v1/models")).json()["data"]
+        assert ["tiny", "tiny@base", "tiny@v1", "tiny@v2"] == [one["id"] for one in listed]
+
+
+async def test_the_base_can_be_activated_and_rolled_back_from(tmp_path: Path) -> None:
+    """It is a version like any other, and needs no loading."""
+    async with swapped(tmp_path / "home") as it:
+        version = await it.publish()
+        await it.swapper.activate(version, actor="api")
+
+        done = await it.swapper.activate("base", actor="api")
+        assert ("base", {"switching"}) == (await it.served(), {*done.timings_ms})
+        back = await it.swapper.rollback(actor="cli")
+
+        assert ("v1", "v1", "v1") == (back.version, await it.served(), await it.active())
+        assert [
+            *("created", "passed", "activating", "activated"),
+            *("deactivated", "activating", "rolled_back"),
+        ] == await it.events(version)
+        # It was still loaded, and proven.
+        assert ["tiny@v1"] == it.fake.loads
+
+
+async def test_with_nothing_before_it_there_is_no_rollback(tmp_path: Path) -> None:
+    """The error says so."""
+    async with swapped(tmp_path / "home") as it:
+        with pytest.raises(Conflict, match="none was active before"):
+            await it.swapper.rollback(actor="api")
+
+
+def serves_base(_name: str, _folder: str) -> str:
+    return BASE_WEIGHTS
+
+
+def serves_parent(name: str, folder: str) -> str:
+    return folder.replace("/v2", "/v1")
+
+
+@pytest.mark.parametrize("scores", [True, False], ids=["scores", "generates only"])
+@pytest.mark.parametrize(
+    ("lie", "said"), [(serves_base, "serves the base"), (serves_parent, "serves the parent")]
+)
+async def test_an_engine_that_serves_something_else_is_found_out(
+    lie: object, said: str, scores: bool, tmp_path: Path
+) -> None:
+    """It said that it had loaded the version; the one before serves on, and the record says why."""
+    async with swapped(tmp_path / "home", scores=scores) as it:
+        parent = await it.publish()
+        version = await it.publish(parent=parent)
+        await it.swapper.activate(parent, actor="api")
+        it.fake.weights_of = lie  # type: ignore[assignment]
+
+        with pytest.raises(ActivationFailed, match=said):
+            await it.swapper.activate(version, actor="api")
+
+        assert ("v1", "v1") == (await it.served(), await it.active())
+        assert ["tiny@v2"] == it.fake.unloaded
+        assert "tiny@v2" not in it.fake.adapters
+        (event, *_) = await it.proxy.services.store.versions.list_events(version, limit=1)
+        detail = json.loads(event.detail)
+        assert ("activation_failed", "api") == (event.kind, event.actor)
+        assert said in detail["reason"]
+        assert "failed" == detail["probe"]["outcome"]
+        assert "ready" == (await it.version(version)).state
+
+
+async def test_a_prefix_cache_that_forgets_whose_it_is_is_found_out(tmp_path: Path) -> None:
+    """Cold answers are right; warm ones come from what another version computed."""
+    async with swapped(tmp_path / "home", fake=FakeAdapters(shares_cache=True)) as it:
+        version = await it.publish()
+
+        with pytest.raises(ActivationFailed, match="right with a cold prefix cache, wrong with a"):
+            await it.swapper.activate(version, actor="api")
+
+        assert "base" == await it.served()
+
+
+async def test_a_version_close_to_its_parent_is_never_called_proven(tmp_path: Path) -> None:
+    """It serves, and is said to be indistinguishable."""
+    async with swapped(tmp_path / "home") as it:
+        parent = await it.publish()
+        folder = it.library.path_of("v2")
+        made = fake_adapters.probe_of(folder)
+        close = [
+            fake_adapters.Item(i.prompt_ids, i.ids, i.margins, i.candidate, i.candidate, i.base)
+            for i in made.items
+        ]
+        version = await it.publish(parent=parent, probe=Probe(tuple(close), "float32"))
+
+        done = await it.swapper.activate(version, actor="api")
+
+        assert done.probe is not None
+        assert ("indistinguishable", "v2") == (done.probe.outcome, await it.served())
+
+
+async def test_an_engine_that_refuses_to_load_changes_nothing(tmp_path: Path) -> None:
+    """Its own words are in the error."""
+    async with swapped(tmp_path / "home") as it:
+        version = await it.publish()
+        it.fake.load_error = "LoRA rank 32 is greater than max_lora_rank 16."
+
+        with pytest.raises(ActivationFailed, match="LoRA rank 32 is greater than max_lora_rank 16"):
+            await it.swapper.activate(version, actor="api")
+        it.fake.load_error = None
+
+        assert "base" == await it.served()
+        await it.swapper.activate(version, actor="api")
+        assert "v1" == await it.served()
+        metrics = (await it.proxy.client.get("/metrics")).text
+        assert 'strop_activations_total{outcome="failed"} 1.0' in metrics
+        assert 'strop_activations_total{outcome="switched"} 1.0' in metrics
+        assert "strop_active_version 1.0" in metrics
+
+
+async def test_one_changed_byte_is_refused_and_the_active_version_stays(tmp_path: Path) -> None:
+    """The error names the file, and the version counts as missing from then on."""
+    async with swapped(tmp_path / "home") as it:
+        first, second = await it.publish(), await it.publish()
+        await it.swapper.activate(first, actor="api")
+        file = it.library.path_of(second) / "adapter_model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[99] ^= 1
+        file.write_bytes(data)
+
+        with pytest.raises(ActivationFailed, match=r"adapter_model\.safetensors of v2 was changed"):
+            await it.swapper.activate(second, actor="api")
+
+        assert ("v1", "missing") == (await it.served(), (await it.version(second)).state)
+        assert ["tiny@v1"] == it.fake.loads
+        with pytest.raises(Conflict, match="v2 is missing"):
+            await it.swapper.activate(second, actor="api", force=True)
+
+
+async def test_the_same_version_joins_and_another_is_refused(tmp_path: Path) -> None:
+    """One activation runs at a time; requests are served meanwhile."""
+    gate = Gate()
+    async with swapped(tmp_path / "home", fake=FakeAdapters(before_load=gate)) as it:
+        first, second = await it.publish(), await it.publish()
+        running = [asyncio.create_task(it.swapper.activate(first, actor="api")) for _ in range(2)]
+        await gate.reached.wait()
+
+        with pytest.raises(Conflict, match="v1 is being activated"):
+            await it.swapper.activate(second, actor="api")
+        progress = it.swapper.progress
+        assert progress is not None
+        assert ("v1", "loading") == (progress.version, progress.step)
+        assert "base" == await it.served()
+        gate.opened.set()
+
+        one, other = await asyncio.gather(*running)
+        assert one is other
+        assert it.swapper.progress is None
+        assert 1 == (await it.events(first)).count("activated")
+
+
+async def test_an_activation_goes_on_without_the_one_who_asked(tmp_path: Path) -> None:
+    """A closed connection is no reason to stop half way."""
+    gate = Gate()
+    async with swapped(tmp_path / "home", fake=FakeAdapters(before_load=gate)) as it:
+        version = await it.publish()
+        asked = asyncio.create_task(it.swapper.activate(version, actor="api"))
+        await gate.reached.wait()
+
+        asked.cancel()
+        gate.opened.set()
+        while it.swapper.progress is not None:
+            await asyncio.sleep(0.005)
+
+        assert "v1" == await it.served()
+
+
+async def test_what_can_not_be_activated_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """Unknown, unfinished, rejected, and without a probe."""
+    async with swapped(tmp_path / "home") as it:
+        versions = it.proxy.services.store.versions
+        candidate = await versions.reserve(base="sha256:" + "b" * 64)
+        rejected = await versions.reserve(base="sha256:" + "b" * 64)
+        await versions.publish(rejected.id, b"{}", state="rejected", reason="worse", actor="gate")
+        unproven = await it.publish(is_fake=False)
+
+        with pytest.raises(NotFound, match="v99"):
+            await it.swapper.activate("v99", actor="api")
+        for version, reason in (
+            (candidate.id, "still being made"),
+            (rejected.id, "rejected: worse"),
+            (unproven, "has no probe"),
+        ):
+            with pytest.raises(Conflict, match=reason):
+                await it.swapper.activate(version, actor="api")
+        assert [] == it.fake.loads
+
+        done = await it.swapper.activate(unproven, actor="api", force=True)
+        assert done.probe is not None
+        assert ("unproven", unproven) == (done.probe.outcome, await it.served())
+
+
+async def test_a_version_of_another_base_is_refused(tmp_path: Path) -> None:
+    """Where the engine's base is known."""
+    async with swapped(tmp_path / "home") as it:
+        version = await it.publish()
+        it.proxy.services.serving.identify("sha256:" + "c" * 64)
+
+        with pytest.raises(Conflict, match="made for the base"):
+            await it.swapper.activate(version, actor="api")
+
+
+async def test_an_old_version_is_unloaded_when_its_last_request_has_ended(tmp_path: Path) -> None:
+    """Until then it is draining: nobody new gets it, and nobody is cut off."""
+    gate = Gate()
+
+    async def third_event(number: int) -> None:
+        if number == 3:
+            await gate("")
+
+    async with swapped(tmp_path / "home", fake=FakeAdapters(before_event=third_event)) as it:
+        for _ in range(3):
+            await it.publish()
+        streams = []
+        for version in ("v1", "v2"):
+            await it.swapper.activate(version, actor="api")
+            streams.append(asyncio.create_task(it.proxy.chat(stream=True)))
+            await gate.reached.wait()
+            gate.reached.clear()
+
+        await it.swapper.activate("v3", actor="api")
+
+        (loaded,) = it.swapper.loaded("v1")
+        assert (1, True) == (loaded.leases, loaded.is_draining)
+        assert {"tiny@v1", "tiny@v2", "tiny@v3"} == {*it.fake.adapters}
+        assert {"base", "v2", "v3"} == {*it.proxy.services.serving.alias.versions}
+        gate.opened.set()
+        answers = await asyncio.gather(*streams)
+        assert ["v1", "v2"] == [answer.headers["x-strop-adapter"] for answer in answers]
+        assert all("[DONE]" in answer.text for answer in answers)
+        while it.swapper.loaded("v1"):
+            await asyncio.sleep(0.005)
+        assert ["tiny@v1"] == it.fake.unloaded
+        while "unloaded" not in await it.events("v1"):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_pinned_version_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
+    """After the same verification and probe; others don't wait for it, and nothing is switched."""
+    gate = Gate()
+    async with swapped(tmp_path / "home") as it:
+        for _ in range(3):
+            await it.publish()
+        await it.swapper.activate("v3", actor="api")
+        it.fake.before_load = gate
+        pinned = [asyncio.create_task(it.served("tiny@v1")) for _ in range(3)]
+        await gate.reached.wait()
+
+        assert "v3" == await it.served()
+        gate.opened.set()
+
+        assert ["v1"] * 3 == await asyncio.gather(*pinned)
+        assert ["tiny@v3", "tiny@v1"] == it.fake.loads
+        assert ("v3", "v3") == (await it.served(), await it.active())
+        # There is room for two: the one that was used least recently goes, and never the active.
+        assert "v2" == await it.served("tiny@v2")
+        while it.swapper.loaded("v1"):
+            await asyncio.sleep(0.005)
+        assert {"tiny@v2", "tiny@v3"} == {*it.fake.adapters}
+
+
+async def test_a_pin_to_an_unknown_version_lists_what_there_is(tmp_path: Path) -> None:
+    """As any other unknown model."""
+    async with swapped(tmp_path / "home") as it:
+        answer = await it.proxy.chat(model="tiny@v7")
+
+        error = answer.json()["error"]
+        assert (404, "model_not_found", "model") == (
+            answer.status_code,
+            error["code"],
+            error["param"],
+        )
+        assert "tiny@base" in error["message"]
+
+
+async def test_a_pin_that_fails_its_probe_is_refused_and_nothing_else_changes(
+    tmp_path: Path,
+) -> None:
+    """It is unloaded again."""
+    async with swapped(tmp_path / "home") as it:
+        await it.publish()
+        it.fake.weights_of = serves_base
+
+        answer = await it.proxy.chat(model="tiny@v1")
+
+        assert (503, "activation_failed") == (answer.status_code, answer.json()["error"]["code"])
+        assert ("base", {}) == (await it.served(), it.fake.adapters)
+
+
+async def test_a_client_that_leaves_while_its_pin_is_loaded_costs_no_record(
+    tmp_path: Path,
+) -> None:
+    """Nothing reached the engine for it; the version is loaded all the same."""
+    gate = Gate()
+    async with swapped(tmp_path / "home", fake=FakeAdapters(before_load=gate)) as it:
+        await it.publish()
+        asked = asyncio.create_task(it.proxy.chat(model="tiny@v1"))
+        await gate.reached.wait()
+        asked.cancel()
+        gate.opened.set()
+
+        while not it.swapper.loaded("v1"):
+            await asyncio.sleep(0.005)
+        assert [] == await it.proxy.rows()
+
+
+async def test_a_name_that_another_home_has_taken_is_made_longer(tmp_path: Path) -> None:
+    """Two strops may share one engine; clients use the short name at each."""
+    fake = FakeAdapters()
+    fake.adapters["tiny@v1"] = "/another/home/adapters/v1"
+    async with swapped(tmp_path / "home", fake=fake) as it:
+        version = await it.publish()
+
+        await it.swapper.activate(version, actor="api")
+
+        assert ("v1", "v1") == (await it.served(), await it.served("tiny@v1"))
+        (other,) = {*fake.adapters} - {"tiny@v1"}
+        assert other.startswith("tiny@v1.")
+        assert "/another/home/adapters/v1" == fake.adapters["tiny@v1"]
+        await it.swapper.activate("base", actor="api")
+        assert [] == fake.unloaded
+
+
+async def test_a_version_is_removed_from_the_engine_before_its_files_go(tmp_path: Path) -> None:
+    """An engine that reads them again and finds none may end; the active one is never removed."""
+    async with swapped(tmp_path / "home") as it:
+        first, second = await it.publish(), await it.publish()
+        await it.swapper.activate(first, actor="api")
+        await it.swapper.activate(second, actor="api")
+
+        with pytest.raises(Conflict, match="v2 is active"):
+            await it.swapper.remove(second, actor="api")
+        await it.swapper.remove(first, actor="api")
+
+        assert (["tiny@v1"], ("v2",)) == (it.fake.unloaded, it.library.versions_on_disk())
+        assert await it.proxy.services.store.versions.get(first) is None
+        with pytest.raises(NotFound):
+            await it.swapper.remove(first, actor="api")
+
+
+async def test_a_version_that_a_request_holds_is_not_removed(tmp_path: Path) -> None:
+    """The error says how many."""
+    gate = Gate()
+
+    async def first_event(_: int) -> None:
+        await gate("")
+
+    async with swapped(tmp_path / "home", fake=FakeAdapters(before_event=first_event)) as it:
+        for _ in range(2):
+            await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        stream = asyncio.create_task(it.proxy.chat(stream=True))
+        await gate.reached.wait()
+        await it.swapper.activate("v2", actor="api")
+
+        with pytest.raises(Conflict, match="1 requests hold v1"):
+            await it.swapper.remove("v1", actor="api")
+        gate.opened.set()
+        await stream
+
+
+async def test_versions_that_need_not_be_kept_are_deleted(tmp_path: Path) -> None:
+    """Not the active one, the one before, what is pinned, what is loaded, and the newest."""
+    async with swapped(tmp_path / "home", num_kept=1) as it:
+        for _ in range(6):
+            await it.publish()
+        await it.proxy.services.store.versions.set_pinned("v2", True)
+
+        for version in ("v1", "v6"):
+            await it.swapper.activate(version, actor="api")
+        while len(it.library.versions_on_disk()) > 4:
+            await asyncio.sleep(0.005)
+
+        assert ("v1", "v2", "v5", "v6") == it.library.versions_on_disk()
+        listed = await it.proxy.services.store.versions.list()
+        assert ["v6", "v5", "v2", "v1"] == [row.id for row in listed]
+
+
+async def test_a_pin_that_failed_is_not_probed_for_each_request(tmp_path: Path) -> None:
+    """It is tried again when it is activated."""
+    async with swapped(tmp_path / "home") as it:
+        await it.publish()
+        it.fake.weights_of = serves_base
+        answers = [await it.proxy.chat(model="tiny@v1") for _ in range(3)]
+
+        assert [503] * 3 == [answer.status_code for answer in answers]
+        assert ["tiny@v1"] == it.fake.loads
+        it.fake.weights_of = lambda _name, folder: folder
+        await it.swapper.activate("v1", actor="api")
+        assert "v1" == await it.served("tiny@v1")
+
+
+async def test_a_foreign_adapter_is_imported_and_served_when_forced(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """It has no probe; what can't be imported is refused and leaves no folder."""
+    async with swapped(tmp_path / "home", base=qwen3) as it:
+        version = await it.swapper.import_adapter(peft_a, actor="cli")
+        assert ("v1", "ready", "import") == (version.id, version.state, version.origin)
+
+        with pytest.raises(Conflict, match="no probe"):
+            await it.swapper.activate("v1", actor="cli")
+        await it.swapper.activate("v1", actor="cli", force=True)
+        assert "v1" == await it.served()
+
+        with pytest.raises(BadRequest, match="can't be imported"):
+            await it.swapper.import_adapter(tmp_path / "nothing", actor="cli")
+        assert ("v1",) == it.library.versions_on_disk()
+        assert "rejected" == (await it.version("v2")).state
+
+
+async def test_a_stale_version_needs_force_and_a_pin_to_it_does_not(tmp_path: Path) -> None:
+    """A rating that it learned from was taken back; whoever names it gets it all the same."""
+    async with swapped(tmp_path / "home") as it:
+        answer = await it.proxy.chat()
+        store = it.proxy.services.store
+        (row,) = await it.proxy.rows()
+        assert answer.headers["x-strop-completion-id"] == row.completion.id
+        new = rating(row.completion.id, key_id=row.completion.key_id)
+        rated = await store.add_feedback(new, lambda _: False)
+        await it.publish(feedback=[(rated.feedback.id, 1)])
+        await store.withdraw(rated.feedback.id, None)
+
+        with pytest.raises(Conflict, match="v1 is stale"):
+            await it.swapper.activate("v1", actor="api")
+        assert "v1" == await it.served("tiny@v1")
+        await it.swapper.activate("v1", actor="api", force=True)
+
+        assert "v1" == await it.served()

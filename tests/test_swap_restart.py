@@ -1,0 +1,225 @@
+"""After a restart, of strop or of the engine, what the store says serves, and nothing half made."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fake_adapters import FakeAdapters, Gate
+from fake_engine import FakeEngine
+from running import running, settings_for
+from shelved import publish
+from swapped import swapped
+
+from strop.adapters.identity import identify
+from strop.adapters.library import Library
+from strop.proxy.errors import Conflict
+from strop.proxy.store.store import Store
+
+
+async def test_strop_loads_and_proves_the_active_version_before_it_is_ready(
+    tmp_path: Path,
+) -> None:
+    """Until then requests get 503, and nobody gets the base in its place."""
+    home, gate = tmp_path / "home", Gate()
+    async with FakeEngine(FakeAdapters()) as engine:
+        async with swapped(home, engine=engine) as it:
+            await it.publish()
+            await it.swapper.activate("v1", actor="api")
+        fake = FakeAdapters(before_answer=gate)
+        engine.handler = fake
+        async with swapped(home, fake=fake, engine=engine, ready=False) as it:
+            await gate.reached.wait()
+
+            answer = await it.proxy.chat()
+            error = answer.json()["error"]
+            assert (503, "engine_not_ready") == (answer.status_code, error["code"])
+            assert "v1, the active version of tiny" in error["message"]
+            assert 503 == (await it.proxy.client.get("/readyz")).status_code
+            gate.opened.set()
+            await it.proxy.services.serving.wait_until_ready()
+
+            assert "v1" == await it.served()
+            assert {"tiny@v1"} == {*fake.probed} - {"tiny"}
+
+
+async def test_what_the_engine_still_holds_is_proven_and_not_loaded_again(tmp_path: Path) -> None:
+    """Names of this home that nothing needs are unloaded; other homes' stay."""
+    home, fake = tmp_path / "home", FakeAdapters()
+    async with FakeEngine(fake) as engine:
+        async with swapped(home, engine=engine, fake=fake) as it:
+            await it.publish()
+            await it.swapper.activate("v1", actor="api")
+        fake.adapters["tiny@v7"] = str(it.library.path_of("v7"))
+        fake.adapters["theirs"] = "/elsewhere/v7"
+        fake.probed.clear()
+        async with swapped(home, engine=engine, fake=fake) as it:
+            assert "v1" == await it.served()
+
+            assert {"tiny@v1", "theirs"} == {*fake.adapters}
+            assert ["tiny@v7"] == fake.unloaded
+            assert "tiny@v1" in fake.probed
+
+
+async def test_an_engine_that_restarts_gets_the_active_version_again(tmp_path: Path) -> None:
+    """Meanwhile requests are answered by it or get 503; others are loaded when asked for."""
+    async with swapped(tmp_path / "home") as it:
+        for version in (await it.publish(), await it.publish()):
+            await it.swapper.activate(version, actor="api")
+        it.fake.loads.clear()
+        it.fake.probed.clear()
+
+        it.fake.restart()
+        meanwhile = await asyncio.gather(*(it.proxy.chat() for _ in range(20)))
+        await it.proxy.services.serving.wait_until_ready()
+
+        for answer in meanwhile:
+            if answer.status_code == 503:
+                assert "engine_not_ready" == answer.json()["error"]["code"]
+            else:
+                assert (200, "v2") == (answer.status_code, answer.headers["x-strop-adapter"])
+        assert "v2" == await it.served()
+        assert ["tiny@v2"] == it.fake.loads
+        assert "tiny@v2" in it.fake.probed
+        assert "v1" == await it.served("tiny@v1")
+        states = {row.completion.state for row in await it.proxy.rows()}
+        assert {"complete"} == states
+
+
+async def test_a_request_under_way_when_the_engine_forgets_is_asked_again_once(
+    tmp_path: Path,
+) -> None:
+    """Its version is loaded and proven first; it is one record."""
+    async with swapped(tmp_path / "home") as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        # Too seldom to find out before the request does.
+        it.proxy.services.serving._check_interval_s = 1e6
+        await asyncio.sleep(0.2)
+        it.fake.restart()
+
+        assert "v1" == await it.served()
+
+        assert ["tiny@v1", "tiny@v1"] == it.fake.loads
+        row = await it.proxy.row()
+        assert ("complete", 200) == (row.completion.state, row.completion.status)
+
+
+async def test_a_404_for_what_the_engine_has_is_the_clients(tmp_path: Path) -> None:
+    """Nothing is asked twice, and the engine's answer passes as it is."""
+
+    class Forgetful(FakeAdapters):
+        """Answers chats with 404, whatever it has."""
+
+        async def _complete(self, call: object, *, is_chat: bool) -> None:
+            if is_chat and self.adapters:
+                error = {"message": "no such tool", "type": "NotFoundError", "code": 404}
+                await call.json({"error": error}, 404)  # type: ignore[attr-defined]
+                return
+            await super()._complete(call, is_chat=is_chat)  # type: ignore[arg-type]
+
+    async with swapped(tmp_path / "home", fake=Forgetful()) as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+
+        answer = await it.proxy.chat()
+
+        assert (404, "no such tool") == (answer.status_code, answer.json()["error"]["message"])
+        asked = [r for r in it.engine.requests if b'"messages"' in r.body and b"v1" in r.body]
+        assert 1 == len(asked)
+        assert "v1" == answer.headers["x-strop-adapter"]
+
+
+async def test_an_active_version_that_can_not_be_served_any_more_is_said_and_not_replaced(
+    tmp_path: Path,
+) -> None:
+    """Requests get 503 with the reason; activating another version mends it."""
+    home = tmp_path / "home"
+    async with swapped(home) as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        file = it.library.path_of("v1") / "adapter_model.safetensors"
+    file.write_bytes(b"something else")
+
+    async with swapped(home, ready=False) as it:
+        serving = it.proxy.services.serving
+        while "was changed" not in serving.reason:
+            await asyncio.sleep(0.005)
+        answer = await it.proxy.chat()
+        assert (503, "engine_not_ready") == (answer.status_code, answer.json()["error"]["code"])
+        assert "adapter_model.safetensors of v1 was changed" in answer.json()["error"]["message"]
+        assert "base" == await it.served("tiny@base")
+
+        await it.swapper.activate("base", actor="api")
+
+        assert ("base", {}) == (await it.served(), it.fake.adapters)
+        await serving.wait_until_ready()
+
+
+async def test_the_base_serves_where_the_engine_has_another_one_now(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """An adapter of one model means nothing to another; the store says what was done and why."""
+    home = tmp_path / "home"
+    async with swapped(home) as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+    async with swapped(home, base=qwen3) as it:
+        assert ("base", "base") == (await it.served(), await it.active())
+        (event, *_) = await it.proxy.services.store.versions.list_events("base", limit=1)
+        assert ("activated", "start") == (event.kind, event.actor)
+        assert b"another base" in event.detail
+        identity = identify(qwen3, cache=None)
+        assert [identity] == [row.completion.base for row in await it.proxy.rows()]
+
+
+async def test_rows_and_folders_agree_after_a_start(tmp_path: Path) -> None:
+    """Unfinished candidates fail, lost folders are missing, unknown folders go."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    library = Library(home / "adapters")
+    store = await Store.open(home / "strop.db")
+    whole = await publish(store, library)
+    lost = await publish(store, library)
+    library.remove(lost)
+    candidate = (await store.versions.reserve(base="sha256:" + "b" * 64)).id
+    await store.close()
+    (library.folder / "v9").mkdir()
+    (library.folder / ".unfinished-abc").mkdir()
+
+    async with swapped(home) as it:
+        states = {one: (await it.version(one)).state for one in (whole, lost, candidate)}
+
+        assert {whole: "ready", lost: "missing", candidate: "rejected"} == states
+        assert [whole] == sorted(path.name for path in library.folder.iterdir())
+
+
+async def test_what_a_run_will_finish_is_left_to_it(tmp_path: Path) -> None:
+    """A candidate of an unfinished run is no leftover."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    store = await Store.open(home / "strop.db")
+    run = await store.runs.create(
+        objective="topr", preset="careful", parent=None, base="sha256:b", requested_by="api"
+    )
+    candidate = (await store.versions.reserve(base="sha256:b", run=run.id)).id
+    await store.close()
+
+    async with swapped(home) as it:
+        assert "candidate" == (await it.version(candidate)).state
+
+
+async def test_an_engine_without_adapters_serves_its_base(tmp_path: Path) -> None:
+    """What was active with another engine waits for it, and can't be activated here."""
+    home = tmp_path / "home"
+    async with FakeEngine(FakeAdapters()) as engine:
+        async with swapped(home, engine=engine) as it:
+            await it.publish()
+            await it.swapper.activate("v1", actor="api")
+        async with running(settings_for(engine.url, kind="openai"), home) as proxy:
+            answer = await proxy.chat()
+
+            assert (200, "base") == (answer.status_code, answer.headers["x-strop-adapter"])
+            with pytest.raises(Conflict, match="serves no adapters"):
+                await proxy.services.swapper.activate("v1", actor="api")
+            assert 404 == (await proxy.chat(model="tiny@v1")).status_code
+            assert "v1" == (await proxy.services.store.versions.activation()).version

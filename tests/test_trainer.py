@@ -1,0 +1,287 @@
+"""Training beside serving: runs start, are resumed, end and are stopped, as processes."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import pytest
+from fake_swapper import FakeSwapper
+from store_values import MODEL, database_in, learnable
+
+from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
+from strop.proxy.promotion import Promoter
+from strop.proxy.run_requests import Base, Wanted
+from strop.proxy.settings import Training
+from strop.proxy.store import run_lock
+from strop.proxy.store.run_records import Run, RunState
+from strop.proxy.store.store import Store
+from strop.proxy.trainer import Trainer
+
+SETTINGS = Training(ratings=4)
+
+
+class Trained:
+    """A trainer in a home, and what it is made with."""
+
+    def __init__(self, home: Path, store: Store) -> None:
+        self.home = home
+        self.store = store
+        self.swapper = FakeSwapper(store)
+        self.base: Base | str = Base(home / "base", MODEL)
+
+    def trainer(self, behaviour: str, settings: Training = SETTINGS) -> Trainer:
+        """Return a trainer whose runs behave so."""
+        return Trainer(
+            settings,
+            self.home,
+            self.store,
+            Promoter(settings, self.store, self.swapper),
+            base=lambda: self.base,
+            load=lambda: 0,
+            command=fake_run.command(behaviour),
+            look_interval_s=0.02,
+        )
+
+    async def rate(self, num_good: int, num_bad: int, start: int = 0) -> None:
+        """Rate answers of as many sessions, none of them held out."""
+        ratings = [1.0] * num_good + [-1.0] * num_bad
+        for number, rating in enumerate(ratings, start):
+            await learnable(self.store, number, rating)
+
+    async def run(self) -> Run:
+        """Return the newest run."""
+        return (await self.store.runs.list()).data[0]
+
+    async def until(self, *states: RunState) -> Run:
+        """Return the newest run once it is in one of these states."""
+        while True:
+            page = await self.store.runs.list()
+            if page.data and page.data[0].state in states:
+                return page.data[0]
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def training(tmp_path: Path) -> AsyncIterator[Trained]:
+    """A home with an empty store."""
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    yield Trained(tmp_path, store)
+    await store.close()
+
+
+@contextlib.asynccontextmanager
+async def watching(trainer: Trainer) -> AsyncIterator[None]:
+    """Let it watch for the length of the block."""
+    task = asyncio.create_task(trainer.watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Return once something holds."""
+    while not holds():
+        await asyncio.sleep(0.01)
+
+
+async def test_enough_ratings_start_a_run(training: Trained) -> None:
+    """With the settings' objective and preset, from the active version; it is promoted."""
+    await training.rate(3, 1)
+
+    async with watching(training.trainer("passes")):
+        run = await training.until("passed")
+        await eventually(lambda: bool(training.swapper.activated))
+
+    assert ("topr", "balanced", None, MODEL, "trigger") == (
+        run.objective, run.preset, run.parent, run.base, run.requested_by,
+    )  # fmt: skip
+    assert {
+        "base_path": str(training.home / "base"),
+        "backend": "auto",
+        "device": "auto",
+        "quantize_base": False,
+        "reopen": True,
+    } == json.loads(run.config)
+    assert [("v1", "gate")] == training.swapper.activated
+
+
+async def test_too_few_ratings_start_none(training: Trained) -> None:
+    """What it waits for is said."""
+    await training.rate(2, 0)
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says != "starting")
+
+    assert "2 more ratings; 0 bad so far: rate some bad ones too" == trainer.decision.says
+    assert () == (await training.store.runs.list()).data
+
+
+async def test_a_rejected_run_is_not_tried_again_with_the_same_ratings(training: Trained) -> None:
+    """The next one waits for as many new ones, and then learns from all."""
+    await training.rate(2, 2)
+    trainer = training.trainer("rejects")
+
+    async with watching(trainer):
+        await training.until("rejected")
+        await eventually(lambda: "more ratings" in trainer.decision.says)
+        says = trainer.decision.says
+        await training.rate(2, 2, start=4)
+        while len((await training.store.runs.list()).data) < 2:
+            await asyncio.sleep(0.01)
+        await training.until("rejected")
+
+    assert "4 more ratings" == says
+    assert [] == training.swapper.activated
+
+
+async def test_what_can_not_be_trained_is_said(training: Trained) -> None:
+    """By the trigger, and to whoever asks for a run."""
+    training.base = "nothing can be trained before model.base is set"
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says == training.base)
+        with pytest.raises(Unavailable, match=r"model\.base"):
+            await trainer.request(Wanted(), actor="api")
+
+
+async def test_a_run_that_is_asked_for_starts_at_once(training: Trained) -> None:
+    """As it is asked for, however few ratings there are."""
+    trainer = training.trainer("rejects")
+    preset = training.home / "mine.toml"
+    preset.write_text("lr = 1e-4\n", encoding="utf-8")
+
+    async with watching(trainer):
+        await trainer.request(Wanted("sft", str(preset), "base"), actor="cli")
+        run = await training.until("rejected")
+
+    assert ("sft", str(preset), None, "cli") == (
+        run.objective, run.preset, run.parent, run.requested_by,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "says"),
+    [
+        (Wanted(preset="bold"), BadRequest, "one of aggressive, balanced, careful, or"),
+        (Wanted(preset="/none/mine.toml"), BadRequest, "or the path of a TOML file"),
+        (Wanted(parent="v7"), NotFound, "no version 'v7'"),
+    ],
+)
+async def test_a_run_that_can_not_be_made_is_refused(
+    training: Trained, wanted: Wanted, error: type[Exception], says: str
+) -> None:
+    """Before anything starts, and nothing is queued."""
+    with pytest.raises(error, match=says):
+        await training.trainer("passes").request(wanted, actor="api")
+
+    assert () == (await training.store.runs.list()).data
+
+
+async def test_two_runs_at_once_are_one_too_many(training: Trained) -> None:
+    """The second is refused while the first is not over."""
+    trainer = training.trainer("waits")
+    await trainer.request(Wanted(), actor="api")
+
+    with pytest.raises(Conflict, match="one run at a time"):
+        await trainer.request(Wanted(), actor="api")
+
+
+async def test_a_run_is_cancelled_at_its_next_step(training: Trained) -> None:
+    """Its process ends by itself; what it would have learned from stays fresh."""
+    trainer = training.trainer("waits")
+    async with watching(trainer):
+        asked = await trainer.request(Wanted(), actor="api")
+        while (await training.run()).step == 0:
+            await asyncio.sleep(0.01)
+
+        cancelling = await trainer.cancel(asked.id)
+        run = await training.until("cancelled")
+
+    assert (True, "running") == (cancelling.is_cancelling, cancelling.state)
+    assert asked.id == run.id
+
+
+async def test_a_run_whose_process_dies_is_resumed_and_given_up_in_the_end(
+    training: Trained,
+) -> None:
+    """After three times it has failed, with the process's last words."""
+    trainer = training.trainer("dies")
+
+    async with watching(trainer):
+        asked = await trainer.request(Wanted(), actor="api")
+        run = await training.until("failed")
+
+    log = (training.home / "runs" / asked.id / "output.log").read_text(encoding="utf-8")
+    assert 3 == log.count(fake_run.LAST_WORDS)
+    assert [f"its process died 3 times (exit 3): {fake_run.LAST_WORDS}"] == json.loads(run.reasons)
+    assert 0o600 == (training.home / "runs" / asked.id / "output.log").stat().st_mode & 0o777
+
+
+async def test_stopping_strop_stops_the_process_and_not_the_run(training: Trained) -> None:
+    """At the next start it goes on."""
+    async with watching(trainer := training.trainer("waits")):
+        asked = await trainer.request(Wanted(), actor="api")
+        while (await training.run()).step == 0:
+            await asyncio.sleep(0.01)
+    stopped = await training.run()
+    is_free = not run_lock.is_held(training.home / "runs")
+
+    async with watching(training.trainer("passes")):
+        run = await training.until("passed")
+
+    assert ("running", False, True) == (stopped.state, stopped.is_cancelling, is_free)
+    assert asked.id == run.id
+
+
+async def test_a_run_of_another_process_is_left_to_it(training: Trained) -> None:
+    """A person trains in a terminal: it is shown, and what passed there is promoted then."""
+    trainer, made = training.trainer("dies"), training.trainer("passes")
+    asked = await trainer.request(Wanted(), actor="cli")
+    (training.home / "runs").mkdir()
+
+    with run_lock.hold(training.home / "runs", asked.id):
+        async with watching(trainer):
+            await eventually(lambda: asked.id in trainer.decision.says)
+            says = trainer.decision.says
+    async with watching(made):
+        await eventually(lambda: bool(training.swapper.activated))
+
+    assert f"{asked.id} is under way" == says
+    assert not (training.home / "runs" / asked.id / "output.log").read_bytes()
+    assert [("v1", "gate")] == training.swapper.activated
+
+
+async def test_what_goes_wrong_is_what_training_waits_for(training: Trained) -> None:
+    """The watch goes on, and says the reason."""
+    (training.home / "runs").write_text("no folder", encoding="utf-8")
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await trainer.request(Wanted(), actor="api")
+        await eventually(lambda: "Not a directory" in trainer.decision.says)
+        (training.home / "runs").unlink()
+        run = await training.until("passed")
+
+    assert "passed" == run.state
+
+
+async def test_disabled_training_still_takes_requests(training: Trained) -> None:
+    """The trigger is off; a person may train."""
+    await training.rate(4, 4)
+    trainer = training.trainer("rejects", Training(enabled=False))
+
+    async with watching(trainer):
+        await eventually(lambda: "training.enabled" in trainer.decision.says)
+        asked: Any = await trainer.request(Wanted(), actor="api")
+        run = await training.until("rejected")
+
+    assert (asked.id, "api") == (run.id, run.requested_by)
