@@ -18,8 +18,7 @@ from running import running, settings_for
 
 from strop.proxy import recording
 from strop.proxy.alias import Served
-from strop.proxy.engines.base import Ask
-from strop.proxy.engines.vllm import Vllm
+from strop.proxy.engines.base import Ask, Capabilities
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.store import Store
 from strop.proxy.wire import tap as wire_tap
@@ -28,6 +27,9 @@ pytestmark = pytest.mark.faults
 
 QUESTION = Plan({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]})
 STREAM = Plan({**QUESTION.fields, "stream": True})
+CAPABILITIES = Capabilities(
+    token_ids=True, stream_logprobs=True, score_tokens=False, adapters=2, is_local=True
+)
 
 CHUNKS: list[Any] = [
     {
@@ -135,7 +137,7 @@ def draft(id_: str, chance: random.Random) -> recording.Draft:
         created_ms=1,
         key_id="local",
         engine="vllm",
-        capabilities=Vllm.capabilities,
+        capabilities=CAPABILITIES,
         ask=Ask(chance.choice(("chat", "completions")), b"{}", fields, "m"),
         served=Served("base", "m"),
         state="complete",

@@ -295,6 +295,7 @@ def every_query() -> Iterator[Query[object]]:
         yield fresh.choices(20, Rated("cmp_1", 0, "cmp_1"))
     yield training_queries.held_out_choices(MODEL, 20)
     yield training_queries.prior(MODEL)
+    yield training_queries.live_rates(MODEL, 0)
     yield training_queries.steps(ids)
 
 
@@ -388,7 +389,7 @@ def test_every_query_is_among_those_checked() -> None:
         if "Query[" in str(inspect.signature(function).return_annotation)
     ]
 
-    assert 31 == len(made)
+    assert 32 == len(made)
     assert [] == [name for name in made if name not in checked]
 
 

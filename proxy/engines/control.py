@@ -3,16 +3,20 @@
 Not on the hot path: these go through httpx, over the same transport.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 import httpx
 
 from strop.proxy.engines.base import EngineState
-from strop.proxy.errors import EngineNotReady, UpstreamUnreachable
+from strop.proxy.errors import EngineNotReady, UpstreamError, UpstreamUnreachable
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers
 
 CHECK_TIMEOUT_S = 10.0
+# A list of models is the longest that is asked for.
+MAX_ANSWER_BYTES = 16 * 2**20
+_FRAMING = ("content-encoding", "content-length", "transfer-encoding")
 
 Card = Mapping[str, object]
 
@@ -32,18 +36,40 @@ async def ask(
     The body is `json`, or `content` as it is.
 
     Raises:
-        UpstreamUnreachable: nobody answers there, or not within `timeout_s`.
+        UpstreamUnreachable: nobody answers there, or not all of it within `timeout_s`.
+        UpstreamError: the answer is longer than `MAX_ANSWER_BYTES`.
     """
     headers = {name.decode(): value.decode() for name, value in credentials}
     async with httpx.AsyncClient(
         transport=_Shared(upstream), base_url=upstream.url, timeout=timeout_s
     ) as client:
         try:
-            return await client.request(method, path, json=json, content=content, headers=headers)
-        except httpx.TransportError as error:
+            # httpx's own limit is for each read: an engine could go on for ever.
+            async with (
+                asyncio.timeout(timeout_s),
+                client.stream(
+                    method, path, json=json, content=content, headers=headers
+                ) as response,
+            ):
+                return await _whole(response)
+        except (httpx.TransportError, TimeoutError) as error:
+            said = str(error) or f"none within {timeout_s:g} s"
             raise UpstreamUnreachable(
-                f"expected an answer from {upstream.url}{path}, got: {error}"
+                f"expected an answer from {upstream.url}{path}, got: {said}"
             ) from error
+
+
+async def _whole(response: httpx.Response) -> httpx.Response:
+    """Return a response with its whole body, in plain bytes."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MAX_ANSWER_BYTES:
+            raise UpstreamError(
+                f"expected at most {MAX_ANSWER_BYTES} bytes from {response.url}, got more"
+            )
+    headers = [(k, v) for k, v in response.headers.multi_items() if k not in _FRAMING]
+    return httpx.Response(response.status_code, headers=headers, content=bytes(body))
 
 
 async def list_cards(upstream: Upstream, credentials: Headers) -> tuple[httpx.Response, list[Card]]:
