@@ -61,11 +61,18 @@ def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("strop", f"{health['version']} at {url}: {health['status']}"),
         ("engine", f"{engine['label']} at {engine['url']}: {engine_is}"),
+        *(("", f"it falls short: {what}") for what in engine["shortfalls"]),
+        *(("", _replica(one)) for one in engine["replicas"]),
         ("model", f"{model['name'] or 'unknown yet'} ({model['active'] or 'none active'})"),
         ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
         ("in flight", str(health["in_flight"])),
         ("up for", f"{health['uptime_s']:.0f} s"),
     ]
+
+
+def _replica(one: dict[str, Any]) -> str:
+    state = f"{one['in_flight']} in flight" if one["ready"] else f"left out: {one['reason']}"
+    return f"{one['url']}: {state}"
 
 
 def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ async def compare_with_transformers(row: StoredCompletion, model: Path) -> int:
     return num_tokens
 
 
-async def test_recorded_pairs_are_those_of_this_vllm(vllm: VllmServer) -> None:
+async def test_a_client_gets_what_vllm_would_send_it(vllm: VllmServer) -> None:
     """What the driver makes of an answer is byte for byte the answer to the client's own words."""
     upstream = Upstream(vllm.url)
     driver = Vllm(upstream, key=KEY)
@@ -64,6 +64,7 @@ async def test_recorded_pairs_are_those_of_this_vllm(vllm: VllmServer) -> None:
     async with vllm.client() as engine:
         pairs = await vllm_pairs.record(driver, engine, NAME)
     await upstream.aclose()
+    vllm_pairs.keep(pairs)
 
     for pair in pairs:
         assert vllm_pairs.in_order(pair.plain) == vllm_pairs.in_order(
@@ -79,7 +80,7 @@ async def test_its_capabilities_are_what_it_delivers(vllm: VllmServer, tmp_path:
     await driver.verify(NAME)
     await upstream.aclose()
 
-    assert ((NAME,), 1024) == (state.models, state.max_model_len)
+    assert ((NAME,), "0.32.0", 1024) == (state.models, state.version, state.max_model_len)
     assert () == driver.shortfalls
     can = driver.capabilities
     assert (can.token_ids, can.prompt_ids, can.logprobs, can.stream_logprobs) == (True,) * 4

@@ -14,7 +14,7 @@ from strop.proxy.engines.vllm import Vllm
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.hide import Hide
 
-PAIRS = vllm_pairs.load("vllm-0.32.0.json")
+PAIRS = vllm_pairs.load()
 HIDDEN = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "Hello"}],

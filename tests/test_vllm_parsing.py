@@ -48,7 +48,7 @@ async def snapshot(proxy: Running, tokenizer_of: Path) -> str:
     return str(AutoTokenizer.from_pretrained(tokenizer_of).decode(choice.token_ids))
 
 
-async def test_recorded_pairs_are_those_of_this_vllm(parsing_vllm: VllmServer) -> None:
+async def test_a_client_gets_what_vllm_would_send_it(parsing_vllm: VllmServer) -> None:
     """With parsers on too, byte for byte, and where the client wants no reasoning."""
     upstream = Upstream(parsing_vllm.url)
     driver = Vllm(upstream, key=KEY)
@@ -56,6 +56,7 @@ async def test_recorded_pairs_are_those_of_this_vllm(parsing_vllm: VllmServer) -
     async with parsing_vllm.client() as engine:
         pairs = await vllm_pairs.record(driver, engine, NAME)
     await upstream.aclose()
+    vllm_pairs.keep(pairs)
 
     assert driver.hides_ids
     for pair in pairs:

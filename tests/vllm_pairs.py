@@ -1,12 +1,12 @@
 """Pairs of answers of a real vLLM: to what strop's driver asks, and to what the client asked.
 
-Knows which requests are worth a pair, and how to record them. Those of vLLM 0.32.0 are in
-`recorded/`; `make test-vllm` compares fresh ones, and writes them there with RECORD=1.
+Knows which requests are worth a pair, and how to record them. Those of vLLM 0.32.0 are in `FILE`;
+`make test-vllm` compares fresh ones, and writes them there with RECORD=1 in its environment.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from strop.proxy.engines.base import Ask, Dialect
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.wire import sse
 
-FOLDER = Path(__file__).parent / "recorded"
+FILE = Path(__file__).parent / "recorded" / "vllm-0.32.0.json"
 
 _HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 _CHINESE = {"messages": [{"role": "user", "content": "你好，世界"}]}
@@ -114,13 +114,16 @@ def masked(answer: str) -> str:
     return re.sub(r'"system_fingerprint":"[^"]+"', '"system_fingerprint":"vllm"', answer)
 
 
-def save(pairs: Iterable[Pair], name: str) -> None:
-    """Write pairs for `load`."""
-    FOLDER.mkdir(exist_ok=True)
-    lines = ",\n".join(json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs)
-    (FOLDER / name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+def load() -> list[Pair]:
+    """Return the recorded pairs."""
+    return [Pair(**one) for one in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
-def load(name: str) -> list[Pair]:
-    """Return recorded pairs."""
-    return [Pair(**one) for one in json.loads((FOLDER / name).read_text(encoding="utf-8"))]
+def keep(pairs: list[Pair]) -> None:
+    """Put pairs of one server in the place of those recorded, where that is asked for."""
+    if not os.environ.get("RECORD"):
+        return
+    others = [pair for pair in load() if pair.hides_ids != pairs[0].hides_ids]
+    kept = sorted([*others, *pairs], key=lambda pair: pair.hides_ids)
+    lines = ",\n".join(json.dumps(asdict(pair), ensure_ascii=False) for pair in kept)
+    FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -7,7 +7,7 @@ without them. Measured on vLLM 0.32.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from strop.proxy.engines import claims
+from strop.proxy.engines import claims, control
 from strop.proxy.engines.base import (
     AdapterControl,
     AdaptersFolder,
@@ -16,7 +16,6 @@ from strop.proxy.engines.base import (
     EngineState,
     Plan,
 )
-from strop.proxy.engines.control import list_models
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm_adapters import VllmAdapters
 from strop.proxy.errors import BadRequest
@@ -120,8 +119,10 @@ class Vllm(SingleServer):
         return to_engine(client, self._credentials)
 
     async def check(self) -> EngineState:
-        """Return what `/v1/models` says."""
-        return await list_models(self.upstream, self._credentials)
+        """Return what `/v1/models` and `/version` say."""
+        state = await control.list_models(self.upstream, self._credentials)
+        answer = await control.ask(self.upstream, "GET", "/version", credentials=self._credentials)
+        return replace(state, version=_version(answer.content) or state.version)
 
     async def verify(self, model: str) -> None:
         """Ask it for a token in every way; what came decides `capabilities` and `shortfalls`."""
@@ -152,6 +153,14 @@ class Vllm(SingleServer):
             adapters=num_adapters,
             logprobs_kind="processed" if found.kind == "processed" else "raw",
         )
+
+
+def _version(answer: bytes) -> str | None:
+    try:
+        version = body.parse(answer).get("version")
+    except BadRequest:
+        return None
+    return version if isinstance(version, str) else None
 
 
 def _snapshot(ask: Ask) -> dict[str, object]:
