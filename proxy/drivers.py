@@ -20,6 +20,9 @@ from strop.proxy.upstream import Upstream
 MLX_FOLDER: Final = "adapters-mlx"
 """In the home: versions as mlx_lm reads them."""
 
+OLLAMA_NOTES: Final = "ollama-models.json"
+"""In the home: the models that strop made in Ollama."""
+
 
 def make(settings: Settings, home: Path, upstream: Upstream) -> Engine | None:
     """Return the driver for the kind of engine that the settings name; None for other kinds."""
@@ -33,7 +36,7 @@ def make(settings: Settings, home: Path, upstream: Upstream) -> Engine | None:
             adapters=_mlx_adapters(settings, home, upstream),
         )
     if engine.kind == "ollama":
-        adapters = _ollama_adapters(settings, upstream)
+        adapters = _ollama_adapters(settings, home, upstream)
         return Ollama(upstream, key=engine.key, model=model, adapters=adapters)
     if engine.kind == "llama_server":
         return LlamaServer(upstream, key=engine.key)
@@ -48,12 +51,13 @@ def _mlx_adapters(settings: Settings, home: Path, upstream: Upstream) -> MlxServ
     return MlxServerAdapters(calls, base=base, folder=home / MLX_FOLDER, convert=_to_mlx)
 
 
-def _ollama_adapters(settings: Settings, upstream: Upstream) -> OllamaAdapters | None:
+def _ollama_adapters(settings: Settings, home: Path, upstream: Upstream) -> OllamaAdapters | None:
     base = base_folder(settings)
     if base is None:
         return None
     calls = Calls(upstream, credentials(settings.engine.key))
-    return OllamaAdapters(calls, base=base, convert=_to_gguf)
+    notes = home / OLLAMA_NOTES
+    return OllamaAdapters(calls, base=base, convert=_to_gguf, notes=notes)
 
 
 # Both need numpy, which comes with what trains: a proxy that only records has none.

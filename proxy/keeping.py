@@ -62,7 +62,7 @@ class VersionKeeper:
                 if replica.state is not None:
                     replica.enter()
             return
-        await loader.pairings.check(state)
+        await loader.pairings.check(state, self._serving.base)
         residents = loader.residents
         if residents.lock.locked():
             # Whoever holds it asks the engine too, and finds out as well.

@@ -66,8 +66,8 @@ class Loader:
     ) -> None:
         self.shelf = shelf
         self.serving = serving
-        self.residents = Residents(serving, control, on_unloaded)
         self.pairings = Pairings(shelf.store, serving.engine.label)
+        self.residents = Residents(serving, control, self.pairings, on_unloaded)
         self.hold_s = hold_s
         self._versions = shelf.store.versions
         self._failed: dict[str, tuple[float, ActivationFailed]] = {}

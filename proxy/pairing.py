@@ -79,30 +79,44 @@ class Pairings:
     Args:
         store: where it is kept.
         engine: the engine's label.
+
+    Attributes:
+        error: how far its logprobs lie from those of the base that is trained, in nats; None
+            where that was not measured.
     """
 
     def __init__(self, store: Store, engine: str) -> None:
         self._store = store
         self._engine = engine
         self._digest = ""
+        self.error: float | None = None
 
-    async def check(self, state: EngineState) -> None:
-        """Forget the proof where the engine says something else of its base than it did then."""
+    async def check(self, state: EngineState, base: str | None) -> None:
+        """Forget the proof where the engine says something else of its base than it did then.
+
+        Args:
+            state: what the engine says.
+            base: the identity of the base that is trained.
+        """
         digest = digest_of(state)
         if digest == self._digest:
             return
-        self._digest = digest
+        self._digest, self.error = digest, None
         pairing = await self._store.versions.pairing(self._engine)
         if pairing is not None and pairing.engine_digest != digest:
             log.warning("the engine's base may be another now", extra={"engine": self._engine})
             await self._store.versions.remove_pairing(self._engine)
+        elif pairing is not None and pairing.base == base:
+            self.error = pairing.error
 
     async def note(self, base: str | None, judgement: Judgement | None) -> None:
         """Keep what a probe has shown: an adapter of `base` does on it what it did in training."""
         if base is None or judgement is None or judgement.outcome != "proven":
             return
-        error = math.sqrt(judgement.errors["candidate"])
+        if self.error is None:
+            # What was measured first stays: each version's own would widen the next one's.
+            self.error = math.sqrt(judgement.errors["candidate"])
         now_ms = time.time_ns() // 1_000_000
         await self._store.versions.set_pairing(
-            Pairing(self._engine, self._digest, base, error, now_ms)
+            Pairing(self._engine, self._digest, base, self.error, now_ms)
         )

@@ -4,6 +4,7 @@ Measures and doesn't judge: `strop.adapters.probe` does.
 """
 
 import asyncio
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ _MOST_TOKENS = 512
 # Longer than the blocks in which engines keep prompts.
 _LONG = 257
 _MIN_WARM_TOKENS = 2 * MIN_TOKENS
+_MIN_SHARED_TOKENS = MIN_TOKENS // 2
+# Nats a token. Four-bit weights of small models are about half as far off.
+_MOST_BASE_ERROR = 0.5
 _NOT_ASKED: Answer = ((), ())
 
 
@@ -45,15 +49,23 @@ async def measure(
     Raises:
         UpstreamError: the engine isn't there, or refuses.
     """
-    colds, warms = await asyncio.gather(
-        _ask_cold(control, name, probe.items), _ask_warm(control, name, probe.items, others)
-    )
+    items = probe.items
+    if scores:
+        lengths = [len(item.ids) for item in items]
+        colds, warms = await asyncio.gather(
+            _ask_cold(control, name, items), _ask_warm(control, name, items, others, lengths)
+        )
+    else:
+        # It may give fewer tokens than were asked for: only what came can be compared.
+        colds = await _ask_cold(control, name, items)
+        lengths = [len(logprobs) for _, logprobs in colds]
+        warms = await _ask_warm(control, name, items, others, lengths)
     measured = [Measured(cold, warms.get(place, _NOT_ASKED)) for place, cold in enumerate(colds)]
     if not scores:
         return measured
     return [
         replace(each, scored=await _scored(control, name, item, each.cold))
-        for item, each in zip(probe.items, measured, strict=True)
+        for item, each in zip(items, measured, strict=True)
     ]
 
 
@@ -71,6 +83,29 @@ async def with_base(
     ]
 
 
+async def base_error(control: AdapterControl, base: str, probe: Probe) -> float | None:
+    """Return how far the engine's own base, served as `base`, lies from the probe's.
+
+    For engines that can't score: the mean absolute difference in nats, over the tokens at which
+    the base's greedy answer is the candidate's still. None where these are too few to tell, or lie
+    so far off that it is another model.
+
+    Raises:
+        UpstreamError: the engine isn't there, or refuses.
+    """
+    answers = await _ask_cold(control, base, probe.items)
+    errors = []
+    for item, (ids, logprobs) in zip(probe.items, answers, strict=True):
+        for id_, logprob, wanted, expected in zip(ids, logprobs, item.ids, item.base, strict=False):
+            if id_ != wanted:
+                break
+            errors.append(abs(logprob - expected))
+    if len(errors) < _MIN_SHARED_TOKENS:
+        return None
+    error = math.fsum(errors) / len(errors)
+    return error if error < _MOST_BASE_ERROR else None
+
+
 async def _ask_cold(control: AdapterControl, name: str, items: Sequence[Item]) -> list[Answer]:
     answers: dict[int, Answer] = {}
 
@@ -86,10 +121,14 @@ async def _ask_cold(control: AdapterControl, name: str, items: Sequence[Item]) -
 
 
 async def _ask_warm(
-    control: AdapterControl, name: str, items: Sequence[Item], others: Sequence[str]
+    control: AdapterControl,
+    name: str,
+    items: Sequence[Item],
+    others: Sequence[str],
+    lengths: Sequence[int],
 ) -> Mapping[int, Answer]:
     answers: dict[int, Answer] = {}
-    for place in _telling(items):
+    for place in _telling(items, lengths):
         item = items[place]
         for other in (*others, name):
             await control.generate(other, item.prompt_ids, 1, uses_cache=True)
@@ -120,15 +159,18 @@ def _waves(items: Sequence[Item]) -> Iterator[list[int]]:
         yield wave
 
 
-def _telling(items: Sequence[Item]) -> list[int]:
-    """Return the places of a few items, long ones first, that tell most from the other versions."""
+def _telling(items: Sequence[Item], lengths: Sequence[int]) -> list[int]:
+    """Return the places of a few items, long ones first, that tell most from the other versions.
+
+    `lengths` says how many tokens of each can be compared.
+    """
     ranked = sorted(
-        range(len(items)),
+        (place for place, length in enumerate(lengths) if length),
         key=lambda place: (len(items[place].prompt_ids) >= _LONG, _distance(items[place])),
         reverse=True,
     )
     chosen: list[int] = []
-    while ranked and sum(len(items[place].ids) for place in chosen) < _MIN_WARM_TOKENS:
+    while ranked and sum(lengths[place] for place in chosen) < _MIN_WARM_TOKENS:
         chosen.append(ranked.pop(0))
     return chosen
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from strop.adapters.probe import Judgement, judge, tolerance_of
+from strop.adapters.probe import Judgement, Probe, judge, tolerance_of
 from strop.adapters.swap import Release
 from strop.proxy.alias import BASE, Alias, Served
 from strop.proxy.engines.base import AdapterControl
 from strop.proxy.errors import StropError
-from strop.proxy.probing import measure, with_base
+from strop.proxy.pairing import Pairings
+from strop.proxy.probing import base_error, measure, with_base
 from strop.proxy.serving import Serving
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Residents:
     Args:
         serving: the engine that serves, and its alias.
         control: how its versions are loaded.
+        pairings: how far the engine's base lies from the one that is trained.
         on_unloaded: told of each version that was unloaded because it was no longer needed.
 
     Attributes:
@@ -50,11 +52,16 @@ class Residents:
     """
 
     def __init__(
-        self, serving: Serving, control: AdapterControl, on_unloaded: Callable[[str], None]
+        self,
+        serving: Serving,
+        control: AdapterControl,
+        pairings: Pairings,
+        on_unloaded: Callable[[str], None],
     ) -> None:
         self.control = control
         self.lock = asyncio.Lock()
         self._serving = serving
+        self._pairings = pairings
         self._on_unloaded = on_unloaded
         self._held: dict[str, Resident] = {}
         self.drains: set[asyncio.Task[None]] = set()
@@ -87,14 +94,21 @@ class Residents:
 
     def target(self, control: AdapterControl) -> "Target":
         """Return one engine as a switch sees it."""
-        alias = self._serving.alias
-        can_score = self._serving.engine.capabilities.score_tokens
-        if self.has_one_slot:
-            return Target(control, base=None, others=(), can_score=can_score, has_one_slot=True)
-        others = dict.fromkeys((alias.base.name, alias.active.name))
-        if not alias.is_served:
-            del others[alias.active.name]
-        return Target(control, base=alias.base.name, others=tuple(others), can_score=can_score)
+        alias, capabilities = self._serving.alias, self._serving.engine.capabilities
+        others: dict[str, None] = {}
+        if not self.has_one_slot:
+            others = dict.fromkeys((alias.base.name, alias.active.name))
+            if not alias.is_served:
+                del others[alias.active.name]
+        return Target(
+            control,
+            base=alias.base.name,
+            others=tuple(others),
+            can_score=capabilities.score_tokens,
+            dtype=capabilities.dtype,
+            pairings=self._pairings,
+            has_one_slot=self.has_one_slot,
+        )
 
     async def name_for(self, version: str, folder: Path, suffix: str) -> str:
         """Return the name to load `version` under: with `suffix` where another home has it."""
@@ -239,14 +253,20 @@ class Target:
     """One engine, as `strop.adapters.swap` loads and proves a version on it.
 
     Attributes:
-        base: the served name of the base; None where asking it would displace the version.
+        base: the served name of the base.
         others: names whose prefix caches must not be used for the version.
+        can_score: whether the engine gives the logprobs of given ids.
+        dtype: what the engine says that it computes in, if it does.
+        pairings: how far its base lies from the one that is trained.
+        has_one_slot: whether asking the base displaces the version.
     """
 
     control: AdapterControl
-    base: str | None
+    base: str
     others: tuple[str, ...]
     can_score: bool
+    dtype: str
+    pairings: Pairings
     has_one_slot: bool = False
 
     async def prepare(self, release: Release) -> None:
@@ -257,6 +277,9 @@ class Target:
     async def load(self, release: Release) -> None:
         """Load it; the base at one slot by unloading what displaced it."""
         if release.folder is not None:
+            if self.has_one_slot and not self.can_score and release.probe is not None:
+                # Before it is displaced: it can't be asked about this version's tokens later.
+                await self._measure_base(release.probe)
             await self.control.load(release.name, release.folder)
         elif self.has_one_slot:
             for name in await self.control.loaded():
@@ -265,19 +288,30 @@ class Target:
     async def prove(self, release: Release) -> Judgement:
         """Run its probe."""
         assert release.probe is not None
-        probe, tolerance = release.probe, tolerance_of(release.probe.dtype)
+        probe = release.probe
         others = [name for name in self.others if name != release.name]
         measured = await measure(
             self.control, release.name, probe, scores=self.can_score, others=others
         )
-        judgement = judge(probe, measured, tolerance=tolerance)
-        if judgement.outcome == "proven" or self.base is None or not self.can_score:
+        judgement = judge(probe, measured, tolerance=self._tolerance(probe))
+        if judgement.outcome == "proven" or self.has_one_slot:
             return judgement
         # The engine's own base may be off by as much: then it is what to compare with.
-        measured = await with_base(self.control, self.base, probe, measured)
-        return judge(probe, measured, tolerance=tolerance)
+        if self.can_score:
+            measured = await with_base(self.control, self.base, probe, measured)
+        else:
+            await self._measure_base(probe)
+        return judge(probe, measured, tolerance=self._tolerance(probe))
 
     async def unload(self, release: Release) -> None:
         """Unload it; the base stays."""
         if release.folder is not None:
             await self.control.unload(release.name)
+
+    def _tolerance(self, probe: Probe) -> float:
+        dtypes = [probe.dtype, *([self.dtype] if self.dtype else [])]
+        return tolerance_of(*dtypes, base_error=self.pairings.error or 0.0)
+
+    async def _measure_base(self, probe: Probe) -> None:
+        if self.pairings.error is None:
+            self.pairings.error = await base_error(self.control, self.base, probe)

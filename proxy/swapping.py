@@ -222,7 +222,7 @@ class Swapper:
             task.exception()
 
     async def _activate(self, version: str, wish: _Wish) -> Switched:
-        loader, actor, force = self._ready_loader(), wish.actor, wish.force
+        loader, actor, force = self._ready_loader(version), wish.actor, wish.force
         async with loader.residents.lock:
             former = (await self._versions.activation()).version
             release = await loader.release(version, accepts_stale=force, accepts_unproven=force)
@@ -288,9 +288,11 @@ class Swapper:
         self._serving.suspect()
         return ActivationFailed(reason)
 
-    def _ready_loader(self) -> Loader:
+    def _ready_loader(self, version: str) -> Loader:
         engine = self._serving.engine
-        if self._loader is None or not engine.capabilities.adapters:
+        # The base can be served by what can't serve versions any more.
+        can_serve = version == BASE or engine.capabilities.adapters > 0
+        if self._loader is None or not can_serve:
             why = "; ".join(engine.shortfalls) or "serve with one that does, for instance vLLM"
             raise Conflict(f"the engine {engine.label} serves no adapters: {why}")
         if not self.keeper.has_begun:

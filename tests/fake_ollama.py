@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fake_engine import SSE, Call
-from fake_ollama_answers import Answer, Vocabulary, sample
+from fake_ollama_answers import Answer, Sampled, Vocabulary, sample
 
 MAX_PENDING = "server busy, please try again.  maximum pending requests exceeded"
 
@@ -53,6 +53,11 @@ class FakeOllama:
         fails_at: the event of a stream at which it fails, after its status of 200.
         before_event: awaited before each event of a stream.
         max_queue: how many requests may wait to be loaded.
+        quantization: what the weights are kept in, as it says.
+        create_error: what goes wrong with each model that is to be made.
+        streams_anyway: whether models are made with a stream, whatever is asked.
+        cuts_uploads: whether the last byte of what is uploaded gets lost.
+        really: what is loaded in truth where a model is asked for.
         num_loads: how often a runner was started.
         num_pulls: how often it would have downloaded a model.
     """
@@ -65,11 +70,17 @@ class FakeOllama:
     fails_at: int | None = None
     before_event: Callable[[int], Awaitable[None]] = _at_once
     max_queue: int = 512
+    quantization: str = "F32"
+    create_error: str | None = None
+    streams_anyway: bool = False
+    cuts_uploads: bool = False
+    really: Callable[[Model], Model] = lambda model: model
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
     blobs: dict[str, bytes] = field(default_factory=dict)
     num_loads: int = 0
     num_pulls: int = 0
     runner: Model | None = None
+    is_kept: bool = False
     num_refs: int = 0
 
     def __post_init__(self) -> None:
@@ -77,12 +88,27 @@ class FakeOllama:
         self._freed = asyncio.Event()
         self._num_waiting = 0
 
+    def restart(self) -> None:
+        """Forget what is loaded; models and blobs are on disk."""
+        self.runner, self.is_kept = None, False
+
+    def prompt_of(self, messages: list[dict[str, Any]]) -> str:
+        """Return what the model's template makes of a chat."""
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+    async def sample(self, prompt: str, limit: int | None, temperature: float) -> Sampled:  # noqa: ARG002
+        """Return what is loaded answers; the fake's own answers know no temperature."""
+        assert self.runner is not None
+        weights = self.really(self.runner)
+        return sample(",".join((weights.base, *weights.adapters)), prompt, limit, self.vocabulary)
+
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
         method, path = call.request.method, call.request.path
         routes: dict[tuple[str, str], Callable[[Call], Awaitable[None]]] = {
             ("GET", "/api/version"): self._version,
             ("GET", "/api/tags"): self._tags,
+            ("GET", "/api/ps"): self._loaded,
             ("POST", "/api/create"): self._create,
             ("POST", "/api/show"): self._show,
             ("DELETE", "/api/delete"): self._delete,
@@ -102,26 +128,38 @@ class FakeOllama:
 
     async def _tags(self, call: Call) -> None:
         listed = [
-            {"name": tag, "model": tag, "digest": _digest_of(model)}
+            {
+                "name": tag,
+                "model": tag,
+                "digest": _digest_of(model),
+                "details": {"quantization_level": self.quantization},
+            }
             for tag, model in self.models.items()
         ]
         await call.json({"models": listed})
 
+    async def _loaded(self, call: Call) -> None:
+        tags = [tag for tag, model in self.models.items() if self._is_loaded(model)][:1]
+        # A negative keep_alive is the longest time that it can tell.
+        ends = "2318-03-02T11:04:05.5Z" if self.is_kept else "2026-01-01T00:05:00.5Z"
+        await call.json({"models": [{"name": tag, "expires_at": ends} for tag in tags]})
+
     async def _blob(self, call: Call, digest: str) -> None:
         if call.request.method == "HEAD":
             return await call.answer(b"", 200 if digest in self.blobs else 404)
-        found = f"sha256:{hashlib.sha256(call.request.body).hexdigest()}"
+        body = call.request.body[:-1] if self.cuts_uploads else call.request.body
+        found = f"sha256:{hashlib.sha256(body).hexdigest()}"
         if found != digest:
             message = f"digest mismatch, expected {digest!r}, got {found!r}"
             return await call.json({"error": message}, 400)
         is_new = digest not in self.blobs
-        self.blobs[digest] = call.request.body
+        self.blobs[digest] = body
         return await call.answer(b"", 201 if is_new else 200)
 
     async def _create(self, call: Call) -> None:
         fields = call.request.json()
-        error = self._make(fields)
-        if fields.get("stream") is False:
+        error = self.create_error or self._make(fields)
+        if fields.get("stream") is False and not self.streams_anyway:
             return await call.json(
                 *(({"error": error}, 400) if error else ({"status": "success"},))
             )
@@ -177,20 +215,23 @@ class FakeOllama:
         if not fields.get("prompt") and fields.get("keep_alive") == 0:
             # Whatever is loaded over the same base goes.
             if self.runner is not None and self.runner.base == model.base:
-                self.runner = None
+                self.restart()
             return await call.json({"model": tag, "response": "", "done_reason": "unload"})
         try:
             async with self._running(model):
+                self.is_kept = self.is_kept or fields.get("keep_alive") == -1
                 if not fields.get("prompt"):
                     return await call.json({"model": tag, "response": "", "done_reason": "load"})
-                return await self._answer_raw(call, fields, model)
-        except _FailedError as error:
+                return await self._answer_raw(call, fields)
+        except FailedError as error:
             return await call.json({"error": error.message}, error.status)
 
-    async def _answer_raw(self, call: Call, fields: dict[str, Any], model: Model) -> None:
-        assert fields["raw"], "the fake has no templates"
-        limit = fields.get("options", {}).get("num_predict")
-        said = sample(_weights(model), fields["prompt"], limit, self.vocabulary)
+    async def _answer_raw(self, call: Call, fields: dict[str, Any]) -> None:
+        assert fields["raw"], "the fake has no templates here"
+        options = fields.get("options", {})
+        said = await self.sample(
+            fields["prompt"], options.get("num_predict"), options.get("temperature", 0.8)
+        )
         steps = list(said.steps(drops_end=self.drops_end))
         answer = {
             "model": fields["model"],
@@ -206,7 +247,7 @@ class FakeOllama:
 
     async def _chat(self, call: Call) -> None:
         fields = call.request.json()
-        prompt = "".join(f"<{m['role']}>{m['content']}" for m in fields["messages"])
+        prompt = self.prompt_of(fields["messages"])
         await self._complete(call, fields, prompt, is_chat=True)
 
     async def _completion(self, call: Call) -> None:
@@ -233,7 +274,9 @@ class FakeOllama:
         model = self.models[tag]
         try:
             async with self._running(model):
-                said = sample(_weights(model), prompt, fields.get("max_tokens"), self.vocabulary)
+                said = await self.sample(
+                    prompt, fields.get("max_tokens"), fields.get("temperature", 1.0)
+                )
                 answer = Answer(
                     fields,
                     said,
@@ -244,7 +287,7 @@ class FakeOllama:
                 if not fields.get("stream"):
                     return await call.json(answer.whole())
                 return await self._stream(call, answer)
-        except _FailedError as error:
+        except FailedError as error:
             return await _refuse(call, error.status, error.message, "api_error")
 
     async def _stream(self, call: Call, answer: Answer) -> None:
@@ -267,7 +310,7 @@ class FakeOllama:
         """
         if not self._is_loaded(model):
             if self._num_waiting >= self.max_queue:
-                raise _FailedError(MAX_PENDING, 503)
+                raise FailedError(MAX_PENDING, 503)
             self._num_waiting += 1
             try:
                 async with self._loading:
@@ -292,19 +335,21 @@ class FakeOllama:
             await self._freed.wait()
         numbers = tuple(int(one) for one in self.version.split("."))
         if model.adapters and numbers < (0, 30, 0):
-            raise _FailedError("loras are not yet implemented", 500)
-        self.runner = model
+            raise FailedError("loras are not yet implemented", 500)
+        await self.start_runner(model)
+        self.runner, self.is_kept = model, False
         self.num_loads += 1
 
+    async def start_runner(self, model: Model) -> None:
+        """Read a model's weights; one that can't be read ends the runner."""
 
-class _FailedError(Exception):
+
+class FailedError(Exception):
+    """What Ollama answers a request with, in its words."""
+
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.message, self.status = message, status
-
-
-def _weights(model: Model) -> str:
-    return ",".join((model.base, *model.adapters))
 
 
 def _digest_of(model: Model) -> str:

@@ -45,6 +45,14 @@ def models_bytes() -> Iterator[tuple[int, str]]:
         yield byte, chr(byte) if byte in printable else chr(next(others))
 
 
+def make_control(upstream: Upstream, base: Path, home: Path) -> OllamaAdapters:
+    """Return the control of one home."""
+    home.mkdir(exist_ok=True)
+    return OllamaAdapters(
+        Calls(upstream, []), base=base, convert=gguf.convert, notes=home / "ollama-models.json"
+    )
+
+
 @pytest.fixture
 def ollama(qwen3: Path) -> FakeOllama:
     """An Ollama whose base is `qwen3`, as its tokens go."""
@@ -52,11 +60,11 @@ def ollama(qwen3: Path) -> FakeOllama:
 
 
 @pytest.fixture
-async def driver(ollama: FakeOllama, qwen3: Path) -> AsyncIterator[Ollama]:
+async def driver(ollama: FakeOllama, qwen3: Path, tmp_path: Path) -> AsyncIterator[Ollama]:
     """The driver, with a control over `qwen3`, once Ollama has answered."""
     async with FakeEngine(ollama) as engine:
         upstream = Upstream(engine.url)
-        control = OllamaAdapters(Calls(upstream, []), base=qwen3, convert=gguf.convert)
+        control = make_control(upstream, qwen3, tmp_path)
         driver = Ollama(upstream, adapters=control)
         await driver.check()
         yield driver
@@ -85,7 +93,7 @@ async def test_preparing_makes_a_model_and_changes_nothing_that_serves(
     assert (BASE.base, (digest.removeprefix("sha256:"),)) == (model.base, model.adapters)
     assert {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0} == dict(model.parameters)
     assert ollama.runner is None
-    assert {} == await control_of(driver).loaded()
+    assert {"tiny@v1": str(peft_a)} == await control_of(driver).loaded()
 
 
 async def test_loading_displaces_the_former_and_requests_name_the_models(
@@ -101,7 +109,7 @@ async def test_loading_displaces_the_former_and_requests_name_the_models(
     fields = {"messages": [], "model": "tiny"}
     assert tag is not None
     assert ollama.runner == ollama.models[tag]
-    assert {"tiny@v2": str(peft_b)} == await control.loaded()
+    assert {"tiny@v1": str(peft_a), "tiny@v2": str(peft_b)} == await control.loaded()
     assert tag.encode() in driver.plan(Ask("chat", b"", fields, "tiny@v2")).body
     assert ("tiny", "tiny:latest") == (await driver.check()).models
 
@@ -121,10 +129,10 @@ async def test_loading_again_makes_nothing_again(
 
 
 async def test_two_homes_with_a_v1_each_do_not_meet(
-    ollama: FakeOllama, driver: Ollama, peft_a: Path, peft_b: Path, qwen3: Path
+    ollama: FakeOllama, driver: Ollama, peft_a: Path, peft_b: Path, qwen3: Path, tmp_path: Path
 ) -> None:
     """A model's name has a part of its file's digest."""
-    other = OllamaAdapters(Calls(driver.upstream, []), base=qwen3, convert=gguf.convert)
+    other = make_control(driver.upstream, qwen3, tmp_path / "other")
     other.serves("tiny:latest")
 
     await control_of(driver).prepare("tiny@v1", peft_a)
@@ -253,7 +261,6 @@ async def test_an_old_ollama_says_that_it_loads_none(
 
     await driver.check()
     await driver.verify("tiny")
-    assert {} == await control.loaded()
     assert "0.30" in " ".join(driver.shortfalls)
     assert 0 == driver.capabilities.adapters
 
@@ -285,3 +292,40 @@ async def test_a_model_that_was_deleted_behind_strops_back_is_not_loaded(
     await control.load("tiny@v1", peft_a)
 
     assert ["tiny@v1"] == list(await control.loaded())
+
+
+async def test_a_version_that_another_model_pushed_out_is_not_lost(
+    ollama: FakeOllama, driver: Ollama, peft_a: Path
+) -> None:
+    """Its next request brings it back, for minutes; it is proven again then, and kept."""
+    control = control_of(driver)
+    ollama.models["other:latest"] = base_of("other")
+    await control.load("tiny@v1", peft_a)
+    tuned = ollama.runner
+    assert tuned is not None
+
+    ollama.runner, ollama.is_kept = ollama.models["other:latest"], False
+    assert ["tiny@v1"] == list(await control.loaded())
+    ollama.runner = tuned
+    assert {} == await control.loaded()
+    await control.load("tiny@v1", peft_a)
+
+    assert ["tiny@v1"] == list(await control.loaded())
+    assert ollama.is_kept
+
+
+async def test_what_was_made_is_known_after_a_restart(
+    ollama: FakeOllama, driver: Ollama, peft_a: Path, qwen3: Path, tmp_path: Path
+) -> None:
+    """And found wanting where it was made of another base."""
+    await control_of(driver).prepare("tiny@v1", peft_a)
+
+    later = make_control(driver.upstream, qwen3, tmp_path)
+    later.serves("tiny:latest")
+    assert {"tiny@v1": str(peft_a)} == await later.loaded()
+    ollama.models["other:latest"] = base_of("other")
+    later.serves("other:latest")
+    await later.prepare("tiny@v1", peft_a)
+
+    tag = later.tag_of("tiny@v1") or ""
+    assert base_of("other").base == ollama.models[tag].base

@@ -30,6 +30,8 @@ class Capabilities:
         logprobs_kind: what its logprobs are: `raw` log-softmax at T = 1, or `processed`.
         may_drop_tokens: its logprobs may lack tokens, those that end inside a character for
             instance; so they count only where there are as many as it says it sampled.
+        dtype: what it keeps its weights or its cache in, whichever is coarser; empty where it
+            doesn't say.
     """
 
     token_ids: bool
@@ -42,6 +44,7 @@ class Capabilities:
     logprobs: bool = True
     logprobs_kind: Literal["raw", "processed"] = "raw"
     may_drop_tokens: bool = False
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,7 @@ class Ollama(SingleServer):
         self._calls = Calls(upstream, self._credentials)
         self._model = model
         self._version = ""
+        self._dtype = ""
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with logprobs and usage asked for, and what to take out again."""
@@ -122,11 +123,12 @@ class Ollama(SingleServer):
             )
         listed = await self._calls.must("GET", "/api/tags")
         cards = listed.get("models") if isinstance(listed, dict) else None
-        digests = {
-            str(card["name"]): str(card.get("digest", ""))
+        found = {
+            str(card["name"]): card
             for card in (cards if isinstance(cards, list) else ())
             if isinstance(card, dict) and "name" in card and not is_ours(str(card["name"]))
         }
+        digests = {name: str(card.get("digest", "")) for name, card in found.items()}
         if not digests:
             raise EngineNotReady("Ollama has no model yet; get one, as in: ollama pull qwen3")
         if _full(self._model) not in digests:
@@ -134,6 +136,7 @@ class Ollama(SingleServer):
             self._model = next(iter(digests))
         self._version = version
         first = _full(self._model)
+        self._dtype = _dtype_of(found[first])
         rest = sorted(set(digests) - {first})
         if self.adapters is not None:
             self.adapters.serves(first)
@@ -165,6 +168,7 @@ class Ollama(SingleServer):
             logprobs=has_logprobs,
             stream_logprobs=has_logprobs,
             adapters=adapters,
+            dtype=self._dtype,
         )
 
     def _tag_of(self, served: str) -> str:
@@ -177,6 +181,15 @@ def _asks_no_logprobs(ask: Ask) -> bool:
     if ask.dialect == "completions":
         return wanted is None or wanted == 0
     return wanted is not True and not ask.fields.get("top_logprobs")
+
+
+def _dtype_of(card: Mapping[str, object]) -> str:
+    """Return what a listed model computes in: its cache is float16 unless it is set otherwise."""
+    details = card.get("details")
+    level = details.get("quantization_level") if isinstance(details, dict) else None
+    if not isinstance(level, str):
+        return ""
+    return "float16" if level in ("F32", "F16") else level.lower()
 
 
 def _full(model: str) -> str:

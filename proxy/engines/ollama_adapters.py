@@ -6,15 +6,18 @@ former, when nobody asks it any more, and starts another. Read from its source a
 
 import asyncio
 import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.peft import InvalidAdapter
-from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls
+from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, reason_in
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
 
@@ -25,6 +28,8 @@ _OURS = "-strop"
 # A model's samplers unless it says otherwise: a top_k of 40, a min_p, and before 0.33 a penalty on
 # repetition. What is learned from is sampled from the whole distribution.
 _PARAMETERS: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+# With a keep_alive of -1 a model is said to stay until 2318: as long as Go can count.
+_FOREVER = 2200
 _GREEDY: Mapping[str, float] = {**_PARAMETERS, "temperature": 0.0, "top_p": 1.0}
 
 
@@ -40,14 +45,17 @@ class OllamaAdapters:
         calls: to the server.
         base: the folder of the base, in Hugging Face format.
         convert: writes Ollama's format.
+        notes: a file that says which of its models were made, also by a strop that ran before.
     """
 
-    def __init__(self, calls: Calls, *, base: Path, convert: Convert) -> None:
+    def __init__(self, calls: Calls, *, base: Path, convert: Convert, notes: Path) -> None:
         self._calls = calls
         self._base = base
         self._convert = convert
-        self._made: dict[str, tuple[str, Path]] = {}
+        self._notes = notes
+        self._made = _read_notes(notes)
         self._held: str | None = None
+        self._is_lost = False
         self._model = ""
         self._tokens: TokenText | None = None
 
@@ -69,10 +77,13 @@ class OllamaAdapters:
         Raises:
             UpstreamError: it can't be converted, or Ollama doesn't make of it what it should.
         """
-        if name in self._made and self._made[name][0] in await self._tags():
-            return
         if not self._model:
             raise UpstreamError("Ollama has not answered yet, so its models aren't known")
+        made = self._made.get(name)
+        if made is not None and made[1] == folder and made[0] in await self._tags():
+            digest = made[0].rpartition("-")[2]
+            if made[0] == _tag(self._model, name, digest):
+                return await self._verify(made[0], digest)
         content = await self._converted(name, folder)
         digest = hashlib.sha256(content).hexdigest()
         blob = f"/api/blobs/sha256:{digest}"
@@ -81,7 +92,10 @@ class OllamaAdapters:
         tag = _tag(self._model, name, digest)
         # Asked about first: a base that isn't there would be downloaded.
         await self._calls.must("POST", "/api/show", {"model": self._model})
-        await self._calls.must(
+        # Noted first: what is made is found again, whatever happens now.
+        self._made[name] = (tag, folder)
+        await self._note()
+        answer = await self._calls.ask(
             "POST",
             "/api/create",
             {
@@ -94,22 +108,16 @@ class OllamaAdapters:
             },
             timeout_s=LOAD_TIMEOUT_S,
         )
-        shown = await self._calls.must("POST", "/api/show", {"model": tag})
-        modelfile = str(shown.get("modelfile", "")) if isinstance(shown, dict) else ""
-        found = re.findall(r"^ADAPTER .*?([0-9a-f]{64})\s*$", modelfile, re.MULTILINE)
-        if found != [digest]:
-            raise UpstreamError(
-                f"expected Ollama's {tag} to have the adapter {digest[:12]}, got"
-                f" {', '.join(one[:12] for one in found) or 'none'}; adapters need Ollama 0.30 or"
-                " newer"
-            )
-        self._made[name] = (tag, folder)
+        if (why := _why_not_made(answer)) is not None:
+            raise UpstreamError(f"Ollama does not make {tag}: {why}")
+        return await self._verify(tag, digest)
 
     async def load(self, name: str, folder: Path) -> None:
         """Let Ollama load the model of `name` in the place of the one over the same base."""
         await self.prepare(name, folder)
+        self._held = None
         await self._warm(self._made[name][0])
-        self._held = name
+        self._held, self._is_lost = name, False
 
     async def unload(self, name: str) -> None:
         """Delete the model of `name`, and load the base if it was what is loaded.
@@ -126,13 +134,22 @@ class OllamaAdapters:
         if answer.is_error and tag in await self._tags():
             raise UpstreamError(f"Ollama does not delete {tag}: {answer.text[:200]}")
         del self._made[name]
+        await self._note()
 
     async def loaded(self) -> Mapping[str, str]:
-        """Return the version in use, as long as Ollama has its model."""
-        if self._held is None:
-            return {}
-        tag, folder = self._made[self._held]
-        return {self._held: str(folder)} if tag in await self._tags() else {}
+        """Return the version in use, and the others that Ollama has models for.
+
+        The one in use is left out until it is loaded again where Ollama was started anew, or has
+        loaded it by itself since: it must be proven again.
+        """
+        tags = await self._tags()
+        if self._held is not None and not self._is_lost:
+            self._is_lost = not await self._is_in_place(self._made[self._held][0])
+        return {
+            name: str(folder)
+            for name, (tag, folder) in self._made.items()
+            if tag in tags and not (self._is_lost and name == self._held)
+        }
 
     async def generate(
         self,
@@ -218,6 +235,43 @@ class OllamaAdapters:
         except (InvalidAdapter, InvalidBase, ImportError) as error:
             raise UpstreamError(f"Ollama can't serve {name}: {error}") from error
 
+    async def _verify(self, tag: str, digest: str) -> None:
+        """Raise UpstreamError unless a model has the adapter whose digest begins so, alone."""
+        shown = await self._calls.must("POST", "/api/show", {"model": tag})
+        modelfile = str(shown.get("modelfile", "")) if isinstance(shown, dict) else ""
+        found = re.findall(r"^ADAPTER .*?([0-9a-f]{64})\s*$", modelfile, re.MULTILINE)
+        if len(found) != 1 or not found[0].startswith(digest):
+            raise UpstreamError(
+                f"expected Ollama's {tag} to have the adapter {digest[:12]}, got"
+                f" {', '.join(one[:12] for one in found) or 'none'}; adapters need Ollama 0.30 or"
+                " newer"
+            )
+
+    async def _is_in_place(self, tag: str) -> bool:
+        """Whether a model that `_warm` loaded has been there since, as far as Ollama shows.
+
+        One that a request brought back leaves again after minutes. Where only others are loaded,
+        they have pushed it out, and it comes back with the next request.
+        """
+        said = await self._calls.must("GET", "/api/ps")
+        cards = said.get("models") if isinstance(said, dict) else None
+        loaded = [card for card in cards or () if isinstance(card, dict)]
+        for card in loaded:
+            if card.get("name") == tag:
+                year = re.match(r"\d{4}", str(card.get("expires_at", "")))
+                return year is None or int(year[0]) >= _FOREVER
+        return bool(loaded)
+
+    async def _note(self) -> None:
+        text = json.dumps({name: [tag, str(folder)] for name, (tag, folder) in self._made.items()})
+
+        def write() -> None:
+            scratch = self._notes.with_suffix(".new")
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(self._notes)
+
+        await asyncio.to_thread(write)
+
     async def _warm(self, tag: str) -> None:
         """Load a model, and keep it: without it the next request pays for that."""
         fields = {"model": tag, "keep_alive": -1, "stream": False}
@@ -227,6 +281,32 @@ class OllamaAdapters:
         listed = await self._calls.must("GET", "/api/tags")
         cards = listed.get("models", ()) if isinstance(listed, dict) else ()
         return frozenset(str(card.get("name")) for card in cards if isinstance(card, dict))
+
+
+def _read_notes(path: Path) -> dict[str, tuple[str, Path]]:
+    """Return the models that were made, by served name; none where nothing readable says so."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): (str(tag), Path(folder)) for name, (tag, folder) in said.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _why_not_made(answer: httpx.Response) -> str | None:
+    """Return what went wrong with a model that was to be made; with a 200 it may be in any line."""
+    if answer.is_error:
+        return f"status {answer.status_code}: {reason_in(answer)}"
+    last: object = None
+    for line in answer.text.splitlines():
+        try:
+            last = json.loads(line)
+        except ValueError:
+            return f"expected JSON, got {line[:200]!r}"
+        if isinstance(last, dict) and "error" in last:
+            return str(last["error"])
+    if isinstance(last, dict) and last.get("status") == "success":
+        return None
+    return f"expected its answer to end with success, got {answer.text[-200:]!r}"
 
 
 def _num_whole(tokens: Sequence[str], text: str) -> int:
