@@ -79,13 +79,22 @@ async def test_silent_and_slow_clients_hold_up_nobody(
                     await client.writer.drain()
                     await asyncio.sleep(0.2)
 
+        async def refusal(client: Client, drip: asyncio.Task[None] | None = None) -> Answer:
+            answer = Answer()
+            await client.read_head(answer)
+            await client.read_body(answer)
+            if drip is not None:
+                # What is sent after it would reset the connection.
+                drip.cancel()
+            return answer
+
         drips = [asyncio.create_task(drip(client)) for client in dripping]
+        answers = [asyncio.create_task(refusal(client)) for client in half]
+        answers += [
+            asyncio.create_task(refusal(*pair)) for pair in zip(dripping, drips, strict=True)
+        ]
         served = await asyncio.gather(*(ask(proxy.url, QUESTION) for _ in range(scaled(100))))
-        refused = []
-        for client in (*half, *dripping):
-            refused.append(Answer())
-            await client.read_head(refused[-1])
-            await client.read_body(refused[-1])
+        refused = await asyncio.gather(*answers)
         closed = [await client.reader.read() for client in silent]
 
         assert all(answer.is_answered for answer in served)
@@ -93,8 +102,6 @@ async def test_silent_and_slow_clients_hold_up_nobody(
         assert {"body_timeout"} == {json.loads(answer.body)["error"]["code"] for answer in refused}
         assert {b""} == set(closed)
         assert len(served) == len(await proxy.rows())
-        for task in drips:
-            task.cancel()
         for client in (*silent, *half, *dripping):
             await client.leave()
         await until(lambda: num_clients(proxy) <= 1)
