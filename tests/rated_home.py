@@ -16,6 +16,7 @@ from pathlib import Path
 from store_values import completion, never
 
 from strop.adapters.identity import identify
+from strop.adapters.library import Library
 from strop.configs import demo_model
 from strop.proxy.store.records import Choice, NewFeedback
 from strop.proxy.store.run_records import Run
@@ -67,7 +68,7 @@ class RatedHome:
 
     def weights(self, version: str) -> Weights:
         """The weights of a version."""
-        return "base" if version == "base" else self.folder / "adapters" / version
+        return "base" if version == "base" else Library(self.folder / "adapters").path_of(version)
 
     async def rate(
         self,

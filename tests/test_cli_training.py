@@ -49,7 +49,6 @@ async def test_a_version_is_trained_and_compared_without_a_proxy(home: RatedHome
     (home.folder / "rules.py").write_text(RULE, encoding="utf-8")
 
     trained = await asyncio.to_thread(strop, home.folder, "train")
-    table = await asyncio.to_thread(strop, home.folder, "eval", "--samples", "1")
     compared = await asyncio.to_thread(
         lambda: strop(
             home.folder,
@@ -63,8 +62,7 @@ async def test_a_version_is_trained_and_compared_without_a_proxy(home: RatedHome
     version = await home.store.versions.get("v1")
     assert version is not None
     assert "ready" == version.state
-    assert 0 == table.returncode, table.stderr
-    assert ["base", "v1"] == table.stdout.splitlines()[0].split()
+    assert 0 == compared.returncode, compared.stderr
     base, v1 = json.loads(compared.stdout)
     assert ("base", "v1") == (base["version"], v1["version"])
     assert base["num_held_out"] == v1["num_held_out"] > 0
@@ -75,36 +73,6 @@ async def test_a_version_is_trained_and_compared_without_a_proxy(home: RatedHome
     assert base["good"]["num"] == base["num_samples"]
     assert {"num_good", "value", "low", "high"} <= base["live"].keys()
     assert None is v1["live"]
-
-
-async def test_versions_are_compared_on_a_prompt_file(home: RatedHome) -> None:
-    """Strings and chats; without ratings there is nothing else to measure on."""
-    prompts = home.folder / "prompts.jsonl"
-    chat = {"messages": [{"role": "user", "content": "What is the opposite of hot?"}]}
-    prompts.write_text(f'"What is the capital of France?"\n\n{json.dumps(chat)}\n')
-    broken = home.folder / "broken.jsonl"
-    broken.write_text('"fine"\n{"text": 1}\n')
-
-    compared, refused, nothing, unknown = await asyncio.gather(
-        *(
-            asyncio.to_thread(strop, home.folder, "eval", *arguments)
-            for arguments in (
-                ("--prompts", str(prompts), "--json"),
-                ("--prompts", str(broken)),
-                (),
-                ("v7", "--prompts", str(prompts)),
-            )
-        )
-    )
-
-    (base,) = json.loads(compared.stdout)
-    assert ("base", 8, 0, None) == (
-        base["version"], base["num_samples"], base["num_held_out"], base["good"],
-    )  # fmt: skip
-    assert (1, 1, 1) == (refused.returncode, nothing.returncode, unknown.returncode)
-    assert 'broken.jsonl, line 2: expected a string, or an object with "messages"' in refused.stderr
-    assert "there is nothing to measure on: no rating is held out yet" in nothing.stderr
-    assert "there is no version 'v7'; see: strop adapters list" in unknown.stderr
 
 
 def test_the_doctor_says_what_trains_here(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,27 +21,36 @@ def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
 
 
-def test_two_rounds_of_ratings_make_the_model_better(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's home, which it makes."""
+    return tmp_path_factory.mktemp("demo") / "home"
+
+
+@pytest.fixture(scope="module")
+def shown(home: Path) -> str:
+    """What a demo of two rounds prints."""
+    ended = run(home, "--rounds", "2")
+    assert (0, "") == (ended.returncode, ended.stderr)
+    return ended.stdout
+
+
+def test_two_rounds_of_ratings_make_the_model_better(shown: str, home: Path) -> None:
     """Held-out questions get +.30 of what is liked, in answers that stay well formed."""
-    ended = run(tmp_path / "demo", "--rounds", "2", "--json")
+    measured = re.findall(r"^  (base|v\d)  +liked (\d\.\d\d) \[", shown, re.MULTILINE)
 
-    assert "" == ended.stderr
-    found = json.loads(ended.stdout)
-    base, *rounds = found["results"]
-    measured: list[dict[str, Any]] = [base, *(one["measured"] for one in rounds)]
-    rates = [one["liked"]["num_hits"] / one["liked"]["num"] for one in measured]
+    assert ["base", "v1", "v2"] == [version for version, _ in measured]
+    rates = [float(rate) for _, rate in measured]
     assert rates[0] + 0.30 <= rates[-1]
-    assert 0.85 <= measured[-1]["well_formed"]["num_hits"] / measured[-1]["well_formed"]["num"]
-    assert ["passed", "passed"] == [one["state"] for one in rounds]
-    assert ["base", "v1", "v2"] == [one["version"] for one in measured]
-    assert b"\x89PNG" == (tmp_path / "demo" / "good-rate.png").read_bytes()[:4]
+    assert ["passed", "passed"] == re.findall(r"trained and gated in [\d.]+ s: (\w+)", shown)
+    assert 2 == shown.count("swapped in within")
+    (well_formed,) = re.findall(r"^  well formed (\d\.\d\d)", shown, re.MULTILINE)
+    assert 0.85 <= float(well_formed)
+    assert b"\x89PNG" == (home / "good-rate.png").read_bytes()[:4]
 
 
-def test_it_shows_the_chat_the_snapshot_and_the_ratings(tmp_path: Path) -> None:
+def test_it_shows_the_chat_the_snapshot_and_the_ratings(shown: str) -> None:
     """Each of the three answers is recorded with its ids, and rated once, in its own way."""
-    # So few may all be bad, which trains nothing: that is not what is looked at here.
-    shown = run(tmp_path / "demo", "--rounds", "1", "--ratings", "4").stdout
-
     chat, snapshot, rating, kept = re.split(
         r"\n(?:Snapshot|Rating|Kept): ", shown.partition("\nChat: ")[2]
     )
@@ -59,6 +67,19 @@ def test_it_shows_the_chat_the_snapshot_and_the_ratings(tmp_path: Path) -> None:
         (answered[1], "-1", "header"),
         (answered[0], "+1", "api"),
     ] == rated
+
+
+def test_programs_get_figures_alone(tmp_path: Path) -> None:
+    """With --json one object is printed; without a round it has the base's figures."""
+    ended = run(tmp_path / "demo", "--rounds", "0", "--seed", "3", "--json")
+
+    assert "" == ended.stderr
+    found = json.loads(ended.stdout)
+    assert (0, 3) == (found["plan"]["rounds"], found["plan"]["seed"])
+    (base,) = found["results"]
+    assert ("base", 0) == (base["version"], base["num_ratings"])
+    assert 92 == base["liked"]["num"] == base["well_formed"]["num"]
+    assert 0.85 <= base["well_formed"]["num_hits"] / base["well_formed"]["num"]
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:

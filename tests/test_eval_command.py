@@ -45,6 +45,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A home in which nothing was asked."""
+
+    async def make() -> None:
+        await (await Store.open(database_in(tmp_path))).close()
+
+    asyncio.run(make())
+    return tmp_path
+
+
 def where(home: Path) -> list[str]:
     """The options that `strop` puts before those that a person types."""
     return ["--home", str(home), "--base", str(demo_model()), "--backend", "torch"]
@@ -83,6 +94,17 @@ def test_versions_are_compared_by_a_rule_on_a_file_of_prompts(home: Path, tmp_pa
     assert found["v1"]["good"]["value"] > found["base"]["good"]["value"]  # type: ignore[index,call-overload]
 
 
+def test_versions_are_compared_on_a_file_of_prompts_alone(empty: Path, tmp_path: Path) -> None:
+    """Where nothing was rated yet there is nothing else to measure on."""
+    prompts = tmp_path / "prompts.jsonl"
+    chat = {"messages": [{"role": "user", "content": "What is the opposite of hot?"}]}
+    prompts.write_text(f'"What is the capital of France?"\n\n{json.dumps(chat)}\n')
+
+    base = shown(empty, "--prompts", str(prompts))["base"]
+
+    assert (8, 0, None) == (base["num_samples"], base["num_held_out"], base["good"])
+
+
 def test_people_see_a_table(home: Path) -> None:
     """A version a column, and nothing where nothing was measured."""
     result = CliRunner().invoke(main, [*where(home), "base", "v1", "--samples", "1"])
@@ -112,22 +134,18 @@ def test_a_mistake_says_what_was_expected(home: Path, arguments: list[str], said
     assert said in result.stderr
 
 
-def test_a_home_without_held_out_ratings_says_what_to_do(tmp_path: Path) -> None:
+def test_a_home_without_held_out_ratings_says_what_to_do(empty: Path) -> None:
     """A file of prompts needs none."""
-
-    async def make() -> None:
-        await (await Store.open(database_in(tmp_path))).close()
-
-    asyncio.run(make())
-
-    result = CliRunner().invoke(main, [*where(tmp_path), "base"])
+    result = CliRunner().invoke(main, [*where(empty), "base"])
 
     assert result.exit_code
+    assert "there is nothing to measure on: no rating is held out yet" in result.stderr
     assert "name prompts with --prompts FILE" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("", "at least one prompt"), ('{"text": "x"}', "line 1"), ("{", "line 1")]
+    ("content", "said"),
+    [("", "at least one prompt"), ('"fine"\n{"text": 1}', "line 2"), ("{", "line 1")],
 )
 def test_a_file_of_prompts_that_is_none_says_where(tmp_path: Path, content: str, said: str) -> None:
     """Its line is named."""

@@ -116,7 +116,7 @@ def test_too_few_fresh_samples_are_rejected() -> None:
 
 
 def test_liked_answers_that_became_less_likely_reject() -> None:
-    """The whole interval below 0 rejects, though nothing collapsed."""
+    """The whole interval below what any version may lose rejects, though nothing collapsed."""
     worse = tuple(held_out([-0.2 - 0.01 * i for i in range(10)], [-0.9] * 10))
 
     verdict = judge(figures(held_out=worse))
@@ -136,6 +136,28 @@ def test_a_margin_that_shrank_rejects() -> None:
     assert "passed" == outcome_of(verdict, "liked_logprob")
     assert "rejected" == outcome_of(verdict, "margin")
     assert "rejected" == verdict.outcome
+
+
+@pytest.mark.parametrize(
+    ("liked", "disliked", "name"), [(-0.03, -0.5, "liked_logprob"), (0.1, 0.13, "margin")]
+)
+def test_only_a_drop_that_surely_matters_rejects(liked: float, disliked: float, name: str) -> None:
+    """By having moved, a version as good as its parent loses a little on the parent's answers."""
+    sure = tuple(held_out([liked] * 10, [disliked] * 10))
+    spread = (-0.02, 0.02)
+    unsure = tuple(
+        held_out([liked + by for by in spread] * 5, [disliked - by for by in spread] * 5)
+    )
+
+    verdict = judge(figures(held_out=unsure))
+
+    (check,) = [one for one in verdict.checks if one.name == name]
+    assert check.interval is not None
+    assert -0.02 < check.interval.high < 0
+    assert "inconclusive" == check.outcome
+    assert check.reason.endswith("worse, but not surely by the 0.02 that matter")
+    assert verdict.is_passed
+    assert "rejected" == outcome_of(judge(figures(held_out=sure)), name)
 
 
 def test_an_interval_across_0_is_inconclusive_and_passes() -> None:

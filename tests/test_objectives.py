@@ -464,11 +464,6 @@ def test_each_objective_selects_what_it_is_defined_on() -> None:
     } == selected
 
 
-def test_only_sft_takes_answers_of_other_models() -> None:
-    """The others compare with what the model itself would have said."""
-    assert ["sft"] == [name for name in ALL if make(name).takes_other_models]
-
-
 def test_an_unknown_objective_is_named_with_the_known_ones() -> None:
     """The message says what could have been meant."""
     with pytest.raises(ValueError, match=r"expected an objective of topr, .*; got 'ppo'"):

@@ -97,12 +97,12 @@ def test_the_rate_follows_active_parameters_size_and_sparsity() -> None:
 
 @pytest.mark.parametrize(
     ("num_units", "num_steps", "batch_size"),
-    [(1, 4, 8), (3, 4, 8), (80, 40, 8), (5000, 128, 157)],
+    [(1, 4, 1), (3, 12, 1), (6, 12, 2), (24, 12, 8), (80, 40, 8), (5000, 128, 157)],
 )
 def test_a_run_has_a_step_for_each_batch_up_to_a_limit(
     num_units: int, num_steps: int, batch_size: int
 ) -> None:
-    """Beyond it the batches grow, and every rating is still seen `epochs` times."""
+    """Beyond it the batches grow, with few ratings they shrink; each is seen `epochs` times."""
     schedule = load("balanced", DEMO).schedule(num_units, seed=0)
 
     assert (num_steps, batch_size) == (schedule.num_steps, schedule.batch_size)

@@ -7,12 +7,12 @@ import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record
 
+from strop.proxy.activation import Progress
 from strop.proxy.errors import ActivationFailed, Conflict, EngineNotReady, StropError
 from strop.proxy.promotion import Promoter
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
-from strop.proxy.swapping import Progress
 
 
 @pytest.fixture

@@ -351,17 +351,6 @@ def test_a_text_completion_is_encoded_as_text() -> None:
     assert [*b"Once", *b" upon a time", 256] == row.tokens.ids.tolist()
 
 
-def test_answers_of_another_model_are_taken_as_text_where_the_objective_may() -> None:
-    """Its ids and counts are of another vocabulary, so they count for nothing."""
-    foreign = completion(base=None, prompt_tokens=99, completion_tokens=99)
-
-    row = only_row(make(turn(foreign), takes_other_models=True))
-
-    assert [*b"A leather for blades.", 256] == answer_ids(row)
-    assert row.captured is None
-    assert Flag.OTHER_MODEL in row.flags
-
-
 # Corrections and pairs.
 
 
@@ -431,6 +420,39 @@ def test_a_correction_that_is_left_out_is_counted_apart(
 
     assert ["rating"] == kinds(found)
     assert {f"correction: {reason}": 1} == found.left_out
+
+
+THINKING = json.dumps(
+    {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "chat_template_kwargs": {"enable_thinking": True},
+    }
+).encode()
+
+
+def test_a_correction_begins_as_its_template_says() -> None:
+    """What the model says before any text after such a prompt comes before the correction's."""
+    asked = completion(request=THINKING)
+
+    found = make(corrected("Well.", asked=asked))
+
+    (correction,) = [one for one in found.examples if one.kind == "correction"]
+    assert [257, *b"Well.", 256] == answer_ids(correction.rows[0])
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [(3, [*b"Yes", 256]), (5, [257, *b"Yes", 256]), (4, None), (6, None), (None, None)],
+)
+def test_only_a_count_tells_what_an_engine_took_out_of_the_text(
+    counted: int | None, expected: list[int] | None
+) -> None:
+    """An answer without ids, where the template thinks, is taken only if one reading fits."""
+    asked = without_ids("Yes", request=THINKING, completion_tokens=counted)
+
+    found = make(turn(asked))
+
+    assert expected == (answer_ids(only_row(found)) if found.examples else None)
 
 
 def test_a_correction_that_says_the_same_makes_no_pair() -> None:

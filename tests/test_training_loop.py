@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_policy import ToyPolicy, parents, tokens, unit
+from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
 
 from strop.training import objectives, run_folder
 from strop.training.backends.base import OutOfMemory
 from strop.training.batching import Rows, learning_rate, pack, plan_steps
-from strop.training.loop import Ending, Loop, Schedule, Step, kl_of
+from strop.training.divergence import kl_of
+from strop.training.loop import Ending, Loop, Schedule, Step
 from strop.training.micro_batch import MicroBatch
 from strop.training.objectives.base import Settings
 from strop.training.sequences import Unit
@@ -179,6 +180,30 @@ def test_a_correction_does_not_count_as_kl(tmp_path: Path) -> None:
 
     assert "finished" == ending
     assert "kl_parent" not in taken[-1].metrics
+
+
+def test_of_a_pair_the_other_answer_counts_as_kl(tmp_path: Path) -> None:
+    """A version sampled that one, while the preferred one may be what a person wrote."""
+    policy = ToyPolicy(LOGITS)
+    units = [replace(unit(policy, [2, 2], [3, 1]), kind="pair")]
+    loop = make_loop(policy, tmp_path, units, objective="dpo")
+
+    run(loop, 1)
+    moved = (log_softmax(policy.trained) - log_softmax(policy.base))[[3, 1]]
+    _, taken = run(loop, 1)
+
+    assert pytest.approx(kl_of(moved).mean(), rel=1e-4) == taken[0].metrics["kl_parent"]
+
+
+def test_the_kl_to_the_parent_ends_a_run_over_pairs_too(tmp_path: Path) -> None:
+    """Nothing else does: DPO has no anchor that would."""
+    policy = ToyPolicy(LOGITS)
+    units = [replace(unit(policy, [2, 2], [3, 1]), kind="pair")]
+    schedule = replace(SCHEDULE, num_steps=50, lr=3.0, kl_stop=0.01)
+
+    ending, _ = run(make_loop(policy, tmp_path, units, objective="dpo", schedule=schedule))
+
+    assert "kl_stop" == ending
 
 
 def test_kl_of_is_schulmans_k3() -> None:

@@ -17,6 +17,7 @@ from rated_home import RatedHome, command
 from store_values import database_in
 
 from strop.adapters import peft
+from strop.adapters.library import Library
 from strop.proxy.store.run_records import UNFINISHED, Run
 from strop.proxy.store.store import Store
 from strop.training.run import take
@@ -88,7 +89,7 @@ async def undisturbed(home: RatedHome, run: Run, folder: Path) -> Path:
     """Take a run to its end in a copy of the home; return its version's folder."""
     shutil.copytree(home.folder, folder)
     assert 0 == await take(folder, run.id), (folder / "runs" / run.id / "log.jsonl").read_text()
-    return folder / "adapters" / "v1"
+    return Library(folder / "adapters").path_of("v1")
 
 
 def assert_same_weights(expected: Path, folder: Path) -> None:
@@ -119,7 +120,7 @@ async def test_a_killed_run_goes_on_where_it_was(
     assert killed.version is None
     assert 0 == status
     assert ("passed", "v1") == ((await row(home, run)).state, (await row(home, run)).version)
-    assert_same_weights(expected, home.folder / "adapters" / "v1")
+    assert_same_weights(expected, Library(home.folder / "adapters").path_of("v1"))
     steps = await home.store.runs.list_steps(run.id)
     assert [*range(1, len(steps) + 1)] == [one.step for one in steps]
 
@@ -131,7 +132,8 @@ async def test_a_version_written_but_not_published_is_published_as_it_is(
     run = await home.new_run()
 
     died = await (await start(home, run, code=DIES_UNPUBLISHED)).wait()
-    written = (home.folder / "adapters" / "v1" / "manifest.json").read_bytes()
+    file = Library(home.folder / "adapters").path_of("v1") / "manifest.json"
+    written = file.read_bytes()
     before = await home.store.versions.get("v1")
     await take(home.folder, run.id)
 
@@ -142,7 +144,7 @@ async def test_a_version_written_but_not_published_is_published_as_it_is(
     after = await home.store.versions.get("v1")
     assert after is not None
     assert "ready" == after.state
-    assert written == (home.folder / "adapters" / "v1" / "manifest.json").read_bytes()
+    assert written == file.read_bytes()
 
 
 def by_signal(process: Process, _: int) -> None:

@@ -16,7 +16,7 @@ from strop.adapters.library import Library
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
-from strop.training import memory, trainer
+from strop.training import memory, room
 from strop.training.run import take
 
 
@@ -318,11 +318,11 @@ async def test_a_run_that_does_not_fit_into_memory_says_what_to_set(
     """It doesn't begin; a shortage that passes is waited out."""
     await home.rate(12, likes=of_three(1.0, -1.0))
     free = iter([1, 2**40])
-    monkeypatch.setattr(trainer, "_MEMORY_POLL_S", 0.01)
+    monkeypatch.setattr(room, "_POLL_S", 0.01)
     monkeypatch.setattr(memory, "free_bytes", lambda _: next(free))
 
     waited = await over(home)
-    monkeypatch.setattr(trainer, "_MEMORY_WAIT_S", 0.0)
+    monkeypatch.setattr(room, "_WAIT_S", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda _: 1)
     refused = await over(home)
 

@@ -139,6 +139,116 @@ def test_an_answer_follows_its_prompt_as_the_template_writes_it(tokenizer: BaseT
     assert "\n" == tokenizer.decode(whole[len(ids) :])
 
 
+CLOSED = "<think>\n\n</think>\n\n"
+HEADER = "<|im_start|>assistant\n"
+THOUGHT = """\
+{%- if thought and loop.index0 > ns.last_user -%}
+{{- '<think>\\n' + thought + '\\n</think>\\n\\n' -}}
+{%- endif -%}
+"""
+CLOSES = "{{- '<think>\\n\\n</think>\\n\\n' -}}\n{%- endif -%}"
+# How the templates of models that think differ, as changes of `models.CHAT_TEMPLATE`.
+OPENS = (CLOSES, CLOSES.replace("endif", "else -%}{{- '<think>\\n' -}}{%- endif"))
+OPENS_BARELY = (CLOSES, CLOSES.replace("endif", "else -%}{{- '<think>' -}}{%- endif"))
+SHOWS_EMPTY = (THOUGHT, THOUGHT.replace("thought and ", ""))
+CHANNEL = ("{{- content -}}", "{{- '<|final|>' + content -}}")
+WAYS: dict[str, tuple[list[tuple[str, str]], bool | None, str, str]] = {
+    "the prompt closes them": ([], False, HEADER + CLOSED, ""),
+    "the model thinks if it likes": ([], True, HEADER, ""),
+    "by default too": ([], None, HEADER, ""),
+    "messages show them": ([SHOWS_EMPTY], True, HEADER, CLOSED),
+    "messages show them, the prompt too": ([SHOWS_EMPTY], False, HEADER + CLOSED, ""),
+    "the prompt opens them": ([OPENS], True, HEADER + "<think>\n", "\n</think>\n\n"),
+    "the prompt opens them on one line": ([OPENS_BARELY], True, HEADER + "<think>", "</think>"),
+    "it opens them, messages show them": (
+        [OPENS, SHOWS_EMPTY], True, HEADER + "<think>\n", "\n</think>\n\n",
+    ),
+    "it may open them, but doesn't": ([OPENS], False, HEADER + CLOSED, ""),
+    "answers have a channel": ([CHANNEL], True, HEADER, "<|final|>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chat", ["one message", "turns", "tools", "tool loop", "thoughts"])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_answer_without_thoughts_begins_as_after_that_very_prompt(
+    way: str, chat: str, qwen3: Path, tmp_path: Path
+) -> None:
+    """Thoughts are closed where the prompt opens them, and empty where the template writes such."""
+    changes, thinks, prompt_ends, expected = WAYS[way]
+    base = Path(shutil.copytree(qwen3, tmp_path / "base"))
+    template = (base / "chat_template.jinja").read_text()
+    for old, new in changes:
+        assert old in template
+        template = template.replace(old, new)
+    (base / "chat_template.jinja").write_text(template)
+    tokenizer = BaseTokenizer(base)
+    kwargs = {} if thinks is None else {"chat_template_kwargs": {"enable_thinking": thinks}}
+    fields = BODIES[chat] | kwargs
+    asked = tokenizer.encode_chat(fields)
+
+    opening = tokenizer.encode_opening(asked, fields)
+
+    assert tokenizer.decode(asked).endswith(prompt_ends)
+    assert expected == tokenizer.decode(opening)
+
+
+def test_a_model_that_does_not_think_has_no_opening() -> None:
+    """Its answers are their text."""
+    tokenizer = BaseTokenizer(demo_model())
+    asked = tokenizer.encode_chat({"messages": [USER]})
+
+    assert () == tokenizer.encode_opening(asked, {"messages": [USER]})
+
+
+def test_the_recorded_prompt_decides_and_not_what_the_template_would_make_of_it(
+    tokenizer: BaseTokenizer,
+) -> None:
+    """An engine with a template of its own opened thoughts: they are closed after its ids."""
+    asked = (*tokenizer.encode_chat({"messages": [USER]}), *tokenizer.encode_text("<think>\n"))
+
+    opening = tokenizer.encode_opening(asked, {"messages": [USER]})
+
+    marker = tokenizer.encode_text("</think>")
+    assert 1 == len(marker)
+    assert marker[0] in opening
+    assert "\n</think>\n\n" == tokenizer.decode(opening)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, BODIES["begun"], {"messages": [{"role": "assistant", "tool_calls": [{}]}]}]
+)
+def test_where_the_template_can_not_tell_an_answer_is_its_text(
+    tokenizer: BaseTokenizer, fields: dict[str, Any]
+) -> None:
+    """Text completions, answers that are begun, and messages that it refuses have no opening."""
+    assert () == tokenizer.encode_opening(tokenizer.encode_text("Rain is"), fields)
+
+
+def test_markers_in_what_a_user_says_open_nothing(tokenizer: BaseTokenizer) -> None:
+    """Only a prompt that ends within thoughts has them open."""
+    fields = {"messages": [{"role": "user", "content": "What does <think>\n mean?"}]}
+
+    assert () == tokenizer.encode_opening(tokenizer.encode_chat(fields), fields)
+
+
+def test_a_prompt_with_an_opening_is_what_the_template_makes_of_the_whole(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """Prompt, opening and answer are the template's own rendering of the answered chat."""
+    base = Path(shutil.copytree(qwen3, tmp_path / "base"))
+    template = (base / "chat_template.jinja").read_text().replace(*SHOWS_EMPTY)
+    (base / "chat_template.jinja").write_text(template)
+    tokenizer = BaseTokenizer(base)
+    fields = BODIES["tool loop"]
+    asked = tokenizer.encode_chat(fields)
+
+    ids = asked + tokenizer.encode_opening(asked, fields) + tokenizer.encode_answer("Rain.")
+
+    answered = [*fields["messages"], {"role": "assistant", "content": "Rain."}]
+    whole = tokenizer.encode_chat({**fields, "messages": answered, "add_generation_prompt": False})
+    assert whole[: len(ids)] == ids
+
+
 def test_no_part_of_an_answer_is_a_special_token(tokenizer: BaseTokenizer) -> None:
     """A person's text that looks like a special token is text; only the last id ends the turn."""
     text = f"Write {models.IM_END} and {models.IM_START}."

@@ -18,7 +18,10 @@ LN2 = float(np.log(2))
 
 
 class Bytes:
-    """A tokenizer whose ids are bytes, and 256 ends a turn; it knows no tabs."""
+    """A tokenizer whose ids are bytes, and 256 ends a turn; it knows no tabs.
+
+    Asked to think, its model begins its answers with 257.
+    """
 
     def encode_chat(self, fields: Mapping[str, object]) -> tuple[int, ...]:
         messages = fields["messages"]
@@ -32,6 +35,13 @@ class Bytes:
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*self._bytes(text), 256)
+
+    def encode_opening(
+        self,
+        asked: Sequence[int],  # noqa: ARG002 - this model's prompts all end alike
+        fields: Mapping[str, object],
+    ) -> tuple[int, ...]:
+        return (257,) if fields.get("chat_template_kwargs") == {"enable_thinking": True} else ()
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode()

@@ -14,6 +14,8 @@ from typing import Final
 
 import click
 
+from strop.training.options import CONTEXT, computing_options, home_option, json_option
+
 _PACKAGES: Final = ("torch", "transformers", "mlx", "mlx-lm", "bitsandbytes", "tensorboard")
 _LONG: Final = 2048
 """A conversation of so many tokens is one that most people have."""
@@ -133,32 +135,12 @@ def _gib(num_bytes: int) -> str:
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=CONTEXT,
     epilog="\b\nExample:\n  strop doctor\n",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--home", type=click.Path(path_type=Path), metavar="DIR", help="Where strop keeps its things."
-)
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The base, in Hugging Face format. [default: model.base]",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "torch", "mlx"]),
-    default="auto",
-    help="What computes. [default: training.backend]",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    help="Where. [default: training.device]",
-)
-@click.option("--quantize-base/--no-quantize-base", default=False, help="Hold it in 4 bits.")
+@json_option
+@home_option
+@computing_options
 @click.option("--preset", default="balanced", metavar="NAME", help="How far a run may go.")
 def main(
     as_json: bool,

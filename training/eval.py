@@ -31,6 +31,7 @@ from strop.training.evaluate import NUM_SAMPLES, Evaluated, Material, Prompt, ev
 from strop.training.figures import MAX_SAMPLE_TOKENS
 from strop.training.material import NOTHING, gather, read_prompts
 from strop.training.micro_batch import MicroBatch
+from strop.training.options import CONTEXT, computing_options, home_option, json_option
 from strop.training.raters import Judge, Rater, RaterFailed, Rule
 from strop.training.rows import Target
 from strop.training.tokenizer import BaseTokenizer
@@ -60,7 +61,7 @@ class Where:
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=CONTEXT,
     epilog="""\b
 Examples:
   strop eval
@@ -100,29 +101,9 @@ Examples:
     help="Of a fresh answer.",
 )
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Of the fresh answers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--home", type=click.Path(path_type=Path), metavar="DIR", help="Where strop keeps its things."
-)
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The base, in Hugging Face format. [default: model.base]",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "torch", "mlx"]),
-    default="auto",
-    help="What computes. [default: training.backend]",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    help="Where. [default: training.device]",
-)
-@click.option("--quantize-base/--no-quantize-base", default=False, help="Hold it in 4 bits.")
+@json_option
+@home_option
+@computing_options
 @click.option("--preset", default=presets.DEFAULT, metavar="NAME", help="How much at once.")
 def main(
     versions: tuple[str, ...],

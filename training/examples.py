@@ -142,7 +142,8 @@ def _correction(
     asked = rows.read_prompt(completion, target)
     if isinstance(asked, LeftOut):
         return asked
-    tokens = rows.join(asked, target.tokenizer.encode_answer(text), target)
+    answer = rows.encode_answer(completion, asked, text, target.tokenizer)
+    tokens = rows.join(asked, answer, target)
     if isinstance(tokens, LeftOut):
         return tokens
     row = Row(tokens, None, {}, completion.version)

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from strop.training.backends.base import BASE, TRAINED, Policy, Sampled, Weights
+from strop.training.divergence import kl_of
 from strop.training.gate import MIN_SAMPLES, Behaviour, Figures, HeldOut
-from strop.training.loop import kl_of
 from strop.training.micro_batch import MicroBatch
 from strop.training.sequences import Floats, Tokens
 from strop.training.training_set import HeldOutTurn, TrainingSet

@@ -1,11 +1,12 @@
 """The gate: figures of a candidate, its parent and the base -> may the candidate serve, and why.
 
-Pure. Samples nothing, computes no logprob, and knows no store; learning.md, "The gate", has the
-evidence behind the bounds.
+Pure. Samples nothing, computes no logprob, and knows no store; docs/learning.md, "The gate", has
+the evidence behind the bounds.
 
     collapse tests      decide alone, on fresh samples and replayed answers
     preference tests    paired with the parent on held-out ratings; reject only when the whole
-                        interval lies below 0, else pass, or are inconclusive and say so
+                        interval lies below a drop that matters, else pass, or are inconclusive
+                        and say so
 """
 
 import math
@@ -25,6 +26,14 @@ MAX_PARENT_KL: Final = 0.3
 LENGTH_RATIO: Final = Interval(1 / 8, 8.0)
 ENTROPY_RATIO: Final = Interval(0.1, 2.5)
 MIN_SESSIONS: Final = 8
+MIN_DROP: Final = 0.02
+"""The drop on held-out ratings, nats a token, that a rejection must be sure of.
+
+Whatever a version learns, the answers of its parent lose the KL between the two, on average: up to
+.05 at the usual KL stop, and nearly all held-out answers are liked once the parent is good. Reject
+below 0, and half of the versions that are as good as their parent are rejected (docs/decisions,
+0013).
+"""
 
 Outcome = Literal["passed", "inconclusive", "rejected"]
 
@@ -208,8 +217,10 @@ def _mean(groups: Sequence[Group]) -> float:
 def _signed(name: str, what: str, value: float, interval: Interval, num_sessions: int) -> Check:
     outcome: Outcome = "passed"
     means = "better"
-    if interval.high < 0:
+    if interval.high < -MIN_DROP:
         outcome, means = "rejected", "worse"
+    elif interval.high < 0:
+        outcome, means = "inconclusive", f"worse, but not surely by the {MIN_DROP:g} that matter"
     elif 0 in interval:
         outcome, means = "inconclusive", "could be either way"
     reason = (

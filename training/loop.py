@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,11 @@ import numpy as np
 from strop.training import run_folder
 from strop.training.backends.base import TRAINED, OutOfMemory, Policy
 from strop.training.batching import Rows, learning_rate, pack, plan_steps
+from strop.training.divergence import kl_of
+from strop.training.means import Means
 from strop.training.micro_batch import MicroBatch
 from strop.training.objectives.base import Objective
-from strop.training.sequences import Doubles, Floats, Loss, Tokens, Unit
+from strop.training.sequences import Floats, Kind, Loss, Tokens, Unit
 
 Ending = Literal["finished", "kl_stop", "stopped"]
 
@@ -30,8 +31,14 @@ Ending = Literal["finished", "kl_stop", "stopped"]
 _SAVE_EVERY: Final = 20.0
 # The KL's running mean remembers about this many steps.
 _KL_STEPS: Final = 4
-_MAX_LOG_RATIO: Final = 20.0
 _LOOP_FILE: Final = "loop.json"
+# The answers of a unit that a version sampled. What people wrote, as the preferred answer of a pair
+# may be, is far from the parent, and it is right to go there.
+_SAMPLED: Final[Mapping[Kind, slice]] = {
+    "rating": slice(None),
+    "correction": slice(0),
+    "pair": slice(1, None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +68,6 @@ class Step:
 
     num: int
     metrics: dict[str, float]
-
-
-class Means:
-    """Means of figures by name: each over what has it, not over all."""
-
-    def __init__(self) -> None:
-        self._totals: defaultdict[str, float] = defaultdict(float)
-        self._nums: defaultdict[str, float] = defaultdict(float)
-
-    def add(self, name: str, total: float, num: float = 1.0) -> None:
-        """Add the sum of `num` values of one figure."""
-        self._totals[name] += total
-        self._nums[name] += num
-
-    def update(self, other: "Means") -> None:
-        """Add all that `other` has."""
-        for name, num in other._nums.items():
-            self.add(name, other._totals[name], num)
-
-    def values(self) -> dict[str, float]:
-        """Return the mean of each figure that has a value."""
-        return {name: self._totals[name] / num for name, num in self._nums.items() if num}
 
 
 class Loop:
@@ -257,12 +242,10 @@ class Loop:
         means.add("loss", loss.value)
         for name, value in loss.metrics.items():
             means.add(name, value)
-        # What people wrote is far from the parent, and it is right to go there.
-        if unit.kind == "rating":
-            answers = zip(unit.answers, logprobs, self._parents[index], strict=True)
-            for answer, now, parent in answers:
-                ratios = (now - parent)[answer.keep].astype(np.float64)
-                means.add("kl_parent", float(kl_of(ratios).sum()), len(ratios))
+        answers = [*zip(unit.answers, logprobs, self._parents[index], strict=True)]
+        for answer, now, parent in answers[_SAMPLED[unit.kind]]:
+            ratios = (now - parent)[answer.keep].astype(np.float64)
+            means.add("kl_parent", float(kl_of(ratios).sum()), len(ratios))
         return loss, means
 
     def _save(self) -> None:
@@ -281,16 +264,6 @@ class Loop:
         temporary.rename(self._folder / name)
         for folder in before:
             shutil.rmtree(folder)
-
-
-def kl_of(log_ratios: Doubles) -> Doubles:
-    """Return exp(d) - d - 1 of each d = log pi - log pi_parent, at tokens that the parent sampled.
-
-    Its mean estimates KL(parent || pi), never below 0 ("Approximating KL divergence", Schulman,
-    2020: k3). d is clamped at 20.
-    """
-    clamped = np.minimum(log_ratios, _MAX_LOG_RATIO)
-    return np.expm1(clamped) - clamped
 
 
 def _shared(gradient: Floats, num_units: int) -> Floats:

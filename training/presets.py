@@ -36,6 +36,7 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "dpo_beta": (_TINY, 10.0),
     "epochs": (1, 100),
     "batch_size": (1, 4096),
+    "min_steps": (1, 100_000),
     "max_steps": (1, 100_000),
     "warmup": (0.0, 0.9),
     "kl_stop": (_TINY, 100.0),
@@ -44,7 +45,9 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "micro_batch_tokens": (16, 1_000_000),
 }
 _FACTORS: Final = frozenset({"lr_by_total", "lr_by_sparsity"})
-_WHOLE: Final = frozenset({"rank", "epochs", "batch_size", "max_steps", "micro_batch_tokens"})
+_WHOLE: Final = frozenset(
+    {"rank", "epochs", "batch_size", "min_steps", "max_steps", "micro_batch_tokens"}
+)
 
 
 class InvalidPreset(ValueError):
@@ -61,7 +64,8 @@ class Preset:
         rank: of a fresh LoRA.
         alpha: its alpha.
         epochs: how often each unit is seen, as far as `max_steps` allows.
-        batch_size: units a step, before `max_steps` makes it larger.
+        batch_size: units a step, before `min_steps` makes it smaller, or `max_steps` larger.
+        min_steps: optimizer steps at least, as far as `epochs` allows.
         max_steps: optimizer steps at most.
         warmup: the share of the steps in which the rate rises.
         kl_stop: nats a token from the parent, running mean, that end the run.
@@ -77,6 +81,7 @@ class Preset:
     alpha: float
     epochs: int
     batch_size: int
+    min_steps: int
     max_steps: int
     warmup: float
     kl_stop: float
@@ -96,7 +101,9 @@ class Preset:
 
     def schedule(self, num_units: int, seed: int) -> Schedule:
         """Return how far a run over `num_units` goes: `epochs` passes in `max_steps` at most."""
-        batch_size = max(self.batch_size, _ceil(num_units * self.epochs, self.max_steps))
+        num_seen = num_units * self.epochs
+        batch_size = min(self.batch_size, max(1, num_seen // self.min_steps))
+        batch_size = max(batch_size, _ceil(num_seen, self.max_steps))
         num_steps = min(self.max_steps, _ceil(num_units, batch_size) * self.epochs)
         return Schedule(
             num_steps=num_steps,
@@ -142,6 +149,7 @@ def load(name_or_path: str, model_config: Mapping[str, object]) -> Preset:
         alpha=rank * number("alpha_over_rank"),
         epochs=int(number("epochs")),
         batch_size=int(number("batch_size")),
+        min_steps=int(number("min_steps")),
         max_steps=int(number("max_steps")),
         warmup=number("warmup"),
         kl_stop=number("kl_stop"),

@@ -42,7 +42,6 @@ class Flag(StrEnum):
     NO_LOGPROBS = "logprobs recomputed: the engine gave none"
     PROMPT_ENCODED = "prompt ids from its messages"
     ANSWER_ENCODED = "token ids from its text"
-    OTHER_MODEL = "answered by another model"
     PARTIAL = "a part of the turn is left out"
 
 
@@ -62,9 +61,18 @@ class Tokenizer(Protocol):
         ...
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
-        """Return an assistant's message as it follows a prompt; the last id ends the turn.
+        """Return an assistant's text; the last id ends the turn.
 
         No part of `text` is read as a special token.
+        """
+        ...
+
+    def encode_opening(self, asked: Sequence[int], fields: Mapping[str, object]) -> tuple[int, ...]:
+        """Return what stands between a prompt and the text of an answer that has no thoughts.
+
+        Args:
+            asked: the prompt's ids, as the model was given them.
+            fields: the body of the chat request that they are of; nothing of a text completion.
         """
         ...
 
@@ -81,13 +89,11 @@ class Target:
         base: its identity.
         context: the most tokens of prompt and answer together.
         tokenizer: None where there is none; then only ids from engines are of use.
-        takes_other_models: whether answers of other models are taken, as text.
     """
 
     base: str
     context: int
     tokenizer: Tokenizer | None = None
-    takes_other_models: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +117,8 @@ class Row:
 
 def read(completion: Completion, index: int, target: Target) -> Row | LeftOut:
     """Return the row of a completion's choice `index`."""
-    is_own = completion.base == target.base
-    if not is_own and completion.base is not None:
-        return LeftOut.OTHER_BASE
-    if not is_own and not target.takes_other_models:
-        return LeftOut.OTHER_MODEL
+    if completion.base != target.base:
+        return LeftOut.OTHER_MODEL if completion.base is None else LeftOut.OTHER_BASE
     choice = next((one for one in completion.choices if one.index == index), None)
     if choice is None:
         return LeftOut.EMPTY
@@ -124,16 +127,14 @@ def read(completion: Completion, index: int, target: Target) -> Row | LeftOut:
         return asked
     sampling = _sampling(completion)
     flags = _sampling_flags(sampling)
-    if not is_own:
-        flags.add(Flag.OTHER_MODEL)
-    if not is_own or completion.prompt_ids is None:
+    if completion.prompt_ids is None:
         flags.add(Flag.PROMPT_ENCODED)
     captured = None
-    if is_own and choice.token_ids is not None:
+    if choice.token_ids is not None:
         answer: Sequence[int] | LeftOut = choice.token_ids
         captured = _captured(choice, flags)
     else:
-        answer = _encode_answer(completion, choice, sampling, is_own, target)
+        answer = _encode_answer(completion, choice, asked, sampling, target)
         flags |= {Flag.ANSWER_ENCODED, Flag.NO_LOGPROBS}
     if isinstance(answer, LeftOut):
         return answer
@@ -171,6 +172,14 @@ def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftO
     return ids
 
 
+def encode_answer(
+    completion: Completion, asked: Sequence[int], text: str, tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """Return the ids of `text` as the model would have said it after `asked`, to the turn's end."""
+    fields = prompt.fields(completion) if completion.dialect == "chat" else None
+    return (*tokenizer.encode_opening(asked, fields or {}), *tokenizer.encode_answer(text))
+
+
 def join(asked: Sequence[int], answer: Sequence[int], target: Target) -> Tokens | LeftOut:
     """Return prompt and answer as one sequence.
 
@@ -198,8 +207,8 @@ def _captured(choice: Choice, flags: set[Flag]) -> Floats | None:
 def _encode_answer(
     completion: Completion,
     choice: Choice,
+    asked: Sequence[int],
     sampling: Mapping[str, object],
-    is_own: bool,
     target: Target,
 ) -> Sequence[int] | LeftOut:
     """Return the ids of an answer's text, where that can only be these."""
@@ -212,16 +221,24 @@ def _encode_answer(
         return LeftOut.NO_TOKENIZER
     if not text:
         return LeftOut.EMPTY
-    ids = target.tokenizer.encode_answer(text)
-    if target.tokenizer.decode(ids[:-1]) != text:
+    plain = target.tokenizer.encode_answer(text)
+    if target.tokenizer.decode(plain[:-1]) != text:
         return LeftOut.TEXT_DIFFERS
+    whole = encode_answer(completion, asked, text, target.tokenizer)
     counted = completion.completion_tokens if len(completion.choices) == 1 else None
-    # Engines differ in whether they count the id that ends the turn.
-    if is_own and counted is not None and not len(ids) - 1 <= counted <= len(ids):
+    # Whether an engine took an opening out of the text, only its count can tell.
+    fits = [one for one in {plain, whole} if _has_as_many(one, counted)]
+    if len(fits) != 1:
         return LeftOut.TEXT_DIFFERS
+    (ids,) = fits
     # Cut short, or by a stop string: the model did not end its turn.
     has_ended = choice.finish_reason == "stop" and not sampling.get("stop")
     return ids if has_ended else ids[:-1]
+
+
+def _has_as_many(ids: Sequence[int], counted: int | None) -> bool:
+    """Return whether an engine can have counted so many; some don't count what ends the turn."""
+    return counted is None or len(ids) - 1 <= counted <= len(ids)
 
 
 def _sampling(completion: Completion) -> Mapping[str, object]:

@@ -27,7 +27,10 @@ _THINKING = (
     ("<|think:start|>", "<|think:end|>"),
     ("<|channel>", "<channel|>"),
 )
-_PLACEHOLDER = "answer"  # an assistant's message whose end is looked for
+_PLACEHOLDER = "answer"  # an assistant's message whose beginning and end are looked for
+_ANSWERED = {"role": "assistant", "content": _PLACEHOLDER}
+# More ids than any template puts between the last message and the answer.
+_HEADER = 64
 
 
 class BaseTokenizer:
@@ -66,17 +69,8 @@ class BaseTokenizer:
         Raises:
             ValueError: there is no template, or it refuses the messages.
         """
-        messages = [_message(message) for message in _objects(fields, "messages")]
-        tools, must_call = _tools(fields)
-        arguments = {"add_generation_prompt": True, **self._template_arguments(fields)}
-        if arguments.get("continue_final_message"):
-            arguments["add_generation_prompt"] = False
-        if must_call:
-            # The call comes first, so there is no place for thoughts.
-            arguments.setdefault("enable_thinking", False)
-        ids: Sequence[int] = self._apply(
-            messages, tools=tools, tokenize=True, return_dict=False, **arguments
-        )
+        messages, arguments = self._chat(fields)
+        ids: Sequence[int] = self._apply(messages, tokenize=True, return_dict=False, **arguments)
         return tuple(ids)
 
     def encode_text(self, text: str) -> tuple[int, ...]:
@@ -89,6 +83,26 @@ class BaseTokenizer:
         No part of `text` is read as a special token.
         """
         return (*self._encode_plain(text), self._end_id)
+
+    def encode_opening(self, asked: Sequence[int], fields: Mapping[str, object]) -> tuple[int, ...]:
+        """Return what stands between a prompt and the text of an answer that has no thoughts.
+
+        Mostly nothing. A template that thinks writes empty thoughts there, and a prompt that ends
+        within thoughts has to have them closed; other templates name a channel.
+
+        Args:
+            asked: the prompt's ids, as the model was given them.
+            fields: the body of the chat request that they are of; nothing of a text completion.
+        """
+        prompt = self.decode(asked[-_HEADER:])
+        header = self._header(fields)
+        for start in range(max(0, len(prompt) - len(header)), len(prompt)):
+            if header.startswith(prompt[start:]):
+                opening = header[len(prompt) - start :]
+                break
+        else:
+            opening = _closing(prompt)
+        return tuple(self._tokenizer.encode(opening, add_special_tokens=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens included."""
@@ -106,6 +120,40 @@ class BaseTokenizer:
         return tuple(
             self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         )
+
+    def _chat(self, fields: Mapping[str, object]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return a request's messages, and what else the template is given."""
+        messages = [_message(message) for message in _objects(fields, "messages")]
+        tools, must_call = _tools(fields)
+        arguments = {
+            "tools": tools,
+            "add_generation_prompt": True,
+            **self._template_arguments(fields),
+        }
+        if arguments.get("continue_final_message"):
+            arguments["add_generation_prompt"] = False
+        if must_call:
+            # The call comes first, so there is no place for thoughts.
+            arguments.setdefault("enable_thinking", False)
+        return messages, arguments
+
+    def _header(self, fields: Mapping[str, object]) -> str:
+        """Return what the template writes between a chat and the text of an answer to it.
+
+        Nothing where there is no telling: the chat ends with a part of the answer, or the template
+        refuses it.
+        """
+        if fields.get("continue_final_message") or not fields.get("messages"):
+            return ""
+        try:
+            messages, arguments = self._chat(fields)
+            arguments |= {"add_generation_prompt": False, "tokenize": False}
+            chat: str = self._apply(messages, **arguments)
+            answered: str = self._apply([*messages, _ANSWERED], **arguments)
+        except ValueError:
+            return ""
+        before = answered.rpartition(_PLACEHOLDER)[0]
+        return before.removeprefix(chat) if before.startswith(chat) else ""
 
     def _template_arguments(self, fields: Mapping[str, object]) -> dict[str, Any]:
         named = fields.get("chat_template_kwargs") or {}
@@ -140,10 +188,7 @@ class BaseTokenizer:
         """
         ends = self._files.end_ids
         if self._tokenizer.chat_template is not None:
-            chat = [
-                {"role": "user", "content": "question"},
-                {"role": "assistant", "content": _PLACEHOLDER},
-            ]
+            chat = [{"role": "user", "content": "question"}, _ANSWERED]
             rendered: str = self._apply(chat, tokenize=False, add_generation_prompt=False)
             after = rendered.rpartition(_PLACEHOLDER)[2]
             for token in self._tokenizer.encode(after, add_special_tokens=False):
@@ -152,6 +197,15 @@ class BaseTokenizer:
         if self._tokenizer.eos_token_id is None:
             raise ValueError(f"{self._files.folder} names no token that ends an answer")
         return int(self._tokenizer.eos_token_id)
+
+
+def _closing(prompt: str) -> str:
+    """Return what ends the thoughts that a prompt ends with, in the manner in which they began."""
+    for start, end in _THINKING:
+        _, found, rest = prompt.rpartition(start)
+        if found and not rest.strip():
+            return f"\n{end}\n\n" if rest else end
+    return ""
 
 
 def _objects(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]:

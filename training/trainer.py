@@ -7,7 +7,6 @@ after a kill it goes on from there. Starts no process, and activates nothing.
 import json
 import time
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -21,16 +20,12 @@ from strop.training import (
     collection,
     figures,
     gate,
-    memory,
-    objectives,
-    presets,
+    room,
     run_folder,
     training_set,
 )
 from strop.training import probe as probes
-from strop.training.backends import Choice, choose, open_policy
 from strop.training.backends.base import BackendUnavailable, OutOfMemory, Policy, Weights
-from strop.training.backends.base_files import BaseFiles
 from strop.training.collection import Collected, Refused
 from strop.training.gate import Verdict
 from strop.training.ledger import Ledger, to_json
@@ -38,9 +33,9 @@ from strop.training.loop import Loop, Step
 from strop.training.measurement import measure
 from strop.training.micro_batch import MicroBatch
 from strop.training.mismatch import Mismatch
-from strop.training.objectives.base import Objective
 from strop.training.progress import Phase, Progress
 from strop.training.publication import Publication
+from strop.training.recipe import Recipe
 from strop.training.reports import Reports
 from strop.training.rows import Target
 from strop.training.run_settings import RunSettings
@@ -49,8 +44,6 @@ from strop.training.tokenizer import BaseTokenizer
 from strop.training.training_set import TrainingSet
 
 IDENTITIES: Final = "identities.json"
-_MEMORY_WAIT_S: Final = 30.0
-_MEMORY_POLL_S: Final = 1.0
 EXPECTED: Final = (
     StropError,
     Refused,
@@ -82,6 +75,7 @@ class Trainer:
         self._reports = reports
         self._stopping = stopping
         self._settings = RunSettings.of(ledger.run)
+        self._recipe = Recipe(self._settings)
         self._library = Library(home / "adapters")
         self._publication = Publication(ledger, self._library)
         self._parent = ledger.run.parent or BASE
@@ -103,7 +97,7 @@ class Trainer:
 
     def _make(self) -> Manifest:
         self._check_base()
-        self._reports.event("backend", **asdict(self._chosen))
+        self._reports.event("backend", **asdict(self._recipe.chosen))
         if self._parent != BASE:
             self._library.verify(self._parent)
         whole = collected = None
@@ -111,7 +105,10 @@ class Trainer:
             whole = training_set.load(self._folder / run_folder.SET_FILE)
         else:
             collected = self._collect()
-        micro_batch = MicroBatch(self._max_tokens(_longest(whole, collected)))
+        longest = _longest(whole, collected)
+        micro_batch = MicroBatch(
+            room.max_tokens(self._recipe, longest, self._reports, self._stopping)
+        )
         policy = self._open()
         try:
             if whole is None:
@@ -140,36 +137,18 @@ class Trainer:
                 " a new run"
             )
 
-    @cached_property
-    def _chosen(self) -> Choice:
-        settings = self._settings
-        return choose(settings.backend, settings.device, base=settings.base_path)
-
-    @cached_property
-    def _files(self) -> BaseFiles:
-        return BaseFiles(self._settings.base_path)
-
-    @cached_property
-    def _preset(self) -> presets.Preset:
-        return presets.load(self._settings.preset, self._files.config)
-
-    @cached_property
-    def _objective(self) -> Objective:
-        return objectives.make(self._settings.objective, self._preset.objective)
-
     def _collect(self) -> Collected:
         self._phase("collecting")
         target = Target(
             base=self._ledger.run.base,
-            context=self._files.context_length,
+            context=self._recipe.files.context_length,
             tokenizer=BaseTokenizer(self._settings.base_path),
-            takes_other_models=self._objective.takes_other_models,
         )
         found = self._ledger.wait(
             collection.collect(
                 self._ledger.store.training,
                 self._parent,
-                self._objective,
+                self._recipe.objective,
                 target,
                 reopen=self._settings.reopen,
                 seed=self._settings.seed,
@@ -181,61 +160,11 @@ class Trainer:
             self._reports.say(warning)
         return found
 
-    def _max_tokens(self, longest: int) -> int:
-        """Return how many tokens to compute at once.
-
-        Raises:
-            Refused: not even the longest sequence fits.
-        """
-        settings, chosen = self._settings, self._chosen
-        needed = memory.estimate(
-            settings.base_path,
-            backend=chosen.name,
-            device=chosen.device,
-            rank=self._preset.rank,
-            quantize_base=settings.quantize_base,
-        )
-        deadline_s = time.monotonic() + _MEMORY_WAIT_S
-        while True:
-            free = memory.free_bytes(chosen.device)
-            advice = memory.advice(
-                needed,
-                free,
-                backend=chosen.name,
-                device=chosen.device,
-                longest=longest,
-                is_quantized=settings.quantize_base,
-            )
-            # Another program may have taken it for a moment only.
-            if advice is None or time.monotonic() > deadline_s:
-                break
-            self._stopping.check()
-            time.sleep(_MEMORY_POLL_S)
-        self._reports.event(
-            "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
-        )
-        if advice:
-            raise Refused(advice)
-        return min(self._preset.micro_batch_tokens, needed.max_tokens(free, longest))
-
     def _open(self) -> Policy:
         """Open the policy at the parent's weights, and put on record what is in force."""
-        settings, preset, chosen = self._settings, self._preset, self._chosen
-        policy = open_policy(
-            settings.base_path,
-            start=None if self._parent == BASE else self._library.path_of(self._parent),
-            lora=preset.lora(settings.seed),
-            adamw=preset.adamw,
-            backend=chosen.name,
-            device=settings.device,
-            quantize_base=settings.quantize_base,
-        )
-        in_force = settings.to_json() | {
-            "backend": chosen.name,
-            "why": chosen.why,
-            "dtype": policy.dtype,
-            "values": asdict(preset),
-        }
+        parent = None if self._parent == BASE else self._library.path_of(self._parent)
+        policy = self._recipe.open(parent)
+        in_force = self._recipe.in_force(policy)
         self._ledger.update(RunUpdate(config=to_json(in_force)))
         self._reports.event("config", **in_force)
         return policy
@@ -279,11 +208,11 @@ class Trainer:
     ) -> dict[str, object]:
         """Take the steps; return what is to be remembered of them."""
         # A resumed objective has to see what it learns from, too.
-        self._objective.select(whole.units)
-        schedule = self._preset.schedule(len(whole.units), self._settings.seed)
+        self._recipe.objective.select(whole.units)
+        schedule = self._recipe.preset.schedule(len(whole.units), self._settings.seed)
         loop = Loop(
             policy,
-            self._objective,
+            self._recipe.objective,
             whole.units,
             whole.parents,
             schedule,

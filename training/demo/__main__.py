@@ -15,17 +15,18 @@ import click
 from strop.training.demo import introduction, picture
 from strop.training.demo.rounds import Measured, Plan, Round, play
 from strop.training.demo.served import DemoFailed, Served, serve
+from strop.training.options import CONTEXT
 
 _MARK = "made-by-strop-demo"
 _PNG = "good-rate.png"
 
 
 @click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=CONTEXT,
     epilog="\b\nExamples:\n  strop demo\n  strop demo --rounds 2 --noise 0.2\n",
 )
 @click.option(
-    "--rounds", default=4, show_default=True, type=click.IntRange(1, 50), metavar="N",
+    "--rounds", default=4, show_default=True, type=click.IntRange(0, 50), metavar="N",
     help="Rounds of chatting, rating and training.",
 )  # fmt: skip
 @click.option(

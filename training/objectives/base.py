@@ -49,12 +49,10 @@ class Objective(Protocol):
 
     Attributes:
         name: what settings call it.
-        takes_other_models: whether it may learn from the answers of another model, as text.
         needs_step: whether `prepare` is to be called, which takes another forward pass.
     """
 
     name: str
-    takes_other_models: bool
     needs_step: bool
 
     def select(self, rated: Sequence[R]) -> list[R]:

@@ -23,7 +23,6 @@ class Dpo:
     """See the module."""
 
     name = "dpo"
-    takes_other_models = False
     needs_step = False
 
     def __init__(self, settings: Settings) -> None:

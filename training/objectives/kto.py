@@ -28,7 +28,6 @@ class Kto:
     """See the module."""
 
     name = "kto"
-    takes_other_models = False
     needs_step = True
 
     def __init__(self, settings: Settings) -> None:

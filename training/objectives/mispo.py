@@ -25,7 +25,6 @@ class Mispo:
     """See the module."""
 
     name = "mispo"
-    takes_other_models = False
     needs_step = False
 
     def __init__(self, settings: Settings) -> None:

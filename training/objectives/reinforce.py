@@ -21,7 +21,6 @@ class Reinforce:
     """See the module."""
 
     name = "reinforce"
-    takes_other_models = False
     needs_step = False
 
     def __init__(self, settings: Settings) -> None:

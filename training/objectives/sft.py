@@ -4,8 +4,7 @@
 
 `t` runs over the kept tokens of all answers of the turn. A step's loss is the mean over its units;
 a unit with no kept token gives 0. Learns nothing from what is disliked, and has no anchor: the KL
-stop of the run is what bounds it. Since it compares nothing with a policy that sampled, answers of
-another model may be learned from too, as text.
+stop of the run is what bounds it.
 
 Source: the supervised step of InstructGPT, arXiv 2203.02155, section 3.5, on the model's own liked
 answers as in RAFT, arXiv 2304.06767.
@@ -24,7 +23,6 @@ class Sft:
     """See the module."""
 
     name = "sft"
-    takes_other_models = True
     needs_step = False
 
     def __init__(self, settings: Settings) -> None:

@@ -32,7 +32,6 @@ class Topr:
     """See the module."""
 
     name = "topr"
-    takes_other_models = False
     needs_step = False
 
     def __init__(self, settings: Settings) -> None:

@@ -1,0 +1,61 @@
+"""How many tokens a run computes at once: what the device has room for, after a little wait.
+
+Estimates are `memory`'s. Opens no model, and handles no `OutOfMemory`: that is `micro_batch`'s.
+"""
+
+import time
+from typing import Final
+
+from strop.training import memory
+from strop.training.collection import Refused
+from strop.training.recipe import Recipe
+from strop.training.reports import Reports
+from strop.training.stopping import Stopping
+
+_WAIT_S: Final = 30.0
+_POLL_S: Final = 1.0
+
+
+def max_tokens(recipe: Recipe, longest: int, reports: Reports, stopping: Stopping) -> int:
+    """Return how many tokens to compute at once.
+
+    Args:
+        recipe: says what computes, and the most that is wanted at once.
+        longest: tokens of the longest sequence.
+        reports: is told what is needed, and what is free.
+        stopping: asked while it waits.
+
+    Raises:
+        Refused: not even the longest sequence fits.
+        Stopped: it was asked to stop.
+    """
+    settings, chosen, preset = recipe.settings, recipe.chosen, recipe.preset
+    needed = memory.estimate(
+        settings.base_path,
+        backend=chosen.name,
+        device=chosen.device,
+        rank=preset.rank,
+        quantize_base=settings.quantize_base,
+    )
+    deadline_s = time.monotonic() + _WAIT_S
+    while True:
+        free = memory.free_bytes(chosen.device)
+        advice = memory.advice(
+            needed,
+            free,
+            backend=chosen.name,
+            device=chosen.device,
+            longest=longest,
+            is_quantized=settings.quantize_base,
+        )
+        # Another program may have taken it for a moment only.
+        if advice is None or time.monotonic() > deadline_s:
+            break
+        stopping.check()
+        time.sleep(_POLL_S)
+    reports.event(
+        "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
+    )
+    if advice:
+        raise Refused(advice)
+    return min(preset.micro_batch_tokens, needed.max_tokens(free, longest))
