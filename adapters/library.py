@@ -1,15 +1,21 @@
 """The folder of adapter versions: each is written once, whole or not at all, and never changed.
 
 Does not know which versions the store has, nor what is in their weights.
+
+A version's folder is `v3-5d41402a`: its id, and the first digits of a hash of its files. Engines
+that outlive a home keep weights and prefix caches by path, and the next home at the same place has
+a v3 too.
 """
 
 import errno
 import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -18,10 +24,12 @@ from strop.adapters.manifest import Manifest
 from strop.adapters.peft_config import AdapterNotFound, InvalidAdapter
 
 _UNFINISHED = ".unfinished-"
+# Without digits where a person, or an early strop, has put it.
+_FOLDER = re.compile(rf"({manifests.VERSION_ID.pattern})(?:-([0-9a-f]{{8}}))?")
 
 
 class Library:
-    """The versions under one folder, each in a folder of its own that is named for it.
+    """The versions under one folder, each in a folder of its own.
 
     Folders are 0700 and files 0600. Several processes may use one library at once.
     """
@@ -32,14 +40,15 @@ class Library:
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def path_of(self, version: str) -> Path:
-        """Return where a version's folder is, or would be.
+        """Return where a version's folder is; where there is none, a path at which nothing is.
 
         Raises:
             ValueError: `version` is no version id.
         """
         if manifests.VERSION_ID.fullmatch(version) is None:
             raise ValueError(f"{version!r} is no version id; expected v and a number")
-        return self.folder / version
+        names = [entry.name for entry, found in self._entries() if found == version]
+        return self.folder / max(names, default=version)
 
     def create(self, version: str, write: Callable[[Path], None], manifest: Manifest) -> Path:
         """Add a version; once this returns, it is on disk for good.
@@ -56,21 +65,21 @@ class Library:
 
         Whatever is raised, by `write` too, nothing is left behind.
         """
-        target = self.path_of(version)
         if manifest.version != version:
             raise ValueError(f"the manifest is of {manifest.version}, the folder is {version}'s")
-        _refuse_existing(target)
+        _refuse_existing(self.path_of(version))
         with self._scratch() as scratch:
             write(scratch)
             files = {path.name: _sha256(path) for path in _plain_files(scratch)}
+            target = self.folder / f"{version}-{_digits(files)}"
             (scratch / manifests.FILE).write_bytes(manifests.dumps(manifest.with_files(files)))
             for path in _plain_files(scratch):
                 path.chmod(0o600)
                 _sync(path)
             _sync(scratch)
-            # A rename replaces an empty folder without a word.
+            # Another writer's may have other digits, and a rename replaces an empty folder.
             with _locked(self.folder, fcntl.LOCK_EX):
-                _refuse_existing(target)
+                _refuse_existing(self.path_of(version))
                 scratch.rename(target)
         try:
             _sync(self.folder)
@@ -86,13 +95,14 @@ class Library:
             AdapterNotFound: there is no such version.
             InvalidAdapter: the manifest is broken, or another version's.
         """
-        path = self.path_of(version) / manifests.FILE
+        folder = self.path_of(version)
         try:
-            manifest = manifests.loads(path.read_bytes())
+            manifest = manifests.loads((folder / manifests.FILE).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise AdapterNotFound(f"there is no version {version} in {self.folder}") from None
-        if manifest.version != version:
-            raise InvalidAdapter(f"the manifest in {path.parent} is of {manifest.version}")
+        own = manifest.version, f"{manifest.version}-{_digits(manifest.files)}"
+        if manifest.version != version or folder.name not in own:
+            raise InvalidAdapter(f"the manifest in {folder} is of {' or '.join(own)}")
         return manifest
 
     def verify(self, version: str) -> Manifest:
@@ -126,12 +136,10 @@ class Library:
 
     def versions_on_disk(self) -> tuple[str, ...]:
         """Return the ids of the versions that have a folder, oldest first; none is looked into."""
-        names = [
-            entry.name
-            for entry in os.scandir(self.folder)
-            if manifests.VERSION_ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
-        ]
-        return tuple(sorted(names, key=lambda name: int(name[1:])))
+        found = {
+            version for entry, version in self._entries() if entry.is_dir(follow_symlinks=False)
+        }
+        return tuple(sorted(found, key=lambda version: int(version[1:])))
 
     def remove(self, version: str) -> None:
         """Delete a version's folder, at once as far as others see; no error where there is none."""
@@ -149,6 +157,13 @@ class Library:
                     shutil.rmtree(path)
                     removed.append(path.name)
         return tuple(removed)
+
+    def _entries(self) -> list[tuple[os.DirEntry[str], str]]:
+        """Return what has a version's name, and the version's id."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            named = [(entry, _FOLDER.fullmatch(entry.name)) for entry in entries]
+            return [(entry, name[1]) for entry, name in named if name is not None]
+        return []
 
     @contextmanager
     def _scratch(self) -> Iterator[Path]:
@@ -179,6 +194,12 @@ def _plain_files(folder: Path) -> list[Path]:
                 f"{entry.name} in {folder.name} is a link or a folder; a version has plain files"
             )
     return [Path(entry.path) for entry in entries]
+
+
+def _digits(files: Mapping[str, str]) -> str:
+    """Return what stands for the content of files, by their hashes."""
+    said = json.dumps(files, sort_keys=True).encode()
+    return hashlib.sha256(said).hexdigest()[:8]
 
 
 def _sha256(path: Path) -> str:

@@ -27,10 +27,11 @@ from strop.proxy.errors import (
     UpstreamUnreachable,
 )
 from strop.proxy.pairing import Pairings
-from strop.proxy.residents import Residents, Target
+from strop.proxy.residents import Residents
 from strop.proxy.serving import Serving
 from strop.proxy.shelf import Shelf
 from strop.proxy.store.version_records import Version
+from strop.proxy.target import Target
 from strop.proxy.traffic import Traffic
 
 log = logging.getLogger(__name__)
@@ -80,10 +81,14 @@ class Loader:
         """Compare what is known of the engine with what it says; see `Residents.reconcile`."""
         return await self.residents.reconcile(self._is_stray)
 
-    def _is_stray(self, name: str, folder: str) -> bool:
-        """Whether what is loaded as `name` is this home's, and is not about to be needed."""
-        active = self.serving.alias.active
-        is_needed = active.version != BASE and name == active.name
+    def _is_stray(self, folder: str) -> bool:
+        """Whether what is loaded from `folder` is of this home, and not about to be needed.
+
+        A home that was here before is this one too: its versions had other folders.
+        """
+        active = self.serving.alias.active.version
+        is_awaited = active != BASE and self.residents.get(active) is None
+        is_needed = is_awaited and folder == str(self.shelf.path_of(active))
         return self.shelf.is_ours(folder) and not is_needed
 
     async def row(self, version: str) -> Version:

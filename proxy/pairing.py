@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import math
 import os
 import time
 from pathlib import Path
@@ -81,8 +80,9 @@ class Pairings:
         engine: the engine's label.
 
     Attributes:
-        error: how far its logprobs lie from those of the base that is trained, in nats; None
-            where that was not measured.
+        error: how far its base's logprobs lie from those of the base that is trained, the mean
+            absolute difference in nats; None where that was not, or could not be, measured.
+        was_measured: whether it need not be measured again, be it that it can't.
     """
 
     def __init__(self, store: Store, engine: str) -> None:
@@ -90,6 +90,13 @@ class Pairings:
         self._engine = engine
         self._digest = ""
         self.error: float | None = None
+        self.was_measured = False
+
+    def measured(self, error: float | None) -> None:
+        """Note how far the engine's base lies off; of several engines, the most."""
+        self.was_measured = True
+        known = [one for one in (self.error, error) if one is not None]
+        self.error = max(known, default=None)
 
     async def check(self, state: EngineState, base: str | None) -> None:
         """Forget the proof where the engine says something else of its base than it did then.
@@ -101,21 +108,19 @@ class Pairings:
         digest = digest_of(state)
         if digest == self._digest:
             return
-        self._digest, self.error = digest, None
+        self._digest, self.error, self.was_measured = digest, None, False
         pairing = await self._store.versions.pairing(self._engine)
         if pairing is not None and pairing.engine_digest != digest:
             log.warning("the engine's base may be another now", extra={"engine": self._engine})
             await self._store.versions.remove_pairing(self._engine)
         elif pairing is not None and pairing.base == base:
-            self.error = pairing.error
+            self.measured(pairing.error)
 
     async def note(self, base: str | None, judgement: Judgement | None) -> None:
         """Keep what a probe has shown: an adapter of `base` does on it what it did in training."""
-        if base is None or judgement is None or judgement.outcome != "proven":
+        is_proven = judgement is not None and judgement.outcome == "proven"
+        if base is None or self.error is None or not is_proven:
             return
-        if self.error is None:
-            # What was measured first stays: each version's own would widen the next one's.
-            self.error = math.sqrt(judgement.errors["candidate"])
         now_ms = time.time_ns() // 1_000_000
         await self._store.versions.set_pairing(
             Pairing(self._engine, self._digest, base, self.error, now_ms)

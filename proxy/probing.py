@@ -83,19 +83,25 @@ async def with_base(
     ]
 
 
-async def base_error(control: AdapterControl, base: str, probe: Probe) -> float | None:
+async def base_error(
+    control: AdapterControl, base: str, probe: Probe, *, scores: bool
+) -> float | None:
     """Return how far the engine's own base, served as `base`, lies from the probe's.
 
-    For engines that can't score: the mean absolute difference in nats, over the tokens at which
-    the base's greedy answer is the candidate's still. None where these are too few to tell, or lie
-    so far off that it is another model.
+    The mean absolute difference in nats: over the probe's tokens where the engine `scores`, else
+    over those at which the base's greedy answer is the candidate's still. None where these are too
+    few to tell, or lie so far off that it is another model.
 
     Raises:
         UpstreamError: the engine isn't there, or refuses.
     """
-    answers = await _ask_cold(control, base, probe.items)
-    errors = []
-    for item, (ids, logprobs) in zip(probe.items, answers, strict=True):
+    items, errors = probe.items, []
+    if scores:
+        scored = [await control.score(base, item.prompt_ids, item.ids) for item in items]
+        answers = [(item.ids, given) for item, given in zip(items, scored, strict=True)]
+    else:
+        answers = await _ask_cold(control, base, items)
+    for item, (ids, logprobs) in zip(items, answers, strict=True):
         for id_, logprob, wanted, expected in zip(ids, logprobs, item.ids, item.base, strict=False):
             if id_ != wanted:
                 break

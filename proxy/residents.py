@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from strop.adapters.probe import Judgement, Probe, judge, tolerance_of
+from strop.adapters.probe import Judgement
 from strop.adapters.swap import Release
 from strop.proxy.alias import BASE, Alias, Served
 from strop.proxy.engines.base import AdapterControl
-from strop.proxy.errors import StropError
+from strop.proxy.errors import Conflict, StropError
 from strop.proxy.pairing import Pairings
-from strop.proxy.probing import base_error, measure, with_base
 from strop.proxy.serving import Serving
+from strop.proxy.target import Target
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +88,11 @@ class Residents:
         """Return the base as a version that can be activated."""
         return Release(BASE, self._serving.alias.base.name)
 
-    def targets(self) -> "list[Target]":
+    def targets(self) -> list[Target]:
         """Return every engine that can be asked now, as a switch sees it."""
         return [self.target(control) for control in self.control.members().values()]
 
-    def target(self, control: AdapterControl) -> "Target":
+    def target(self, control: AdapterControl) -> Target:
         """Return one engine as a switch sees it."""
         alias, capabilities = self._serving.alias, self._serving.engine.capabilities
         others: dict[str, None] = {}
@@ -180,6 +180,7 @@ class Residents:
         release, leases = resident.release, self._serving.leases
         await leases.wait_until_free(release.version)
         async with self.lock:
+            await self._serving.have_moved()
             is_wanted = not resident.is_draining or self._held.get(release.version) is not resident
             if is_wanted or leases.count(release.version):
                 return
@@ -196,19 +197,24 @@ class Residents:
         """Unload `version`, which nobody may hold.
 
         Raises:
+            Conflict: somebody has come to hold it.
             UpstreamError: the engine can't be asked, or refuses; it is still resident then.
         """
         resident = self._held[version]
         resident.is_draining = True
         self._serving.put(self.alias())
+        await self._serving.have_moved()
+        if self._serving.leases.count(version):
+            self.keep(version)
+            raise Conflict(f"requests hold {version}; try again when they ended")
         await asyncio.gather(*(target.unload(resident.release) for target in self.targets()))
         del self._held[version]
 
-    async def reconcile(self, is_stray: Callable[[str, str], bool]) -> set[str]:
+    async def reconcile(self, is_stray: Callable[[str], bool]) -> set[str]:
         """Compare with what the engine says it holds: forget what it lost, unload what is too much.
 
         Args:
-            is_stray: whether a served name, from a folder, is to be unloaded if it isn't resident.
+            is_stray: whether what is loaded from a folder is to be unloaded if it isn't resident.
 
         Returns:
             The labels of those of several engines that lack what others hold.
@@ -231,7 +237,7 @@ class Residents:
             self._show()
         names = {resident.release.name for resident in self._held.values()}
         for label, held in loaded.items():
-            strays = [n for n, folder in held.items() if n not in names and is_stray(n, folder)]
+            strays = [n for n, folder in held.items() if n not in names and is_stray(folder)]
             await self._unload(self.control.members()[label], strays)
         self._show()
         return lacking
@@ -246,72 +252,3 @@ class Residents:
         for name in names:
             log.info("unloading a version that is not wanted", extra={"served": name})
             await control.unload(name)
-
-
-@dataclass(slots=True)
-class Target:
-    """One engine, as `strop.adapters.swap` loads and proves a version on it.
-
-    Attributes:
-        base: the served name of the base.
-        others: names whose prefix caches must not be used for the version.
-        can_score: whether the engine gives the logprobs of given ids.
-        dtype: what the engine says that it computes in, if it does.
-        pairings: how far its base lies from the one that is trained.
-        has_one_slot: whether asking the base displaces the version.
-    """
-
-    control: AdapterControl
-    base: str
-    others: tuple[str, ...]
-    can_score: bool
-    dtype: str
-    pairings: Pairings
-    has_one_slot: bool = False
-
-    async def prepare(self, release: Release) -> None:
-        """Convert its files, where there are any."""
-        if release.folder is not None:
-            await self.control.prepare(release.name, release.folder)
-
-    async def load(self, release: Release) -> None:
-        """Load it; the base at one slot by unloading what displaced it."""
-        if release.folder is not None:
-            if self.has_one_slot and not self.can_score and release.probe is not None:
-                # Before it is displaced: it can't be asked about this version's tokens later.
-                await self._measure_base(release.probe)
-            await self.control.load(release.name, release.folder)
-        elif self.has_one_slot:
-            for name in await self.control.loaded():
-                await self.control.unload(name)
-
-    async def prove(self, release: Release) -> Judgement:
-        """Run its probe."""
-        assert release.probe is not None
-        probe = release.probe
-        others = [name for name in self.others if name != release.name]
-        measured = await measure(
-            self.control, release.name, probe, scores=self.can_score, others=others
-        )
-        judgement = judge(probe, measured, tolerance=self._tolerance(probe))
-        if judgement.outcome == "proven" or self.has_one_slot:
-            return judgement
-        # The engine's own base may be off by as much: then it is what to compare with.
-        if self.can_score:
-            measured = await with_base(self.control, self.base, probe, measured)
-        else:
-            await self._measure_base(probe)
-        return judge(probe, measured, tolerance=self._tolerance(probe))
-
-    async def unload(self, release: Release) -> None:
-        """Unload it; the base stays."""
-        if release.folder is not None:
-            await self.control.unload(release.name)
-
-    def _tolerance(self, probe: Probe) -> float:
-        dtypes = [probe.dtype, *([self.dtype] if self.dtype else [])]
-        return tolerance_of(*dtypes, base_error=self.pairings.error or 0.0)
-
-    async def _measure_base(self, probe: Probe) -> None:
-        if self.pairings.error is None:
-            self.pairings.error = await base_error(self.control, self.base, probe)

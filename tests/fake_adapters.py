@@ -1,11 +1,12 @@
 """A fake vLLM whose answers depend on the weights it has loaded, and that can be told to lie.
 
-Weights are known by their folder; what they answer to token ids is a hash of both, so that a probe
-of them can be made without a model.
+Weights are known by their folder, without the digits that it gets when it is written; what they
+answer to token ids is a hash of both, so that a probe of them can be made without a model.
 """
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ def score(weights: str, prompt: Sequence[int], ids: Sequence[int]) -> list[float
 
 
 def _number(weights: str, ids: Sequence[int], what: str) -> int:
-    said = f"{weights}\0{what}\0{list(ids)}".encode()
+    folder = re.sub(r"-[0-9a-f]{8}$", "", weights)
+    said = f"{folder}\0{what}\0{list(ids)}".encode()
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest())
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from running import settings_for
 
-from strop.proxy.app import Services, run_services
-from strop.proxy.serve import make_engine
+from strop.proxy import configured_engine
+from strop.proxy.services import Services, run_services
 
 
 async def _activate(home: Path, url: str, version: str, step: str) -> None:
     settings = settings_for(url, engine={"health_interval_s": 0.05})
-    engine, process = make_engine(settings, home)
+    engine, process = configured_engine.make(settings, home)
     async with run_services(settings, home, engine, process) as services:
         await services.serving.wait_until_ready()
         activation = asyncio.create_task(services.swapper.activate(version, actor="api"))

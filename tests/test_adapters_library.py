@@ -1,5 +1,6 @@
 """The library of versions on disk: whole or not at all, never changed, and noticed where it was."""
 
+import re
 import stat
 import subprocess
 import sys
@@ -34,7 +35,8 @@ def library(tmp_path: Path) -> Library:
 
 def left_over(library: Library) -> list[str]:
     """Return all names in the library that are no version's."""
-    return sorted(set(names_in(library.folder)) - set(library.versions_on_disk()))
+    versions = {library.path_of(version).name for version in library.versions_on_disk()}
+    return sorted(set(names_in(library.folder)) - versions)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -45,10 +47,40 @@ def test_a_version_appears_with_its_files_and_their_hashes(library: Library) -> 
     """The manifest names every file but itself, and what it says is read again."""
     path = library.create("v1", write, manifest())
 
-    assert library.folder / "v1" == path == library.path_of("v1")
+    assert library.path_of("v1") == path
+    assert re.fullmatch("v1-[0-9a-f]{8}", path.name)
     assert {"adapter_config.json", "adapter_model.safetensors"} == set(library.verify("v1").files)
     assert library.read_manifest("v1") == library.verify("v1")
     assert (["v1"], []) == ([*library.versions_on_disk()], left_over(library))
+
+
+def test_other_files_are_in_another_folder(tmp_path: Path) -> None:
+    """An engine that outlives a home has never seen the path of the next home's v1."""
+    first, same, other = (Library(tmp_path / name) for name in ("first", "same", "other"))
+
+    def write_other(folder: Path) -> None:
+        write(folder)
+        (folder / "adapter_config.json").write_text("{ }")
+
+    names = [library.create("v1", write, manifest()).name for library in (first, same)]
+    names.append(other.create("v1", write_other, manifest()).name)
+
+    assert names[0] == names[1] != names[2]
+
+
+def test_a_folder_without_digits_is_a_version_too(library: Library) -> None:
+    """One with the digits of other files is none."""
+    path = library.create("v1", write, manifest())
+    bare = path.rename(library.folder / "v1")
+
+    assert (bare, ("v1",)) == (library.path_of("v1"), library.versions_on_disk())
+    library.verify("v1")
+    with pytest.raises(FileExistsError, match="never written again"):
+        library.create("v1", write, manifest())
+
+    bare.rename(library.folder / "v1-00000000")
+    with pytest.raises(InvalidAdapter, match="is of v1 or v1-"):
+        library.verify("v1")
 
 
 def test_only_the_owner_reads_it(library: Library) -> None:
@@ -208,7 +240,7 @@ def link_weights(path: Path) -> None:
         (lambda path: (path / "adapter_config.json").unlink(), "lacks its file adapter_config"),
         (lambda path: (path / "adapter_model.bin").write_bytes(b"pickle"), "adapter_model.bin"),
         (lambda path: (path / "checkpoint").mkdir(), "checkpoint"),
-        (link_weights, "adapter_model.safetensors in v1 is a link"),
+        (link_weights, "adapter_model.safetensors in v1-.* is a link"),
     ],
 )
 def test_what_is_missing_added_or_linked_is_noticed(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from strop.adapters import probe as probes
 from strop.adapters.probe import Item, Judgement, Measured, Probe
+from strop.adapters.tolerances import TOLERANCES, tolerance_of
 
 NUM_ITEMS, NUM_TOKENS = 4, 64
 WRONG_ID = 9999
@@ -131,7 +132,7 @@ def judged(probe: Probe, measured: Sequence[Measured], tolerance: float) -> Judg
     return probes.judge(probe, measured, tolerance=tolerance)
 
 
-tolerances = st.sampled_from(sorted(probes.TOLERANCES.values()))
+tolerances = st.sampled_from(sorted(TOLERANCES.values()))
 seeds = st.integers(0, 2**32)
 noises = st.sampled_from(NOISES)
 
@@ -443,9 +444,20 @@ def test_a_parent_that_is_the_base_for_some_prompts_is_taken_as_that() -> None:
 
 def test_the_looser_of_two_dtypes_gives_the_tolerance() -> None:
     """And what isn't known is taken for bfloat16."""
-    assert 1e-3 == probes.tolerance_of("float32")
-    assert 0.18 == probes.tolerance_of("float32", "bfloat16")
-    assert 0.18 == probes.tolerance_of("float32", "q4_K_M")
+    assert 1e-3 == tolerance_of("float32")
+    assert 0.18 == tolerance_of("float32", "bfloat16")
+    assert 0.18 == tolerance_of("float32", "mxfp4")
+
+
+def test_fewer_bits_a_weight_give_a_larger_tolerance() -> None:
+    """As llama.cpp names them, in either case; the trainer's own dtype stays the least."""
+    levels = ["Q8_0", "q6_k", "Q5_K_M", "q4_0", "IQ3_XS", "q2_k"]
+    found = [tolerance_of("float32", level) for level in levels]
+
+    assert sorted(found) == found
+    assert 6 == len({*found})
+    assert 0.18 < found[0]
+    assert 1.0 == tolerance_of("bfloat16", "Q4_K_M")
 
 
 def test_the_error_of_the_engines_own_base_widens_the_tolerance() -> None:
@@ -464,8 +476,6 @@ def test_the_error_of_the_engines_own_base_widens_the_tolerance() -> None:
     ]
     error = sum(offsets) / len(offsets)
 
-    assert 1e-3 == probes.tolerance_of("float32", base_error=1e-6)
-    assert "failed" == judged(probe, measured, probes.tolerance_of("float32")).outcome
-    assert "proven" == (
-        judged(probe, measured, probes.tolerance_of("float32", base_error=error)).outcome
-    )
+    assert 1e-3 == tolerance_of("float32", base_error=1e-6)
+    assert "failed" == judged(probe, measured, tolerance_of("float32")).outcome
+    assert "proven" == (judged(probe, measured, tolerance_of("float32", base_error=error)).outcome)

@@ -15,7 +15,8 @@ from strop.adapters import gguf
 from strop.proxy.engines.base import Ask
 from strop.proxy.engines.calls import Calls
 from strop.proxy.engines.ollama import Ollama
-from strop.proxy.engines.ollama_adapters import OllamaAdapters, is_ours
+from strop.proxy.engines.ollama_adapters import OllamaAdapters
+from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.errors import UpstreamError
 from strop.proxy.upstream import Upstream
 

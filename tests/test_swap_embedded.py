@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,14 +13,17 @@ from typing import Any
 import models
 import probes
 import pytest
+from engine_process import EngineProcess
 from faults_report import Reached, scaled
 from running import Running, running, settings_for
 from shelved import copy_of, publish
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
-from strop.proxy.serve import EMBEDDED_ADAPTERS
+from strop.proxy.configured_engine import EMBEDDED_ADAPTERS
+from strop.proxy.embedded.options import Options
 from strop.proxy.store.records import StoredCompletion
+from strop.proxy.store.store import Store
 
 pytestmark = pytest.mark.engine
 
@@ -230,6 +234,46 @@ async def test_a_killed_engine_comes_back_with_the_active_version(
         row = await proxy.row()
         assert identify(qwen3, cache=None) == row.completion.base
         assert errors_of(row, qwen3, {"v1": peft_a})["v1"] < TOLERANCE
+
+
+async def test_an_engine_that_outlives_a_home_serves_the_next_one_s_versions(
+    qwen3: Path, peft_a: Path, peft_b: Path, tmp_path: Path
+) -> None:
+    """The next home at the same path has a v1 of other weights, active before strop starts."""
+    home, identity = tmp_path / "home", identify(qwen3, cache=None)
+    engine = EngineProcess(Options(model=str(qwen3), served_name="tiny"))
+    try:
+        engine.wait_until_ready()
+        settings = settings_for(engine.url, model={"base": str(qwen3)})
+        async with running(settings, home) as proxy:
+            await shelve(proxy, qwen3, peft_a)
+            await proxy.services.swapper.activate("v1", actor="api")
+            former = await answer_of(proxy)
+        shutil.rmtree(home)
+        home.mkdir(mode=0o700)
+        store = await Store.open(home / "strop.db")
+        # Without a probe, nothing but its path tells it from the former.
+        imported = {"base": identity, "write": copy_of(peft_b), "is_fake": False}
+        await publish(store, Library(home / "adapters"), **imported)
+        await store.versions.activate("v1", actor="api")
+        await store.close()
+
+        async with running(settings, home) as proxy:
+            latter = await answer_of(proxy)
+    finally:
+        engine.end()
+
+    assert ("v1", "v1") == (former.completion.version, latter.completion.version)
+    assert errors_of(former, qwen3, {"v1": peft_a})["v1"] < TOLERANCE
+    assert errors_of(latter, qwen3, {"v1": peft_b})["v1"] < TOLERANCE
+    assert errors_of(latter, qwen3, {"v1": peft_a})["v1"] > 0.01
+
+
+async def answer_of(proxy: Running) -> StoredCompletion:
+    """Ask the active version something, and return the record."""
+    answer = await proxy.chat(WORDS, max_tokens=8)
+    assert 200 == answer.status_code, answer.text
+    return await proxy.row()
 
 
 async def test_another_adapter_s_probe_is_refused_by_the_real_engine(

@@ -24,7 +24,7 @@ from test_ollama_adapters import END_ID
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.adapters.probe import Probe
-from strop.proxy.engines.ollama_adapters import is_ours
+from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.errors import ActivationFailed, Conflict
 from strop.proxy.settings import Settings
 
@@ -516,3 +516,25 @@ async def test_a_step_smaller_than_the_base_s_own_error_is_not_called_proven(
     fake = FakeOllamaModel(folder=qwen3, bits=6, quantization="Q6_K")
 
     assert ("indistinguishable", None) == await activated(qwen3, tmp_path / "home", fake)
+
+
+async def test_a_base_too_coarse_to_be_compared_is_served_by_force(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """In four bits this one says other tokens at once: nothing is shown, and nothing refuted."""
+    fake = FakeOllamaModel(folder=qwen3, bits=4, quantization="Q4_K_M")
+    async with (
+        FakeEngine(fake) as engine,
+        running(settings(engine.url, qwen3), tmp_path / "home") as proxy,
+    ):
+        await shelve(proxy, qwen3, peft_a)
+        swapper = proxy.services.swapper
+
+        with pytest.raises(ActivationFailed, match="does not serve it"):
+            await swapper.activate("v1", actor="api")
+        assert "base" == (await proxy.chat(max_tokens=4)).headers["x-strop-adapter"]
+        done = await swapper.activate("v1", actor="api", force=True)
+
+        assert done.probe is not None
+        assert "unproven" == done.probe.outcome
+        assert "v1" == (await proxy.chat(max_tokens=4)).headers["x-strop-adapter"]

@@ -190,7 +190,7 @@ async def test_rows_and_folders_agree_after_a_start(tmp_path: Path) -> None:
         states = {one: (await it.version(one)).state for one in (whole, lost, candidate)}
 
         assert {whole: "ready", lost: "missing", candidate: "rejected"} == states
-        assert [whole] == sorted(path.name for path in library.folder.iterdir())
+        assert [library.path_of(whole)] == [*library.folder.iterdir()]
 
 
 async def test_what_a_run_will_finish_is_left_to_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from strop.adapters import probe_codec
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.adapters.probe_values import Probe
-from strop.proxy.app import adapters_folder
+from strop.proxy.services import adapters_folder
 from strop.proxy.store.records import StoredCompletion
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -210,6 +211,26 @@ async def test_a_version_that_is_not_what_its_probe_says_is_not_served(
     assert 503 == refused.status_code
     assert "does not serve it" in refused.json()["error"]["message"]
     assert ["v2", "v1"] == [reference.version_of(row) for row in rows]
+
+
+async def test_an_engine_that_outlives_a_home_serves_the_next_one_s_versions(
+    vllm: VllmServer, adapters: list[Adapter], reference: Reference, qwen3: Path, tmp_path: Path
+) -> None:
+    """It keeps prompts by name and path: the next home's v1 gets nothing of the former's."""
+    home, outcomes, served = tmp_path / "home", [], []
+    for adapter in adapters[:2]:
+        async with proxy_of([vllm], [adapter], qwen3, home) as proxy:
+            done = await activate(proxy, "v1")
+            outcomes.append(done.json()["probe"]["outcome"])
+            for _ in range(2):
+                await proxy.chat(LONG, max_tokens=24)
+            rows = await proxy.rows()
+            served += [reference.version_of(row) for row in rows]
+        shutil.rmtree(home)
+
+    assert ["proven", "proven"] == outcomes
+    # By the reference's names: the first adapter, then the second.
+    assert ["v1", "v1", "v2", "v2"] == served
 
 
 @pytest.mark.parametrize("num_streams", [16, 32])

@@ -6,10 +6,13 @@ Knows no engine. A driver declares what its engine can do; nobody asks for an en
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.restore import Restorer
+
+if TYPE_CHECKING:
+    from strop.proxy.engines.findings import Findings
 
 Dialect = Literal["chat", "completions"]
 
@@ -131,8 +134,9 @@ class AdaptersFolder:
 class AdapterControl(Protocol):
     """What an engine that can serve adapter versions is asked about them.
 
-    Names are served names: unique for each version, never used again for other weights. Every
-    method raises UpstreamError where the engine isn't there, or says no; the message is its own.
+    Names are served names, unique for each version of a home. Folders are never used again for
+    other weights, not even by another home in the place of this one. Every method raises
+    UpstreamError where the engine isn't there, or says no; the message is its own.
     """
 
     def members(self) -> "Mapping[str, AdapterControl]":
@@ -252,6 +256,14 @@ class Engine(Protocol):
         Raises:
             UpstreamError: it could not be found out.
         """
+        ...
+
+    def findings(self) -> "Findings":
+        """Return what was found out."""
+        ...
+
+    def adopt(self, findings: "Findings") -> None:
+        """Take over what another process has found out."""
         ...
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Plan
 from strop.proxy.engines.calls import Calls, credentials
-from strop.proxy.engines.ollama_adapters import OllamaAdapters, is_ours
+from strop.proxy.engines.ollama_adapters import OllamaAdapters
+from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm import refuse_weights
 from strop.proxy.errors import EngineNotReady

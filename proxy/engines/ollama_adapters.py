@@ -18,24 +18,19 @@ import httpx
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.peft import InvalidAdapter
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, reason_in
+from strop.proxy.engines.ollama_models import Made, OllamaModels, tag_for
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
 
 Convert = Callable[[Path, Path, Path], None]
 """Writes the adapter at the first path, of the base at the second, to a new GGUF file."""
 
-_OURS = "-strop"
 # A model's samplers unless it says otherwise: a top_k of 40, a min_p, and before 0.33 a penalty on
 # repetition. What is learned from is sampled from the whole distribution.
 _PARAMETERS: Mapping[str, float] = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 # With a keep_alive of -1 a model is said to stay until 2318: as long as Go can count.
 _FOREVER = 2200
 _GREEDY: Mapping[str, float] = {**_PARAMETERS, "temperature": 0.0, "top_p": 1.0}
-
-
-def is_ours(tag: str) -> bool:
-    """Whether strop made this model."""
-    return tag.rpartition(":")[0].endswith(_OURS)
 
 
 class OllamaAdapters:
@@ -52,8 +47,7 @@ class OllamaAdapters:
         self._calls = calls
         self._base = base
         self._convert = convert
-        self._notes = notes
-        self._made = _read_notes(notes)
+        self._made = OllamaModels(notes)
         self._held: str | None = None
         self._is_lost = False
         self._model = ""
@@ -65,7 +59,8 @@ class OllamaAdapters:
 
     def tag_of(self, name: str) -> str | None:
         """Return the model that a served name stands for; None where none was made for it."""
-        return self._made[name][0] if name in self._made else None
+        made = self._made.get(name)
+        return made.tag if made is not None else None
 
     def members(self) -> "Mapping[str, OllamaAdapters]":
         """Return this one."""
@@ -80,21 +75,20 @@ class OllamaAdapters:
         if not self._model:
             raise UpstreamError("Ollama has not answered yet, so its models aren't known")
         made = self._made.get(name)
-        if made is not None and made[1] == folder and made[0] in await self._tags():
-            digest = made[0].rpartition("-")[2]
-            if made[0] == _tag(self._model, name, digest):
-                return await self._verify(made[0], digest)
+        if made is not None and made.folder == folder and made.tag in await self._tags():
+            digest = made.tag.rpartition("-")[2]
+            if made.tag == tag_for(self._model, name, digest):
+                return await self._verify(made.tag, digest)
         content = await self._converted(name, folder)
         digest = hashlib.sha256(content).hexdigest()
         blob = f"/api/blobs/sha256:{digest}"
         if (await self._calls.ask("HEAD", blob)).is_error:
             await self._calls.must("POST", blob, content=content, timeout_s=LOAD_TIMEOUT_S)
-        tag = _tag(self._model, name, digest)
+        tag = tag_for(self._model, name, digest)
         # Asked about first: a base that isn't there would be downloaded.
         await self._calls.must("POST", "/api/show", {"model": self._model})
         # Noted first: what is made is found again, whatever happens now.
-        self._made[name] = (tag, folder)
-        await self._note()
+        await self._made.add(name, Made(tag, folder))
         answer = await self._calls.ask(
             "POST",
             "/api/create",
@@ -116,7 +110,7 @@ class OllamaAdapters:
         """Let Ollama load the model of `name` in the place of the one over the same base."""
         await self.prepare(name, folder)
         self._held = None
-        await self._warm(self._made[name][0])
+        await self._warm(self._made.all()[name].tag)
         self._held, self._is_lost = name, False
 
     async def unload(self, name: str) -> None:
@@ -133,8 +127,7 @@ class OllamaAdapters:
         answer = await self._calls.ask("DELETE", "/api/delete", {"model": tag})
         if answer.is_error and tag in await self._tags():
             raise UpstreamError(f"Ollama does not delete {tag}: {answer.text[:200]}")
-        del self._made[name]
-        await self._note()
+        await self._made.remove(name)
 
     async def loaded(self) -> Mapping[str, str]:
         """Return the version in use, and the others that Ollama has models for.
@@ -144,11 +137,11 @@ class OllamaAdapters:
         """
         tags = await self._tags()
         if self._held is not None and not self._is_lost:
-            self._is_lost = not await self._is_in_place(self._made[self._held][0])
+            self._is_lost = not await self._is_in_place(self._made.all()[self._held].tag)
         return {
-            name: str(folder)
-            for name, (tag, folder) in self._made.items()
-            if tag in tags and not (self._is_lost and name == self._held)
+            name: str(made.folder)
+            for name, made in self._made.all().items()
+            if made.tag in tags and not (self._is_lost and name == self._held)
         }
 
     async def generate(
@@ -262,16 +255,6 @@ class OllamaAdapters:
                 return year is None or int(year[0]) >= _FOREVER
         return bool(loaded)
 
-    async def _note(self) -> None:
-        text = json.dumps({name: [tag, str(folder)] for name, (tag, folder) in self._made.items()})
-
-        def write() -> None:
-            scratch = self._notes.with_suffix(".new")
-            scratch.write_text(text, encoding="utf-8")
-            scratch.replace(self._notes)
-
-        await asyncio.to_thread(write)
-
     async def _warm(self, tag: str) -> None:
         """Load a model, and keep it: without it the next request pays for that."""
         fields = {"model": tag, "keep_alive": -1, "stream": False}
@@ -281,15 +264,6 @@ class OllamaAdapters:
         listed = await self._calls.must("GET", "/api/tags")
         cards = listed.get("models", ()) if isinstance(listed, dict) else ()
         return frozenset(str(card.get("name")) for card in cards if isinstance(card, dict))
-
-
-def _read_notes(path: Path) -> dict[str, tuple[str, Path]]:
-    """Return the models that were made, by served name; none where nothing readable says so."""
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): (str(tag), Path(folder)) for name, (tag, folder) in said.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
 
 
 def _why_not_made(answer: httpx.Response) -> str | None:
@@ -317,12 +291,3 @@ def _num_whole(tokens: Sequence[str], text: str) -> int:
             return number
         at += len(token)
     return len(tokens)
-
-
-def _tag(model: str, name: str, digest: str) -> str:
-    """Return what the model of a version is called: never the same for other weights.
-
-    Several homes may share one Ollama, and each has a v1: the file's digest tells them apart.
-    """
-    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", model.removesuffix(":latest"))[:60]
-    return f"{stem}{_OURS}:{name.rpartition('@')[2]}-{digest[:12]}"

@@ -25,6 +25,7 @@ from strop.proxy.engines.base import (
     Plan,
     Replica,
 )
+from strop.proxy.engines.findings import Findings, ReplicaFindings
 from strop.proxy.errors import EngineNotReady, StropError
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers
@@ -137,6 +138,21 @@ class Replicas:
 
     async def verify(self, model: str) -> None:
         """Do nothing: each is verified as it is checked."""
+
+    def findings(self) -> Findings:
+        """Return what was found out of each, and which of them get requests."""
+        found = [
+            ReplicaFindings(r.engine.findings(), r.state, r.reason, r.is_in, r.is_suspect)
+            for r in self.replicas
+        ]
+        return Findings(replicas=tuple(found))
+
+    def adopt(self, findings: Findings) -> None:
+        """Take over what another process has found out of the same servers, in the same order."""
+        for replica, found in zip(self.replicas, findings.replicas, strict=True):
+            replica.engine.adopt(found.findings)
+            replica.state, replica.reason = found.state, found.reason
+            replica.is_in, replica.is_suspect = found.is_in, found.is_suspect
 
     async def check(self) -> EngineState:
         """Look at each, and return what the first that answers says of itself.

@@ -6,6 +6,7 @@ Knows no engine.
 from typing import Self
 
 from strop.proxy.engines.base import Ask, Replica
+from strop.proxy.engines.findings import Findings
 
 
 class SingleServer:
@@ -23,3 +24,10 @@ class SingleServer:
 
     async def verify(self, model: str) -> None:
         """Claim nothing that would have to be found out."""
+
+    def findings(self) -> Findings:
+        """Return nothing: there was nothing to find out."""
+        return Findings()
+
+    def adopt(self, findings: Findings) -> None:
+        """Do nothing: there is nothing to know."""

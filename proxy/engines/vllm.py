@@ -16,6 +16,7 @@ from strop.proxy.engines.base import (
     EngineState,
     Plan,
 )
+from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm_adapters import VllmAdapters
 from strop.proxy.errors import BadRequest
@@ -153,6 +154,15 @@ class Vllm(SingleServer):
             adapters=num_adapters,
             logprobs_kind="processed" if found.kind == "processed" else "raw",
         )
+
+    def findings(self) -> Findings:
+        """Return what `verify` found."""
+        return Findings(self.capabilities, self.shortfalls, self.hides_ids)
+
+    def adopt(self, findings: Findings) -> None:
+        """Take over what another process has found."""
+        self.capabilities = findings.capabilities or self.capabilities
+        self.shortfalls, self.hides_ids = findings.shortfalls, findings.hides_ids
 
 
 def _version(answer: bytes) -> str | None:
