@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install serve demo test test-faults test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick clean
+.PHONY: help install serve demo test test-faults test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-swap bench-learning clean
 
 help:  ## Say what each target does.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,8 +40,8 @@ demo: $(VENV)/.installed-demo  ## Show the whole loop on this machine, with the 
 test: $(VENV)/.installed-dev  ## Run the tests (ARGS='-k relay -x').
 	$(BIN)/python -m pytest $(ARGS)
 
-test-faults: $(VENV)/.installed-dev  ## Run only the tests that break things.
-	$(BIN)/python -m pytest -m faults $(ARGS)
+test-faults: $(VENV)/.installed-dev  ## Break things under four times the load that `make test` puts on.
+	FAULTS_SCALE=$${FAULTS_SCALE:-4} $(BIN)/python -m pytest -m faults --timeout 600 $(ARGS)
 
 test-clients: $(VENV)/.installed-dev  ## Try stock clients, each in an environment of its own (needs node).
 	$(BIN)/python -m pytest -m clients --clients $(ARGS)
@@ -68,6 +68,15 @@ bench: $(VENV)/.installed-dev  ## Measure speed beside nginx and LiteLLM; writes
 
 bench-quick: $(VENV)/.installed-dev  ## The same in under two minutes, without LiteLLM.
 	$(BIN)/python -m bench --quick $(ARGS)
+
+bench-scale: $(VENV)/.installed-dev  ## A store of 1,000,000 completions beside one of 1,000 (4 GB, ten minutes).
+	$(BIN)/python -m bench.scale $(ARGS)
+
+bench-swap: $(VENV)/.installed-dev  ## What a switch costs, beside a stock mlx_lm.server.
+	$(BIN)/python -m bench.swap $(ARGS)
+
+bench-learning: $(VENV)/.installed-dev  ## What ratings teach, beside TRL and others (hours; goes on where it was).
+	$(BIN)/python -m bench.learning $(ARGS)
 
 wheel: $(VENV)/.installed-dev  ## Build the wheel into dist/.
 	$(BIN)/python -m build --wheel --outdir dist .

@@ -18,7 +18,7 @@ from types import FrameType
 
 import orjson
 
-from bench import durability, goals, machine, report, rounds, scenarios, targets, wrk
+from bench import durability, goals, machine, open_files, report, rounds, scenarios, targets, wrk
 from bench.measures import Measure
 from bench.processes import Child, StartError, free_port
 from bench.report import Zero
@@ -138,6 +138,10 @@ def _obstacle(options: Options) -> str | None:
         return (
             f"cores {_TARGET_CORE} and {_LOAD_CORE} are needed: one for targets, one for the load"
         )
+    chosen = [each for each in scenarios.ALL if each.name in options.scenarios]
+    most = max(each.connections + each.slow_readers for each in chosen)
+    if complaint := open_files.allow(2 * most):
+        return complaint
     if (free := shutil.disk_usage(_HERE).free) < _NEEDED_BYTES:
         return (
             f"{_NEEDED_BYTES / 1e9:.0f} GB of free disk are needed, {free / 1e9:.1f} GB are there"

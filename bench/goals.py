@@ -10,6 +10,8 @@ from typing import Literal
 
 from bench.measures import Cost, Measure
 
+_CROWD = "stream-1000"
+
 Level = Literal["stretch", "ahead", "pass", "short"]
 
 
@@ -111,12 +113,12 @@ def _cpu_over_nginx(scenario: str) -> Callable[[Round], float]:
     return lambda r: r.cost(scenario, "strop").cpu_us / r.cost(scenario, "nginx").cpu_us
 
 
-def _paced_delay(r: Round) -> float:
-    return _delay_p50(r, "strop") - _delay_p50(r, "nginx")
+def _paced_delay(scenario: str) -> Callable[[Round], float]:
+    return lambda r: _delay_p50(r, scenario, "strop") - _delay_p50(r, scenario, "nginx")
 
 
-def _delay_p50(r: Round, target: str) -> float:
-    stream = r.get("stream-paced", target).stream
+def _delay_p50(r: Round, scenario: str, target: str) -> float:
+    stream = r.get(scenario, target).stream
     if stream is None or stream.delay_p50 is None:
         raise KeyError(target)
     return stream.delay_p50
@@ -127,10 +129,22 @@ def _added_over_disk(r: Round) -> float:
 
 
 def _most_rss(r: Round) -> float:
-    found = [m.cost.peak_rss_mb for m in r.measures.values() if m.target == "strop" and m.cost]
+    found = [
+        m.cost.peak_rss_mb
+        for m in r.measures.values()
+        if m.target == "strop" and m.cost and m.scenario != _CROWD
+    ]
     if not found:
         raise KeyError("strop")
     return max(found)
+
+
+def _beside_slow_readers(r: Round) -> float:
+    return _slowed(r, "strop") / _slowed(r, "nginx")
+
+
+def _slowed(r: Round, target: str) -> float:
+    return r.get("stream-slow", target).p50_ms / r.get("stream", target).p50_ms
 
 
 ALL = (
@@ -168,8 +182,21 @@ ALL = (
         "paced streams (5 ms, 32 at once): event delay p50 over nginx",
         (1.0, 0.4, 0.1),
         False,
-        _paced_delay,
+        _paced_delay("stream-paced"),
         unit="ms",
+    ),
+    Goal(
+        "1,000 paced streams (250 ms): event delay p50 over nginx",
+        (5.0, 2.0, 0.5),
+        False,
+        _paced_delay(_CROWD),
+        unit="ms",
+    ),
+    Goal(
+        "fast streams' p50 beside 8 slow readers / without, over nginx's",
+        (1.5, 1.2, 1.1),
+        False,
+        _beside_slow_readers,
     ),
     Goal("added p50 at 1 connection / fdatasync p50", (3, 1.5, 1.2), False, _added_over_disk),
     Goal(
@@ -186,4 +213,11 @@ ALL = (
         _rate_over_full("answer-250k"),
     ),
     Goal("RSS of one worker under load, at its peak", (150, 80, 45), False, _most_rss, unit="MB"),
+    Goal(
+        "RSS of one worker with 1,000 streams, at its peak",
+        (300, 160, 90),
+        False,
+        lambda r: r.cost(_CROWD, "strop").peak_rss_mb,
+        unit="MB",
+    ),
 )

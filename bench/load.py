@@ -176,14 +176,18 @@ class Run(ABC):
 class ClosedLoop(Run):
     """Each of a fixed number of connections sends its next request when it has its answer."""
 
-    async def run(self, connections: int, duration_s: float) -> Seen:
+    async def run(self, connections: int, duration_s: float, ramp_s: float = 0.0) -> Seen:
         """Send for that long, wait for the last answers, and return what was seen.
 
-        Ends before its time where the target is gone or fails again and again.
+        The first requests are spread over `ramp_s`. Ends before its time where the target is gone
+        or fails again and again.
         """
         fresh = [await self._connect() for _ in range(connections)]
         self._started_ns = time.monotonic_ns()
-        for connection in fresh:
+        start = self._loop.time()
+        for number, connection in enumerate(fresh):
+            if ramp_s:
+                await asyncio.sleep(start + ramp_s * number / connections - self._loop.time())
             self._send(connection)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), duration_s)

@@ -76,7 +76,7 @@ class Child:
                 )
             if _status(port, path, headers) == 200:
                 return
-            time.sleep(0.1)
+            time.sleep(0.02)
         raise StartError(f"{self.name} was not ready after {within_s:.0f} s; {self._said()}")
 
     def cpu_s(self) -> float:
@@ -105,6 +105,17 @@ class Child:
                     if line.startswith("VmHWM:"):
                         total += int(line.split()[1]) * 1024
         return total / 1e6
+
+    def wait_idle(self, within_s: float = 20.0) -> None:
+        """Return once it has used next to no CPU for a while, or after `within_s`."""
+        end = time.monotonic() + within_s
+        before = self.cpu_s()
+        while time.monotonic() < end:
+            time.sleep(0.5)
+            now = self.cpu_s()
+            if now - before <= 0.05:
+                return
+            before = now
 
     def kill(self) -> None:
         """End the process with SIGKILL, as a crash would."""

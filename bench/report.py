@@ -106,13 +106,13 @@ def goals_table(verdicts: Sequence[Verdict]) -> str:
         "stretch",
         "reached",
     ]
-    return _markdown(head, body)
+    return markdown(head, body)
 
 
 def zeros_table(zeros: Sequence[Zero]) -> str:
     """Return what must not happen as a Markdown table."""
     body = [[zero.title, str(zero.found), str(zero.of), zero.state] for zero in zeros]
-    return _markdown(["must be 0", "found", "of", ""], body)
+    return markdown(["must be 0", "found", "of", ""], body)
 
 
 def costs_table(measures: Sequence[Measure]) -> str:
@@ -161,11 +161,12 @@ def has_markers(page: Path) -> bool:
     return page.exists() and all(mark in page.read_text() for mark in (BEGIN, END))
 
 
-def update_docs(page: Path, text: str) -> None:
+def update_docs(page: Path, text: str, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put `text` between the markers of a page that has them."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    begin, end = marks
+    before, _, rest = page.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def number(value: float) -> str:
@@ -173,6 +174,18 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.4f}"
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    lines = [head, ["-" * width for width in widths], *body]
+    return "\n".join(
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        + " |"
+        for cells in lines
+    )
 
 
 def _targets_table(measures: Sequence[Measure], columns: Sequence[Column]) -> str:
@@ -183,7 +196,7 @@ def _targets_table(measures: Sequence[Measure], columns: Sequence[Column]) -> st
         for (name, target), group in groups.items()
         if name == scenario.name
     ]
-    return _markdown(["scenario", "target", *(title for title, _ in columns)], body)
+    return markdown(["scenario", "target", *(title for title, _ in columns)], body)
 
 
 def _with_unit(verdict: Verdict, value: float) -> str:
@@ -209,14 +222,3 @@ def _cell(value: float | None) -> str:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = [head, ["-" * width for width in widths], *body]
-    return "\n".join(
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        + " |"
-        for cells in lines
-    )

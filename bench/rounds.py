@@ -14,7 +14,7 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from bench import rows, wrk
+from bench import rows, slow_reader, wrk
 from bench.disk import fdatasync_ms
 from bench.goals import Round
 from bench.load import ClosedLoop, OpenLoop, Seen
@@ -79,7 +79,8 @@ def run(
         disk.append(fdatasync_ms(plan.folder))
         say(f"round {number + 1} of {plan.rounds}: fdatasync {disk[-1]:.2f} ms")
         for scenario in scenarios:
-            for target in targets if number % 2 == 0 else reversed(targets):
+            able = [each for each in targets if each.target not in scenario.leaves_out]
+            for target in able if number % 2 == 0 else reversed(able):
                 measure = _measure(plan, number, target, scenario)
                 measures.append(measure)
                 say(line(measure))
@@ -88,11 +89,15 @@ def run(
 
 def _measure(plan: Plan, number: int, target: Running, scenario: Scenario) -> Measure:
     rows_before = rows.count_complete(target.home) if target.home else 0
-    warm = _load(target, scenario, plan.warm_up_s)
-    _take_sent(plan.upstream_port)
-    meter = _Meter(target, plan.target_core)
-    seen = _load(target, scenario, plan.duration_s)
-    cost = meter.read(seen.answered)
+    with slow_reader.reading(target.stream_port, scenario.slow_readers):
+        warm = _load(target, scenario, plan.warm_up_s)
+        _take_sent(plan.upstream_port)
+        meter = _Meter(target, plan.target_core)
+        seen = _load(target, scenario, plan.duration_s)
+        cost = meter.read(seen.answered)
+    if scenario.slow_readers and target.child:
+        # What they left is recorded, which is nobody else's cost.
+        target.child.wait_idle()
     rows_missing = None
     if target.home is not None:
         owed = warm.answered + seen.answered if target.records else 0
@@ -147,7 +152,8 @@ def _load(target: Running, scenario: Scenario, duration_s: float) -> Seen:
     async def load() -> Seen:
         if scenario.rate:
             return await OpenLoop(port, scenario.workload).run(scenario.rate, duration_s)
-        return await ClosedLoop(port, scenario.workload).run(scenario.connections, duration_s)
+        loop = ClosedLoop(port, scenario.workload)
+        return await loop.run(scenario.connections, duration_s, scenario.ramp_s)
 
     # A collection in the middle of a run would be taken for the target's latency.
     gc.collect()

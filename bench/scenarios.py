@@ -13,6 +13,7 @@ _SHORT = Ask(max_tokens=80)
 _LONG = Ask(max_tokens=540, top_logprobs=5)
 _STREAM = Ask(max_tokens=64, stream=True, top_logprobs=5)
 _STREAM_PLAIN = Ask(max_tokens=64, stream=True)
+_STREAM_SHORT = Ask(max_tokens=16, stream=True, top_logprobs=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Scenario:
         connections: of a closed loop; 0 for an open one.
         rate: requests a second of an open loop.
         is_quick: whether `--quick` runs it.
+        ramp_s: over how long the connections of a closed loop send their first request.
+        slow_readers: how many clients take endless streams in sips meanwhile.
+        leaves_out: targets that can't do it, by name.
     """
 
     name: str
@@ -34,6 +38,9 @@ class Scenario:
     connections: int = 0
     rate: float = 0.0
     is_quick: bool = False
+    ramp_s: float = 0.0
+    slow_readers: int = 0
+    leaves_out: tuple[str, ...] = ()
 
 
 ALL = (
@@ -53,5 +60,18 @@ ALL = (
         Workload(_STREAM, pause_ms=5),
         32,
         is_quick=True,
+    ),
+    Scenario(
+        "stream-slow", "stream, beside 8 slow readers, 32", Workload(_STREAM), 32, slow_readers=8
+    ),
+    # As many events a second as of 128 streams at 30 tokens/s: the load must keep up on its core.
+    Scenario(
+        "stream-1000",
+        "stream, an event each 250 ms, 1,000",
+        Workload(_STREAM_SHORT, pause_ms=250),
+        1000,
+        ramp_s=1.0,
+        # Neither ends them within half a minute.
+        leaves_out=("starlette-httpx", "litellm"),
     ),
 )

@@ -1,4 +1,4 @@
-"""The ASGI application: what strop is made of, and which part answers which path.
+"""The ASGI application: which part answers which path.
 
 Completions take the short way to the relay; everything else is a Starlette route. The list of `/v1`
 paths is closed, so an engine's own admin routes can't be reached through here.
@@ -7,39 +7,16 @@ paths is closed, so an engine's own admin routes can't be reached through here.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, MutableMapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, MutableMapping
+from typing import Any, Generic, TypeVar
 
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
-from strop.adapters.library import Library
-from strop.proxy import auth, run_requests
 from strop.proxy.call import ClientLeft, Receive, Send
-from strop.proxy.engines.base import Dialect, Engine
-from strop.proxy.engines.embedded import EngineProcess
-from strop.proxy.errors import (
-    SOURCE_HEADER,
-    ShuttingDown,
-    StoreUnavailable,
-    StropError,
-    render,
-)
-from strop.proxy.intake import Intake
-from strop.proxy.metrics import Metrics
-from strop.proxy.pairing import base_folder, identity_of
+from strop.proxy.engines.base import Dialect
+from strop.proxy.errors import SOURCE_HEADER, ShuttingDown, StropError, render
 from strop.proxy.passing import pass_through
-from strop.proxy.promotion import Promoter
-from strop.proxy.rater import Rater
-from strop.proxy.relay import Relay
-from strop.proxy.run_requests import NO_BASE, Base, TrainCommand
-from strop.proxy.serving import Serving
-from strop.proxy.settings import Settings
-from strop.proxy.shelf import Shelf
-from strop.proxy.store.store import Store
-from strop.proxy.swapping import Swapper
-from strop.proxy.trainer import Trainer
+from strop.proxy.services import Front
 
 log = logging.getLogger(__name__)
 
@@ -49,180 +26,34 @@ _COMPLETIONS: dict[str, Dialect] = {
 }
 _PASSED = frozenset({"/v1/embeddings"})
 
-
-@dataclass(slots=True)
-class Services:
-    """The parts of a running strop, for the routes."""
-
-    settings: Settings
-    home: Path
-    keys: auth.Keys
-    doors: auth.Doors
-    store: Store
-    metrics: Metrics
-    serving: Serving
-    relay: Relay
-    swapper: Swapper
-    trainer: Trainer
-    rater: Rater
-    intake: Intake
-    process: EngineProcess | None = None
+F = TypeVar("F", bound=Front)
 
 
-def adapters_folder(home: Path) -> Path:
-    """Return the folder of adapter versions, as engines on this machine are told of it."""
-    return (home / "adapters").absolute()
-
-
-@contextlib.asynccontextmanager
-async def run_services(
-    settings: Settings,
-    home: Path,
-    engine: Engine,
-    process: EngineProcess | None,
-    *,
-    train_command: TrainCommand = run_requests.command,
-) -> AsyncIterator[Services]:
-    """Open the store, start what runs in the background, and end all of it in order.
-
-    Args:
-        settings: all of them.
-        home: the folder with the database and the admin key.
-        engine: the driver; its upstream is closed at the end.
-        process: the embedded engine, if strop runs one.
-        train_command: returns the command line of a training run's process.
-    """
-    capture = settings.capture
-    store = await Store.open(
-        home / "strop.db",
-        synchronous="full" if capture.synchronous == "FULL" else "normal",
-        busy_timeout_s=capture.commit_timeout_s,
-        max_queued=capture.max_queued,
-        is_server=True,
-    )
-    metrics = Metrics()
-    activation = await store.versions.activation()
-    serving = Serving(
-        engine,
-        model_name=settings.model.name,
-        accepts_any=settings.model.accept_any,
-        check_interval_s=settings.engine.health_interval_s,
-        active=activation.version,
-    )
-    swapper = Swapper(
-        Shelf(
-            store,
-            Library(adapters_folder(home)),
-            find_base=lambda: base_folder(settings),
-            num_kept=settings.adapters.keep,
-        ),
-        serving,
-        metrics,
-        identify=lambda: identity_of(settings, home),
-        hold_s=settings.adapters.swap_hold_s,
-        reopens=settings.training.reopen_on_rollback,
-    )
-    try:
-        await swapper.replay()
-    except StoreUnavailable as error:
-        # It serves without; what is left half done is settled at the next start.
-        log.error("versions are not settled", extra={"reason": error.message})
-    serving.keeper = swapper.keeper
-    relay = Relay(settings, serving, store, metrics)
-    trainer = Trainer(
-        settings.training,
-        home,
-        store,
-        Promoter(settings.training, store, swapper),
-        base=lambda: _trainable(settings, serving),
-        load=lambda: relay.num_calls,
-        command=train_command,
-    )
-    server = settings.server
-    keys = auth.Keys(server.client_keys, auth.load_or_create_admin_key(home))
-    doors = auth.Doors(server.host, server.allowed_hosts, server.allowed_origins)
-    rater = Rater(store, relay.is_in_flight, metrics)
-    services = Services(
-        settings,
-        home,
-        keys,
-        doors,
-        store,
-        metrics,
-        serving,
-        relay,
-        swapper,
-        trainer,
-        rater,
-        Intake(settings.server, relay, rater),
-        process,
-    )
-    background = [
-        asyncio.create_task(serving.watch()),
-        asyncio.create_task(relay.sweep()),
-        asyncio.create_task(trainer.watch()),
-    ]
-    if process is not None:
-        background.append(
-            asyncio.create_task(process.keep_alive(lambda: identity_of(settings, home)))
-        )
-    for task in background:
-        task.add_done_callback(_say_why)
-    try:
-        yield services
-    finally:
-        # The engine outlives the drain, the store everything; nobody watches an engine that stops.
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
-        await swapper.aclose()
-        if process is not None:
-            await process.stop()
-        for one in (engine, *(replica.engine for replica in engine.replicas)):
-            await one.upstream.aclose()
-        await store.close()
-
-
-def _trainable(settings: Settings, serving: Serving) -> Base | str:
-    """Return the base that ratings can train, or why there is none."""
-    if serving.engine.adapters is None:
-        return (
-            f"the engine {serving.engine.label} serves no adapter versions here, so ratings are"
-            " kept and nothing is trained"
-        )
-    folder = base_folder(settings)
-    if folder is None:
-        return NO_BASE
-    if serving.base is None:
-        return "the identity of the base is not known yet"
-    return Base(folder, serving.base)
-
-
-def _say_why(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("a background task ended", exc_info=task.exception())
-
-
-class App:
+class App(Generic[F]):
     """The ASGI application.
 
     Args:
-        services: a context manager that yields what `run_services` does; entered at start-up.
-        routes: makes the Starlette application for everything but completions.
+        services: a context manager that yields the parts to serve with; entered at start-up.
+        routes: makes the application for everything but completions.
     """
 
     def __init__(
         self,
-        services: contextlib.AbstractAsyncContextManager[Services],
-        routes: Callable[[Services], Starlette],
+        services: contextlib.AbstractAsyncContextManager[F],
+        routes: Callable[[F], ASGIApp],
     ) -> None:
         self._open = services
         self._make_routes = routes
-        self._services: Services | None = None
-        self._routes: Starlette | None = None
+        self._services: F | None = None
+        self._routes: ASGIApp | None = None
 
     @property
-    def services(self) -> Services:
+    def has_started(self) -> bool:
+        """Whether start-up has finished."""
+        return self._services is not None
+
+    @property
+    def services(self) -> F:
         """The running parts.
 
         Raises:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,19 +27,30 @@ class Child:
         self._pipe: int | None = pipe
 
     @classmethod
-    async def start(cls, command: Sequence[str], *, log_path: Path) -> "Child":
-        """Start `command`, which must understand `--parent-fd`; its output goes to `log_path`.
+    async def start(
+        cls, command: Sequence[str], *, log_path: Path | None, files: Sequence[int] = ()
+    ) -> "Child":
+        """Start `command`, which must understand `--parent-fd`.
+
+        Args:
+            command: program and arguments.
+            log_path: where its output goes; None for where strop's own goes.
+            files: descriptors that it inherits beside the pipe, under the same numbers.
 
         Raises:
             OSError: it can't be started, or the file not be written.
         """
         read_end, write_end = os.pipe()
         try:
-            with os.fdopen(os.open(log_path, _APPEND, 0o600), "ab") as output:
+            with contextlib.ExitStack() as stack:
+                output = None
+                if log_path is not None:
+                    file = os.open(log_path, _APPEND, 0o600)
+                    output = stack.enter_context(os.fdopen(file, "ab"))
                 process = await asyncio.create_subprocess_exec(
                     *command,
                     *("--parent-fd", str(read_end)),
-                    pass_fds=(read_end,),
+                    pass_fds=(read_end, *files),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -62,16 +74,24 @@ class Child:
         self._close_pipe()
         return code
 
-    async def stop(self) -> None:
-        """End the child with SIGTERM, by force after `STOP_TIMEOUT_S`. Idempotent."""
+    def send(self, sig: signal.Signals) -> None:
+        """Send the child a signal, unless it has ended."""
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+                self._process.send_signal(sig)
+
+    async def stop(self, within_s: float | None = None) -> None:
+        """End the child with SIGTERM, by force after `within_s`. Idempotent.
+
+        Without `within_s` it has `STOP_TIMEOUT_S`.
+        """
+        limit_s = STOP_TIMEOUT_S if within_s is None else within_s
+        if self._process.returncode is None:
+            self.send(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
+                await asyncio.wait_for(self._process.wait(), limit_s)
             except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    self._process.kill()
+                self.send(signal.SIGKILL)
                 await self._process.wait()
         self._close_pipe()
 
@@ -79,6 +99,19 @@ class Child:
         if self._pipe is not None:
             os.close(self._pipe)
             self._pipe = None
+
+
+def follow_parent(fd: int, grace_s: float) -> None:
+    """Stop this process when the other end of `fd` is closed: gently, by force after `grace_s`.
+
+    For a thread of a child's; blocks until then.
+    """
+    while os.read(fd, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    # Not reached if the process ends in time: the thread is a daemon.
+    time.sleep(grace_s)
+    os._exit(1)
 
 
 def last_words(log_path: Path) -> str:

@@ -70,6 +70,9 @@ _host_option = click.option(
 _port_option = click.option(
     "--port", type=int, metavar="N", help="The port to listen on. [default: 8484]"
 )
+_workers_option = click.option(
+    "--workers", type=int, metavar="N", help="How many processes answer requests. [default: 1]"
+)
 
 
 def _settings_options(command: Any) -> Any:
@@ -104,6 +107,7 @@ def _settings_options(command: Any) -> Any:
             type=click.Choice(_ENGINES),
             help="Which kind of engine serves. [default: one that runs here, else embedded]",
         ),
+        _workers_option,
         _port_option,
         _host_option,
         home_option,
@@ -117,6 +121,7 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
     named: dict[str, object] = {
         "server.host": flags["host"],
         "server.port": flags["port"],
+        "server.workers": flags["workers"],
         "engine.kind": flags["engine"],
         "engine.url": flags["engine_url"],
         "engine.key": flags["engine_key"],

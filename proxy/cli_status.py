@@ -67,12 +67,17 @@ def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
         ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
         ("in flight", str(health["in_flight"])),
         ("up for", f"{health['uptime_s']:.0f} s"),
+        *((f"worker {one['number']}", _worker(one)) for one in health["workers"]),
     ]
 
 
 def _replica(one: dict[str, Any]) -> str:
     state = f"{one['in_flight']} in flight" if one["ready"] else f"left out: {one['reason']}"
     return f"{one['url']}: {state}"
+
+
+def _worker(one: dict[str, Any]) -> str:
+    return f"process {one['pid']}: {one['in_flight']} in flight"
 
 
 def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:

@@ -91,6 +91,7 @@ class VersionKeeper:
                 replica.retry_at = time.monotonic() + RETRY_S
             else:
                 replica.enter()
+            self._serving.note_change()
 
     async def _restore(self, loader: Loader) -> None:
         """Load and prove the active version again.

@@ -10,7 +10,7 @@ So ids, names, reasoning, refusals, nulls, cache markers and unknown fields make
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import Final
 from unicodedata import normalize
@@ -23,7 +23,6 @@ OUTER: Final = "".join(chr(code) for code in range(0x3001) if chr(code).isspace(
 _DIGEST_BYTES = 16
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _DROPPED_PARTS = frozenset({"reasoning", "thinking", "redacted_thinking", "refusal"})
-_Fields = list[tuple[bytes, bytes]]
 
 
 def role_of(message: object) -> str:
@@ -41,22 +40,21 @@ def texts_of(message: object) -> list[str]:
 
 def canonical(message: object, role: str) -> bytes:
     """Return the canonical form of `message`, taken as one of `role`: each field, framed."""
-    fields: _Fields = [(b"role", utf8(role))]
+    form = _framed(b"role", utf8(role))
     if not isinstance(message, dict):
-        fields.append((b"message", as_json(message)))
-        return _framed(fields)
+        return form + _framed(b"message", as_json(message))
     content = message.get("content")
     text = (content if isinstance(content, str) else "".join(texts_of(message))).strip(OUTER)
     if role == "assistant":
         text = _without_thoughts(text)
     if text:
-        fields.append((b"text", utf8(normalize("NFC", text))))
+        form += _framed(b"text", utf8(normalize("NFC", text)))
     if not isinstance(content, str):
-        fields += _other_parts(content)
+        form += b"".join(_other_parts(content))
     calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        fields += _call(call)
-    return _framed(fields)
+    if isinstance(calls, list):
+        form += b"".join(_call(call) for call in calls)
+    return form
 
 
 def as_json(value: object) -> bytes:
@@ -101,29 +99,28 @@ def _without_thoughts(text: str) -> str:
     return text
 
 
-def _other_parts(content: object) -> _Fields:
-    """Return what of the content is not text, each part by its digest: images can be large."""
-    fields: _Fields = []
+def _other_parts(content: object) -> Iterator[bytes]:
+    """Yield what of the content is not text, each part by its digest: images can be large."""
     for part in content if isinstance(content, list) else [content]:
         if part is None or _text_in(part) is not None or _is_part(part, _DROPPED_PARTS):
             continue
         told = part
         if isinstance(part, dict):
             told = {k: v for k, v in part.items() if k != "cache_control" and v is not None}
-        fields.append((b"part", digest(as_json(told))))
-    return fields
+        yield _framed(b"part", digest(as_json(told)))
 
 
-def _call(call: object) -> _Fields:
+def _call(call: object) -> bytes:
     """Return a tool call's name and arguments; a custom tool's input is plain text."""
     if isinstance(call, dict):
         function, custom = call.get("function"), call.get("custom")
         if isinstance(function, dict):
             arguments = _arguments(function.get("arguments"))
-            return [(b"call", _name(function)), (b"arguments", arguments)]
+            return _framed(b"call", _name(function)) + _framed(b"arguments", arguments)
         if isinstance(custom, dict):
-            return [(b"call", _name(custom)), (b"input", as_json(custom.get("input")))]
-    return [(b"call", as_json(call))]
+            given = as_json(custom.get("input"))
+            return _framed(b"call", _name(custom)) + _framed(b"input", given)
+    return _framed(b"call", as_json(call))
 
 
 def _name(holder: Mapping[str, object]) -> bytes:
@@ -156,5 +153,5 @@ _parse = json.JSONDecoder(parse_int=_number, parse_float=_number).decode
 _write = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
-def _framed(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    return b"".join(b"%b %d:%b" % (kind, len(value), value) for kind, value in fields)
+def _framed(kind: bytes, value: bytes) -> bytes:
+    return b"%b %d:%b" % (kind, len(value), value)

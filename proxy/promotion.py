@@ -7,13 +7,13 @@ import logging
 from time import monotonic
 from typing import Final, Protocol
 
+from strop.proxy.activation import Progress, Switched
 from strop.proxy.errors import ActivationFailed, EngineNotReady, StropError
 from strop.proxy.live_rate import PROMOTER, complaint, is_followed
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE, Version
-from strop.proxy.swapping import Progress, Switched
 
 log = logging.getLogger(__name__)
 

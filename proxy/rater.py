@@ -4,13 +4,14 @@ Finds the answer that is meant from the request's own history, never "the latest
 not relay or render anything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from strop.proxy import conversation, ratings
 from strop.proxy.commands import Command
 from strop.proxy.errors import BadRequest, StropError
+from strop.proxy.flights import Flights
 from strop.proxy.metrics import Metrics
 from strop.proxy.store.records import Feedback, NewFeedback, Scope
 from strop.proxy.store.store import Store
@@ -26,7 +27,7 @@ class Rater:
     """Takes the ratings that requests carry."""
 
     store: Store
-    is_in_flight: Callable[[str], bool]
+    flights: Flights
     metrics: Metrics
 
     async def by_header(
@@ -51,12 +52,12 @@ class Rater:
             if said.rating is None:
                 undone = await self._undo(reply[0], key_id)
                 return f"undone {undone.id}" if undone else "nothing-to-undo"
-            outcome = await self.store.add_feedback(
-                self._new(
-                    reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
-                ),
-                self.is_in_flight,
+            new = self._new(
+                reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
             )
+            # What a history ends with was found in the store.
+            is_running = meant is not None and await self.flights.has(meant)
+            outcome = await self.store.add_feedback(new, lambda _: is_running)
         except StropError as error:
             return f"error {error.code}; {error.message}"
         self.metrics.feedback.labels("header").inc()
@@ -85,7 +86,7 @@ class Rater:
             rating = 1.0 if command.verb == "good" else -1.0
             original = b'"%b"' % command.verb.encode()
             new = self._new(reply, key_id, rating, original, command.comment, "turn", "inline")
-            outcome = await self.store.add_feedback(new, self.is_in_flight)
+            outcome = await self.store.add_feedback(new, lambda _: False)
         except StropError as error:
             return f"Could not do that: {error.message}."
         self.metrics.feedback.labels("inline").inc()

@@ -1,46 +1,37 @@
 """Serving: puts the parts together, runs the server, and says what a person needs to know.
 
-The one place that chooses a driver. Does not parse command lines.
+Does not parse command lines, or know engines.
 """
 
 import asyncio
 import contextlib
 import functools
 import gc
-import importlib.util
 import json
 import logging
 import signal
 import socket
 import types
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import uvicorn
 
-from strop import configs
-from strop.proxy import auth, detection, drivers, routes
-from strop.proxy.app import App, Services, adapters_folder, run_services
+from strop.proxy import auth, configured_engine, detection, open_files, routes
+from strop.proxy.app import App
 from strop.proxy.client_connection import ClientConnection
-from strop.proxy.engines.base import AdaptersFolder, Engine
-from strop.proxy.engines.embedded import EngineProcess
-from strop.proxy.engines.openai import OpenAI
-from strop.proxy.engines.replicas import Replicas
-from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import hold
+from strop.proxy.services import Control, Front, Services, run_services
 from strop.proxy.settings import Settings
-from strop.proxy.upstream import Upstream
 
 log = logging.getLogger(__name__)
-
-EMBEDDED_ADAPTERS = 4
-"""How many versions the embedded engine keeps loaded; each takes as much memory as its file."""
 
 # New containers less freed ones between two collections; Python's own is 700.
 _GC_THRESHOLD = 20_000
 
-_REPLICABLE = ("vllm", "openai")
+F = TypeVar("F", bound=Front)
 
 
 def serve(settings: Settings, home: Path) -> int:
@@ -54,12 +45,18 @@ def serve(settings: Settings, home: Path) -> int:
     for line in choice.says:
         print(line, flush=True)
     settings = choice.settings
-    _check_engine(settings)
+    configured_engine.check(settings)
+    open_files.raise_limit()
     listener = _listen(settings.server.host, settings.server.port)
     url = _url(settings.server.host, listener.getsockname()[1])
     with listener, hold(home, url):
+        if settings.server.workers > 1:
+            # One process needs nothing of it.
+            from strop.proxy.workers.supervisor import run
+
+            return run(settings, home, listener, lambda it: say_when_ready(it, url))
         app = App(_services(settings, home, url), routes.make)
-        server = _Server(uvicorn_config(settings, app))
+        server = Server(uvicorn_config(settings, app))
         server.run(sockets=[listener])
     return 0 if server.started else 1
 
@@ -68,12 +65,20 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def uvicorn_config(settings: Settings, app: App) -> uvicorn.Config:
-    """Return the server's configuration; the application keeps its own log."""
+def uvicorn_config(
+    settings: Settings, app: App[F], connection: Callable[..., ClientConnection] = ClientConnection
+) -> uvicorn.Config:
+    """Return the server's configuration; the application keeps its own log.
+
+    Args:
+        settings: all of them.
+        app: what to serve.
+        connection: makes a client's connection; takes what `ClientConnection` does.
+    """
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=functools.partial(ClientConnection, limits=settings.server),  # type: ignore[arg-type]
+        http=functools.partial(connection, limits=settings.server),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         access_log=False,
@@ -89,93 +94,24 @@ def uvicorn_config(settings: Settings, app: App) -> uvicorn.Config:
 
 @contextlib.asynccontextmanager
 async def _services(settings: Settings, home: Path, url: str) -> AsyncIterator[Services]:
-    engine, process = make_engine(settings, home)
+    engine, process = configured_engine.make(settings, home)
     async with run_services(settings, home, engine, process) as services:
-        # What is there by now stays. What a request makes goes by its reference counts, but for a
-        # few cycles: these may gather, rather than be looked for every few requests.
-        gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD)
-        banner = asyncio.create_task(_say_when_ready(services, url))
+        collect_rarely()
+        banner = asyncio.create_task(say_when_ready(services, url))
         try:
             yield services
         finally:
             banner.cancel()
 
 
-def make_engine(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
-    """Return the driver that the settings name, and the embedded engine's process, if any."""
-    engine = settings.engine
-    adapters = AdaptersFolder(adapters_folder(home), engine.adapters_dir)
-    if _kind(settings) == "embedded":
-        model = str(Path(settings.model.path).expanduser()) if settings.model.path else ""
-        name = settings.model.name or Path(model).name or "strop-demo"
-        # What is no folder is a hub id, and naming one asks for it to be fetched.
-        options = ["--online"] if model and not Path(model).is_dir() else []
-        process = EngineProcess(
-            model or str(configs.demo_model()),
-            name=name,
-            log_path=home / "engine.log",
-            options=options,
-        )
-        upstream = Upstream(process.url, connect_timeout_s=engine.connect_timeout_s)
-        driver = Vllm(
-            upstream,
-            label="embedded",
-            adapters=adapters,
-            num_adapters=EMBEDDED_ADAPTERS,
-            scores=True,
-        )
-        return driver, process
-    servers = [_driver(settings, home, url, adapters) for url in (engine.url, *engine.replicas)]
-    return (Replicas(servers) if engine.replicas else servers[0]), None
+def collect_rarely() -> None:
+    """Let garbage gather: what is there by now stays, and what a request makes leaves few cycles.
 
-
-def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) -> Engine:
-    """Return the driver of one server that runs already."""
-    engine = settings.engine
-    # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
-    url = url.rstrip("/").removesuffix("/v1")
-    upstream = Upstream(url, connect_timeout_s=engine.connect_timeout_s)
-    if engine.kind == "vllm":
-        return Vllm(upstream, key=engine.key, adapters=adapters)
-    if (found := drivers.make(settings, home, upstream)) is not None:
-        return found
-    forwards_key = not settings.server.client_keys
-    return OpenAI(upstream, key=engine.key, forwards_key=forwards_key)
-
-
-def _kind(settings: Settings) -> str:
-    return settings.engine.kind or "embedded"
-
-
-def _check_engine(settings: Settings) -> None:
-    kind, engine = _kind(settings), settings.engine
-    if kind == "embedded":
-        if engine.url:
-            raise ConfigError(
-                f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind: no engine that"
-                " strop knows answers there now, so it can't tell which it is"
-            )
-        model = settings.model.path
-        if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
-            raise ConfigError(
-                f"model.path: expected a folder with a model in Hugging Face format, or a hub id;"
-                f" there is no folder {model}"
-            )
-        if importlib.util.find_spec("mlx_lm") is None:
-            raise ConfigError(
-                "the embedded engine needs mlx-lm, which is not installed; install strop[mlx], or"
-                " name an engine that runs: strop serve --engine vllm --engine-url http://127.0.0.1:8000"
-            )
-    elif not engine.url:
-        raise ConfigError(
-            f'engine.kind = "{kind}" needs engine.url, for instance http://127.0.0.1:8000'
-        )
-    if engine.replicas and kind not in _REPLICABLE:
-        raise ConfigError(
-            f"engine.replicas: expected engine.kind {' or '.join(_REPLICABLE)}, got {kind}; other"
-            " engines serve alone"
-        )
+    The rest of it goes by its reference counts; to look for those cycles every few requests costs
+    more than they take.
+    """
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -194,10 +130,11 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """A uvicorn server that tells the relay at once when it is to stop."""
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        """Stop; at the second Ctrl-C, at once."""
         app = self.config.app
         assert isinstance(app, App)
         with contextlib.suppress(RuntimeError):
@@ -214,7 +151,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _say_when_ready(services: Services, url: str) -> None:
+async def say_when_ready(services: Control, url: str) -> None:
+    """Say how to use strop, once the engine is ready."""
     await services.serving.wait_until_ready()
     alias, engine = services.serving.alias, services.serving.engine
     is_demo = services.process is not None and not services.settings.model.path

@@ -6,12 +6,13 @@ Watches the engine in the background. Does not start or stop it, loads nothing, 
 import asyncio
 import contextlib
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from strop.proxy.alias import BASE, Alias, Leases
 from strop.proxy.engines import claims
 from strop.proxy.engines.base import Engine, EngineState
+from strop.proxy.engines.findings import Findings
 from strop.proxy.errors import EngineNotReady, StropError
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,32 @@ class Keeper(Protocol):
         ...
 
 
+class Followers(Protocol):
+    """Other processes, which serve what this one decides."""
+
+    def tell(self) -> None:
+        """Let them know that what is served may be another now."""
+        ...
+
+    async def have_moved(self) -> None:
+        """Return when requests to any of them get what this one was told to serve last."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What another process has to know to serve the same.
+
+    `alias` is None while the engine has never answered; the rest is as in `Serving`.
+    """
+
+    alias: Alias | None
+    state: EngineState | None
+    reason: str
+    base: str | None
+    findings: Findings
+
+
 class Serving:
     """One engine and its alias.
 
@@ -60,6 +87,11 @@ class Serving:
         accepts_any: whether unknown names are served too.
         check_interval_s: seconds between two checks of a ready engine.
         active: the version that is to be served, once the engine holds it.
+        leases: counts the requests; without it, those of this process alone.
+
+    Attributes:
+        keeper: who makes the engine serve what it should.
+        followers: the processes that serve, where this one only decides.
     """
 
     def __init__(
@@ -70,13 +102,15 @@ class Serving:
         accepts_any: bool,
         check_interval_s: float,
         active: str = BASE,
+        leases: Leases | None = None,
     ) -> None:
         self.engine = engine
-        self.leases = Leases()
+        self.leases = leases or Leases()
         self.state: EngineState | None = None
         self.reason = "it has not answered yet"
         self.base: str | None = None
         self.keeper: Keeper | None = None
+        self.followers: Followers | None = None
         self._model_name = model_name
         self._accepts_any = accepts_any
         self._check_interval_s = check_interval_s
@@ -88,7 +122,6 @@ class Serving:
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._let_go: asyncio.Event | None = None
-        self._is_verified = False
 
     @property
     def is_ready(self) -> bool:
@@ -112,7 +145,23 @@ class Serving:
     def put(self, alias: Alias) -> None:
         """Let the model name mean `alias` from here on."""
         self._alias = alias
-        self._changed.set()
+        self.note_change()
+
+    async def have_moved(self) -> None:
+        """Return when the model name means the same in every process."""
+        if self.followers is not None:
+            await self.followers.have_moved()
+
+    def view(self) -> View:
+        """Return what another process has to know."""
+        return View(self._alias, self.state, self.reason, self.base, self.engine.findings())
+
+    def adopt(self, view: View) -> None:
+        """Serve what another process has decided."""
+        self.engine.adopt(view.findings)
+        self._alias, self.base = view.alias, view.base
+        self.state, self.reason = view.state, view.reason
+        self.note_change()
 
     def identify(self, base: str | None) -> None:
         """Note the identity of the engine's base; None where it isn't known."""
@@ -144,6 +193,7 @@ class Serving:
         """Check the engine now: a request could not reach it, or not the one of several given."""
         if engine is not None:
             self.engine.suspect(engine)
+            self.note_change()
         self._wake.set()
 
     async def wait_until_ready(self) -> None:
@@ -185,7 +235,7 @@ class Serving:
                 served = self.alias.active
                 extra = {"engine": self.engine.label, "model": served.name}
                 log.info("engine ready", extra=extra)
-            self._changed.set()
+            self.note_change()
 
     async def _ask(self) -> EngineState:
         try:
@@ -224,4 +274,10 @@ class Serving:
         if self._alias is not None and not self._alias.is_served:
             self._alias = replace(self._alias, why_not=reason)
         self.state, self.reason = None, reason
+        self.note_change()
+
+    def note_change(self) -> None:
+        """Let whoever waits for a change, or follows, look again."""
         self._changed.set()
+        if self.followers is not None:
+            self.followers.tell()

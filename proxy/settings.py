@@ -38,6 +38,7 @@ class Server:
     stall_timeout_s: _Seconds = 120.0
     keep_alive_s: _Seconds = 75.0
     drain_s: Annotated[float, Range(0, 86_400)] = 30.0
+    workers: Annotated[int, Range(1, 64)] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

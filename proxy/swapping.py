@@ -8,13 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import orjson
 
-from strop.adapters.probe import Judgement
 from strop.adapters.swap import Done, Release, Step
+from strop.proxy.activation import Loaded, Progress, Switched, Wish
 from strop.proxy.alias import BASE
 from strop.proxy.errors import ActivationFailed, Conflict, EngineNotReady, StropError
 from strop.proxy.keeping import VersionKeeper
@@ -22,50 +22,10 @@ from strop.proxy.loading import REASONS, Loader
 from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
 from strop.proxy.shelf import Shelf
-from strop.proxy.store.version_records import Activating, Version
+from strop.proxy.store.version_records import Version
 from strop.proxy.traffic import Traffic
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Switched:
-    """An activation that is done: how long each step took, and how long requests were held."""
-
-    version: str
-    previous: str
-    timings_ms: dict[str, float]
-    probe: Judgement | None
-    pause_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """Who wants a version active, how, and why; `reason` is empty where nobody said."""
-
-    actor: str
-    force: bool
-    kind: Activating
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where an activation under way is, since when in Unix time."""
-
-    version: str
-    step: Step
-    since_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Where a version is loaded, and how many requests hold it."""
-
-    engine: str
-    since_ms: int
-    leases: int
-    is_draining: bool
 
 
 class Swapper:
@@ -130,7 +90,7 @@ class Swapper:
             Conflict: another activation runs, or this version can't be activated.
             ActivationFailed: it was tried; the version before serves on.
         """
-        return await self._join(version, _Wish(actor, force, "activated"))
+        return await self._join(version, Wish(actor, force, "activated"))
 
     async def rollback(self, *, actor: str, reason: str = "") -> Switched:
         """Activate what was active before, and note the reason; raises as `activate`."""
@@ -138,7 +98,7 @@ class Swapper:
         if before is None:
             raise Conflict("expected a version to go back to, but none was active before")
         # What served once may serve again: that is what a rollback is for.
-        return await self._join(before, _Wish(actor, True, "rolled_back", reason))
+        return await self._join(before, Wish(actor, True, "rolled_back", reason))
 
     async def import_adapter(self, folder: Path, *, actor: str) -> Version:
         """Copy a foreign PEFT adapter into a new version, which is then `ready`, and unproven.
@@ -204,7 +164,7 @@ class Swapper:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.keeper.aclose()
 
-    async def _join(self, version: str, wish: _Wish) -> Switched:
+    async def _join(self, version: str, wish: Wish) -> Switched:
         if self._running is None:
             task = asyncio.create_task(self._activate(version, wish))
             self._running = version, task
@@ -221,12 +181,13 @@ class Swapper:
             # Whoever waited for it may have left.
             task.exception()
 
-    async def _activate(self, version: str, wish: _Wish) -> Switched:
+    async def _activate(self, version: str, wish: Wish) -> Switched:
         loader, actor, force = self._ready_loader(version), wish.actor, wish.force
         async with loader.residents.lock:
             former = (await self._versions.activation()).version
             release = await loader.release(version, accepts_stale=force, accepts_unproven=force)
             if version == former and version in self._serving.alias.versions:
+                await self._serving.have_moved()
                 return Switched(version, former, {}, None)
             detail = orjson.dumps({"from": former})
             await self._versions.add_event(version, "activating", actor=actor, detail=detail)
@@ -244,7 +205,7 @@ class Swapper:
             self._pruning = self._in_background(lambda: self._prune(loader))
         return Switched(version, former, done.timings_ms, done.judgement, done.pause_ms)
 
-    async def _switch(self, loader: Loader, release: Release, wish: _Wish) -> Done:
+    async def _switch(self, loader: Loader, release: Release, wish: Wish) -> Done:
         residents = loader.residents
         # What was proven serves what it was proven to, unless the engine has been started anew.
         await loader.reconcile()

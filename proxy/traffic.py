@@ -18,7 +18,7 @@ async def _unrecorded(_: Release) -> None:
 
 
 class Traffic:
-    """The traffic of one process during one activation.
+    """The traffic during one activation.
 
     Args:
         serving: the alias, the leases, and the gate that new requests wait at.
@@ -65,7 +65,10 @@ class Traffic:
         self._serving.let_go()
 
     async def flip(self, release: Release) -> None:
-        """Record that `release` is active; in the tick in which that is durable, let it be so."""
+        """Record that `release` is active, and let it be so; return when it is so everywhere.
+
+        In this process that is the tick in which it is durable.
+        """
         await self._record(release)
         if self._residents.get(release.version) is None:
             self._residents.add(release, self._done.judgement)
@@ -75,3 +78,4 @@ class Traffic:
         if release.version == BASE:
             served = self._serving.alias.base
         self._serving.put(self._residents.alias(active=served))
+        await self._serving.have_moved()

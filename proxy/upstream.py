@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import httpx
 
+from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.errors import (
     ConfigError,
     UpstreamAborted,
@@ -20,7 +21,7 @@ from strop.proxy.errors import (
     UpstreamError,
     UpstreamUnreachable,
 )
-from strop.proxy.exchange import Connection, Exchange
+from strop.proxy.exchange import Exchange
 from strop.proxy.http1 import request_head
 
 __all__ = ["Exchange", "Upstream"]
@@ -75,9 +76,9 @@ class Upstream(httpx.AsyncBaseTransport):
         self._connect_timeout_s = connect_timeout_s
         self._idle_expiry_s = idle_expiry_s
         self._max_idle = max_idle
-        self._connections: set[Connection] = set()
-        self._idle: deque[Connection] = deque()
-        self._connecting: set[asyncio.Task[Connection]] = set()
+        self._connections: set[EngineConnection] = set()
+        self._idle: deque[EngineConnection] = deque()
+        self._connecting: set[asyncio.Task[EngineConnection]] = set()
         self._is_closed = False
         self._emptied: asyncio.Future[None] | None = None
 
@@ -151,7 +152,7 @@ class Upstream(httpx.AsyncBaseTransport):
 
     # What follows is called by exchanges and connections.
 
-    def take(self) -> Connection | None:
+    def take(self) -> EngineConnection | None:
         """Return the connection that went idle last, unless that is too long ago."""
         if not self._idle:
             return None
@@ -164,21 +165,21 @@ class Upstream(httpx.AsyncBaseTransport):
             self._idle.pop().abandon()
         return None
 
-    def connect(self) -> asyncio.Task[Connection]:
+    def connect(self) -> asyncio.Task[EngineConnection]:
         """Begin to open a connection; the task fails with `UpstreamError`."""
         task = asyncio.get_running_loop().create_task(self._open())
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
         return task
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: EngineConnection) -> None:
         """Keep a connection for the next exchange; of too many, close the oldest."""
         connection.idle_since = asyncio.get_running_loop().time()
         self._idle.append(connection)
         if len(self._idle) > self._max_idle:
             self._idle.popleft().abandon()
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: EngineConnection) -> None:
         """Forget a connection that is closed now."""
         self._connections.discard(connection)
         if connection in self._idle:
@@ -186,13 +187,13 @@ class Upstream(httpx.AsyncBaseTransport):
         if self._emptied is not None and not self._connections and not self._emptied.done():
             self._emptied.set_result(None)
 
-    async def _open(self) -> Connection:
+    async def _open(self) -> EngineConnection:
         if self._is_closed:
             raise UpstreamAborted(f"the connections to {self.url} are closed: strop is stopping")
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._ssl
+                    lambda: EngineConnection(self), self._host, self._port, ssl=self._ssl
                 )
         except TimeoutError as error:
             raise UpstreamUnreachable(

@@ -215,9 +215,14 @@ class FakeEngine:
         return len(self.open)
 
     @property
+    def num_stalled(self) -> int:
+        """How many clients have let what was sent to them pile up."""
+        return sum(not connection.writable.is_set() for connection in self.open)
+
+    @property
     def is_stalled(self) -> bool:
         """Whether a client has let what was sent to it pile up."""
-        return any(not connection.writable.is_set() for connection in self.open)
+        return self.num_stalled > 0
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Return once `condition` holds; looked at whenever something happens to a connection."""

@@ -17,11 +17,12 @@ from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 
 from strop.proxy import routes, run_requests
-from strop.proxy.app import App, Services, adapters_folder, run_services
+from strop.proxy.app import App
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.ids import new_id
 from strop.proxy.run_requests import TrainCommand
+from strop.proxy.services import Services, adapters_folder, run_services
 from strop.proxy.settings import load
 from strop.proxy.store.records import Choice, Completion
 from strop.proxy.upstream import Upstream
@@ -67,7 +68,7 @@ def completion(**changes: Any) -> Completion:
 class Running:
     """A strop that has started, and a client of it."""
 
-    def __init__(self, app: App, vllm: FakeVllm) -> None:
+    def __init__(self, app: App[Services], vllm: FakeVllm) -> None:
         self.app = app
         self.vllm = vllm
         self.client = httpx.AsyncClient(
@@ -169,7 +170,7 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def _started(app: App) -> AsyncIterator[None]:
+async def _started(app: App[Services]) -> AsyncIterator[None]:
     """Run the application's lifespan, as a server does."""
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -11,11 +11,12 @@ from typing import Any
 import httpx
 import uvicorn
 
-from strop.proxy import routes, run_requests
-from strop.proxy.app import App, Services, run_services
+from strop.proxy import configured_engine, routes, run_requests
+from strop.proxy.app import App
 from strop.proxy.engines.base import Engine as Driver
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.serve import make_engine, uvicorn_config
+from strop.proxy.serve import uvicorn_config
+from strop.proxy.services import Services, run_services
 from strop.proxy.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
 
@@ -80,7 +81,9 @@ async def running(
     The driver is the one that the settings name, unless another is given.
     """
     home.mkdir(mode=0o700, exist_ok=True)
-    engine, process = (driver, None) if driver is not None else make_engine(settings, home)
+    engine, process = (
+        (driver, None) if driver is not None else configured_engine.make(settings, home)
+    )
     services = run_services(settings, home, engine, process, train_command=train_command)
     app = App(services, routes.make)
     server = uvicorn.Server(uvicorn_config(settings, app))

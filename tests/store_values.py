@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from strop.proxy.store.held_out import is_held_out
 from strop.proxy.store.records import Choice, Completion, FeedbackOutcome, NewFeedback, Recorded
 from strop.proxy.store.store import Store
@@ -31,7 +33,7 @@ def choice(index: int = 0, **changes: Any) -> Choice:
         logprobs_source="engine",
         logprobs_kind="raw",
     )
-    return replace(made, **changes)
+    return msgspec.structs.replace(made, **changes)
 
 
 def completion(id_: str, **changes: Any) -> Completion:
@@ -52,7 +54,7 @@ def completion(id_: str, **changes: Any) -> Completion:
         status=200,
         choices=(choice(),),
     )
-    return replace(made, **changes)
+    return msgspec.structs.replace(made, **changes)
 
 
 def rating(completion_id: str, value: float = 1.0, **changes: Any) -> NewFeedback:

@@ -2,39 +2,19 @@
 
 import asyncio
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
+from faults_clock import HOUR_NS, Clock, clock
 from faults_report import Reached, scaled
 from running import Running, running, settings_for
 
+__all__ = ["clock"]
+
 pytestmark = pytest.mark.faults
-
-HOUR_NS = 3_600 * 1_000_000_000
-
-
-class Clock:
-    """The wall clock, ahead of or behind itself by `offset_ns`."""
-
-    def __init__(self, now_ns: Any) -> None:
-        self.offset_ns = 0
-        self._now_ns = now_ns
-
-    def __call__(self) -> int:
-        """Return what the clock shows."""
-        return int(self._now_ns() + self.offset_ns)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock that ids and times of creation are taken from."""
-    clock = Clock(time.time_ns)
-    monkeypatch.setattr(time, "time_ns", clock)
-    return clock
 
 
 async def page_through(proxy: Running, limit: int) -> list[str]:
@@ -93,6 +73,8 @@ async def test_a_clock_that_jumps_breaks_neither_pages_nor_parents(
 async def test_a_rating_waits_through_a_jump_of_the_clock(clock: Clock, tmp_path: Path) -> None:
     """What was rated in flight is joined, though its completion seems younger than its rating."""
     is_rated = asyncio.Event()
+    # What the proxy asks before it serves waits for nothing.
+    is_rated.set()
 
     async def wait(number: int) -> None:
         if number == 1:
@@ -102,6 +84,7 @@ async def test_a_rating_waits_through_a_jump_of_the_clock(clock: Clock, tmp_path
         FakeEngine(FakeVllm(before_event=wait)) as engine,
         running(settings_for(engine.url), tmp_path / "home") as proxy,
     ):
+        is_rated.clear()
         fields = {"model": "tiny", "messages": [], "stream": True}
         async with proxy.client.stream("POST", "/v1/chat/completions", json=fields) as stream:
             completion = stream.headers["x-strop-completion-id"]

@@ -17,7 +17,7 @@ from faults_report import Reached, scaled
 
 pytestmark = pytest.mark.faults
 
-NUM_WORKERS = 12
+NUM_WORKERS = 64
 SETTLED = {"standing", "superseded", "withdrawn"}
 
 

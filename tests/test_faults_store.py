@@ -2,71 +2,19 @@
 
 import asyncio
 import contextlib
-import resource
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
 
 import pytest
 from fake_engine import FakeEngine
-from faults_client import Answer, Plan, ask
+from faults_client import Plan, ask
+from faults_disk import BREAKS, MODES, Breaks, Mode, check_withheld, locked, until_store_is
 from faults_engine import FaultyEngine
 from faults_process import Serve, behind, database, serving, started
 from faults_report import Reached, scaled
 
 pytestmark = pytest.mark.faults
-
-Mode = Literal["best_effort", "required"]
-Breaks = Callable[[Serve], AbstractContextManager[None]]
-
-HOLD_LOCK = """
-import sqlite3, sys
-other = sqlite3.connect(sys.argv[1], isolation_level=None)
-other.execute("BEGIN IMMEDIATE")
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def locked(proxy: Serve) -> Iterator[None]:
-    """Let another process hold the database's write lock."""
-    command = [sys.executable, "-c", HOLD_LOCK, str(proxy.home / "strop.db")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert "held\n" == other.stdout.readline()
-        yield
-        other.communicate()
-
-
-@contextlib.contextmanager
-def full(proxy: Serve) -> Iterator[None]:
-    """Let no file of the process grow beyond a few bytes, as on a full disk."""
-    pid = proxy.process.pid
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1024, before[1]))
-    try:
-        yield
-    finally:
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
-
-
-BREAKS: list[Any] = [
-    locked,
-    pytest.param(
-        full,
-        marks=pytest.mark.skipif(
-            not hasattr(resource, "prlimit"), reason="only Linux limits another process's files"
-        ),
-    ),
-]
-MODES: tuple[Mode, ...] = ("best_effort", "required")
 
 
 def question(stream: bool) -> Plan:
@@ -89,15 +37,6 @@ async def proxy_in(home: Path, mode: Mode) -> AsyncIterator[Serve]:
         ) as proxy,
     ):
         yield proxy
-
-
-async def until_store_is(proxy: Serve, is_ok: bool) -> dict[str, object]:
-    """Return what /health says of the store, once it says that it is well, or isn't."""
-    while True:
-        capture: dict[str, object] = (await proxy.get("/health"))["capture"]
-        if capture["ok"] is is_ok:
-            return capture
-        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("breaks", BREAKS, ids=["locked", "full"])
@@ -145,13 +84,6 @@ async def test_a_store_that_takes_no_writes_is_said_and_got_over(
     assert {before.completion_id, after.completion_id} <= stored
     assert [("kept",)] == names
     reached(served_meanwhile=sum(answer.is_answered for answer in later), lost=num_lost)
-
-
-def check_withheld(answer: Answer) -> None:
-    """A stream that could not be recorded ends with an error, and without its end."""
-    assert b'"store_unavailable"' in answer.body
-    assert not answer.is_answered
-    assert b'"finish_reason":"stop"' not in answer.body
 
 
 async def test_a_lock_shorter_than_the_timeout_costs_nothing(tmp_path: Path) -> None:

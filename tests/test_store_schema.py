@@ -4,11 +4,13 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from store_values import database_in, rate, record, version
+from store_values import completion, database_in, rate, record, version
 
-from strop.proxy.store import database, pack
+from strop.proxy.store import completions, database, pack
+from strop.proxy.store.records import ParentBy, State
 from strop.proxy.store.store import Store
 
 PAGE = (Path(__file__).parent.parent / "docs" / "schema.md").read_text(encoding="utf-8")
@@ -57,6 +59,28 @@ def test_every_word_that_a_column_is_limited_to_is_described(
 
     assert {"standing", "chain_ambiguous", "upstream_timeout", "processed"} <= words
     assert [] == sorted(word for word in words if f"`{word}`" not in PAGE)
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("state", get_args(State)),
+        ("session_by", ("client", "parent", "new")),
+        ("parent_by", (*get_args(ParentBy), None)),
+    ],
+)
+def test_a_column_takes_its_words_alone(
+    connection: sqlite3.Connection, column: str, words: tuple[str | None, ...]
+) -> None:
+    """Another one is refused, whoever writes it."""
+    completions.insert(connection, completions.pack_completion(completion("cmp_1")))
+    write = f"UPDATE completions SET {column} = ?"
+
+    for word in words:
+        connection.execute(write, (word,))
+
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        connection.execute(write, ("other",))
 
 
 async def test_the_code_on_the_page_reads_a_database(

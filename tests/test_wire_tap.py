@@ -1,11 +1,12 @@
 """A stream passes byte for byte, but for its end, which waits."""
 
 import hashlib
+import re
 from itertools import pairwise
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from strop.proxy.wire import sse
@@ -42,14 +43,20 @@ def test_every_byte_comes_through_however_the_stream_is_cut(at: list[int], crlf:
     assert stream == tap.kept
 
 
-@given(at=st.lists(st.integers(0, 10_000), max_size=12))
-def test_nothing_from_the_last_finish_reason_on_leaves_before_the_flush(at: list[int]) -> None:
+@given(at=st.lists(st.integers(0, 10_000), max_size=12), crlf=st.booleans())
+def test_nothing_from_the_last_finish_reason_on_leaves_before_the_flush(
+    at: list[int], crlf: bool
+) -> None:
     """So nobody has a whole answer before it is recorded."""
+    early = chunk("a") + b": keep-alive\n\n" + chunk("é\u2028")
+    stream = STREAM + USAGE + DONE
+    if crlf:
+        early, stream = (one.replace(b"\n\n", b"\r\n\r\n") for one in (early, stream))
     tap = Tap(None, 1, 1 << 20)
 
-    passed = b"".join(tap.feed(piece) for piece in cut(STREAM + USAGE + DONE, at))
+    passed = b"".join(tap.feed(piece) for piece in cut(stream, at))
 
-    assert chunk("a") + b": keep-alive\n\n" + chunk("é\u2028") == passed
+    assert early == passed
     assert tap.is_ended
 
 
@@ -73,6 +80,18 @@ def test_a_done_mark_ends_a_stream_whose_choices_never_finished() -> None:
 
     assert sse.event(b'{"error":{"message":"x"}}') == passed
     assert (True, DONE) == (tap.is_ended, tap.flush())
+
+
+@pytest.mark.parametrize("end", [DONE, chunk("", reason="stop")], ids=["done", "reason"])
+def test_an_end_is_found_behind_a_text_that_says_done(end: bytes) -> None:
+    """And before what else came with it."""
+    text = chunk("a") + chunk("[DONE]") + chunk("b")
+    tap = Tap(None, 1, 1 << 20)
+
+    passed = tap.feed(text + end + chunk("c", reason="stop"))
+
+    assert text == passed
+    assert end + chunk("c", reason="stop") == tap.flush()
 
 
 def test_a_stream_without_an_end_is_not_ended() -> None:
@@ -121,3 +140,37 @@ def test_a_stream_over_the_limit_is_relayed_and_not_kept() -> None:
 def test_the_data_of_an_event_are_its_data_lines(event: bytes, data: bytes) -> None:
     """WHATWG HTML, "Interpreting an event stream"."""
     assert data == sse.data_of(event)
+
+
+_LINES = (
+    b"data: {}",
+    b"data:1",
+    b"data",
+    b": c",
+    b"id: 1",
+    b"data: [DONE]",
+    b"\n",
+    b"\n\n",
+    b"\r\n",
+)
+
+
+@given(st.lists(st.sampled_from(_LINES), max_size=10).map(b"".join), st.integers(0, 200))
+def test_an_event_ends_with_the_first_blank_line(stream: bytes, at: int) -> None:
+    """Whatever a line ends with; nothing is lost between two events."""
+    ends = [match.end() for match in re.finditer(rb"\r\n\r\n|\n\n|\r\r", stream)]
+    edges = [0, *ends, *([len(stream)] if stream[slice(*ends[-1:], None)] else [])]
+    starts = [end for end in (0, *ends) if end <= at]
+
+    assert [stream[a:b] for a, b in pairwise(edges)] == list(sse.events(stream))
+    if b"\n\n\n" not in stream:
+        assert max(starts) == sse.start_of_event(stream, min(at, len(stream)))
+
+
+@given(st.lists(st.sampled_from(_LINES), max_size=10).map(b"".join))
+@example(b"data: a\n\n: keep-alive\n\ndata: b\n\ndata: c")
+def test_the_payloads_of_a_stream_are_the_data_of_its_events(stream: bytes) -> None:
+    """However its lines end, and whether or not each event is one line."""
+    expected = [sse.data_of(event) for event in sse.events(stream)]
+
+    assert [data for data in expected if data] == list(sse.payloads(stream))

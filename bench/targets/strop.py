@@ -40,9 +40,12 @@ class Strop:
         except PackageNotFoundError:
             return "unknown"
 
-    def start(self, site: Site) -> Running:
-        """Start it on a fresh home below the site's folder."""
-        port, home = free_port(), site.folder / "home"
+    def start(self, site: Site, home: Path | None = None, ready_at: str = "/v1/models") -> Running:
+        """Start it on this home, by default a fresh one below the site's folder.
+
+        It counts as started once a GET of `ready_at` is answered.
+        """
+        port, home = free_port(), home or site.folder / "home"
         child = Child(
             self.name,
             [
@@ -56,7 +59,7 @@ class Strop:
             env=self._environment,
         )
         try:
-            child.wait_ready(port, "/v1/models", headers={}, within_s=30)
+            child.wait_ready(port, ready_at, headers={}, within_s=30)
         except BaseException:
             child.stop()
             raise

@@ -14,6 +14,7 @@ import sys
 import threading
 from types import FrameType
 
+from strop.proxy.child import follow_parent
 from strop.proxy.embedded.options import Options
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def run(options: Options) -> int:
     _set_environment(options)
     if options.parent_fd is not None:
         threading.Thread(
-            target=_follow_parent, args=(options.parent_fd, options.grace_s), daemon=True
+            target=follow_parent, args=(options.parent_fd, options.grace_s + 5), daemon=True
         ).start()
     listener = socket.create_server((options.host, options.port), backlog=1024)
     host, port = listener.getsockname()[:2]
@@ -77,13 +78,3 @@ def _set_environment(options: Options) -> None:
 def _exit(_signal: int, _frame: FrameType | None) -> None:
     # Before the server runs, and after it: uvicorn has its own handler in between.
     raise SystemExit(0)
-
-
-def _follow_parent(fd: int, grace_s: float) -> None:
-    """Stop the process when the other end of `fd` is closed, gently first."""
-    while os.read(fd, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    # Not reached if the process ends in time: the thread is a daemon.
-    threading.Event().wait(grace_s + 5)
-    os._exit(1)

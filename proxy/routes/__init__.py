@@ -4,6 +4,8 @@ Does not relay: what is POSTed to the paths in `operations.RELAYED` never arrive
 """
 
 import time
+from collections.abc import Sequence
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,13 +15,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from strop.proxy.app import Services
 from strop.proxy.auth import Keys
 from strop.proxy.errors import MethodNotAllowed, NotFound, StropError
 from strop.proxy.routes import adapters, completions, feedback, health, models, openapi, runs
 from strop.proxy.routes.operations import RELAYED
 from strop.proxy.routes.requests import services
 from strop.proxy.routes.responses import error_response
+from strop.proxy.services import Control, Front, Parts, Services
 
 
 class AdminOnly:
@@ -39,19 +41,49 @@ class AdminOnly:
         await self._app(scope, receive, send)
 
 
-def make(running: Services) -> Starlette:
+_FRONT: Final = [*health.ROUTES, *openapi.ROUTES, *models.ROUTES, *feedback.ROUTES]
+_DECIDED: Final = [*adapters.ROUTES, *runs.ROUTES]
+_CONTROL_PATHS: Final = (
+    *(route.path for route in health.CONTROL_ROUTES),
+    "/admin/adapters",
+    "/admin/runs",
+)
+
+
+def make(running: Services) -> ASGIApp:
     """Return the application for everything that isn't relayed."""
+    return _application(
+        running, [*_FRONT, *health.CONTROL_ROUTES], [*completions.ROUTES, *_DECIDED]
+    )
+
+
+def make_control(running: Control) -> ASGIApp:
+    """Return the part of the application that only the process that decides can answer."""
+    return _application(running, [*health.CONTROL_ROUTES], _DECIDED)
+
+
+def make_front(running: Front, control: ASGIApp) -> ASGIApp:
+    """Return the application of a process that answers; `control` gets what it can't answer."""
+    own = _application(running, _FRONT, completions.ROUTES)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await (control if is_decided(scope["path"]) else own)(scope, receive, send)
+
+    return serve
+
+
+def is_decided(path: str) -> bool:
+    """Whether only the process that decides can answer a request to `path`."""
+    return any(path == one or path.startswith(f"{one}/") for one in _CONTROL_PATHS)
+
+
+def _application(
+    running: Parts, routes: Sequence[BaseRoute], admin: Sequence[BaseRoute]
+) -> Starlette:
     app = Starlette(
         routes=[
-            *health.ROUTES,
-            *openapi.ROUTES,
-            *models.ROUTES,
-            *feedback.ROUTES,
-            Mount(
-                "/admin",
-                routes=[*completions.ROUTES, *adapters.ROUTES, *runs.ROUTES],
-                middleware=[Middleware(AdminOnly, keys=running.keys)],
-            ),
+            *routes,
+            Mount("/admin", routes=admin, middleware=[Middleware(AdminOnly, keys=running.keys)]),
         ],
         exception_handlers={
             StropError: _strop_error,

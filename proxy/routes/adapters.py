@@ -14,10 +14,10 @@ from starlette.routing import Route
 
 from strop.adapters.rates import Rate
 from strop.proxy import adapter_objects, objects
-from strop.proxy.app import Services
 from strop.proxy.errors import BadRequest, NotFound
-from strop.proxy.routes.requests import Query, actor, fields, services
+from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
+from strop.proxy.services import Control
 from strop.proxy.store.version_records import BASE, Version
 
 LIST_EVENTS: Final = 200
@@ -29,7 +29,7 @@ SHOW_EVENTS: Final = 100
 async def index(request: Request) -> Response:
     """GET /admin/adapters: the newest version first, which one is active, and what is going on."""
     Query(request)
-    running = services(request)
+    running = control(request)
     versions = running.store.versions
     events = await versions.list_events(limit=LIST_EVENTS)
     activation = await versions.activation()
@@ -68,14 +68,14 @@ async def create(request: Request) -> Response:
             f"expected `path` to be an absolute path of a folder, got {str(folder)[:200]!r}",
             param="path",
         )
-    version = await services(request).swapper.import_adapter(folder, actor=actor(request))
+    version = await control(request).swapper.import_adapter(folder, actor=actor(request))
     return json_response(await _shown(request, version), 201)
 
 
 async def activate(request: Request) -> Response:
     """PUT /admin/adapters/active: 200 once the version serves everywhere."""
     asked = await fields(request, "version", "force")
-    done = await services(request).swapper.activate(
+    done = await control(request).swapper.activate(
         asked.required_text("version"), actor=actor(request), force=asked.flag("force") or False
     )
     return json_response(adapter_objects.switched(done))
@@ -84,7 +84,7 @@ async def activate(request: Request) -> Response:
 async def rollback(request: Request) -> Response:
     """POST /admin/adapters/rollback: activate the version that was active before."""
     await fields(request, may_be_empty=True)
-    done = await services(request).swapper.rollback(actor=actor(request))
+    done = await control(request).swapper.rollback(actor=actor(request))
     return json_response(adapter_objects.switched(done))
 
 
@@ -101,7 +101,7 @@ async def update(request: Request) -> Response:
 async def remove(request: Request) -> Response:
     """DELETE /admin/adapters/{version}: its files go, what it learned from stays known."""
     version = await _version(request)
-    await services(request).swapper.remove(version.id, actor=actor(request))
+    await control(request).swapper.remove(version.id, actor=actor(request))
     return json_response({"id": version.id, "object": "adapter", "deleted": True})
 
 
@@ -126,12 +126,12 @@ async def _version(request: Request) -> Version:
 
 
 async def _shown(request: Request, version: Version) -> objects.Object:
-    running = services(request)
+    running = control(request)
     events = await running.store.versions.list_events(version.id, limit=SHOW_EVENTS)
     liked = (await _liked(running)).get(version.id)
     return adapter_objects.adapter(version, running.swapper.loaded(version.id), events, liked)
 
 
-async def _liked(running: Services) -> Mapping[str, Rate]:
+async def _liked(running: Control) -> Mapping[str, Rate]:
     base = running.serving.base
     return {} if base is None else await running.store.training.live_rates(base=base)

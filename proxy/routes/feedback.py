@@ -11,11 +11,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from strop.proxy import objects, ratings
-from strop.proxy.app import Services
 from strop.proxy.auth import Caller
 from strop.proxy.errors import BadRequest, NotFound
-from strop.proxy.routes.requests import Query, caller, json_object, services
+from strop.proxy.routes.requests import Query, caller, front, json_object, services
 from strop.proxy.routes.responses import json_response
+from strop.proxy.services import Front
 from strop.proxy.store.records import (
     Dialect,
     ExportFormat,
@@ -35,7 +35,7 @@ SIGNS: Final[tuple[Sign, ...]] = get_args(Sign)
 
 async def create(request: Request) -> Response:
     """POST /v1/feedback: rate a choice of a completion."""
-    who, running = caller(request), services(request)
+    who, running = caller(request), front(request)
     Query(request)
     body = await json_object(request)
     new = ratings.parse_feedback(
@@ -43,7 +43,8 @@ async def create(request: Request) -> Response:
         key_id=await _key_to_rate_with(who, body.get("completion_id"), running),
         idempotency_key=_idempotency_key(request),
     )
-    outcome = await running.store.add_feedback(new, running.relay.is_in_flight)
+    is_running = await running.flights.has(new.completion)
+    outcome = await running.store.add_feedback(new, lambda _: is_running)
     if outcome.outcome != "repeat":
         running.metrics.feedback.labels("api").inc()
     return json_response(objects.feedback(outcome.feedback), _STATUS[outcome.outcome])
@@ -140,10 +141,10 @@ def _seen_by(who: Caller) -> str | None:
     return None if who.is_admin else who.key_id
 
 
-async def _key_to_rate_with(who: Caller, completion: object, running: Services) -> str:
+async def _key_to_rate_with(who: Caller, completion: object, running: Front) -> str:
     """Return the key that a rating counts for: an admin rates in the name of the completion's."""
     if who.is_admin and isinstance(completion, str):
-        if key_id := running.relay.key_of(completion):
+        if key_id := await running.flights.key_of(completion):
             return key_id
         found = await running.store.get_completion(completion)
         if found is not None:

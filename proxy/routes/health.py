@@ -12,11 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from strop.proxy.app import Services
 from strop.proxy.auth import scrub_url
+from strop.proxy.engines.base import Replica
 from strop.proxy.errors import EngineNotReady
-from strop.proxy.routes.requests import services
+from strop.proxy.routes.requests import control
 from strop.proxy.routes.responses import json_response
+from strop.proxy.services import Control
+from strop.proxy.tally import Tally
 
 VERSION: Final = version("strop")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,22 +50,24 @@ async def live(_request: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """GET /readyz: 200 while completions are served, else 503 and why not."""
-    reasons = _not_ready(services(request))
+    running = control(request)
+    reasons = _not_ready(running, await running.census.take())
     status = 503 if reasons else 200
     return json_response({"status": "not ready" if reasons else "ok", "reasons": reasons}, status)
 
 
 async def health(request: Request) -> Response:
     """GET /health: 200 always; `status` is `ok`, `degraded` or `draining`."""
-    running = services(request)
-    serving, store, relay = running.serving, running.store.health, running.relay
+    running = control(request)
+    serving, tally = running.serving, await running.census.take()
+    store = tally.store
     capture = running.settings.capture.mode
     engine, state = serving.engine, serving.state
     # A store that doesn't write is no loss where nothing is recorded.
     is_well = serving.is_ready and (store.ok or capture == "off")
     return json_response(
         {
-            "status": "draining" if relay.is_draining else "ok" if is_well else "degraded",
+            "status": "draining" if running.census.is_draining else "ok" if is_well else "degraded",
             "version": VERSION,
             "uptime_s": round(time.monotonic() - request.app.state.started, 3),
             "engine": {
@@ -80,7 +84,7 @@ async def health(request: Request) -> Response:
                         "url": scrub_url(replica.engine.upstream.url),
                         "ready": replica.is_ready,
                         "reason": replica.reason or None,
-                        "in_flight": replica.num_in_flight,
+                        "in_flight": _in_flight(replica, tally),
                     }
                     for replica in engine.replicas
                 ],
@@ -93,49 +97,56 @@ async def health(request: Request) -> Response:
                 "since": store.since_ms // 1000,
                 "queued": store.num_queued,
                 "queued_bytes": store.queued_bytes,
-                "lost": int(_counted(running, "strop_completions_lost_total")),
+                "lost": tally.lost,
             },
-            "in_flight": relay.num_calls,
+            "in_flight": tally.in_flight,
+            "workers": [asdict(one) for one in tally.workers],
         }
     )
 
 
 async def metrics(request: Request) -> Response:
     """GET /metrics: Prometheus' text format."""
-    running = services(request)
-    counted, store = running.metrics, running.store.health
-    counted.queue.set(store.num_queued)
-    counted.store_ok.set(store.ok)
+    running = control(request)
+    counted, tally = running.metrics, await running.census.take()
     counted.engine_ready.set(running.serving.is_ready)
     for replica in running.serving.engine.replicas:
         url = scrub_url(replica.engine.upstream.url)
         counted.replica_ready.labels(url).set(replica.is_ready)
-        counted.replica_in_flight.labels(url).set(replica.num_in_flight)
-    return Response(counted.render(), headers={"content-type": _METRICS_TYPE})
+        counted.replica_in_flight.labels(url).set(_in_flight(replica, tally))
+    exposition = await running.census.exposition()
+    return Response(exposition, headers={"content-type": _METRICS_TYPE})
 
 
 ROUTES: Final = [
     Route("/", root, methods=["GET"]),
     Route("/livez", live, methods=["GET"]),
+]
+
+CONTROL_ROUTES: Final = [
     Route("/readyz", ready, methods=["GET"]),
     Route("/health", health, methods=["GET"]),
     Route("/metrics", metrics, methods=["GET"]),
 ]
 
 
-def _not_ready(running: Services) -> list[str]:
+def _in_flight(replica: Replica, tally: Tally) -> int:
+    return replica.num_in_flight + tally.replicas.get(replica.engine.upstream.url, 0)
+
+
+def _not_ready(running: Control, tally: Tally) -> list[str]:
     reasons = []
-    if running.relay.is_draining:
+    if running.census.is_draining:
         reasons.append("strop is stopping and takes no new requests")
     if not running.serving.is_ready:
         reasons.append(f"the engine is not ready: {running.serving.reason}")
-    store = running.store.health
+    store = tally.store
     if running.settings.capture.mode == "required" and not store.ok:
         reasons.append(f"answers must be recorded, and the store takes no writes: {store.reason}")
     return reasons
 
 
-def _model(running: Services) -> dict[str, object]:
+def _model(running: Control) -> dict[str, object]:
     try:
         alias = running.serving.alias
     except EngineNotReady:
@@ -145,7 +156,3 @@ def _model(running: Services) -> dict[str, object]:
         "active": alias.active.version,
         "versions": list(alias.versions),
     }
-
-
-def _counted(running: Services, name: str) -> float:
-    return running.metrics.registry.get_sample_value(name) or 0.0

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from strop.proxy.app import Services
 from strop.proxy.auth import CLI_AGENT, Caller
 from strop.proxy.errors import BadRequest
 from strop.proxy.intake import read_body
+from strop.proxy.services import Control, Front, Parts
 from strop.proxy.wire import body as wire_body
 
 DEFAULT_LIMIT = 20
@@ -21,9 +21,21 @@ MAX_LIMIT = 100
 T = TypeVar("T", bound=str)
 
 
-def services(request: Request) -> Services:
-    """Return the running parts of strop."""
-    found: Services = request.app.state.services
+def services(request: Request) -> Parts:
+    """Return the running parts of strop, as far as every process has them."""
+    found: Parts = request.app.state.services
+    return found
+
+
+def front(request: Request) -> Front:
+    """Return the parts that answer clients; only for routes of a process that does."""
+    found: Front = request.app.state.services
+    return found
+
+
+def control(request: Request) -> Control:
+    """Return the parts that decide; only for routes of the process that does."""
+    found: Control = request.app.state.services
     return found
 
 

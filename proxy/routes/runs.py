@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from strop.proxy import adapter_objects, objects
 from strop.proxy.errors import BadRequest, NotFound
-from strop.proxy.routes.requests import Query, actor, fields, services
+from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
 from strop.proxy.run_requests import Wanted
 from strop.proxy.settings import Training
@@ -23,7 +23,7 @@ OBJECTIVES: Final[tuple[str, ...]] = get_args(get_type_hints(Training)["objectiv
 async def index(request: Request) -> Response:
     """GET /admin/runs: the newest first, and what the next one waits for."""
     query = Query(request, "limit", "after")
-    running = services(request)
+    running = control(request)
     page = await running.store.runs.list(limit=query.limit(), after=query.text("after"))
     shown = objects.list_of(map(adapter_objects.run, page.data), has_more=page.has_more)
     return json_response(shown | {"waits_for": running.trainer.decision.says})
@@ -39,7 +39,7 @@ async def create(request: Request) -> Response:
             param="objective",
         )
     wanted = Wanted(objective, asked.text("preset"), asked.text("parent"))
-    run = await services(request).trainer.request(wanted, actor=actor(request))
+    run = await control(request).trainer.request(wanted, actor=actor(request))
     return json_response(adapter_objects.run(run), 201)
 
 
@@ -54,7 +54,7 @@ async def show(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """DELETE /admin/runs/{id}: it stops at its next step; its ratings stay to be learned from."""
     run = await _run(request)
-    return json_response(adapter_objects.run(await services(request).trainer.cancel(run.id)))
+    return json_response(adapter_objects.run(await control(request).trainer.cancel(run.id)))
 
 
 ROUTES: Final = [

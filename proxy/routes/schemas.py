@@ -264,6 +264,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 }
             ),
             "in_flight": integer("Completions being relayed now."),
+            "workers": array_of(
+                object_of({"number": integer(), "pid": integer(), "in_flight": integer()}),
+                "Each of several worker processes; of one alone, nothing.",
+            ),
         }
     ),
     "About": object_of(

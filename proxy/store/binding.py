@@ -17,9 +17,11 @@ MAX_CANDIDATES: Final = 10
 TRAINS: Final[tuple[State, ...]] = ("complete", "client_cancelled")
 """The states of completions that may be learned from: the model itself said what there is."""
 
-_BY_OWN_ID: Final = "SELECT key_id, session, state, base FROM completions WHERE id = ?"
+_BY_OWN_ID: Final = """
+SELECT key_id, num, created_ms, session, state, base FROM completions WHERE id = ?"""
+_NUM: Final = "SELECT num FROM completions WHERE id = ?"
 _BY_ALIAS: Final = """
-SELECT id, created_ms, model, session, state, base FROM completions
+SELECT id, model, num, created_ms, session, state, base FROM completions
 WHERE upstream_id = ? AND key_id = ? ORDER BY num DESC LIMIT ?"""
 _KNOWN_ROOT: Final = "SELECT root FROM feedback WHERE session = ? AND root IS NOT NULL LIMIT 1"
 _FIRST_OF_SESSION: Final = """
@@ -32,6 +34,8 @@ class Bound:
 
     Attributes:
         completion: its id.
+        num: its place in the order of commit.
+        created_ms: when it was asked for.
         session: its session.
         base: the base that answered; None where that isn't known, or where the answer is not all
             that the model said: such a rating is never learned from.
@@ -40,6 +44,8 @@ class Bound:
     """
 
     completion: str
+    num: int
+    created_ms: int
     session: str
     base: str | None
     root: str
@@ -61,7 +67,7 @@ def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | Non
     if len(rows) > 1:
         candidates = [
             {"completion_id": id_, "created": created_ms // 1000, "model": model}
-            for id_, created_ms, model, *_ in rows
+            for id_, model, _, created_ms, *_ in rows
         ]
         raise AmbiguousCompletion(
             f"the engine gave the id {named!r} to several completions; rate one of `candidates` by"
@@ -69,13 +75,15 @@ def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | Non
             param="completion_id",
             detail={"candidates": candidates},
         )
-    id_, _, _, session, state, base = rows[0]
-    return _bound(connection, id_, session, state, base)
+    id_, _, *rest = rows[0]
+    return _bound(connection, id_, *rest)
 
 
 def recorded(connection: sqlite3.Connection, completion: Completion, session: str) -> Bound:
     """Return `completion`, whose row is in the database already."""
-    return _bound(connection, completion.id, session, completion.state, completion.base)
+    (num,) = connection.execute(_NUM, (completion.id,)).fetchone()
+    c = completion
+    return _bound(connection, c.id, num, c.created_ms, session, c.state, c.base)
 
 
 def no_choice(completion: str, choice: int, choices: list[int]) -> str:
@@ -86,10 +94,16 @@ def no_choice(completion: str, choice: int, choices: list[int]) -> str:
 
 
 def _bound(
-    connection: sqlite3.Connection, completion: str, session: str, state: State, base: str | None
+    connection: sqlite3.Connection,
+    completion: str,
+    num: int,
+    created_ms: int,
+    session: str,
+    state: State,
+    base: str | None,
 ) -> Bound:
     # What decided it before still does: a completion that came late may have begun earlier.
     known = connection.execute(_KNOWN_ROOT, (session,)).fetchone()
     (root,) = known or connection.execute(_FIRST_OF_SESSION, (session,)).fetchone()
     taught = base if state in TRAINS else None
-    return Bound(completion, session, taught, root, is_held_out(root))
+    return Bound(completion, num, created_ms, session, taught, root, is_held_out(root))

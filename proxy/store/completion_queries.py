@@ -6,7 +6,7 @@ Pure: makes queries and decodes their rows; runs and changes nothing.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from strop.proxy.store import pack
+from strop.proxy.store import filters, pack
 from strop.proxy.store.completions import CHOICE_COLUMNS, COMPLETION_COLUMNS
 from strop.proxy.store.database import Query, Row
 from strop.proxy.store.records import (
@@ -31,6 +31,12 @@ c.state, c.delivered, c.stream, c.status, c.prompt_tokens, c.completion_tokens, 
 _IS_RATED: Final = """EXISTS
 (SELECT 1 FROM feedback AS f WHERE f.completion = c.id AND f.state = 'standing')"""
 _ORDER: Final = "ORDER BY c.created_ms DESC, c.num DESC LIMIT ?"
+# By what stands of ratings, whose rows say where their completions come in this order.
+_RATED: Final = """FROM feedback AS s CROSS JOIN completions AS c ON c.num = s.completion_num
+WHERE s.state = 'standing'
+AND s.completion_ms >= ? AND (s.completion_ms, s.completion_num) < (?, ?)"""
+_RATED_ORDER: Final = """GROUP BY s.completion_ms, s.completion_num
+ORDER BY s.completion_ms DESC, s.completion_num DESC LIMIT ?"""
 
 
 def whole(ids: Sequence[str]) -> Query[Row]:
@@ -70,22 +76,24 @@ def newest(
         "c.state = ?": wanted.state,
         "c.model = ?": wanted.model,
     }
-    given = {condition: value for condition, value in asked.items() if value is not None}
-    conditions = ["c.created_ms >= ?", "(c.created_ms, c.num) < (?, ?)", *given]
-    parameters = (wanted.since_ms or 0, *before, *given.values(), limit)
-    if wanted.state not in (None, "complete"):
+    place = (wanted.since_ms or 0, *before)
+    if wanted.is_rated and wanted.session is None:
+        conditions, values = filters.conditions(asked, leads=())
+        sql = f"SELECT {_SUMMARY} {' AND '.join([_RATED, *conditions])} {_RATED_ORDER}"
+        return Query(sql, (*place, *values, limit), _decode_summary)
+    is_whole = wanted.state in (None, "complete")
+    by_state = () if is_whole else ("c.state = ?",)
+    leads = ("c.session = ?", *by_state, "c.key_id = ?", "c.model = ?")
+    conditions, values = filters.conditions(asked, leads)
+    if not is_whole:
         # What the partial index is over; the planner doesn't look into the parameter.
         conditions.append("c.state <> 'complete'")
-    if wanted.is_rated and wanted.session is None:
-        # Ratings are few: from them to the completions, not the other way.
-        sql = f"""SELECT {_SUMMARY} FROM feedback AS s
-CROSS JOIN completions AS c ON c.id = s.completion
-WHERE s.state = 'standing' AND {" AND ".join(conditions)} GROUP BY c.num {_ORDER}"""
-        return Query(sql, parameters, _decode_summary)
     if wanted.is_rated is not None:
         conditions.append(_IS_RATED if wanted.is_rated else f"NOT {_IS_RATED}")
-    sql = f"SELECT {_SUMMARY} FROM completions AS c WHERE {' AND '.join(conditions)} {_ORDER}"
-    return Query(sql, parameters, _decode_summary)
+    places = ["c.created_ms >= ?", "(c.created_ms, c.num) < (?, ?)"]
+    where = " AND ".join([*places, *conditions])
+    sql = f"SELECT {_SUMMARY} FROM completions AS c WHERE {where} {_ORDER}"
+    return Query(sql, (*place, *values, limit), _decode_summary)
 
 
 def _places(ids: Sequence[str]) -> str:

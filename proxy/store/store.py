@@ -7,7 +7,7 @@ connection of their own that can't write; neither keeps a transaction open.
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -170,6 +170,10 @@ class Store:
         withdraw = partial(feedback.withdraw, id_=id_, key_id=key_id, now_ms=now_ms())
         return await self._writer.submit(withdraw)
 
+    async def withdraw_lost(self, ids: Sequence[str]) -> int:
+        """Withdraw the feedback among `ids` that waits; see `feedback.withdraw_lost`."""
+        return await self._writer.submit(partial(feedback.withdraw_lost, ids=tuple(ids)))
+
     async def undo(self, session: str, key_id: str, rater: str) -> Feedback | None:
         """Withdraw the rater's newest standing rating in a session; see `feedback.undo`."""
         undo = partial(feedback.undo, session=session, key_id=key_id, rater=rater, now_ms=now_ms())
@@ -236,7 +240,9 @@ class Store:
     ) -> FeedbackCounts:
         """Return how many ratings stand, and the newest; in one session, of one key, or of all."""
         wanted = FeedbackFilter(session=session, key_id=key_id, state="standing")
-        ((good, bad, total),) = await self._reader.all(feedback_queries.counts(wanted))
+        is_all = session is None and key_id is None
+        counts = feedback_queries.standing_counts() if is_all else feedback_queries.counts(wanted)
+        ((good, bad, total),) = await self._reader.all(counts)
         last = await self._reader.first(feedback_queries.newest(wanted, 1))
         return FeedbackCounts(good, bad, total, last)
 

@@ -18,6 +18,16 @@ from strop.proxy.store.version_records import version_num
 _REVISION: Final = """
 CROSS JOIN feedback_revisions AS r ON r.feedback = f.id AND r.revision = f.revision"""
 _IS_LESSON: Final = "f.state = 'standing' AND f.base = ? AND f.held_out = ?"
+# What nobody has learned, and what only versions beside the lineage have: they are few.
+_FRESH: Final = f"""fresh (num) AS (
+    SELECT f.num FROM feedback AS f
+    WHERE f.state = 'standing' AND f.base = ? AND f.held_out = 0 AND f.learned = 0
+    UNION ALL
+    SELECT DISTINCT f.num FROM versions AS v CROSS JOIN version_feedback AS o ON o.version = v.num
+    CROSS JOIN feedback AS f ON f.id = o.feedback
+    WHERE v.num NOT IN (SELECT version FROM lineage) AND f.state = 'standing' AND f.base = ?
+    AND f.held_out = 0 AND f.learned = 1 AND NOT {lineage.LEARNED}
+)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,28 +73,27 @@ class Fresh:
 
     def counts(self, since_ms: int) -> Query[FreshCounts]:
         """Return the query for how many came after `since_ms`, or were revised then."""
-        sql = f"""{self._lineage}
+        sql = f"""{self._lineage}, {_FRESH}
 SELECT count(*) FILTER (WHERE r.rating > 0), count(*) FILTER (WHERE r.rating < 0),
 count(r.correction), count(*), max(r.created_ms)
-FROM feedback AS f {_REVISION}
-WHERE {_IS_LESSON} AND NOT {lineage.LEARNED} AND r.created_ms > ?"""
-        return Query(sql, (*self._parameters(), since_ms), lambda row: FreshCounts(*row))
+FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num {_REVISION} WHERE r.created_ms > ?"""
+        parameters = (version_num(self.active), self.base, self.base, since_ms)
+        return Query(sql, parameters, lambda row: FreshCounts(*row))
 
     def versions(self) -> Query[str]:
         """Return the query for the versions whose answers the fresh ratings are of."""
-        sql = f"""{self._lineage}
-SELECT DISTINCT c.version FROM feedback AS f CROSS JOIN completions AS c ON c.id = f.completion
-WHERE {_IS_LESSON} AND NOT {lineage.LEARNED}"""
-        return Query(sql, self._parameters(), lambda row: str(row[0]))
+        sql = f"""{self._lineage}, {_FRESH}
+SELECT DISTINCT c.version FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num
+CROSS JOIN completions AS c ON c.num = f.completion_num"""
+        parameters = (version_num(self.active), self.base, self.base)
+        return Query(sql, parameters, lambda row: str(row[0]))
 
     def choices(self, limit: int, before: Rated = NEWEST) -> Query[Rated]:
         """Return the query for up to `limit` freshly rated choices, newest completions first."""
         sql = f"{self._lineage} {_choices(f'AND NOT {lineage.LEARNED}')}"
-        parameters = (*self._parameters(), before.completion, before.choice, limit)
+        num = version_num(self.active)
+        parameters = (num, self.base, False, before.completion, before.choice, limit)
         return Query(sql, parameters, lambda row: Rated(*row))
-
-    def _parameters(self) -> tuple[object, ...]:
-        return version_num(self.active), self.base, False
 
 
 def held_out_choices(base: str, limit: int, before: Rated = NEWEST) -> Query[Rated]:
@@ -105,9 +114,9 @@ def live_rates(base: str, since_ms: int) -> Query[tuple[str, Rate]]:
 
     Held-out ratings count too; those of 0 say neither.
     """
-    sql = f"""SELECT c.version, count(*) FILTER (WHERE r.rating > 0), count(*)
-FROM feedback AS f {_REVISION} CROSS JOIN completions AS c ON c.id = f.completion
-WHERE f.state = 'standing' AND f.base = ? AND r.rating <> 0 AND c.created_ms >= ?
+    sql = """SELECT c.version, count(*) FILTER (WHERE f.sign > 0), count(*)
+FROM feedback AS f CROSS JOIN completions AS c ON c.num = f.completion_num
+WHERE f.state = 'standing' AND f.base = ? AND f.sign <> 0 AND f.completion_ms >= ?
 GROUP BY c.version"""
     return Query(sql, (base, since_ms), lambda row: (row[0], Rate(row[1], row[2])))
 

@@ -10,8 +10,10 @@ CREATE TABLE completions (
     model TEXT NOT NULL,
     served TEXT NOT NULL,
     version TEXT NOT NULL,
+    -- Not IN: for more than two words SQLite makes a table of them, each time.
     state TEXT NOT NULL CHECK (
-        state IN ('complete', 'client_cancelled', 'upstream_error', 'upstream_timeout', 'shutdown')
+        state = 'complete' OR state = 'client_cancelled' OR state = 'upstream_error'
+        OR state = 'upstream_timeout' OR state = 'shutdown'
     ),
     delivered INTEGER NOT NULL CHECK (delivered IN (0, 1)),
     stream INTEGER NOT NULL CHECK (stream IN (0, 1)),
@@ -26,11 +28,15 @@ CREATE TABLE completions (
     request_id TEXT,
     starts_turn INTEGER NOT NULL CHECK (starts_turn IN (0, 1)),
     session TEXT NOT NULL,
-    session_by TEXT NOT NULL CHECK (session_by IN ('client', 'parent', 'new')),
+    session_by TEXT NOT NULL CHECK (
+        session_by = 'new' OR session_by = 'parent' OR session_by = 'client'
+    ),
     turn TEXT NOT NULL,
     parent TEXT,
     parent_choice INTEGER,
-    parent_by TEXT CHECK (parent_by IN ('chain', 'chain_ambiguous', 'tail')),
+    parent_by TEXT CHECK (
+        parent_by = 'chain' OR parent_by = 'chain_ambiguous' OR parent_by = 'tail'
+    ),
     after BLOB,
     after_tail BLOB,
     sampling TEXT NOT NULL,

@@ -1,0 +1,41 @@
+"""How many files and sockets this process may have open: as many as the system lets it.
+
+Opens none. Each answer in flight needs two, the client's and the engine's; a terminal's limit is
+often 256 or 1024.
+"""
+
+import logging
+import resource
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+WANTED: Final = 65_536
+# macOS takes no more of a process that isn't root's.
+_WANTED_ELSEWHERE: Final = 10_240
+_ENOUGH: Final = 4_096
+
+
+def raise_limit() -> int:
+    """Raise the limit, for children too, and return it; the log says where it stays low."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (WANTED, _WANTED_ELSEWHERE):
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft == resource.RLIM_INFINITY or soft >= allowed:
+            break
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        except (ValueError, OSError):
+            continue
+        soft = allowed
+    limit = WANTED if soft == resource.RLIM_INFINITY else soft
+    if limit < _ENOUGH:
+        log.warning(
+            "few files may be open",
+            extra={
+                "limit": limit,
+                "answers_at_once": limit // 2,
+                "do": f"raise it before strop starts: ulimit -Hn {WANTED}",
+            },
+        )
+    return limit

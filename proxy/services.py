@@ -1,0 +1,307 @@
+"""The parts that strop is made of, put together, started, and ended in order.
+
+Serves no request: `app` does. Where one process does all, it has all the parts; of several, one has
+those that decide, and each of the others those that answer.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from strop.adapters.library import Library
+from strop.proxy import auth, run_requests
+from strop.proxy.alias import BASE, Leases
+from strop.proxy.background import in_background
+from strop.proxy.engines.base import Engine
+from strop.proxy.engines.embedded import EngineProcess
+from strop.proxy.errors import StoreUnavailable
+from strop.proxy.flights import Elsewhere, Flights, nowhere
+from strop.proxy.intake import Intake
+from strop.proxy.metrics import Metrics
+from strop.proxy.pairing import base_folder, identity_of
+from strop.proxy.promotion import Promoter
+from strop.proxy.rater import Rater
+from strop.proxy.relay import Relay
+from strop.proxy.run_requests import NO_BASE, Base, TrainCommand
+from strop.proxy.serving import Serving
+from strop.proxy.settings import Settings
+from strop.proxy.shelf import Shelf
+from strop.proxy.store import turns
+from strop.proxy.store.store import Store
+from strop.proxy.swapping import Swapper
+from strop.proxy.tally import Census, OwnCensus
+from strop.proxy.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+STORE_FILE = "strop.db"
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What every process has that serves or decides."""
+
+    settings: Settings
+    home: Path
+    keys: auth.Keys
+    store: Store
+    metrics: Metrics
+    serving: Serving
+
+
+@dataclass(kw_only=True)
+class Front(Parts):
+    """The parts that answer clients."""
+
+    doors: auth.Doors
+    relay: Relay
+    flights: Flights
+    rater: Rater
+    intake: Intake
+
+
+@dataclass(kw_only=True)
+class Control(Parts):
+    """The parts that decide: which version serves, when to train, how the engine is."""
+
+    swapper: Swapper
+    trainer: Trainer
+    census: Census
+    process: EngineProcess | None = None
+
+
+@dataclass(kw_only=True)
+class Services(Front, Control):
+    """The parts of a strop in one process."""
+
+
+def adapters_folder(home: Path) -> Path:
+    """Return the folder of adapter versions, as engines on this machine are told of it."""
+    return (home / "adapters").absolute()
+
+
+@contextlib.asynccontextmanager
+async def run_services(
+    settings: Settings,
+    home: Path,
+    engine: Engine,
+    process: EngineProcess | None,
+    *,
+    train_command: TrainCommand = run_requests.command,
+) -> AsyncIterator[Services]:
+    """Open the store, start what runs in the background, and end all of it in order.
+
+    Args:
+        settings: all of them.
+        home: the folder with the database and the admin key.
+        engine: the driver; its upstream is closed at the end.
+        process: the embedded engine, if strop runs one.
+        train_command: returns the command line of a training run's process.
+    """
+    turns.end(home / STORE_FILE)
+    async with _opened(settings, home, is_server=True) as store:
+        parts = await _parts(settings, home, store, engine)
+        front = make_front(parts)
+        relay = front.relay
+        census = OwnCensus(relay, store, parts.metrics)
+        control = await _make_control(
+            parts, process, census, load=lambda: relay.num_calls, train_command=train_command
+        )
+        services = Services(**{**vars(control), **vars(front)})
+        async with in_background(relay.sweep), _deciding(control):
+            yield services
+
+
+@contextlib.asynccontextmanager
+async def run_control(
+    settings: Settings,
+    home: Path,
+    engine: Engine,
+    process: EngineProcess | None,
+    *,
+    census: Callable[[Store, Metrics], Census],
+    leases: Leases,
+) -> AsyncIterator[Control]:
+    """Do what `run_services` does for the process that decides for several that answer.
+
+    Args:
+        settings: all of them.
+        home: the folder with the database and the admin key.
+        engine: the driver; its upstream is closed at the end.
+        process: the embedded engine, if strop runs one.
+        census: returns what the processes say that answer.
+        leases: counts the requests of all of them.
+    """
+    turns.begin(home / STORE_FILE)
+    async with _opened(settings, home, is_server=True) as store:
+        parts = await _parts(settings, home, store, engine, leases)
+        control = await _make_control(
+            parts, process, census(store, parts.metrics), load=lambda: leases.total
+        )
+        async with _deciding(control):
+            yield control
+
+
+@contextlib.asynccontextmanager
+async def run_front(
+    settings: Settings, home: Path, serving: Serving, elsewhere: Elsewhere
+) -> AsyncIterator[Front]:
+    """Do what `run_services` does for one of several processes that answer.
+
+    Args:
+        settings: all of them.
+        home: the folder with the database and the admin key.
+        serving: the engine, and what another process decides of it.
+        elsewhere: finds a completion in flight in another process.
+    """
+    async with _opened(settings, home, is_server=False) as store:
+        front = make_front(_with(settings, home, store, serving), elsewhere)
+        try:
+            async with in_background(front.relay.sweep):
+                yield front
+        finally:
+            await _close_upstreams(serving.engine)
+
+
+def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
+    """Return what answers clients; nothing of it runs in the background yet."""
+    settings, server = parts.settings, parts.settings.server
+    relay = Relay(settings, parts.serving, parts.store, parts.metrics)
+    flights = Flights(relay, elsewhere)
+    rater = Rater(parts.store, flights, parts.metrics)
+    return Front(
+        **vars(parts),
+        doors=auth.Doors(server.host, server.allowed_hosts, server.allowed_origins),
+        relay=relay,
+        flights=flights,
+        rater=rater,
+        intake=Intake(server, relay, rater),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings, home: Path, *, is_server: bool) -> AsyncIterator[Store]:
+    capture = settings.capture
+    store = await Store.open(
+        home / STORE_FILE,
+        synchronous="full" if capture.synchronous == "FULL" else "normal",
+        busy_timeout_s=capture.commit_timeout_s,
+        max_queued=capture.max_queued,
+        is_server=is_server,
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def _parts(
+    settings: Settings, home: Path, store: Store, engine: Engine, leases: Leases | None = None
+) -> Parts:
+    activation = await store.versions.activation()
+    serving = make_serving(settings, engine, active=activation.version, leases=leases)
+    return _with(settings, home, store, serving)
+
+
+def make_serving(
+    settings: Settings, engine: Engine, *, active: str = BASE, leases: Leases | None = None
+) -> Serving:
+    """Return the engine as it is served; see `Serving` for the arguments."""
+    return Serving(
+        engine,
+        model_name=settings.model.name,
+        accepts_any=settings.model.accept_any,
+        check_interval_s=settings.engine.health_interval_s,
+        active=active,
+        leases=leases,
+    )
+
+
+def _with(settings: Settings, home: Path, store: Store, serving: Serving) -> Parts:
+    return Parts(
+        settings=settings,
+        home=home,
+        keys=auth.Keys(settings.server.client_keys, auth.load_or_create_admin_key(home)),
+        store=store,
+        metrics=Metrics(),
+        serving=serving,
+    )
+
+
+async def _make_control(
+    parts: Parts,
+    process: EngineProcess | None,
+    census: Census,
+    *,
+    load: Callable[[], int],
+    train_command: TrainCommand = run_requests.command,
+) -> Control:
+    settings, home, store, serving = parts.settings, parts.home, parts.store, parts.serving
+    swapper = Swapper(
+        Shelf(
+            store,
+            Library(adapters_folder(home)),
+            find_base=lambda: base_folder(settings),
+            num_kept=settings.adapters.keep,
+        ),
+        serving,
+        parts.metrics,
+        identify=lambda: identity_of(settings, home),
+        hold_s=settings.adapters.swap_hold_s,
+        reopens=settings.training.reopen_on_rollback,
+    )
+    try:
+        await swapper.replay()
+    except StoreUnavailable as error:
+        # It serves without; what is left half done is settled at the next start.
+        log.error("versions are not settled", extra={"reason": error.message})
+    serving.keeper = swapper.keeper
+    trainer = Trainer(
+        settings.training,
+        home,
+        store,
+        Promoter(settings.training, store, swapper),
+        base=lambda: _trainable(settings, serving),
+        load=load,
+        command=train_command,
+    )
+    return Control(**vars(parts), swapper=swapper, trainer=trainer, census=census, process=process)
+
+
+@contextlib.asynccontextmanager
+async def _deciding(control: Control) -> AsyncIterator[None]:
+    """Watch the engine and the ratings; the engine ends after whoever asks it."""
+    process, engine = control.process, control.serving.engine
+    work = [control.serving.watch, control.trainer.watch]
+    if process is not None:
+        work.append(lambda: process.keep_alive(lambda: identity_of(control.settings, control.home)))
+    try:
+        async with in_background(*work):
+            yield
+    finally:
+        await control.swapper.aclose()
+        if process is not None:
+            await process.stop()
+        await _close_upstreams(engine)
+
+
+async def _close_upstreams(engine: Engine) -> None:
+    for one in (engine, *(replica.engine for replica in engine.replicas)):
+        await one.upstream.aclose()
+
+
+def _trainable(settings: Settings, serving: Serving) -> Base | str:
+    """Return the base that ratings can train, or why there is none."""
+    if serving.engine.adapters is None:
+        return (
+            f"the engine {serving.engine.label} serves no adapter versions here, so ratings are"
+            " kept and nothing is trained"
+        )
+    folder = base_folder(settings)
+    if folder is None:
+        return NO_BASE
+    if serving.base is None:
+        return "the identity of the base is not known yet"
+    return Base(folder, serving.base)

@@ -1,0 +1,1 @@
+"""Several processes that answer, and the one that decides for them."""

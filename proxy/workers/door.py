@@ -1,0 +1,215 @@
+"""How connections get to the workers: accepted in one process, and handed to the least busy one.
+
+Does not speak HTTP. Of 64 connections, two processes that accept from one socket under uvloop had 0
+and 64, or 3 and 61; SO_REUSEPORT deals by chance, on Linux alone, and what waits in a process that
+dies is lost. Here they are dealt by count, and what a dying worker has not taken goes to another.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+TAKEN: Final = b"+"
+CLOSED: Final = b"-"
+_HERE: Final = b"c"
+# Accepted between two looks at what else is to be done.
+_BURST: Final = 64
+_PAUSE_S: Final = 1.0
+
+
+class Passage:
+    """The way to one worker, as the process that accepts sees it.
+
+    Args:
+        end: the socket over which connections are handed down.
+
+    Attributes:
+        num_connections: how many the worker has.
+        on_shut: told that the worker takes no more.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._untaken: deque[socket.socket] = deque()
+        self.num_connections = 0
+        self.on_shut: Callable[[], None] = lambda: None
+        self._loop.add_reader(end, self._read)
+
+    def hand(self, connection: socket.socket) -> bool:
+        """Hand a connection down; return whether that was possible."""
+        try:
+            socket.send_fds(self._end, [_HERE], [connection.fileno()])
+        except OSError:
+            return False
+        self.num_connections += 1
+        # Kept until the worker has it: some systems close what is on its way, and workers die.
+        self._untaken.append(connection)
+        return True
+
+    def close(self) -> list[socket.socket]:
+        """Hand nothing down any more; return what the worker has not taken. Idempotent."""
+        if self._end.fileno() < 0:
+            return []
+        self._loop.remove_reader(self._end)
+        while self._read():
+            pass
+        self._end.close()
+        return list(self._untaken)
+
+    def _read(self) -> bool:
+        """Take what the worker said; return whether there may be more."""
+        try:
+            said = self._end.recv(4096)
+        except BlockingIOError:
+            return False
+        except OSError:
+            said = b""
+        for one in said:
+            if one == TAKEN[0]:
+                self._untaken.popleft().close()
+            else:
+                self.num_connections -= 1
+        if not said:
+            self._loop.remove_reader(self._end)
+            self._loop.call_soon(self.on_shut)
+        return bool(said)
+
+
+class Door:
+    """Accepts connections, while there is a worker to hand them to.
+
+    Args:
+        listener: the listening socket.
+    """
+
+    def __init__(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        listener.listen(2048)
+        self._listener: socket.socket | None = listener
+        self._loop = asyncio.get_running_loop()
+        self._passages: list[Passage] = []
+
+    def open(self, passage: Passage) -> None:
+        """Let a worker have connections."""
+        self._passages.append(passage)
+        passage.on_shut = lambda: self.shut(passage)
+        self._watch()
+
+    def shut(self, passage: Passage) -> None:
+        """Let a worker have no more; what it has not taken goes to another."""
+        if passage in self._passages:
+            self._passages.remove(passage)
+        self._watch()
+        for connection in passage.close():
+            self._hand(connection)
+
+    def close(self) -> None:
+        """Accept no more connections, and hand none down."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        passages, self._passages = self._passages, []
+        for passage in passages:
+            self._drop(passage.close())
+
+    def _watch(self) -> None:
+        if self._listener is None:
+            return
+        if self._passages:
+            self._loop.add_reader(self._listener, self._accept)
+        else:
+            # Those that come wait in the listener's queue.
+            self._loop.remove_reader(self._listener)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(_BURST):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.error("connections wait", extra={"reason": str(error)})
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(_PAUSE_S, self._watch)
+                return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._hand(connection)
+
+    def _hand(self, connection: socket.socket) -> None:
+        for passage in sorted(self._passages, key=lambda one: one.num_connections):
+            if passage.hand(connection):
+                return
+        self._drop([connection])
+
+    @staticmethod
+    def _drop(connections: list[socket.socket]) -> None:
+        for connection in connections:
+            connection.close()
+
+
+class Arrivals:
+    """The other end of a passage: a worker takes its connections from it.
+
+    Args:
+        end: the socket over which they come.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._loop = asyncio.get_running_loop()
+        self._beginning: set[asyncio.Task[None]] = set()
+
+    def start(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Take connections from now on; `protocol` makes what serves one."""
+        self._loop.add_reader(self._end, self._take, protocol)
+
+    def stop(self) -> None:
+        """Take no more, and let the others have what comes. Idempotent."""
+        if self._end.fileno() >= 0:
+            self._loop.remove_reader(self._end)
+            self._end.close()
+
+    def closed(self) -> None:
+        """Say that one was closed."""
+        with contextlib.suppress(OSError):
+            self._end.send(CLOSED)
+
+    def _take(self, protocol: Callable[[], asyncio.Protocol]) -> None:
+        for _ in range(_BURST):
+            try:
+                said, files, _, _ = socket.recv_fds(self._end, 1, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                said = b""
+            if not said:
+                self.stop()
+                return
+            with contextlib.suppress(OSError):
+                self._end.send(TAKEN)
+            connection = socket.socket(fileno=files[0])
+            connection.setblocking(False)
+            task = self._loop.create_task(self._begin(connection, protocol))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    async def _begin(
+        self, connection: socket.socket, protocol: Callable[[], asyncio.Protocol]
+    ) -> None:
+        try:
+            await self._loop.connect_accepted_socket(protocol, connection)
+        except OSError:
+            # The client has left already.
+            connection.close()
+            self.closed()

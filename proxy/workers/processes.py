@@ -1,0 +1,151 @@
+"""The workers' processes: started, started again when they die, and stopped.
+
+Does not know what they serve, or how connections reach them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from strop.proxy.child import Child
+from strop.proxy.errors import StropError
+from strop.proxy.workers.crew import Crew, Member
+from strop.proxy.workers.door import Passage
+from strop.proxy.workers.link import Link
+from strop.proxy.workers.messages import Answer, Begin, Call
+
+log = logging.getLogger(__name__)
+
+COMMAND: Final = (sys.executable, "-m", "strop.proxy.workers.process")
+
+_BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+_HEALTHY_AFTER_S = 30.0
+# Beyond the drain: what was cut off is written, and the database closed.
+_END_TIMEOUT_S = 10.0
+
+
+class WorkerProcesses:
+    """Keeps the processes of the workers alive until `stop`.
+
+    Args:
+        num: how many.
+        crew: where each is a member while it runs.
+        begin: returns what to tell the worker of a number first.
+        answer: answers the calls of a worker.
+        on_replaced: called when another has taken the place of one that died.
+    """
+
+    def __init__(
+        self,
+        num: int,
+        crew: Crew,
+        *,
+        begin: Callable[[int], Begin],
+        answer: Callable[[Member, Call], Awaitable[Answer]],
+        on_replaced: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._num = num
+        self._crew = crew
+        self._begin = begin
+        self._answer = answer
+        self._on_replaced = on_replaced
+        self._children: dict[int, Child] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopping = False
+
+    async def start(self) -> None:
+        """Start all, and return when they can take connections.
+
+        Raises:
+            StropError: one of them can't be started.
+        """
+        self._tasks = [asyncio.create_task(self._keep(n)) for n in range(1, self._num + 1)]
+        all_in = asyncio.create_task(self._until_all_are_in())
+        done, _ = await asyncio.wait([all_in, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        if all_in not in done:
+            all_in.cancel()
+            raise StropError("a worker could not be started; the log says why")
+
+    async def stop(self, drain_s: float) -> None:
+        """End all of them at once, each after its requests, by force where it takes too long."""
+        self._is_stopping = True
+        await self._end_all(drain_s)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # One may have been started in the very moment of the stop.
+        await self._end_all(0)
+
+    async def _end_all(self, drain_s: float) -> None:
+        stops = (one.stop(drain_s + _END_TIMEOUT_S) for one in self._children.values())
+        await asyncio.gather(*stops)
+
+    async def _until_all_are_in(self) -> None:
+        while sum(one.is_in for one in self._crew.members) < self._num:
+            self._crew.changed.clear()
+            await self._crew.changed.wait()
+
+    async def _keep(self, number: int) -> None:
+        """Run one worker again and again; return where it never began, or strop stops."""
+        loop = asyncio.get_running_loop()
+        num_failures = 0
+        has_begun = False
+        while not self._is_stopping:
+            started, code = loop.time(), None
+            try:
+                code, has_been_in = await self._run(number, is_replacement=has_begun)
+                has_begun |= has_been_in
+            except OSError as error:
+                log.error("a worker can't be started", extra={"reason": str(error)})
+            except Exception:
+                # The edge of a background task: one that ends would start no worker again.
+                log.exception("a worker can't be understood")
+            if self._is_stopping:
+                return
+            num_failures = 1 if loop.time() - started > _HEALTHY_AFTER_S else num_failures + 1
+            wait_s = _BACK_OFF_S[min(num_failures, len(_BACK_OFF_S)) - 1]
+            log.error(
+                "a worker ended" + ("; starting it again" if has_begun else ""),
+                extra={"worker": number, "exit_code": code, "wait_s": wait_s},
+            )
+            if not has_begun:
+                return
+            await asyncio.sleep(wait_s)
+
+    async def _run(self, number: int, *, is_replacement: bool) -> tuple[int, bool]:
+        """Run one process to its end; return its exit status, and whether it took connections."""
+        with contextlib.ExitStack() as stack:
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            way_in, way_out = map(stack.enter_context, socket.socketpair())
+            files = (theirs.fileno(), way_out.fileno())
+            options = ("--link-fd", str(files[0]), "--door-fd", str(files[1]))
+            child = await Child.start((*COMMAND, *options), log_path=None, files=files)
+            self._children[number] = child
+            link, passage = await Link.open(ours.dup()), Passage(way_in.dup())
+        member = Member(number, child.pid, lambda: child.send(signal.SIGKILL), link, passage)
+        begin = self._begin(number)
+        link.tell(begin)
+        watch = asyncio.create_task(self._see_in(member)) if is_replacement else None
+        try:
+            await self._crew.run(member, lambda call: self._answer(member, call))
+        finally:
+            if watch is not None:
+                watch.cancel()
+            if not self._is_stopping:
+                # Nobody can tell it anything any more.
+                member.kill()
+        return await child.wait(), member.is_in
+
+    async def _see_in(self, member: Member) -> None:
+        while not member.is_in:
+            self._crew.changed.clear()
+            await self._crew.changed.wait()
+        try:
+            await self._on_replaced()
+        except StropError as error:
+            log.warning("left undone", extra={"reason": error.message})

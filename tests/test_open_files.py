@@ -1,0 +1,36 @@
+"""A low limit of open files is raised where it can be, and said where it can't."""
+
+import subprocess
+import sys
+
+import pytest
+
+RAISE = """
+import logging, resource, sys
+logging.basicConfig(format="%(message)s limit=%(limit)s at_once=%(answers_at_once)s")
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+from strop.proxy import open_files
+print(open_files.raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "limit", "says"),
+    [
+        (256, 8_000, 8_000, ""),
+        (5_000, 5_000, 5_000, ""),
+        (256, 1_000, 1_000, "few files may be open limit=1000 at_once=500"),
+        (300, 300, 300, "few files may be open limit=300 at_once=150"),
+    ],
+)
+def test_the_limit_is_raised_as_far_as_it_goes(soft: int, hard: int, limit: int, says: str) -> None:
+    """Up to what the system allows; where that is little, the log says what it is enough for."""
+    ran = subprocess.run(
+        [sys.executable, "-c", RAISE, str(soft), str(hard)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert f"{limit} ({limit}, {hard})" == ran.stdout.strip()
+    assert says == ran.stderr.strip()

@@ -1,0 +1,241 @@
+"""What the process that decides knows of its workers, and when it may go on."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from strop.proxy.alias import Alias
+from strop.proxy.engines.openai import OpenAI
+from strop.proxy.errors import Unavailable, UnknownModel
+from strop.proxy.serving import Serving
+from strop.proxy.upstream import Upstream
+from strop.proxy.workers import crew as crew_module
+from strop.proxy.workers.crew import Crew, Member
+from strop.proxy.workers.door import Door, Passage
+from strop.proxy.workers.link import Link
+from strop.proxy.workers.messages import (
+    Answer,
+    Bring,
+    Call,
+    Done,
+    Held,
+    Holds,
+    Key,
+    KeyOf,
+    Moved,
+    Serve,
+    Started,
+)
+
+
+@dataclass
+class Hand:
+    """The other end of a worker's line, in the test's own loop."""
+
+    link: Link
+    in_flight: dict[str, str] = field(default_factory=dict)
+    is_deaf: bool = False
+    turns: list[int] = field(default_factory=list)
+    held: Held = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Follow every view, unless it is deaf."""
+        await self.link.run(self._note, self._answer)
+
+    def _note(self, note: object) -> None:
+        assert isinstance(note, Serve)
+        self.turns.append(note.turn)
+        if not self.is_deaf:
+            self.link.tell(Moved(note.turn, self.held))
+
+    async def _answer(self, call: Call) -> Answer:
+        assert isinstance(call, KeyOf)
+        if self.is_deaf:
+            await asyncio.Event().wait()
+        return Key(self.in_flight.get(call.completion))
+
+
+@dataclass
+class Office:
+    """A crew and what it follows."""
+
+    crew: Crew
+    serving: Serving
+    stack: contextlib.AsyncExitStack
+
+    async def hire(self, number: int, *, has_started: bool = True) -> tuple[Member, Hand]:
+        """Add a worker, with a process that does nothing, and let it take connections."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE
+        )
+        ours, theirs = socket.socketpair()
+        way_in, way_out = socket.socketpair()
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+        member = Member(number, process.pid, kill, await Link.open(ours), Passage(way_in))
+        hand = Hand(await Link.open(theirs))
+        turn, _ = self.crew.present()
+
+        async def until_it_dies() -> None:
+            assert await process.wait() == -signal.SIGKILL
+            hand.link.close()
+
+        tasks = [
+            asyncio.create_task(self.crew.run(member, _serve)),
+            asyncio.create_task(hand.run()),
+            asyncio.create_task(until_it_dies()),
+        ]
+
+        async def end() -> None:
+            member.kill()
+            await asyncio.gather(*tasks)
+            way_out.close()
+
+        self.stack.push_async_callback(end)
+        while member not in self.crew.members:
+            await asyncio.sleep(0)
+        if has_started:
+            hand.link.tell(Started())
+            hand.link.tell(Moved(turn, {}))
+            await self.until(lambda: member.is_in)
+        return member, hand
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.crew.changed.clear()
+            await self.crew.changed.wait()
+
+    def switch(self) -> None:
+        """Let the model name mean something else."""
+        self.serving.put(self.serving.alias.serving({}))
+
+
+async def _serve(call: Call) -> Answer:
+    """Answer as the process that decides: there is one version."""
+    assert isinstance(call, Bring)
+    if call.version != "v1":
+        raise UnknownModel(f"no {call.version}", param="model")
+    return Done()
+
+
+@pytest.fixture
+async def office() -> AsyncIterator[Office]:
+    """A crew without workers."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    upstream = Upstream("http://127.0.0.1:9")
+    serving = Serving(OpenAI(upstream), model_name="", accepts_any=False, check_interval_s=1)
+    serving.put(Alias.of_base("", ["tiny"], accepts_any=False))
+    door = Door(listener)
+    crew = Crew(door)
+    crew.follow(serving)
+    async with contextlib.AsyncExitStack() as stack:
+        yield Office(crew, serving, stack)
+    door.close()
+    await upstream.aclose()
+
+
+async def test_a_switch_waits_for_each_worker(office: Office) -> None:
+    """Every one is told, once; telling the same again tells nothing."""
+    (_, one), (_, other) = await office.hire(1), await office.hire(2)
+    other.is_deaf = True
+    office.switch()
+    office.crew.tell()
+    moving = asyncio.create_task(office.serving.have_moved())
+    while not (one.turns and other.turns):
+        await asyncio.sleep(0)
+    waits = not moving.done()
+    other.link.tell(Moved(other.turns[0], {}))
+    await moving
+
+    assert waits
+    assert (1, 1) == (len(one.turns), len(other.turns))
+
+
+async def test_a_worker_that_does_not_follow_is_killed(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could know what it serves; the switch is done without it."""
+    monkeypatch.setattr(crew_module, "MOVE_TIMEOUT_S", 0.05)
+    (one, _), (_, deaf) = await office.hire(1), await office.hire(2)
+    deaf.is_deaf = True
+    office.switch()
+    await office.serving.have_moved()
+
+    assert (one,) == office.crew.members
+
+
+async def test_who_comes_late_gets_no_connections_before_it_follows(office: Office) -> None:
+    """A switch does not wait for it either."""
+    member, hand = await office.hire(1, has_started=False)
+    old = office.crew.present()[0]
+    hand.is_deaf = True
+    office.switch()
+    await office.serving.have_moved()
+    hand.link.tell(Started())
+    hand.link.tell(Moved(old, {}))
+    while not hand.turns:
+        await asyncio.sleep(0)
+    hand.link.tell(Holds({}))
+    await asyncio.sleep(0.02)
+    was_in = member.is_in
+    hand.link.tell(Moved(hand.turns[0], {}))
+    await office.until(lambda: member.is_in)
+
+    assert not was_in
+
+
+async def test_leases_are_those_of_all(office: Office) -> None:
+    """A version is free once each worker has moved and none holds it; who is gone holds nothing."""
+    (_, one), (gone, other) = await office.hire(1), await office.hire(2)
+    leases = office.crew.leases
+    one.held, other.held = {"v1": (1, 0.0)}, {"v1": (2, 0.0), "v2": (1, 5.0)}
+    office.switch()
+    await office.serving.have_moved()
+    counted = (leases.count("v1"), leases.count("v2"), leases.total, leases.idle_since("v2"))
+    free = asyncio.create_task(leases.wait_until_free("v1"))
+    one.link.tell(Holds({"v1": (0, 7.0)}))
+    await office.until(lambda: leases.count("v1") == 2)
+    waits = not free.done()
+    gone.kill()
+    await free
+
+    assert (3, 1, 4, 5.0) == counted
+    assert waits
+    assert (0, 7.0) == (leases.total, leases.idle_since("v1"))
+
+
+async def test_what_is_in_flight_is_asked_of_the_others(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that says nothing may have it: then nobody knows."""
+    monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", 0.05)
+    (asker, _), (_, other) = await office.hire(1), await office.hire(2)
+    other.in_flight["cmp_1"] = "key_1"
+
+    assert "key_1" == await office.crew.key_of("cmp_1", asker=asker)
+    assert await office.crew.key_of("cmp_2", asker=asker) is None
+    other.is_deaf = True
+    with pytest.raises(Unavailable, match="worker 2"):
+        await office.crew.key_of("cmp_1", asker=asker)
+
+
+async def test_an_error_crosses_the_line_as_itself(office: Office) -> None:
+    """Its class, its message and its parameter; a line that is cut says so."""
+    member, hand = await office.hire(1)
+
+    await hand.link.ask(Bring("v1"), Done)
+    with pytest.raises(UnknownModel, match="no v2") as raised:
+        await hand.link.ask(Bring("v2"), Done)
+    assert "model" == raised.value.param
+    member.link.close()
+    with pytest.raises(Unavailable, match="ended"):
+        await hand.link.ask(Bring("v1"), Done)

@@ -1,0 +1,165 @@
+"""Connections are dealt to the workers evenly, and none that a worker has not taken is lost."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from strop.proxy.workers.door import Arrivals, Door, Passage
+
+
+def num_files() -> int:
+    """Return how many files this process has open."""
+    return sum(1 for _ in Path("/dev/fd").iterdir())
+
+
+class Echo(asyncio.Protocol):
+    """Says which worker it is of; closes when told anything."""
+
+    def __init__(self, name: bytes, arrivals: Arrivals) -> None:
+        self._name = name
+        self._arrivals = arrivals
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say so."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.write(self._name)
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002
+        """Close."""
+        self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Tell the door."""
+        self._arrivals.closed()
+
+
+@dataclass
+class House:
+    """A door with workers in the test's own loop, and clients before it."""
+
+    door: Door
+    port: int
+    clients: list[asyncio.StreamWriter] = field(default_factory=list)
+    arrivals: list[Arrivals] = field(default_factory=list)
+
+    def worker(self, name: bytes, *, takes: bool = True) -> Passage:
+        """Return the passage to a new worker, which may not take what is handed to it."""
+        ours, theirs = socket.socketpair()
+        passage, arrivals = Passage(ours), Arrivals(theirs)
+        if takes:
+            arrivals.start(lambda: Echo(name, arrivals))
+        self.arrivals.append(arrivals)
+        self.door.open(passage)
+        return passage
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a new connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.clients.append(writer)
+        return reader, writer
+
+    async def ask(self) -> bytes:
+        """Return which worker has a new connection, which stays."""
+        reader, _ = await self.connect()
+        return await reader.read(100)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    """A door, and no worker yet."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    found = House(Door(listener), listener.getsockname()[1])
+    yield found
+    found.door.close()
+    for one in found.arrivals:
+        one.stop()
+    for client in found.clients:
+        client.close()
+        with contextlib.suppress(OSError):
+            await client.wait_closed()
+
+
+async def test_each_has_as_many_as_the_others(house: House) -> None:
+    """Whatever ends meanwhile: the next ones go to who has fewer."""
+    house.worker(b"a")
+    house.worker(b"b")
+    pairs = [await house.connect() for _ in range(8)]
+    named = [(await reader.read(100), reader, writer) for reader, writer in pairs]
+    for name, reader, writer in named:
+        if name == b"a":
+            writer.write(b"end")
+            await reader.read()
+
+    dealt = [name for name, _, _ in named]
+    assert 4 == dealt.count(b"a")
+    assert [b"a"] * 4 == [await house.ask() for _ in range(4)]
+
+
+async def test_connections_wait_for_a_worker(house: House) -> None:
+    """While there is none, they are let in by nobody, and refused by nobody."""
+    reader, _ = await house.connect()
+    house.worker(b"a")
+
+    assert b"a" == await reader.read(100)
+
+
+async def test_what_a_dead_worker_has_not_taken_goes_to_another(house: House) -> None:
+    """And what comes after it, too."""
+    dead = house.worker(b"dead", takes=False)
+    readers = [(await house.connect())[0] for _ in range(3)]
+    while dead.num_connections < 3:
+        await asyncio.sleep(0.005)
+    house.worker(b"a")
+    house.door.shut(dead)
+
+    assert [b"a"] * 3 == [await reader.read(100) for reader in readers]
+    assert b"a" == await house.ask()
+
+
+async def test_a_worker_that_takes_no_more_gets_no_more(house: House) -> None:
+    """It says so by closing its end; what waits there goes to another."""
+    house.worker(b"ends", takes=False)
+    reader, _ = await house.connect()
+    house.worker(b"a")
+    house.arrivals[0].stop()
+
+    assert b"a" == await reader.read(100)
+    assert [b"a", b"a"] == [await house.ask() for _ in range(2)]
+
+
+async def test_a_closed_door_lets_nobody_in(house: House) -> None:
+    """What was handed down and not taken is cut off, once the worker takes no more either."""
+    passage = house.worker(b"a", takes=False)
+    reader, _ = await house.connect()
+    while not passage.num_connections:
+        await asyncio.sleep(0)
+    house.door.close()
+    house.arrivals[0].stop()
+
+    with contextlib.suppress(ConnectionResetError):
+        assert b"" == await reader.read()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", house.port)
+
+
+async def test_no_file_is_left_open(house: House) -> None:
+    """The process that accepts keeps no connection that a worker has."""
+    house.worker(b"a")
+    await (await house.connect())[0].read(100)
+    before = num_files()
+    for _ in range(5):
+        reader, writer = await house.connect()
+        await reader.read(100)
+        writer.write(b"end")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    assert before == num_files()
