@@ -164,6 +164,26 @@ class Call:
 Handler = Callable[[Call], Awaitable[None]]
 
 
+class Unanswered:
+    """A handler that never answers completions; others get what `handler` says.
+
+    Attributes:
+        left: set when a client that waited has gone.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self.left = asyncio.Event()
+
+    async def __call__(self, call: Call) -> None:
+        """Answer a request, or don't."""
+        if call.request.path.endswith(("/completions", "/api/chat", "/api/generate")):
+            await call.hang()
+            self.left.set()
+        else:
+            await self._handler(call)
+
+
 class FakeEngine:
     """The server.
 

@@ -10,7 +10,7 @@ import engine_contract
 import openai
 import pytest
 from engine_contract import Case, Started
-from fake_engine import Call, FakeEngine
+from fake_engine import Call, FakeEngine, Unanswered
 from mlx_server_process import mlx_server
 from running import Running, running, settings_for
 
@@ -190,8 +190,8 @@ async def test_a_client_that_leaves_is_noticed(
     """The engine loses its connection, and what there was is recorded as what it is."""
     # More than any of them says in the time that it takes to leave.
     fields = {"max_tokens": 900, "ignore_eos": True, "stream": stream}
-    if started.fake is not None:
-        started.fake.handler = Call.hang
+    if (fake := started.fake) is not None:
+        fake.handler = silent = Unanswered(fake.handler)
     asked = asyncio.create_task(proxy.chat(model=proxy.services.serving.alias.name, **fields))
     while not proxy.services.relay.num_calls:
         await asyncio.sleep(0)
@@ -199,9 +199,8 @@ async def test_a_client_that_leaves_is_noticed(
 
     row = (await proxy.row()).completion
     assert ("client_cancelled", False) == (row.state, row.delivered)
-    if (fake := started.fake) is not None:
-        # The watch keeps one of its own.
-        await fake.until(lambda: fake.num_open <= 1)
+    if fake is not None:
+        await silent.left.wait()
 
 
 async def test_the_weights_are_chosen_by_the_model_name_alone(proxy: Running) -> None:

@@ -15,6 +15,7 @@ from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
 from strop.adapters.rates import Rate
 from strop.training.evaluate import Evaluated, Material, Prompt, evaluate
 from strop.training.figures import gate_figures, num_samples_for, sample
+from strop.training.gate import judge as judge_figures
 from strop.training.micro_batch import MicroBatch
 from strop.training.raters import Judge, Messages, RaterFailed, Rule
 from strop.training.stopping import Stopped, Stopping
@@ -91,8 +92,8 @@ def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
     held = [1, 0, 2]
     assert pytest.approx(float(new[held].mean()), abs=1e-6) == found.held_out[0].candidate
     assert pytest.approx(float(old[held].mean()), abs=1e-6) == found.held_out[0].parent
-    ratios = (new - old)[held]
-    assert pytest.approx(float((np.exp(ratios) - ratios - 1).mean()), abs=1e-6) == found.parent_kl
+    kl = float((np.exp(new) * (new - old)).sum())
+    assert pytest.approx(kl, abs=0.02) == found.parent_kl
     assert pytest.approx(float(-(np.exp(new) * new).sum()), abs=1e-6) == found.candidate.entropy
     # A model whose samples are its own is as surprised by them as its entropy says.
     assert pytest.approx(found.base.entropy, abs=0.2) == found.base.base_nll
@@ -100,17 +101,56 @@ def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
     assert found.candidate.length < found.base.length
 
 
-def test_without_held_out_turns_the_distance_is_that_on_replayed_answers() -> None:
-    """Corrections are left out of it: nobody sampled them."""
-    base = ToyPolicy(LOGITS)
-    units = (unit(base, [1, 0]), unit(base, [3, 3, 3]))
-    whole = TrainingSet(units, tuple(parents(units)), (), (), ((1,),), {})
+def test_the_distance_is_that_to_the_parent() -> None:
+    """Not to the base; and a candidate that says just what its parent would is at none."""
+    near, same = Path("v1"), Path("v2")
+    moved = policy()
+    moved.versions = {near: np.array([0.5, 0.3, -0.2, 0.4]), same: moved.trained}
+    whole = TrainingSet((), (), (), (), ((1,),), {})
 
-    found = gate_figures(policy(), "base", whole, MicroBatch(1000), seed=0)
+    to_base, to_near, to_same = (
+        gate_figures(moved, parent, whole, MicroBatch(1000), seed=0).parent_kl
+        for parent in ("base", near, same)
+    )
 
-    ratios = (log_softmax(np.array(TRAINED)) - log_softmax(np.array(LOGITS)))[[1, 0, 3, 3, 3]]
-    assert () == found.held_out
-    assert pytest.approx(float((np.exp(ratios) - ratios - 1).mean()), abs=1e-6) == found.parent_kl
+    answers = sample(moved, "trained", [(1,)], num_samples=128, seed=0).answers
+    said = np.concatenate([answer.ids for answer in answers])
+    table = log_softmax(moved.trained)
+    for logits, found in ((np.array(LOGITS), to_base), (moved.versions[near], to_near)):
+        assert pytest.approx(float((table - log_softmax(logits))[said].mean()), abs=1e-6) == found
+    assert pytest.approx(0.0, abs=1e-6) == to_same
+
+
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_one_old_token_that_was_rare_does_not_make_a_candidate_far(is_held_out: bool) -> None:
+    """The parent gave it e^-14, the candidate gives it e^-7: still rare, so little has changed."""
+    shares = np.array([0.3, 0.4, 0.3 - 1e-6, 1e-6])
+    moved = ToyPolicy(np.log(shares).tolist())
+    moved.trained = np.log([0.3, 0.4, 0.299, 0.001])
+    answers = [[1, 2, 0]] * 99 + [[1, 3, 0]]
+    units = tuple(unit(moved, ids) for ids in answers)
+    turns = tuple(HeldOutTurn(f"cmp_{i}", 1.0, (tokens(ids),)) for i, ids in enumerate(answers))
+    whole = TrainingSet(units, tuple(parents(units)), (), turns if is_held_out else (), ((1,),), {})
+
+    found = gate_figures(moved, "base", whole, MicroBatch(1000), seed=0)
+
+    assert abs(found.parent_kl) < 0.05
+    assert judge_figures(found).is_passed
+
+
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_a_candidate_that_says_what_its_parent_would_not_is_far(is_held_out: bool) -> None:
+    """Whatever it makes of old answers, and also where there are none, as in runs on pairs."""
+    moved = ToyPolicy(np.log([0.3, 0.4, 0.29, 0.01]).tolist())
+    moved.trained = np.log([0.3, 0.4, 0.01, 0.29])
+    turns = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 1, 0]),)),)
+    whole = TrainingSet((), (), (), turns if is_held_out else (), ((1,),), {})
+
+    found = gate_figures(moved, "base", whole, MicroBatch(1000), seed=0)
+
+    far = [check.name for check in judge_figures(found).checks if check.outcome == "rejected"]
+    assert pytest.approx(0.28 * math.log(29), abs=0.15) == found.parent_kl
+    assert "parent_kl" in far
 
 
 def test_measuring_ends_where_somebody_asks_it_to() -> None:

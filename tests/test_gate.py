@@ -53,7 +53,7 @@ def test_a_sound_and_preferred_candidate_passes() -> None:
     nll=st.floats(0.5, 0.7),
     length=st.floats(4, 60),
     entropy=st.floats(0.1, 1.0),
-    parent_kl=st.floats(0, 0.25),
+    parent_kl=st.floats(-0.01, 0.25),
     shift=st.floats(0.01, 2.0),
 )
 def test_sound_figures_pass(

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import SSE, Call, DisconnectedError, FakeEngine
+from fake_engine import SSE, Call, DisconnectedError, FakeEngine, Unanswered
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 
@@ -270,12 +270,12 @@ async def test_an_engine_that_says_nothing_is_a_504(engine: FakeEngine, tmp_path
     """After `engine.first_byte_timeout_s`."""
     settings = settings_for(engine.url, engine={"first_byte_timeout_s": 0.05})
     async with running(settings, tmp_path / "home") as proxy:
-        engine.handler = Call.hang
+        engine.handler = silent = Unanswered(FakeVllm())
         answer = await proxy.chat()
 
         assert (504, "upstream_timeout") == (answer.status_code, answer.json()["error"]["code"])
         assert "upstream_timeout" == (await proxy.row()).completion.state
-        await engine.until(lambda: engine.num_open <= 1)
+        await silent.left.wait()
 
 
 async def test_no_engine_is_a_503_and_a_late_one_is_found(tmp_path: Path) -> None:
@@ -324,12 +324,12 @@ async def test_a_client_that_leaves_before_the_first_byte_cancels_the_engine(
     stream: bool, engine: FakeEngine, proxy: Running
 ) -> None:
     """JSON as well as streams, from the first moment."""
-    engine.handler = Call.hang
+    engine.handler = silent = Unanswered(FakeVllm())
     await start_and_leave(proxy, engine, stream=stream, read=False)
 
     row = (await proxy.row()).completion
     assert ("client_cancelled", False) == (row.state, row.delivered)
-    await engine.until(lambda: engine.num_open <= 1)
+    await silent.left.wait()
 
 
 async def test_a_client_that_leaves_mid_stream_cancels_the_engine_and_keeps_what_there_was(

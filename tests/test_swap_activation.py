@@ -392,10 +392,11 @@ async def test_a_version_that_a_request_holds_is_not_removed(tmp_path: Path) -> 
     async def first_event(_: int) -> None:
         await gate("")
 
-    async with swapped(tmp_path / "home", fake=FakeAdapters(before_event=first_event)) as it:
+    async with swapped(tmp_path / "home") as it:
         for _ in range(2):
             await it.publish()
         await it.swapper.activate("v1", actor="api")
+        it.fake.before_event = first_event
         stream = asyncio.create_task(it.proxy.chat(stream=True))
         await gate.reached.wait()
         await it.swapper.activate("v2", actor="api")

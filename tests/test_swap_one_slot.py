@@ -103,8 +103,9 @@ async def test_answers_that_take_too_long_stop_the_switch_and_not_the_requests(
     async def first_event(_: int) -> None:
         await gate("")
 
-    fake = FakeAdapters(before_event=first_event)
+    fake = FakeAdapters()
     async with swapped(tmp_path / "home", fake=fake, num_adapters=1, hold_s=0.2) as it:
+        fake.before_event = first_event
         await it.publish()
         running = asyncio.create_task(it.proxy.chat(stream=True))
         await gate.reached.wait()

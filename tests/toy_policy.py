@@ -29,6 +29,7 @@ class ToyPolicy:
     def __init__(self, logits: Sequence[float], max_tokens: int = 10**9) -> None:
         self.base = np.array(logits, np.float64)
         self.trained = self.base.copy()
+        self.versions: dict[Path, np.ndarray] = {}
         self.max_tokens = max_tokens
         self.num_calls = 0
         self._gradient = np.zeros_like(self.base)
@@ -38,7 +39,7 @@ class ToyPolicy:
         self.num_calls += 1
         if len(sequences) * max((len(one.ids) for one in sequences), default=0) > self.max_tokens:
             raise OutOfMemory("too many tokens")
-        table = log_softmax(self.base if weights == BASE else self.trained)
+        table = self._table(weights)
         return [table[one.ids[one.num_prompt :]].astype(np.float32) for one in sequences]
 
     def accumulate(
@@ -69,7 +70,7 @@ class ToyPolicy:
     ) -> list[Sampled]:
         """Return an answer to each prompt."""
         rng = np.random.default_rng(seed)
-        table = log_softmax(self.base if weights == BASE else self.trained)
+        table = self._table(weights)
         share = np.exp(table)
         entropy = float(-(share * table).sum())
         answers = []
@@ -86,7 +87,7 @@ class ToyPolicy:
         self, prompt: Sequence[int], num_tokens: int, weights: Weights = "trained"
     ) -> tuple[tuple[int, ...], Floats, Floats]:
         """Return the likeliest id, over and over."""
-        table = log_softmax(self.base if weights == BASE else self.trained)
+        table = self._table(weights)
         second, best = np.sort(table)[-2:]
         assert len(prompt)
         ids = (int(table.argmax()),) * num_tokens
@@ -106,6 +107,11 @@ class ToyPolicy:
 
     def close(self) -> None:
         """Free nothing."""
+
+    def _table(self, weights: Weights) -> np.ndarray:
+        if isinstance(weights, Path):
+            return log_softmax(self.versions[weights])
+        return log_softmax(self.base if weights == BASE else self.trained)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
