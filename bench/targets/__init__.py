@@ -16,7 +16,8 @@ ALL: tuple[Target, ...] = (
     Direct(),
     Nginx(),
     Strop("strop"),
-    Strop("strop-no-capture", environment={"STROP_CAPTURE_MODE": "off"}),
+    Strop("strop-no-capture", {"STROP_CAPTURE_MODE": "off"}),
+    Strop("strop-2-workers", {"STROP_SERVER_WORKERS": "2"}, takes_all_cores=True),
     StarletteHttpx(),
     LiteLLM(),
 )

@@ -1,5 +1,6 @@
-"""strop itself, from the environment that runs the benchmark: one worker, a fresh home."""
+"""strop itself, from the environment that runs the benchmark, with a fresh home."""
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -18,11 +19,19 @@ class Strop:
     Args:
         name: the target's name.
         environment: settings that differ from the defaults.
+        takes_all_cores: whether it runs on the load's core too, for want of others.
     """
 
-    def __init__(self, name: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        takes_all_cores: bool = False,
+    ) -> None:
         self._name = name
         self._environment = dict(environment or {})
+        self._takes_all_cores = takes_all_cores
 
     @property
     def name(self) -> str:
@@ -54,7 +63,7 @@ class Strop:
                 *("--engine", "vllm", "--engine-url", f"http://127.0.0.1:{site.upstream_port}"),
                 *("--model-name", MODEL),
             ],
-            cores=set(site.cores),
+            cores=set(range(os.cpu_count() or 1)) if self._takes_all_cores else set(site.cores),
             log=site.folder / "log",
             env=self._environment,
         )
