@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 
 from strop.training.backends.base import BASE, TRAINED, Policy, Sampled, Weights
-from strop.training.divergence import kl_of
 from strop.training.gate import MIN_SAMPLES, Behaviour, Figures, HeldOut
 from strop.training.micro_batch import MicroBatch
 from strop.training.sequences import Floats, Tokens
@@ -21,8 +20,6 @@ MAX_SAMPLE_TOKENS: Final = 128
 MAX_SAMPLES: Final = 128
 # Where answers are short, more of them: a mean over fewer tokens is too uncertain to reject by.
 _ENOUGH_TOKENS: Final = 2048
-# Of the answers that were trained on, as many as say how far the candidate went.
-_MAX_REPLAYED: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,37 +108,44 @@ def gate_figures(
     Args:
         policy: holds the candidate.
         parent: the weights of the version it was trained from.
-        whole: held-out turns, prompts, and the answers to replay where nothing is held out.
+        whole: held-out turns, and prompts.
         micro_batch: how much fits.
         seed: of the samples.
         check: called between steps; may raise.
     """
     first = sample(policy, BASE, whole.prompts, num_samples=MIN_SAMPLES, seed=seed, check=check)
     num = num_samples_for(first)
-    figures: list[Behaviour] = []
-    for weights in (TRAINED, BASE):
-        fresh = sample(policy, weights, whole.prompts, num_samples=num, seed=seed, check=check)
-        figures.append(behaviour(fresh, micro_batch.logprobs(policy, fresh.sequences, BASE)))
+    candidate, base = (
+        sample(policy, weights, whole.prompts, num_samples=num, seed=seed, check=check)
+        for weights in (TRAINED, BASE)
+    )
+    candidate_by_base = micro_batch.logprobs(policy, candidate.sequences, BASE)
+    base_by_base = micro_batch.logprobs(policy, base.sequences, BASE)
+    candidate_by_parent = candidate_by_base
+    if parent != BASE:
+        check()
+        candidate_by_parent = micro_batch.logprobs(policy, candidate.sequences, parent)
     check()
     turns = [tokens for turn in whole.held_out for tokens in turn.answers]
-    replayed = [] if turns else _replayed(whole)
-    sequences = [*turns, *replayed]
-    candidate = micro_batch.logprobs(policy, sequences, TRAINED)
+    now = micro_batch.logprobs(policy, turns, TRAINED)
     check()
-    before = micro_batch.logprobs(policy, sequences, parent)
-    ratios = [(new - old).astype(np.float64) for new, old in zip(candidate, before, strict=True)]
+    before = micro_batch.logprobs(policy, turns, parent)
     return Figures(
-        candidate=figures[0],
-        base=figures[1],
-        parent_kl=float(kl_of(np.concatenate(ratios)).mean()) if ratios else 0.0,
-        held_out=tuple(_held_out(whole.held_out, candidate, before)),
+        candidate=behaviour(candidate, candidate_by_base),
+        base=behaviour(base, base_by_base),
+        parent_kl=_kl(candidate, candidate_by_parent),
+        held_out=tuple(_held_out(whole.held_out, now, before)),
     )
 
 
-def _replayed(whole: TrainingSet) -> list[Tokens]:
-    """Return answers that a version sampled; what people wrote themselves is far from any."""
-    sampled = [unit for unit in whole.units if unit.kind == "rating"]
-    return [answer.tokens for unit in sampled for answer in unit.answers][:_MAX_REPLAYED]
+def _kl(fresh: Fresh, others: Sequence[Floats]) -> float:
+    """Return KL(who sampled || the other), nats a token, given the other's logprobs.
+
+    The plain mean of log ratios ("Approximating KL divergence", Schulman, 2020: k1). k3 has less
+    noise where both are near, but a single token that became rare, and was sampled all the same,
+    can outweigh all others in it.
+    """
+    return _mean([answer.logprobs for answer in fresh.answers]) - _mean(others)
 
 
 def _held_out(

@@ -3,7 +3,7 @@
 Pure. Samples nothing, computes no logprob, and knows no store; docs/learning.md, "The gate", has
 the evidence behind the bounds.
 
-    collapse tests      decide alone, on fresh samples and replayed answers
+    collapse tests      decide alone, on fresh samples
     preference tests    paired with the parent on held-out ratings; reject only when the whole
                         interval lies below a drop that matters, else pass, or are inconclusive
                         and say so
@@ -73,7 +73,8 @@ class Figures:
 
     Attributes:
         candidate, base: samples on the same prompts.
-        parent_kl: nats a token between parent and candidate, on held-out or replayed answers.
+        parent_kl: KL(candidate || parent) on the candidate's samples, nats a token; an estimate,
+            so near 0 it may be below.
         held_out: the held-out ratings.
     """
 
