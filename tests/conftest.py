@@ -11,6 +11,8 @@ import scripted_models
 from faults_report import reached
 from vllm_server import parsing_vllm, vllm
 
+from strop.proxy.open_files import raise_limit
+
 __all__ = ["parsing_vllm", "reached", "vllm"]
 
 # Each kernel that MLX compiles for the CPU costs seconds of g++; results are the same without.
@@ -43,6 +45,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Make the scripted model before any test's time limit runs: it takes a minute."""
+    # Whoever imports mlx_lm may have 2,048 files open from then on, or few more.
+    raise_limit()
     wanted = any("scripted" in getattr(item, "fixturenames", ()) for item in session.items)
     if wanted and not session.config.option.collectonly:
         models.cached("scripted", scripted_models.make_scripted)

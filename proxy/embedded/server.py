@@ -16,6 +16,7 @@ from types import FrameType
 
 from strop.proxy.child import follow_parent
 from strop.proxy.embedded.options import Options
+from strop.proxy.open_files import raise_limit
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def run(options: Options) -> int:
 
     from strop.proxy.embedded.app import build
 
+    # To import mlx_lm lowers the limit, to 2,048 of at most 4,096.
+    raise_limit()
     app = build(options)
     server = uvicorn.Server(
         uvicorn.Config(
