@@ -32,8 +32,8 @@ OF_ONE_REQUEST = (
     "strop.proxy.recording.Draft",
     "strop.proxy.store.records.Completion",
 )
-# SQLite fills its cache of 8 MB meanwhile, and what malloc holds back varies by about 10.
-MAX_GROWTH_MIB = 32.0
+# Of the second half; SQLite fills its cache, and what malloc holds back varies.
+MAX_GROWTH_MIB = 24.0
 
 
 async def only_idle_left(engine: FakeEngine) -> None:
@@ -83,10 +83,10 @@ async def test_hundreds_of_broken_streams_at_once_leave_nothing_behind(
             reached_the_relay=len(rows),
             answered_whole=sum(answer.is_answered for _, answer in asked),
             **states,
-            rss_mib_after_round_2=rss[1],
+            rss_mib_half_way=rss[len(rss) // 2],
             rss_mib_at_the_end=rss[-1],
         )
-        assert rss[-1] - rss[1] < MAX_GROWTH_MIB
+        assert rss[-1] - rss[len(rss) // 2] < MAX_GROWTH_MIB
 
 
 @pytest.fixture
