@@ -18,6 +18,7 @@ from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import State
 from strop.proxy.upstream import Exchange
 from strop.proxy.wire.headers import Headers
+from strop.proxy.wire.restore import Split
 from strop.proxy.wire.tap import Tap
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -65,6 +66,7 @@ class Call:
     gave_up: State | None = None
     tap: Tap | None = None
     answer: bytes = b""
+    split: Split | None = None
     has_response: bool = False
     first_byte_at: float = 0.0
     overhead_s: float = 0.0
@@ -125,6 +127,7 @@ class Call:
             request_id=incoming.request_id,
             session=incoming.session,
             redaction=redaction,
+            split=self.split,
         )
 
 

@@ -1,4 +1,4 @@
-"""One exchange with an engine, and the connection that carries one at a time.
+"""One exchange with an engine: a request, and its answer as it comes.
 
 Does not know which connections there are (see `upstream`), what the bytes mean, or how long an
 answer may take: whoever watches the time calls `Exchange.abort`.
@@ -6,8 +6,9 @@ answer may take: whoever watches the time calls `Exchange.abort`.
 
 import asyncio
 from time import monotonic
-from typing import Protocol, cast
+from typing import Protocol
 
+from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamError
 from strop.proxy.http1 import Answer, AnswerError
 
@@ -18,24 +19,16 @@ SLICE_BYTES = 256 * 1024
 
 
 class Pool(Protocol):
-    """What exchanges and connections need of the pool they belong to."""
+    """Where an exchange gets its connection from."""
 
     origin: str
 
-    def take(self) -> "Connection | None":
+    def take(self) -> EngineConnection | None:
         """Return an idle connection that the engine has probably not closed."""
         ...
 
-    def connect(self) -> "asyncio.Task[Connection]":
+    def connect(self) -> asyncio.Task[EngineConnection]:
         """Begin to open a new connection; the task fails with `UpstreamError`."""
-        ...
-
-    def release(self, connection: "Connection") -> None:
-        """Take back a connection whose answer ended exactly where it should."""
-        ...
-
-    def lost(self, connection: "Connection") -> None:
-        """Forget a connection that is closed now."""
         ...
 
 
@@ -65,8 +58,8 @@ class Exchange:
         self._has_received = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._connecting: asyncio.Task[Connection] | None = None
-        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[EngineConnection] | None = None
+        self._connection: EngineConnection | None = None
 
     @property
     def status(self) -> int:
@@ -167,7 +160,7 @@ class Exchange:
     def _url(self) -> str:
         return self._pool.origin + self._target.partition(b"?")[0].decode("latin-1")
 
-    async def _connect(self) -> "Connection":
+    async def _connect(self) -> EngineConnection:
         task = self._connecting = self._pool.connect()
         try:
             connection = await task
@@ -189,7 +182,7 @@ class Exchange:
             raise self._error
         return connection
 
-    async def _send(self, connection: "Connection") -> None:
+    async def _send(self, connection: EngineConnection) -> None:
         """Send the request on `connection`; return when the head is there or the exchange over."""
         self._connection = connection
         self._is_sent = False
@@ -203,7 +196,7 @@ class Exchange:
             while self._is_unanswered:
                 await self._wait()
 
-    async def _send_slices(self, connection: "Connection") -> None:
+    async def _send_slices(self, connection: EngineConnection) -> None:
         """Write the body as fast as it is taken, or until the engine answers before its end."""
         connection.transport.write(self._head)
         body = memoryview(self._body)
@@ -285,82 +278,3 @@ class Exchange:
             else:
                 connection.abandon()
         self.wake()
-
-
-class Connection(asyncio.Protocol):
-    """One connection; carries one exchange at a time, and none while it is idle."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.transport: asyncio.Transport
-        self.idle_since = 0.0
-        self.is_write_paused = False
-        self.is_lost = False
-        self._pool = pool
-        self._exchange: Exchange | None = None
-        self._is_paused = False
-
-    def carry(self, exchange: Exchange) -> bool:
-        """Give what comes to `exchange`; if the connection has closed, tell it so at once."""
-        if self.transport.is_closing():
-            exchange.lost(None)
-            return False
-        self._exchange = exchange
-        return True
-
-    def release(self) -> None:
-        """Be idle from now on."""
-        self._exchange = None
-        self.resume()
-        self._pool.release(self)
-
-    def abandon(self) -> None:
-        """Close at once, whatever is under way."""
-        self._exchange = None
-        self.transport.abort()
-
-    def cancel(self) -> None:
-        """Close at once, and abort the exchange under way."""
-        if self._exchange is not None:
-            self._exchange.abort()
-        self.transport.abort()
-
-    def pause(self) -> None:
-        """Receive nothing until `resume`."""
-        if not self._is_paused and not self.transport.is_closing():
-            self._is_paused = True
-            self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Receive again."""
-        if self._is_paused and not self.transport.is_closing():
-            self._is_paused = False
-            self.transport.resume_reading()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way out."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's inherits from nothing
-
-    def data_received(self, data: bytes) -> None:
-        """Give the bytes to the exchange; unasked-for ones could pass for the next answer."""
-        if self._exchange is None:
-            self.transport.abort()
-        else:
-            self._exchange.receive(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Leave the pool."""
-        self.is_lost = True
-        self._pool.lost(self)
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.lost(exc)
-
-    def pause_writing(self) -> None:
-        """Note that the engine takes no more for now."""
-        self.is_write_paused = True
-
-    def resume_writing(self) -> None:
-        """Let a body that is being sent go on."""
-        self.is_write_paused = False
-        if self._exchange is not None:
-            self._exchange.wake()

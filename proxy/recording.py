@@ -16,6 +16,7 @@ from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Choice, Completion, State
 from strop.proxy.wire import body, chat, completions, sse
 from strop.proxy.wire.answer import Answer, AnsweredChoice, text_of_tokens
+from strop.proxy.wire.restore import Split
 
 # What decided the sampling, as the client asked for it; what is absent was the engine's default.
 SAMPLING = (
@@ -29,7 +30,8 @@ SAMPLING = (
 class Draft(msgspec.Struct, frozen=True):
     """What the relay knows of one request when it is over.
 
-    `answer` is the engine's body, or its stream, exactly as sent. Times are in milliseconds.
+    `answer` is the engine's body, or its stream, exactly as sent; `split` is the body in two, where
+    that was done for the client. Times are in milliseconds.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Draft(msgspec.Struct, frozen=True):
     request_id: str | None
     session: str | None
     redaction: Redaction
+    split: Split | None = None
 
 
 def complete(draft: Draft) -> Completion:
@@ -121,6 +124,10 @@ def _pieces(draft: Draft) -> list[bytes]:
 
 def _read(draft: Draft, pieces: list[bytes]) -> Answer:
     is_chat = draft.ask.dialect == "chat"
+    if draft.split is not None and not draft.capabilities.may_drop_tokens:
+        answer = chat.read_json(draft.split.rest)
+        if answer.put_back(draft.split.snapshot):
+            return answer
     if not draft.is_event_stream:
         return chat.read_json(draft.answer) if is_chat else completions.read_json(draft.answer)
     return chat.read_stream(pieces) if is_chat else completions.read_stream(pieces)

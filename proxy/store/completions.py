@@ -4,8 +4,9 @@ Does not know how a history becomes a key, or who reads what is written here.
 """
 
 import sqlite3
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from strop.proxy.errors import Conflict
 from strop.proxy.store import feedback, pack
@@ -47,8 +48,7 @@ FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
 WHERE h.tail = ? AND h.created_ms > ? AND c.key_id = ? LIMIT 2"""
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(msgspec.Struct, frozen=True):
     """A completion whose large values are packed; made before the transaction opens."""
 
     completion: Completion

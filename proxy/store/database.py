@@ -17,6 +17,7 @@ import aiosqlite
 
 from strop.proxy.errors import ConfigError, StoreUnavailable
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Text = TypeVar("Text", str, str | None)
 
@@ -49,6 +50,15 @@ _ADVICE: Final = {
     sqlite3.SQLITE_NOMEM: "there is not enough memory; free some",
     sqlite3.SQLITE_PROTOCOL: "its lock can't be had; keep it on a local disk",
 }
+
+
+def _as_it_is(value: T) -> T:
+    return value
+
+
+# Where sqlite3 knows no adapter for a value's type, it asks the value, and drops the errors.
+for _type in (bytes, bool, type(None)):
+    sqlite3.register_adapter(_type, _as_it_is)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,8 @@ def _pragmas(synchronous: Synchronous) -> Iterator[str]:
     yield "PRAGMA foreign_keys = ON"
     # The writer checkpoints between its commits; this many pages are for when it doesn't get to.
     yield "PRAGMA wal_autocheckpoint = 16000"
-    yield "PRAGMA cache_size = -8000"
+    # 4 MB: what is read again soon. The system caches the rest.
+    yield "PRAGMA cache_size = -4000"
     # A savepoint's journal stays in memory.
     yield "PRAGMA temp_store = MEMORY"
     yield f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}"

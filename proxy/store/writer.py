@@ -13,6 +13,7 @@ COMMIT has returned.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
@@ -28,6 +29,7 @@ from strop.proxy.store.batch import Job, Operation
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import Synchronous
 from strop.proxy.store.records import StoreHealth
+from strop.proxy.store.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class Writer:
         self._has_given_up = False
         self._num_since_checkpoint = 0
         self._bytes_since_checkpoint = 0
+        self._turn: Turns | contextlib.nullcontext[None] = contextlib.nullcontext()
         self._opened: ThreadFuture[None] = ThreadFuture()
         self._thread = threading.Thread(target=self._run, name="strop-writer", daemon=True)
 
@@ -175,6 +178,7 @@ class Writer:
             self._is_closing = True
             self._opened.set_exception(error)
             return
+        self._turn = Turns.at(self._path) or self._turn
         self._opened.set_result(None)
         try:
             while self._work(connection):
@@ -214,7 +218,8 @@ class Writer:
             self._fail(ready, self._reason or "")
         elif ready:
             try:
-                batch.write(connection, ready)
+                with self._turn:
+                    batch.write(connection, ready)
             except sqlite3.Error as error:
                 self._fail(ready, database.unavailable(error, self._path).message)
             else:
@@ -231,11 +236,13 @@ class Writer:
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         """Bring the WAL into the database, now that nobody waits for this batch any more.
 
-        Passive: it waits for no reader, and for no other process.
+        Passive: it waits for no reader, and for no other process. Where several write, none adds to
+        the WAL meanwhile: it is begun anew only once all of it is in the database.
         """
         self._num_since_checkpoint = self._bytes_since_checkpoint = 0
         try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            with self._turn:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             log.warning("a checkpoint failed", extra={"reason": str(error)})
 
@@ -303,3 +310,5 @@ class Writer:
             connection.close()
         except sqlite3.Error as error:
             log.error("the database was not closed cleanly", extra={"reason": str(error)})
+        if isinstance(self._turn, Turns):
+            self._turn.close()

@@ -7,13 +7,14 @@ with logprobs most bytes are alternatives that nobody keeps.
 
 import contextlib
 import json
-import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import msgspec
+
+from strop.proxy.wire.snapshot import Snapshot, floats, ints
 
 _Known = TypeVar("_Known", int, int | None)
 _Ids = list[int] | None
@@ -91,6 +92,7 @@ class AnsweredChoice:
     """One choice as it stands, complete or cut off.
 
     `ids` and `values` (logprobs, nats) gather one entry per sampled token; None stands for a hole.
+    `snapshot` is what was read before them, in their place.
     """
 
     index: int
@@ -98,6 +100,7 @@ class AnsweredChoice:
     finish_reason: str | None = None
     ids: list[int | None] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
+    snapshot: Snapshot | None = None
 
     def read(self, entry: _Sampled) -> None:
         """Take the snapshot that `entry` holds of this choice."""
@@ -114,26 +117,17 @@ class AnsweredChoice:
     @property
     def token_ids(self) -> "array[int] | None":
         """The sampled ids; None where the engine gave none, or not each one."""
-        return _ints(self.ids)
+        return ints(self.ids) if self.snapshot is None else self.snapshot.token_ids
 
     @property
     def logprobs(self) -> "array[float] | None":
         """A logprob for each id; None where they don't pair one to one: none is ever made up."""
-        try:
-            found = array("f", cast("list[float]", self.values))
-        except TypeError:
-            return None
-        if not found or not math.isfinite(sum(found)):
+        if self.snapshot is not None:
+            return self.snapshot.logprobs
+        found = floats(self.values)
+        if found is None:
             return None
         return found if len(self.ids) == len(found) or self.token_ids is None else None
-
-
-def _ints(ids: Sequence[int | None]) -> "array[int] | None":
-    """Return `ids`; None where there are none, or one is a hole or no C int."""
-    try:
-        return array("i", cast("Sequence[int]", ids)) if ids else None
-    except (TypeError, OverflowError):
-        return None
 
 
 @dataclass(slots=True)
@@ -174,6 +168,18 @@ class Answer:
                     if entry.prompt_token_ids:
                         self._read_prompt_ids(entry.prompt_token_ids)
                 yield choice, entry
+
+    def put_back(self, snapshot: Snapshot) -> bool:
+        """Take what was taken out of a body before; whether it is that of its one choice."""
+        if len(self.choices) != 1:
+            return False
+        (choice,) = self.choices.values()
+        if choice.ids or choice.values or self.prompt_ids is not None:
+            # Something else in the body bore the same name.
+            return False
+        choice.snapshot = snapshot
+        self.prompt_ids = snapshot.prompt_ids
+        return True
 
     def forget_tokens(self) -> None:
         """Drop every choice's ids and logprobs: they are not those of the whole answer."""
@@ -222,7 +228,7 @@ class Answer:
 
     def _read_prompt_ids(self, ids: list[int]) -> None:
         if self.prompt_ids is None:
-            self.prompt_ids = _ints(ids)
+            self.prompt_ids = ints(ids)
 
 
 def _count(value: object, known: _Known) -> int | _Known:

@@ -6,7 +6,6 @@ beside them.
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import cast
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body, sse
@@ -45,12 +44,12 @@ def read_stream(chunks: Iterable[bytes]) -> Answer:
         if isinstance(entry.delta, dict):
             _merge(choice.message, entry.delta)
     for choice in result.choices.values():
-        calls = choice.message.get("tool_calls")
-        if isinstance(calls, _Calls):
-            choice.message["tool_calls"] = [calls[index] for index in sorted(calls)]
-        choice.message.setdefault("role", "assistant")
-        choice.message.setdefault("content", None)
+        _finish(choice.message)
     return result
+
+
+class _Text(list[str]):
+    """A text in its pieces, while they come: adding each to the others would copy them all."""
 
 
 class _Calls(dict[int, dict[str, object]]):
@@ -59,9 +58,9 @@ class _Calls(dict[int, dict[str, object]]):
 
 def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
     for key, value in delta.items():
-        if value is None:
-            continue
-        if key == "tool_calls" and isinstance(value, list):
+        if isinstance(value, str) and key != "role":
+            _add_text(message, key, value)
+        elif key == "tool_calls" and isinstance(value, list):
             calls = message.get(key)
             if not isinstance(calls, _Calls):
                 calls = message[key] = _Calls()
@@ -71,10 +70,16 @@ def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
                     _merge_call(
                         calls.setdefault(index if isinstance(index, int) else position, {}), part
                     )
-        elif isinstance(value, str) and key != "role" and isinstance(message.get(key), str):
-            message[key] = cast("str", message[key]) + value
-        else:
+        elif value is not None:
             message[key] = value
+
+
+def _add_text(holder: dict[str, object], key: str, piece: str) -> None:
+    known = holder.get(key)
+    if isinstance(known, _Text):
+        known.append(piece)
+    else:
+        holder[key] = _Text((piece,))
 
 
 def _merge_call(call: dict[str, object], part: Mapping[str, object]) -> None:
@@ -86,13 +91,31 @@ def _merge_call(call: dict[str, object], part: Mapping[str, object]) -> None:
             if not isinstance(function, dict):
                 function = call[key] = {}
             for name, text in value.items():
-                known = function.get(name)
-                if name == "arguments" and isinstance(known, str) and isinstance(text, str):
-                    function[name] = known + text
+                if name == "arguments" and isinstance(text, str):
+                    _add_text(function, name, text)
                 elif text is not None:
                     function[name] = text
         else:
             call[key] = value
+
+
+def _finish(message: dict[str, object]) -> None:
+    """Make of a message that was merged what it would be in a body."""
+    calls = message.get("tool_calls")
+    if isinstance(calls, _Calls):
+        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+        for call in calls.values():
+            if isinstance(function := call.get("function"), dict):
+                _join_texts(function)
+    _join_texts(message)
+    message.setdefault("role", "assistant")
+    message.setdefault("content", None)
+
+
+def _join_texts(holder: dict[str, object]) -> None:
+    for key, value in holder.items():
+        if isinstance(value, _Text):
+            holder[key] = "".join(value)
 
 
 def say(text: str, *, identity: str, model: str) -> bytes:

@@ -5,7 +5,6 @@ the logprobs cover the prompt too and don't pair with the ids: such an answer is
 """
 
 from collections.abc import Iterable
-from typing import cast
 
 from strop.proxy.wire.answer import Answer
 
@@ -18,7 +17,10 @@ def read_json(answer: bytes) -> Answer:
 def read_stream(chunks: Iterable[bytes]) -> Answer:
     """Return what the chunks of a stream, complete or cut off, answered together."""
     result = Answer()
+    texts: dict[int, list[str]] = {}
     for choice, entry in result.entries(chunks):
         if isinstance(entry.text, str):
-            choice.message["text"] = cast("str", choice.message.get("text", "")) + entry.text
+            texts.setdefault(choice.index, []).append(entry.text)
+    for index, pieces in texts.items():
+        result.choices[index].message["text"] = "".join(pieces)
     return result

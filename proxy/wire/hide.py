@@ -29,6 +29,9 @@ class Hide:
             return self._without(data) or b""
         return b"".join(self._event(event) for event in sse.events(data))
 
+    def split(self, body: bytes) -> None:
+        """Return None: what the client gets is written anew."""
+
     def _event(self, event: bytes) -> bytes:
         data = sse.data_of(event)
         if data[:1] != b"{":

@@ -1,0 +1,128 @@
+"""The completions under way, and that each is recorded exactly once.
+
+Relays nothing, and does not know how a completion is stored.
+"""
+
+import asyncio
+import logging
+from time import monotonic
+from typing import Any
+
+from strop.proxy import recording
+from strop.proxy.call import Call
+from strop.proxy.errors import StoreUnavailable, StropError
+from strop.proxy.metrics import Metrics
+from strop.proxy.redaction import Redaction
+from strop.proxy.serving import Serving
+from strop.proxy.settings import Capture
+from strop.proxy.store.records import State
+from strop.proxy.store.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The calls from their admission until they are in the store, or known to be lost.
+
+    Args:
+        capture: whether answers are recorded, and what if they can't be.
+        serving: whose versions the calls hold a lease of.
+        store: where they are recorded.
+        metrics: where they are counted.
+    """
+
+    def __init__(self, capture: Capture, serving: Serving, store: Store, metrics: Metrics) -> None:
+        self._capture = capture
+        self._serving = serving
+        self._store = store
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._redaction = Redaction.of(capture.redact)
+        self._calls: dict[str, Call] = {}
+        metrics.in_flight.set_function(self._num_unended)
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls now."""
+        return list(self._calls.values())
+
+    @property
+    def num_calls(self) -> int:
+        """How many there are."""
+        return len(self._calls)
+
+    def _num_unended(self) -> int:
+        # A copy: it may be asked for in another thread.
+        return sum(call.state is None for call in self.calls)
+
+    def find(self, completion_id: str) -> Call | None:
+        """Return the call with this id, unless it never was or is in the store."""
+        return self._calls.get(completion_id)
+
+    def begin(self, call: Call) -> None:
+        """Enter a call; its lease is held until it ends."""
+        self._serving.leases.take(call.served)
+        self._calls[call.incoming.id] = call
+
+    def end(self, call: Call, state: State) -> "asyncio.Future[Any] | None":
+        """End a call as `state`, unless it has ended; return its commit, None where none is due."""
+        if call.state is not None:
+            return call.committed
+        call.state = state
+        self._serving.leases.release(call.served)
+        self._metrics.completions[state].inc()
+        if self._capture.mode == "off":
+            del self._calls[call.incoming.id]
+            return None
+        draft = call.draft(state, self._redaction)
+        size = len(draft.answer) + len(draft.ask.raw)
+        try:
+            committed = self._store.commit_completion(lambda: recording.complete(draft), size)
+        except StoreUnavailable as error:
+            committed = self._loop.create_future()
+            committed.set_exception(error)
+        call.committed = committed
+        committed.add_done_callback(lambda future: self._recorded(call, future))
+        return committed
+
+    async def commit(self, call: Call, state: State) -> None:
+        """End a call as `state`, unless it has ended, and return when it is durable.
+
+        Raises:
+            StoreUnavailable: it is not, and `capture.mode` requires it.
+        """
+        committed = self.end(call, state)
+        if committed is None:
+            return
+        is_required = self._capture.mode == "required"
+        if not is_required and self._store.reason is not None:
+            # Each answer would wait for what most likely fails.
+            return
+        call.durable = self._loop.create_future()
+        call.awaits_commit_since = monotonic()
+        if committed.done():
+            call.commit_done(committed)
+        try:
+            await call.durable
+        except Exception as error:
+            # Why ever there is no record of it, it is an answer.
+            if not is_required:
+                return
+            reason = error.message if isinstance(error, StropError) else "it took too long"
+            raise StoreUnavailable(
+                f"the answer could not be recorded: {reason}; it is withheld because capture.mode"
+                ' is "required"'
+            ) from error
+
+    def let_go_if_late(self, call: Call, now: float) -> None:
+        """Let whoever awaits the commit of a call that has ended go on without it."""
+        if now - call.awaits_commit_since > self._capture.commit_timeout_s:
+            call.commit_late()
+
+    def _recorded(self, call: Call, committed: "asyncio.Future[Any]") -> None:
+        del self._calls[call.incoming.id]
+        call.commit_done(committed)
+        if committed.cancelled() or (error := committed.exception()) is not None:
+            self._metrics.lost.inc()
+            reason = "cancelled" if committed.cancelled() else str(error)
+            log.error("completion lost", extra={"completion": call.incoming.id, "reason": reason})
