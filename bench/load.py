@@ -188,7 +188,12 @@ class ClosedLoop(Run):
         for number, connection in enumerate(fresh):
             if ramp_s:
                 await asyncio.sleep(start + ramp_s * number / connections - self._loop.time())
-            self._send(connection)
+            if connection.is_open:
+                self._send(connection)
+                continue
+            # Another has taken its place.
+            self.seen.failed += 1
+            self.seen.difference = self.seen.difference or "closed before its first request"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), duration_s)
         return await self._drain()

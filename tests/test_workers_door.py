@@ -11,6 +11,9 @@ import pytest
 
 from strop.proxy.workers.door import Arrivals, Door, Passage
 
+# About three times what Linux lets be on its way between two processes.
+NUM_IN_A_RUSH = 800
+
 
 def num_files() -> int:
     """Return how many files this process has open."""
@@ -53,11 +56,16 @@ class House:
         """Return the passage to a new worker, which may not take what is handed to it."""
         ours, theirs = socket.socketpair()
         passage, arrivals = Passage(ours), Arrivals(theirs)
-        if takes:
-            arrivals.start(lambda: Echo(name, arrivals))
         self.arrivals.append(arrivals)
+        if takes:
+            self.start(-1, name)
         self.door.open(passage)
         return passage
+
+    def start(self, number: int, name: bytes) -> None:
+        """Let a worker take what is handed to it."""
+        arrivals = self.arrivals[number]
+        arrivals.start(lambda: Echo(name, arrivals))
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Return a new connection."""
@@ -121,6 +129,45 @@ async def test_what_a_dead_worker_has_not_taken_goes_to_another(house: House) ->
 
     assert [b"a"] * 3 == [await reader.read(100) for reader in readers]
     assert b"a" == await house.ask()
+
+
+async def test_what_a_dead_worker_leaves_alone_waits_for_the_next(house: House) -> None:
+    """A crash of the only worker costs a connection nothing but time."""
+    dead = house.worker(b"dead", takes=False)
+    reader, _ = await house.connect()
+    while not dead.num_connections:
+        await asyncio.sleep(0.005)
+    house.door.shut(dead)
+    house.worker(b"a")
+
+    assert b"a" == await reader.read(100)
+
+
+async def test_more_come_at_once_than_fit_into_the_way(house: House) -> None:
+    """A worker that is busy has them later, each of them; and the door knows when they are gone."""
+    passage = house.worker(b"a", takes=False)
+    pairs = [await house.connect() for _ in range(NUM_IN_A_RUSH)]
+    while passage.num_connections < NUM_IN_A_RUSH:
+        await asyncio.sleep(0.005)
+    house.start(0, b"a")
+    said = [await reader.read(100) for reader, _ in pairs]
+    for _, writer in pairs:
+        writer.write(b"end")
+
+    assert [b"a"] * NUM_IN_A_RUSH == said
+    while passage.num_connections:
+        await asyncio.sleep(0.005)
+
+
+async def test_each_word_of_a_worker_reaches_the_door(house: House) -> None:
+    """However many it says at once."""
+    passage = house.worker(b"a", takes=False)
+    passage.num_connections = NUM_IN_A_RUSH
+    for _ in range(NUM_IN_A_RUSH):
+        house.arrivals[0].closed()
+
+    while passage.num_connections:
+        await asyncio.sleep(0.005)
 
 
 async def test_a_worker_that_takes_no_more_gets_no_more(house: House) -> None:

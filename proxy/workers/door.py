@@ -6,7 +6,7 @@ dies is lost. Here they are dealt by count, and what a dying worker has not take
 """
 
 import asyncio
-import contextlib
+import errno
 import logging
 import socket
 from collections import deque
@@ -21,6 +21,8 @@ _HERE: Final = b"c"
 # Accepted between two looks at what else is to be done.
 _BURST: Final = 64
 _PAUSE_S: Final = 1.0
+# The last two are what macOS, and Linux for many descriptors at once, say instead of the first.
+_FULL: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
 
 
 class Passage:
@@ -30,7 +32,7 @@ class Passage:
         end: the socket over which connections are handed down.
 
     Attributes:
-        num_connections: how many the worker has.
+        num_connections: how many the worker has, or is to have.
         on_shut: told that the worker takes no more.
     """
 
@@ -38,31 +40,44 @@ class Passage:
         end.setblocking(False)
         self._end = end
         self._loop = asyncio.get_running_loop()
+        # A few hundred fit into the way at once; a worker may be slower than who comes.
+        self._waiting: deque[socket.socket] = deque()
+        # Kept until the worker has it: some systems close what is on its way, and workers die.
         self._untaken: deque[socket.socket] = deque()
         self.num_connections = 0
         self.on_shut: Callable[[], None] = lambda: None
         self._loop.add_reader(end, self._read)
 
-    def hand(self, connection: socket.socket) -> bool:
-        """Hand a connection down; return whether that was possible."""
-        try:
-            socket.send_fds(self._end, [_HERE], [connection.fileno()])
-        except OSError:
-            return False
+    def hand(self, connection: socket.socket) -> None:
+        """Hand a connection down, as soon as there is room for it."""
         self.num_connections += 1
-        # Kept until the worker has it: some systems close what is on its way, and workers die.
-        self._untaken.append(connection)
-        return True
+        self._waiting.append(connection)
+        if len(self._waiting) == 1:
+            self._hand_down()
 
     def close(self) -> list[socket.socket]:
         """Hand nothing down any more; return what the worker has not taken. Idempotent."""
         if self._end.fileno() < 0:
             return []
+        self._loop.remove_writer(self._end)
         self._loop.remove_reader(self._end)
         while self._read():
             pass
         self._end.close()
-        return list(self._untaken)
+        return [*self._untaken, *self._waiting]
+
+    def _hand_down(self) -> None:
+        while self._waiting:
+            try:
+                socket.send_fds(self._end, [_HERE], [self._waiting[0].fileno()])
+            except OSError as error:
+                if error.errno in _FULL:
+                    self._loop.add_writer(self._end, self._hand_down)
+                    return
+                self._loop.call_soon(self.on_shut)
+                break
+            self._untaken.append(self._waiting.popleft())
+        self._loop.remove_writer(self._end)
 
     def _read(self) -> bool:
         """Take what the worker said; return whether there may be more."""
@@ -96,20 +111,22 @@ class Door:
         self._listener: socket.socket | None = listener
         self._loop = asyncio.get_running_loop()
         self._passages: list[Passage] = []
+        self._left: list[socket.socket] = []
 
     def open(self, passage: Passage) -> None:
         """Let a worker have connections."""
         self._passages.append(passage)
         passage.on_shut = lambda: self.shut(passage)
+        self._hand_on()
         self._watch()
 
     def shut(self, passage: Passage) -> None:
-        """Let a worker have no more; what it has not taken goes to another."""
+        """Let a worker have no more; what it has not taken goes to another, the next at last."""
         if passage in self._passages:
             self._passages.remove(passage)
         self._watch()
-        for connection in passage.close():
-            self._hand(connection)
+        self._left += passage.close()
+        self._hand_on()
 
     def close(self) -> None:
         """Accept no more connections, and hand none down."""
@@ -119,7 +136,10 @@ class Door:
             self._listener = None
         passages, self._passages = self._passages, []
         for passage in passages:
-            self._drop(passage.close())
+            self._left += passage.close()
+        for connection in self._left:
+            connection.close()
+        self._left.clear()
 
     def _watch(self) -> None:
         if self._listener is None:
@@ -143,18 +163,15 @@ class Door:
                 self._loop.call_later(_PAUSE_S, self._watch)
                 return
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._hand(connection)
+            self._left.append(connection)
+            self._hand_on()
 
-    def _hand(self, connection: socket.socket) -> None:
-        for passage in sorted(self._passages, key=lambda one: one.num_connections):
-            if passage.hand(connection):
-                return
-        self._drop([connection])
-
-    @staticmethod
-    def _drop(connections: list[socket.socket]) -> None:
-        for connection in connections:
-            connection.close()
+    def _hand_on(self) -> None:
+        """Hand down what no worker has, if there is one."""
+        if self._passages:
+            for connection in self._left:
+                min(self._passages, key=lambda one: one.num_connections).hand(connection)
+            self._left.clear()
 
 
 class Arrivals:
@@ -169,6 +186,7 @@ class Arrivals:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[None]] = set()
+        self._unsaid = bytearray()
 
     def start(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         """Take connections from now on; `protocol` makes what serves one."""
@@ -177,13 +195,32 @@ class Arrivals:
     def stop(self) -> None:
         """Take no more, and let the others have what comes. Idempotent."""
         if self._end.fileno() >= 0:
+            self._loop.remove_writer(self._end)
             self._loop.remove_reader(self._end)
             self._end.close()
 
     def closed(self) -> None:
         """Say that one was closed."""
-        with contextlib.suppress(OSError):
-            self._end.send(CLOSED)
+        self._say(CLOSED)
+
+    def _say(self, word: bytes) -> None:
+        self._unsaid += word
+        if len(self._unsaid) == len(word):
+            self._say_on()
+
+    def _say_on(self) -> None:
+        """Say what is unsaid as far as it fits: the count at the door is made of each word."""
+        if self._end.fileno() < 0:
+            return
+        try:
+            del self._unsaid[: self._end.send(self._unsaid)]
+        except OSError as error:
+            if error.errno not in _FULL:
+                self._unsaid.clear()
+        if self._unsaid:
+            self._loop.add_writer(self._end, self._say_on)
+        else:
+            self._loop.remove_writer(self._end)
 
     def _take(self, protocol: Callable[[], asyncio.Protocol]) -> None:
         for _ in range(_BURST):
@@ -196,8 +233,7 @@ class Arrivals:
             if not said:
                 self.stop()
                 return
-            with contextlib.suppress(OSError):
-                self._end.send(TAKEN)
+            self._say(TAKEN)
             connection = socket.socket(fileno=files[0])
             connection.setblocking(False)
             task = self._loop.create_task(self._begin(connection, protocol))
