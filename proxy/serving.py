@@ -206,13 +206,14 @@ class Serving:
         """Check the engine again and again, sooner while it is not ready. Runs until cancelled."""
         wait_s = _RETRY_FIRST_S
         while True:
+            # Before the check: what is suspected during it may have come too late for it.
+            self._wake.clear()
             was_ready = self.is_ready
             await self._check()
             if self.is_ready:
                 wait_s = self._check_interval_s
             else:
                 wait_s = _RETRY_FIRST_S if was_ready else min(2 * wait_s, _RETRY_MOST_S)
-            self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait_s)
 

@@ -123,19 +123,21 @@ class Swapper:
         if loader is None:
             await self._shelf.remove(version, actor=actor)
             return
-        residents = loader.residents
-        async with residents.lock:
-            row = await loader.row(version)
-            if row.state == "active" or version == self._serving.alias.active.version:
-                raise Conflict(f"{version} is active; activate another version first")
-            num_leases = self._serving.leases.count(version)
-            if num_leases:
-                raise Conflict(f"{num_leases} requests hold {version}; try again when they ended")
-            # An engine that reads the files of a version again, and finds none, may die of it.
-            if residents.get(version) is not None:
-                await residents.drop(version)
-            await loader.reconcile()
-            await self._shelf.remove(version, actor=actor)
+        async with loader.residents.lock:
+            await self._remove(loader, version, actor)
+
+    async def _remove(self, loader: Loader, version: str, actor: str) -> None:
+        row = await loader.row(version)
+        if row.state == "active" or version == self._serving.alias.active.version:
+            raise Conflict(f"{version} is active; activate another version first")
+        num_leases = self._serving.leases.count(version)
+        if num_leases:
+            raise Conflict(f"{num_leases} requests hold {version}; try again when they ended")
+        # An engine that reads the files of a version again, and finds none, may die of it.
+        if loader.residents.get(version) is not None:
+            await loader.residents.drop(version)
+        await loader.reconcile()
+        await self._shelf.remove(version, actor=actor)
 
     def loaded(self, version: str) -> list[Loaded]:
         """Return where `version` is loaded now."""
@@ -201,6 +203,7 @@ class Swapper:
         if done.pause_ms:
             self._metrics.pause.observe(done.pause_ms / 1000)
         log.info("version activated", extra={"version": version, "from": former, "actor": actor})
+        self._is_to_prune = True
         if self._pruning is None or self._pruning.done():
             self._pruning = self._in_background(lambda: self._prune(loader))
         return Switched(version, former, done.timings_ms, done.judgement, done.pause_ms)
@@ -266,14 +269,18 @@ class Swapper:
 
     async def _prune(self, loader: Loader) -> None:
         """Delete the versions that need not be kept."""
-        removable = await self._shelf.removable(
-            base=self._serving.base,
-            reopen=self._reopens,
-            on_engines=[one.release.version for one in loader.residents.all()],
-        )
-        for version in removable:
-            log.info("deleting a version by adapters.keep", extra={"version": version})
-            await self.remove(version, actor="watch")
+        while self._is_to_prune:
+            self._is_to_prune = False
+            # Nothing is activated meanwhile, so that what need not be kept still needn't be.
+            async with loader.residents.lock:
+                removable = await self._shelf.removable(
+                    base=self._serving.base,
+                    reopen=self._reopens,
+                    on_engines=[one.release.version for one in loader.residents.all()],
+                )
+                for version in removable:
+                    log.info("deleting a version by adapters.keep", extra={"version": version})
+                    await self._remove(loader, version, "watch")
 
     def _unloaded(self, version: str) -> None:
         async def note() -> None:

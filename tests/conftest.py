@@ -9,6 +9,7 @@ import models
 import pytest
 import scripted_models
 from faults_report import reached
+from hypothesis import settings
 from vllm_server import parsing_vllm, vllm
 
 from strop.proxy.open_files import raise_limit
@@ -19,6 +20,9 @@ __all__ = ["parsing_vllm", "reached", "vllm"]
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 # An unknown model name must not become a download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The same cases everywhere, however busy the machine is.
+settings.register_profile("strop", deadline=None, derandomize=True)
+settings.load_profile("strop")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

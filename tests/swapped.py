@@ -72,6 +72,7 @@ async def swapped(
     hold_s: float = 60.0,
     base: Path | None = None,
     num_kept: int = 10,
+    health_interval_s: float = 0.05,
 ) -> AsyncIterator[Swapped]:
     """Run a proxy behind a fake engine; behind `engine`, if one runs already.
 
@@ -92,7 +93,7 @@ async def swapped(
         settings = replace(
             settings_for(
                 engine.url,
-                engine={"health_interval_s": 0.05},
+                engine={"health_interval_s": health_interval_s},
                 model={"base": str(base)} if base else {},
             ),
             adapters=Adapters(swap_hold_s=hold_s, keep=num_kept),

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -388,9 +387,8 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         return process.returncode, printed.decode()
 
     async with FakeEngine(FakeVllm()) as engine:
-        port = str(_free_port())
         server = await asyncio.create_subprocess_exec(
-            *(*strop, "serve", "--port", port, "--engine", "vllm", "--engine-url", engine.url),
+            *(*strop, "serve", "--port", "0", "--engine", "vllm", "--engine-url", engine.url),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -415,12 +413,6 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         home.stat().st_mode & 0o777,
         (home / "admin.key").stat().st_mode & 0o777,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_closed_pipe_ends_an_export_quietly(home: Path) -> None:

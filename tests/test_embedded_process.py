@@ -65,12 +65,12 @@ async def test_a_client_that_leaves_frees_its_rows(small: EngineProcess, stream:
 
     _, after = counts(small)
     assert 20 <= after - before < 4000
-    assert 3 == small.complete("Hello", max_tokens=3)["usage"]["completion_tokens"]
+    assert 3 == small.complete("Hello", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"]
 
 
 async def test_more_than_the_queue_holds_is_refused(small: EngineProcess) -> None:
     """Answers beyond those that run and wait get 503 at once; what waits is answered."""
-    body = {"prompt": "Hello", "max_tokens": 300, "ignore_eos": True}
+    body = {"prompt": "Hello", "max_tokens": 1000, "ignore_eos": True}
 
     async with small.client() as client:
         running = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
@@ -94,7 +94,9 @@ async def test_a_slow_reader_holds_up_nobody(small: EngineProcess) -> None:
         client.stream("POST", "/v1/completions", json=body) as response,
     ):
         await anext(response.aiter_raw())
-        other = await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 50})
+        other = await client.post(
+            "/v1/completions", json={"prompt": "Hi", "max_tokens": 50, "ignore_eos": True}
+        )
 
     assert 50 == other.json()["usage"]["completion_tokens"]
 

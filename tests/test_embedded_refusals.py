@@ -116,7 +116,14 @@ def test_a_body_that_is_no_json_object_is_refused(engine: EngineProcess, body: b
 def test_unknown_fields_and_nulls_are_ignored(engine: EngineProcess) -> None:
     """What stock clients send beside the known fields does no harm."""
     answer = engine.chat(
-        max_tokens=2, user="me", metadata={"a": 1}, store=False, stop=None, tools=None, seed=None
+        max_tokens=2,
+        ignore_eos=True,
+        user="me",
+        metadata={"a": 1},
+        store=False,
+        stop=None,
+        tools=None,
+        seed=None,
     )
 
     assert 2 == answer["usage"]["completion_tokens"]
@@ -172,7 +179,12 @@ def test_loading_and_unloading_fail_as_in_vllm(
             load(lora_name="x", lora_path=str(broken)),
             load(lora_name="x", lora_path=str(peft_a), load_inplace=True),
         ]
-        assert 2 == engine.chat(model="taken", max_tokens=2)["usage"]["completion_tokens"]
+        assert (
+            2
+            == engine.chat(model="taken", max_tokens=2, ignore_eos=True)["usage"][
+                "completion_tokens"
+            ]
+        )
     unknown = engine.post("/v1/unload_lora_adapter", {"lora_name": "x"})
     base = engine.post("/v1/unload_lora_adapter", {"lora_name": "base"})
 

@@ -20,6 +20,8 @@ from strop.proxy.upstream import Upstream
 
 Change = Callable[[dict[str, Any]], None]
 
+SELDOM = {"health_interval_s": 3600}
+
 
 def body(**choice: Any) -> bytes:
     """Return a chat answer of one token, forced."""
@@ -199,3 +201,26 @@ async def test_an_engine_is_verified_again_when_it_comes_back(tmp_path: Path) ->
         await proxy.services.serving.wait_until_ready()
 
         assert () == proxy.services.serving.engine.shortfalls
+
+
+async def test_what_is_suspected_during_a_check_is_checked_again(tmp_path: Path) -> None:
+    """The check under way may have passed what broke, and the next is far off."""
+    checks: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    class Held(FakeVllm):
+        async def __call__(self, call: Call) -> None:
+            if call.request.path == "/version":
+                checks.put_nowait(let_go := asyncio.Event())
+                await let_go.wait()
+            await super().__call__(call)
+
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, engine=SELDOM), tmp_path / "home") as proxy,
+    ):
+        engine.handler = Held()
+        proxy.services.serving.suspect()
+        first = await checks.get()
+        proxy.services.serving.suspect()
+        first.set()
+        (await checks.get()).set()

@@ -196,7 +196,8 @@ async def until(proxy: Running, ready: list[bool]) -> None:
 
 async def test_requests_are_spread_and_conversations_stay(tmp_path: Path) -> None:
     """Each new conversation goes to one; what follows it goes there too."""
-    async with two(tmp_path) as (engines, proxy):
+    # A check under way counts as a request.
+    async with two(tmp_path, health_interval_s=3600) as (engines, proxy):
         await until(proxy, [True, True])
         for number in range(4):
             history = [{"role": "user", "content": f"chat {number}"}]

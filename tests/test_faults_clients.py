@@ -318,7 +318,7 @@ async def test_embeddings_end_as_completions_do(
     engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An engine that hangs is a 504, one that stalls midway is cut off, one that dies a 502."""
-    limits = {"first_byte_timeout_s": 0.1, "idle_timeout_s": 0.1}
+    limits = {"first_byte_timeout_s": 1.0, "idle_timeout_s": 1.0}
     async with running(settings_for(engine.url, engine=limits), tmp_path / "home") as proxy:
         answers = [
             await ask(proxy.url, Plan({}, {WAY_HEADER: way}, path="/v1/embeddings"))

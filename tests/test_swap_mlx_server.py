@@ -119,7 +119,7 @@ async def test_requests_meanwhile_wait_and_none_fails(
         leases = proxy.services.serving.leases
 
         async def ask(number: int) -> Any:
-            return await proxy.chat(f"question {number}", max_tokens=24, stream=number % 2 == 0)
+            return await proxy.chat(f"question {number}", max_tokens=200, stream=number % 2 == 0)
 
         before = [asyncio.create_task(ask(number)) for number in range(4)]
         while leases.total < 4:

@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 from fake_adapters import FakeAdapters
-from fake_engine import FakeEngine
+from fake_engine import Call, FakeEngine
 from faults_client import Answer, Client, Plan
 from faults_process import database, until
 from worked import Worked, ask_on, begin_on, question, rate, worked
@@ -206,9 +207,25 @@ async def test_a_pin_that_one_worker_brings_is_served_by_all(tmp_path: Path) -> 
     assert (404, True) == (unknown.status, b"model_not_found" in unknown.body)
 
 
+@dataclass
+class AllAtOnce(FakeAdapters):
+    """Says that it lacks a version once all four have asked for it."""
+
+    num_asked: int = 0
+    have_asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def _complete(self, call: Call, *, is_chat: bool) -> None:
+        if is_chat and call.request.json()["model"] not in (self.base, *self.adapters):
+            self.num_asked += 1
+            if self.num_asked == 4:
+                self.have_asked.set()
+            await self.have_asked.wait()
+        await super()._complete(call, is_chat=is_chat)
+
+
 async def test_a_version_that_the_engine_lost_is_loaded_for_the_request(tmp_path: Path) -> None:
     """Whichever worker finds out, no client sees it."""
-    fake = FakeAdapters()
+    fake = AllAtOnce()
     async with worked(tmp_path, "engine.health_interval_s=60", fake=fake, num_versions=1) as it:
         await it.activate("v1")
         clients = await it.crowd(4)

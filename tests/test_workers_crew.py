@@ -164,10 +164,12 @@ async def test_a_worker_that_does_not_follow_is_killed(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody could know what it serves; the switch is done without it."""
-    monkeypatch.setattr(crew_module, "MOVE_TIMEOUT_S", 0.05)
     (one, _), (_, deaf) = await office.hire(1), await office.hire(2)
     deaf.is_deaf = True
     office.switch()
+    office.crew.tell()
+    await office.until(lambda: one.moved == office.crew.present()[0])
+    monkeypatch.setattr(crew_module, "MOVE_TIMEOUT_S", 0.05)
     await office.serving.have_moved()
 
     assert (one,) == office.crew.members
@@ -217,13 +219,13 @@ async def test_what_is_in_flight_is_asked_of_the_others(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that says nothing may have it: then nobody knows."""
-    monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", 0.05)
     (asker, _), (_, other) = await office.hire(1), await office.hire(2)
     other.in_flight["cmp_1"] = "key_1"
 
     assert "key_1" == await office.crew.key_of("cmp_1", asker=asker)
     assert await office.crew.key_of("cmp_2", asker=asker) is None
     other.is_deaf = True
+    monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", 0.05)
     with pytest.raises(Unavailable, match="worker 2"):
         await office.crew.key_of("cmp_1", asker=asker)
 

@@ -207,7 +207,7 @@ async def test_the_embedded_engine_outlives_the_drain_and_nothing_else(
 ) -> None:
     """It answers all workers to their last byte, and ends with the process that started it."""
     options = ("--model", str(qwen3), "--model-name", "tiny", "--workers", "2")
-    fields: dict[str, object] = {"max_tokens": 100, "ignore_eos": True, "stream": True}
+    fields: dict[str, object] = {"max_tokens": 400, "ignore_eos": True, "stream": True}
     plan = Plan({**question().fields, **fields})
     ended: list[bool] = []
     for sig, status in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):

@@ -153,6 +153,6 @@ def is_alive(pid: int) -> bool:
     state = Path(f"/proc/{pid}/stat")
     try:
         return state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         # It has ended since, or the system doesn't tell.
         return not Path("/proc/self/stat").exists()
