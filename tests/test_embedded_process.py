@@ -70,7 +70,7 @@ async def test_a_client_that_leaves_frees_its_rows(small: EngineProcess, stream:
 
 async def test_more_than_the_queue_holds_is_refused(small: EngineProcess) -> None:
     """Answers beyond those that run and wait get 503 at once; what waits is answered."""
-    body = {"prompt": "Hello", "max_tokens": 1000, "ignore_eos": True}
+    body = {"prompt": "Hello", "max_tokens": 500, "ignore_eos": True}
 
     async with small.client() as client:
         running = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
