@@ -155,6 +155,9 @@ class Exchange:
         The connection of a whole answer went back to the pool with its last byte.
         """
         self.abort()
+        if self._error is not None:
+            # What was raised holds the frames that it went through, and with them all of the call.
+            self._error = UpstreamAborted(f"the exchange with {self._url} is over")
 
     @property
     def _url(self) -> str:

@@ -178,10 +178,11 @@ class Relay:
     async def _stream(self, call: Call, send: Send) -> None:
         exchange, incoming = call.exchange, call.incoming
         num_choices = incoming.ask.fields.get("n")
+        capture = self._settings.capture
         call.tap = tap = Tap(
             call.plan.restore,
             num_choices if isinstance(num_choices, int) else 1,
-            self._settings.capture.max_answer_bytes,
+            capture.max_answer_bytes if capture.mode != "off" else 0,
         )
         await self._start(call, exchange.status, self._head(call), send)
         while data := await exchange.read():

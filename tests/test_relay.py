@@ -1,6 +1,7 @@
 """A completion goes through unchanged, and is in the store before its last byte leaves."""
 
 import asyncio
+import gc
 import hashlib
 import json
 import re
@@ -15,6 +16,9 @@ import pytest
 from fake_engine import SSE, Call, DisconnectedError, FakeEngine, Unanswered
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
+
+from strop.proxy import call as relayed
+from strop.proxy.exchange import Exchange
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 PARSED = FakeVllm(has_parser=True)
@@ -317,6 +321,44 @@ async def start_and_leave(proxy: Running, engine: FakeEngine, *, stream: bool, r
         await engine.until(lambda: len(engine.requests) > num_before)
     writer.close()
     await writer.wait_closed()
+
+
+async def dies(call: Call) -> None:
+    """Break an answer off."""
+    await call.head(200, [("content-type", SSE)])
+    await call.chunk(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')
+    call.reset()
+
+
+async def hangs(call: Call) -> None:
+    """Begin an answer, and never end it."""
+    await call.head(200, [("content-type", SSE)])
+    await call.chunk(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')
+    await call.hang()
+
+
+@pytest.mark.parametrize("leaves", [False, True], ids=["engine dies", "client leaves"])
+async def test_what_was_cut_off_is_freed_at_once(
+    leaves: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """Not when the collector runs next: an answer may have megabytes."""
+    engine.handler = hangs if leaves else dies
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            if leaves:
+                await start_and_leave(proxy, engine, stream=True, read=True)
+            else:
+                await proxy.chat(stream=True)
+        while proxy.services.relay.num_calls or proxy.server.server_state.tasks:
+            await asyncio.sleep(0.01)
+        kept = [one for one in gc.get_objects() if isinstance(one, relayed.Call | Exchange)]
+    finally:
+        gc.enable()
+
+    # The sweeper may hold the last that it saw.
+    assert 2 >= len(kept)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
