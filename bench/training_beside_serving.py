@@ -5,8 +5,8 @@
 A model of 24 million random parameters on the embedded engine, one stream at a time, and a run on
 the same base that goes on for longer than is measured. Every other stream the run is stopped by a
 signal, so that the two sides of a pair are seconds apart, and other load falls on both: only the
-ratios count. Engine, proxy and run share two cores, with who reads the stream, as a user's agent
-would. Needs Linux, mlx-lm, and torch or mlx for the run.
+ratios count. The run has a core to itself; engine, proxy and who reads the stream share another, or
+with `--shared` all of them both. Needs Linux, two cores, mlx-lm, and torch or mlx for the run.
 """
 
 import argparse
@@ -67,12 +67,13 @@ def main() -> int:
         prog="python -m bench.training_beside_serving", description=__doc__
     )
     parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--shared", action="store_true", help="no core is the run's alone")
     given = parser.parse_args()
     facts = machine.describe()
     cores = sorted(os.sched_getaffinity(0))[:_NUM_CORES]
     # Inherited by what is started.
-    os.sched_setaffinity(0, cores)
-    facts["cores used"] = str(len(cores))
+    os.sched_setaffinity(0, cores if given.shared else cores[:1])
+    facts["cores used"] = f"{len(cores)}, shared" if given.shared else "one each"
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         home, base = Path(folder) / "home", Path(folder) / "model"
         home.mkdir()
@@ -83,6 +84,8 @@ def main() -> int:
             _rate(served)
             with _running(served, preset) as run:
                 pid = _pid_of(run)
+                if not given.shared:
+                    _move(pid, cores[1])
                 began = _step(served, run)
                 pairs = [_pair(served, pid, beside_first=n % 2 == 1) for n in range(given.pairs)]
                 num_steps = _step(served, run) - began
@@ -151,6 +154,12 @@ def _step(served: Served, run: str) -> int:
     if found["state"] not in ("queued", "running"):
         raise SystemExit(f"expected {run} to train, it is {found['state']}: {found['reasons']}")
     return int(found["step"])
+
+
+def _move(pid: int, core: int) -> None:
+    """Let a process, with all its threads, have a core that nothing else here uses."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
 
 
 def _pid_of(run: str) -> int:

@@ -73,6 +73,7 @@ class Swapper:
         self._running: tuple[str, asyncio.Task[Switched]] | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._pruning: asyncio.Task[None] | None = None
+        self._is_to_prune = False
         metrics.active_version.set_function(self._active_num)
 
     async def activate(self, version: str, *, actor: str, force: bool = False) -> Switched:
