@@ -158,8 +158,8 @@ def _step(served: Served, run: str) -> int:
 
 def _move(pid: int, core: int) -> None:
     """Let a process, with all its threads, have a core that nothing else here uses."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), {core})
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
 
 
 def _pid_of(run: str) -> int:
