@@ -37,8 +37,8 @@ serve: install  ## Start the proxy on http://127.0.0.1:8484 (ARGS='--port 9000 .
 demo: $(VENV)/.installed-demo  ## Show the whole loop on this machine, with the small model that strop ships.
 	$(BIN)/strop demo $(ARGS)
 
-test: $(VENV)/.installed-dev  ## Run the tests, but for the lanes below (ARGS='-k relay -x').
-	$(BIN)/python -m pytest -m 'not faults' $(ARGS)
+test: $(VENV)/.installed-dev  ## Run the tests, but for the lanes below (ARGS='-k relay -x'; ARGS='-n 0 --pdb').
+	$(BIN)/python -m pytest -m 'not faults' -n 3 --dist loadfile $(ARGS)
 
 test-faults: $(VENV)/.installed-dev  ## Break things under load, at four times the scale of CI (FAULTS_SCALE=1).
 	FAULTS_SCALE=$${FAULTS_SCALE:-4} $(BIN)/python -m pytest -m faults --timeout 600 $(ARGS)
