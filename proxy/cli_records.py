@@ -1,15 +1,17 @@
-"""The commands that read what is recorded, in the home's own store: a list, one answer, an export.
+"""The commands for what is recorded, in the home's own store: list, show, delete, export.
 
-They work whether or not strop runs, and change nothing.
+They work whether or not strop runs.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import shlex
 import sys
+import time
 from pathlib import Path
-from typing import IO, Any, Final, get_args
+from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
 import click
 
@@ -34,10 +36,15 @@ from strop.proxy.store.records import (
     StoredCompletion,
 )
 
+if TYPE_CHECKING:
+    from strop.proxy.store.store import Store
+
+_DAY_MS: Final = 24 * 60 * 60 * 1000
+
 
 @click.group(epilog=examples("strop completions list --rated"))
 def completions() -> None:
-    """Look at recorded answers."""
+    """Look at recorded answers, and delete them."""
 
 
 @completions.command("list", epilog=examples("strop completions list --limit 5 --unrated"))
@@ -112,11 +119,7 @@ def show_completion(completion: str, home: Path | None, as_json: bool) -> None:
 
 async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
     async with open_store(home) as store:
-        found = await store.get_completion(identity)
-        if found is None:
-            raise UnknownCompletion(
-                f"no completion {identity!r} is recorded; `strop completions list` shows them"
-            )
+        found = await _recorded(store, identity)
         given = await store.list_feedback(FeedbackFilter(completion=identity), limit=1000)
     if as_json:
         click.echo(json.dumps(objects.completion(found, given.data)))
@@ -137,6 +140,82 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
     for choice in c.choices:
         click.echo(f"\nanswer {choice.index} ({choice.finish_reason or 'cut off'}):")
         click.echo(terminal.safe(objects.text_of(choice)))
+
+
+async def _recorded(store: "Store", identity: str) -> StoredCompletion:
+    found = await store.get_completion(identity)
+    if found is None:
+        raise UnknownCompletion(
+            f"no completion {identity!r} is recorded; `strop completions list` shows them"
+        )
+    return found
+
+
+@completions.command(
+    "delete",
+    epilog=examples(
+        "strop completions delete cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708",
+        "strop completions delete --session ses_0198c1d25a7e7f3ab6e1a2c4d5e6f708",
+        "strop completions delete --older-than 90 --yes",
+    ),
+)
+@click.argument("named", metavar="[COMPLETION]...", nargs=-1)
+@home_option
+@click.option("--session", help="All of one conversation.")
+@click.option(
+    "--older-than",
+    type=click.IntRange(0),
+    metavar="DAYS",
+    help="Those from before, of conversations in which no rating stands.",
+)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def delete_completions(
+    named: tuple[str, ...],
+    home: Path | None,
+    session: str | None,
+    older_than: int | None,
+    yes: bool,
+) -> None:
+    """Delete answers for good, with what was asked.
+
+    Their ratings are withdrawn, which makes the versions that learned from them stale. The file
+    stays as large as it is; what is freed is used again.
+    """
+    if (bool(named), session is not None, older_than is not None).count(True) != 1:
+        raise click.UsageError("expected COMPLETION..., --session or --older-than, one of them")
+    asyncio.run(_delete_completions(home_of(home), named, session, older_than, is_sure=yes))
+
+
+async def _delete_completions(
+    home: Path,
+    named: tuple[str, ...],
+    session: str | None,
+    older_than: int | None,
+    *,
+    is_sure: bool,
+) -> None:
+    async with open_store(home) as store:
+        sessions = {(await _recorded(store, one)).session for one in named}
+        if session is not None:
+            what = f"all answers of {session}"
+        elif older_than is not None:
+            what = f"the answers older than {older_than} days, where nothing is rated,"
+        else:
+            what = _answers(len(set(named)))
+        if not is_sure:
+            click.confirm(f"Delete {what} for good?", abort=True)
+        if session is not None:
+            num = await store.deletion.session(session)
+        elif older_than is not None:
+            before_ms = time.time_ns() // 1_000_000 - older_than * _DAY_MS
+            num = await store.deletion.unrated(before_ms)
+        else:
+            num = await store.deletion.completions(named)
+        click.echo(f"Deleted {_answers(num)}.")
+        for one in sorted(sessions):
+            if (await store.list_completions(CompletionFilter(session=one), limit=1)).data:
+                again = f"strop completions delete --session {shlex.quote(one)}{home_hint(home)}"
+                click.echo(f"Its conversation goes on, and may repeat it: {again}")
 
 
 @click.command(epilog=examples("strop export --format kto --out ratings.jsonl"))
@@ -199,6 +278,10 @@ def _said(one: Feedback) -> str:
     by = one.rater or one.source
     because = f": {one.comment}" if one.comment else ""
     return f"{terminal.rating(one.rating)} ({one.state}), choice {one.choice}, by {by}{because}"
+
+
+def _answers(num: int) -> str:
+    return f"{num} answer{'' if num == 1 else 's'}"
 
 
 def _or_unknown(count: int | None) -> str:

@@ -60,6 +60,7 @@ async def everything(store: Store) -> None:
     given = await _writes(store)
     await _versions(store, given)
     await _reads(store, given)
+    await _deletes(store)
 
 
 async def _writes(store: Store) -> str:
@@ -174,3 +175,12 @@ async def _read_training(store: Store) -> None:
     _ = [turn async for turn in training.held_out_turns(base=MODEL)]
     await training.prior(base=MODEL)
     await training.live_rates(base=MODEL, since_ms=NOON_MS)
+
+
+async def _deletes(store: Store) -> None:
+    for name in ("cmp_rated", "cmp_unrated"):
+        await record(store, name, session="gone")
+    await rate(store, "cmp_rated")
+    await store.deletion.completions(("cmp_rated",))
+    await store.deletion.session("gone")
+    await store.deletion.unrated(NOON_MS + 1)

@@ -214,6 +214,13 @@ def test_the_model_is_loaded_or_chosen(
         (("rate", "cmp_no", "9/5"), 2, "expected `rating` to be"),
         (("good", "cmp_no", "--choice", "-1"), 2, "expected `choice` to be"),
         (("completions", "show", "cmp_no"), 1, "no completion 'cmp_no'"),
+        (("completions", "delete", "cmp_no", "--yes"), 1, "no completion 'cmp_no'"),
+        (("completions", "delete"), 2, "expected COMPLETION..., --session or --older-than"),
+        (
+            ("completions", "delete", "cmp_1", "--session", "mine"),
+            2,
+            "expected COMPLETION..., --session or --older-than",
+        ),
         (("completions", "list", "--after", "cmp_no"), 2, "expected `after` to be an id"),
         (("completions", "list", "--limit", "0"), 2, "not in the range"),
         (("export", "--format", "csv"), 2, "is not one of"),
@@ -253,6 +260,7 @@ def test_errors_are_one_line_and_an_exit_code(
         ("rate", "cmp_1", "good"),
         ("completions", "list"),
         ("completions", "show", "cmp_1"),
+        ("completions", "delete", "cmp_1"),
         ("export", "--format", "raw", "--out", "ratings.jsonl"),
     ],
 )
@@ -307,6 +315,41 @@ def test_a_completion_is_shown_to_people_and_programs(home: Path) -> None:
     assert shown.endswith("answer 0 (stop):\nParis.\nOf course.\n")
     assert [4, 5] == found["snapshot"]["choices"][0]["token_ids"]
     assert "too long" == found["feedback"][0]["comment"]
+
+
+def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
+    """Those named; what else their conversation holds is said, since it repeats what was said."""
+    first, _, other = record(home, {"session": "mine"}, {"session": "mine"}, {})
+
+    refused = run(home, "completions", "delete", first, other, input="n\n")
+    kept = json.loads(run(home, "completions", "list", "--json").stdout)["data"]
+    done = run(home, "completions", "delete", first, other, "--yes")
+    whole = run(home, "completions", "delete", "--session", "mine", input="y\n")
+
+    assert (1, 3) == (refused.exit_code, len(kept))
+    assert "Delete 2 answers for good? [y/N]" in refused.stdout
+    assert "Deleted 2 answers." == done.stdout.splitlines()[0]
+    assert done.stdout.endswith("strop completions delete --session mine\n")
+    assert 2 == len(done.stdout.splitlines())
+    assert "Delete all answers of mine for good? [y/N]" in whole.stdout
+    assert whole.stdout.endswith("Deleted 1 answer.\n")
+    assert "No answers.\n" == run(home, "completions", "list").stdout
+
+
+def test_old_answers_are_deleted_but_for_rated_conversations(home: Path) -> None:
+    """The test's answers are of 1970."""
+    record(home, {"session": "idle"}, {"session": "idle"})
+    (rated,) = record(home, {"session": "rated"})
+    run(home, "good", rated)
+
+    none = run(home, "completions", "delete", "--older-than", "36500", "--yes")
+    some = run(home, "completions", "delete", "--older-than", "30", input="y\n")
+
+    assert "Deleted 0 answers.\n" == none.stdout
+    assert "the answers older than 30 days, where nothing is rated, for good?" in some.stdout
+    assert some.stdout.endswith("Deleted 2 answers.\n")
+    (left,) = json.loads(run(home, "completions", "list", "--json").stdout)["data"]
+    assert rated == left["id"]
 
 
 def test_an_answer_can_not_steer_the_terminal(home: Path) -> None:

@@ -226,6 +226,17 @@ def test_its_pragmas_are_set(tmp_path: Path) -> None:
     assert ["wal", 1, 1, 1500] == found
 
 
+def test_what_is_to_survive_a_power_cut_leaves_the_drive_s_cache(tmp_path: Path) -> None:
+    """On macOS that is asked for by itself."""
+    found = []
+    for synchronous in ("full", "normal"):
+        connection = database.connect(database_in(tmp_path), synchronous=synchronous)
+        found += connection.execute("PRAGMA fullfsync").fetchone()
+        connection.close()
+
+    assert [1, 0] == found
+
+
 def test_processes_that_open_a_new_database_together_all_get_it(tmp_path: Path) -> None:
     """Several workers may start on an empty home at once."""
     path = database_in(tmp_path)

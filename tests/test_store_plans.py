@@ -20,12 +20,13 @@ from store_values import database_in
 
 from strop.proxy import store as store_package
 from strop.proxy.store import database
+from strop.proxy.store.deletion_store import DeletionStore
 from strop.proxy.store.run_store import RunStore
 from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
 from strop.proxy.store.version_store import VersionStore
 
-PARTS: Final = (Store, VersionStore, RunStore, TrainingStore)
+PARTS: Final = (Store, VersionStore, RunStore, TrainingStore, DeletionStore)
 NOT_CALLED: Final = {"open", "close", "health", "reason"}
 
 # What may look at more than it gives back, each for its reason. Where a part of the statement

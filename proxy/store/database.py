@@ -191,11 +191,15 @@ def _restrict(path: Path) -> None:
 
 def _pragmas(synchronous: Synchronous) -> Iterator[str]:
     yield f"PRAGMA synchronous = {synchronous}"
+    # On macOS, fsync alone leaves what was written in the drive's own cache.
+    yield f"PRAGMA fullfsync = {synchronous == 'full'}"
     yield "PRAGMA foreign_keys = ON"
     # The writer checkpoints between its commits; this many pages are for when it doesn't get to.
     yield "PRAGMA wal_autocheckpoint = 16000"
     # 4 MB: what is read again soon. The system caches the rest.
     yield "PRAGMA cache_size = -4000"
+    # What is deleted is overwritten, not just let go of.
+    yield "PRAGMA secure_delete = ON"
     # A savepoint's journal stays in memory.
     yield "PRAGMA temp_store = MEMORY"
     yield f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}"

@@ -181,16 +181,28 @@ def revise(
 
 
 def withdraw(
-    connection: sqlite3.Connection, id_: str, key_id: str | None, *, now_ms: int
+    connection: sqlite3.Connection,
+    id_: str,
+    key_id: str | None,
+    *,
+    now_ms: int,
+    note: str | None = None,
 ) -> Feedback:
     """Take a feedback back, whatever its state; the one it superseded stays superseded.
+
+    Args:
+        connection: in a transaction.
+        id_: the feedback.
+        key_id: the key that must have given it; None for any.
+        now_ms: the time, since the epoch.
+        note: why strop takes it back; None where a person does.
 
     Raises:
         NotFound: the key (None: any) gave no such feedback.
     """
     known = _own(connection, id_, key_id)
     if known.state != "withdrawn":
-        _set_state(connection, id_, "withdrawn")
+        _set_state(connection, id_, "withdrawn", note)
     if known.state == "standing":
         lineage.mark_stale(connection, id_, "withdrawn", now_ms=now_ms)
     return get(connection, id_)

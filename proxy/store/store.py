@@ -22,6 +22,7 @@ from strop.proxy.store import (
 )
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import Synchronous
+from strop.proxy.store.deletion_store import DeletionStore
 from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import (
     Completion,
@@ -62,6 +63,7 @@ class Store:
         versions: adapter versions, and which one is active.
         runs: training runs.
         training: what there is to learn from.
+        deletion: what is no longer to be kept.
     """
 
     def __init__(self, writer: Writer, reader: Reader) -> None:
@@ -70,6 +72,7 @@ class Store:
         self.versions = VersionStore(writer, reader)
         self.runs = RunStore(writer, reader)
         self.training = TrainingStore(reader)
+        self.deletion = DeletionStore(writer)
 
     @classmethod
     async def open(

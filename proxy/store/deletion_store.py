@@ -1,0 +1,60 @@
+"""The store as whoever deletes from it sees it.
+
+Deletes a few completions at a time: what is to be recorded meanwhile waits for no more than these.
+Does not know why they go, or who asked for it.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from strop.proxy.store import deletion
+from strop.proxy.store.clock import now_ms
+from strop.proxy.store.completion_queries import Position
+from strop.proxy.store.writer import Writer
+
+_BATCH: Final = 64
+
+
+class DeletionStore:
+    """Deletes completions, and what was said of them; see `deletion`.
+
+    Each call returns how many it deleted, once that is durable. What a completion's successors
+    repeat of it in their requests stays in these.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def completions(self, ids: Sequence[str]) -> int:
+        """Delete the completions among `ids` that are there."""
+        num = 0
+        for start in range(0, len(ids), _BATCH):
+            batch = tuple(ids[start : start + _BATCH])
+            num += await self._writer.submit(partial(deletion.delete, ids=batch, now_ms=now_ms()))
+        return num
+
+    async def session(self, session: str) -> int:
+        """Delete all completions of a session."""
+        total = 0
+        delete = partial(deletion.delete_of_session, session=session, limit=_BATCH, now_ms=now_ms())
+        while num := await self._writer.submit(delete):
+            total += num
+        return total
+
+    async def unrated(self, before_ms: int) -> int:
+        """Delete what is older than `before_ms`, of sessions in which no rating stands."""
+        total = 0
+        after: Position | None = deletion.OLDEST
+        while after is not None:
+            num, after = await self._writer.submit(
+                partial(
+                    deletion.delete_unrated,
+                    before_ms=before_ms,
+                    after=after,
+                    limit=_BATCH,
+                    now_ms=now_ms(),
+                )
+            )
+            total += num
+        return total

@@ -1,0 +1,164 @@
+"""Completions that are deleted: what goes with them, and what others keep."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from store_values import (
+    MODEL,
+    NOON_MS,
+    choice,
+    completion,
+    database_in,
+    learnable,
+    never,
+    rate,
+    rating,
+    record,
+    version,
+)
+
+from strop.proxy.errors import UnknownCompletion
+from strop.proxy.store import rated_turns, training_queries
+from strop.proxy.store.records import FeedbackFilter, StoredCompletion
+from strop.proxy.store.store import Store
+
+SECRET = b"sk-do-not-keep"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    made = await Store.open(database_in(tmp_path), synchronous="off")
+    yield made
+    await made.close()
+
+
+async def left(store: Store) -> list[str]:
+    """The ids of what is recorded, the oldest first."""
+    page = await store.list_completions(limit=1000)
+    return [one.id for one in reversed(page.data)]
+
+
+async def test_a_completion_is_deleted_with_its_choices(store: Store) -> None:
+    """What isn't there is passed over; the others stay."""
+    await record(store, "cmp_1", choices=(choice(0), choice(1)))
+    await record(store, "cmp_2")
+
+    assert 1 == await store.deletion.completions(["cmp_1", "cmp_no"])
+
+    assert ["cmp_2"] == await left(store)
+    assert await store.get_completion("cmp_1") is None
+    with pytest.raises(UnknownCompletion):
+        await store.add_feedback(rating("cmp_1"), never)
+
+
+async def test_its_ratings_are_withdrawn_and_keep_no_words(store: Store) -> None:
+    """Each revision's; the note says why."""
+    await record(store, "cmp_1")
+    given = (await rate(store, "cmp_1", comment="why", correction="so", tags=("style",))).feedback
+    other = (await rate(store, "cmp_1", -1.0, rater="ann")).feedback
+
+    await store.deletion.completions(["cmp_1"])
+
+    found = await store.get_feedback(given.id)
+    assert found is not None
+    assert ("withdrawn", "the completion was deleted") == (found.state, found.note)
+    (said,) = await store.list_revisions(given.id)
+    assert (None, None, ()) == (said.comment, said.correction, said.tags)
+    assert (await store.feedback_counts()).total == 0
+    assert {given.id, other.id} == {
+        one.id for one in (await store.list_feedback(FeedbackFilter(state="withdrawn"))).data
+    }
+
+
+async def test_versions_that_learned_from_it_are_stale(store: Store) -> None:
+    """They name the rating still."""
+    learned = await learnable(store, 1)
+    made = await version(store, learned)
+    given = await store.get_feedback(learned[0])
+    assert given is not None
+
+    await store.deletion.completions([given.completion])
+
+    found = await store.versions.get(made.id)
+    assert found is not None
+    assert f"{made.id} learned from {learned[0]}, which was withdrawn since" == found.stale
+    assert [] == [t async for t in store.training.fresh_turns("base", base=MODEL, reopen=True)]
+
+
+async def test_a_session_is_deleted_whole(store: Store) -> None:
+    """Also where it is longer than what one transaction deletes."""
+    for number in range(150):
+        await record(store, f"cmp_{number}", session="mine")
+    await record(store, "cmp_else", session="another")
+
+    assert 150 == await store.deletion.session("mine")
+
+    assert ["cmp_else"] == await left(store)
+
+
+async def test_what_is_old_goes_unless_its_session_is_rated(store: Store) -> None:
+    """A rating that was withdrawn keeps nothing."""
+    for number in range(150):
+        await record(store, f"cmp_{number:03}", session="old", created_ms=NOON_MS - 1)
+    await record(store, "cmp_kept", session="rated", created_ms=NOON_MS - 3)
+    await record(store, "cmp_rated", session="rated", created_ms=NOON_MS - 2)
+    await record(store, "cmp_undone", session="undone", created_ms=NOON_MS - 2)
+    await record(store, "cmp_new", session="old", created_ms=NOON_MS)
+    await rate(store, "cmp_rated")
+    undone = (await rate(store, "cmp_undone")).feedback
+    await store.withdraw(undone.id, None)
+
+    assert 151 == await store.deletion.unrated(NOON_MS)
+
+    assert ["cmp_kept", "cmp_rated", "cmp_new"] == await left(store)
+
+
+async def test_what_was_said_is_not_left_in_the_file(tmp_path: Path) -> None:
+    """Freed pages are overwritten; while they are there, they can be found."""
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    await record(store, "cmp_1", request=b'{"prompt": "%b"}' % SECRET)
+    await record(store, "cmp_2", choices=(choice(message=b'{"text": "%b"}' % SECRET),))
+    await record(store, "cmp_3", request=b'{"prompt": "other"}')
+    await rate(store, "cmp_1", comment=SECRET.decode())
+    await store.close()
+    before = database_in(tmp_path).read_bytes().count(SECRET)
+
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    await store.deletion.completions(["cmp_1", "cmp_2"])
+    await store.close()
+
+    assert 3 == before
+    assert SECRET not in database_in(tmp_path).read_bytes()
+    assert not Path(f"{database_in(tmp_path)}-wal").exists()
+    with sqlite3.connect(database_in(tmp_path)) as connection:
+        assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()
+    connection.close()
+
+
+def stored(id_: str, *indices: int) -> StoredCompletion:
+    """A completion as read back."""
+    made = completion(id_, base=MODEL, choices=tuple(choice(index) for index in indices))
+    return StoredCompletion(made, "ses", "cmp_1", None, None, None)
+
+
+async def test_what_goes_while_it_is_read_is_left_out(store: Store) -> None:
+    """A rated choice, its ratings, and a step before it, each by itself."""
+    given = []
+    for id_ in ("cmp_1", "cmp_2", "cmp_3", "cmp_4"):
+        await record(store, id_, base=MODEL)
+        given.append((await rate(store, id_, scope="turn")).feedback)
+    rated = [training_queries.Rated(f"cmp_{n}", 0, "cmp_1") for n in (1, 2, 3, 4)]
+    steps = [training_queries.Step("cmp_4", "cmp_0", 0), training_queries.Step("cmp_4", "cmp_x", 0)]
+    there = {"cmp_1": stored("cmp_1"), "cmp_3": stored("cmp_3", 0), "cmp_4": stored("cmp_4", 0)}
+
+    read = rated_turns.assemble(
+        rated,
+        [one for one in given if one.completion != "cmp_3"],
+        steps,
+        {**there, "cmp_0": stored("cmp_0", 0)},
+    )
+
+    (turn,) = read
+    assert ["cmp_0", "cmp_4"] == [one.completion.id for one in turn.completions]
