@@ -3,6 +3,8 @@
 The reference is transformers and peft, teacher forced; no test here needs a GPU.
 """
 
+import dataclasses
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,12 +65,22 @@ def test_llama_with_tied_and_untied_embeddings(opened: Open, llama: Path, untied
             np.testing.assert_allclose(reference(base, None, tokens), logprobs, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
 @pytest.mark.parametrize("kind", ["Gemma2Config", "GraniteConfig", "CohereConfig"])
 def test_logits_that_are_scaled_or_capped_after_the_head(
-    opened: Open, kind: str, tmp_path: Path
+    opened: Open,
+    backend: str,
+    kind: str,
+    is_known: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A model that changes logits after its head is found out, and gives its own logprobs."""
+    """They come in chunks too, but of a model that does what isn't known; logprobs are its own."""
     import transformers
+
+    if not is_known:
+        module = importlib.import_module(f"strop.training.backends.{backend}_model")
+        monkeypatch.setattr(module, "heads", lambda head, *_: [head])
 
     scales: dict[str, dict[str, Any]] = {
         "Gemma2Config": {"final_logit_softcapping": 5.0, "query_pre_attn_scalar": 16},
@@ -78,9 +90,10 @@ def test_logits_that_are_scaled_or_capped_after_the_head(
     base = save_random(tmp_path / "model", getattr(transformers, kind)(**SIZES, **scales[kind]))
     asked = sequences((5, 4), (2, 8))
 
-    policy = opened(base, adamw=UNCLIPPED)
+    policy: Any = opened(base, adamw=UNCLIPPED)
+    policy._net = dataclasses.replace(policy._net, chunk=3 * SIZES["vocab_size"])
 
-    assert policy._net.head is None  # type: ignore[attr-defined]
+    assert is_known is (policy._net.head is not None)
     for tokens, logprobs in zip(asked, policy.logprobs(asked), strict=True):
         np.testing.assert_allclose(reference(base, None, tokens), logprobs, atol=TOLERANCE)
     policy.accumulate(asked, pull)
@@ -140,6 +153,27 @@ def test_a_base_in_bf16_is_near_to_the_reference(
     assert {"torch": "float32", "mlx": "bfloat16"}[backend] == policy.dtype
     mean_error = np.abs(reference(qwen3_bf16, None, asked[0]) - found).mean()
     assert mean_error < {"torch": TOLERANCE, "mlx": 0.2}[backend]
+
+
+def test_a_model_for_images_is_adapted_where_text_goes_through(tmp_path: Path) -> None:
+    """Ratings are of text: a LoRA in the tower for images would stay as it began."""
+    import torch
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    text = {key: SIZES[key] for key in SIZES if key != "initializer_range"}
+    images = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    sizes = {"hidden_size": 32, "intermediate_size": 64}
+    config = Gemma3Config(text_config=text, vision_config={**images, **sizes})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+
+    policy = open_policy(tmp_path / "base", backend="torch")
+    policy.save_adapter(tmp_path / "adapter")
+
+    _, shapes = peft.read_shapes(tmp_path / "adapter")
+    assert 2 * 7 == len(shapes)
+    assert all(path.startswith("model.language_model.layers.") for path in shapes)
 
 
 def test_a_fresh_lora_changes_nothing_and_is_the_same_in_every_backend(

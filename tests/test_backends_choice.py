@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from strop.adapters import peft
-from strop.training.backends import choose, open_policy
+from strop.training.backends import Choice, choose, confirmed, open_policy
 from strop.training.backends.base import BackendUnavailable
 from strop.training.backends.base_files import BaseFiles
+from strop.training.doctor import examine
+from strop.training.recipe import Recipe
+from strop.training.run_settings import RunSettings
 from strop.training.sequences import Tokens
 
 Machine = Callable[..., None]
@@ -85,6 +89,21 @@ def test_settings_and_bases_that_leave_one_backend(
     machine("Darwin", "arm64")
     assert "torch" == choose(device="mps").name
     assert "torch" == choose("torch").name
+
+
+def test_a_driver_is_no_gpu(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch finds none the CPU computes; one that was asked for is said to be missing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    likely = Choice("torch", "cuda", "the fastest here")
+
+    assert "cpu" == confirmed(likely).device
+    with pytest.raises(BackendUnavailable, match="finds none here"):
+        confirmed(likely, "cuda")
+    asked = RunSettings(qwen3, "topr", "balanced", device="cuda")
+    with pytest.raises(BackendUnavailable, match="finds none here"):
+        _ = Recipe(asked).chosen
+    (problem,) = examine(qwen3, "auto", "cuda", "balanced", quantize_base=False).problems
+    assert "finds none here" in problem
 
 
 def test_choosing_imports_no_framework() -> None:

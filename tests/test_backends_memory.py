@@ -43,6 +43,27 @@ def test_the_largest_micro_batch_fits_and_one_more_token_does_not(free: int, lon
         assert SMALL.total(longest, longest) > free
 
 
+@given(free=st.integers(0, 200_000))
+def test_the_longest_sequence_fits_and_a_longer_one_does_not(free: int) -> None:
+    """By itself; none where not even the base does."""
+    longest = SMALL.longest(free)
+
+    assert SMALL.total(longest + 1, longest + 1) > free
+    assert longest == 0 or SMALL.total(longest, longest) <= free
+
+
+@pytest.mark.parametrize(("before", "after"), [(2**40, 2**29), (2**20, 2**20)])
+def test_mlx_keeps_little_of_what_it_has_freed(qwen3: Path, before: int, after: int) -> None:
+    """Sequences of many lengths take what the longest one needs; a lower limit stays."""
+    import mlx.core as mx
+
+    original = mx.set_cache_limit(before)
+
+    open_policy(qwen3, backend="mlx").close()
+
+    assert after == mx.set_cache_limit(original)
+
+
 def test_weights_count_as_they_are_held(qwen3: Path, qwen3_bf16: Path, qwen3_4bit: Path) -> None:
     """On a CPU torch holds float32, mlx what the files hold; in 4 bits only blocks shrink."""
 

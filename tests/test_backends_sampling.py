@@ -12,6 +12,7 @@ import pytest
 from backend_cases import TOLERANCE, Open, backend, opened, sequences
 from numpy.typing import NDArray
 
+from strop.adapters import peft
 from strop.training.backends.base import BASE, Policy
 from strop.training.sequences import Floats, Tokens
 
@@ -146,6 +147,23 @@ def test_a_seed_gives_the_same_answers_again(opened: Open, endless: Path) -> Non
 
     assert first == again
     assert first != other
+
+
+def test_weights_that_compute_no_number_answer_all_the_same(
+    opened: Open, endless: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """So a gate can say what is wrong with them; the figures of their answers are no numbers."""
+    whole = peft.read(peft_a)
+    modules = {
+        path: peft.LoraModule(1e30 * one.a, 1e30 * one.b, one.scale)
+        for path, one in whole.modules.items()
+    }
+    peft.write(peft.Adapter(whole.config, modules), tmp_path)
+
+    answers = opened(endless, tmp_path).sample(PROMPTS, max_tokens=3, temperature=1, seed=0)
+
+    assert [3] * len(PROMPTS) == [len(answer.ids) for answer in answers]
+    assert all(np.isnan(answer.logprobs).all() for answer in answers)
 
 
 def test_no_prompts_have_no_answers(opened: Open, endless: Path) -> None:

@@ -134,6 +134,15 @@ def test_a_mistake_says_what_was_expected(home: Path, arguments: list[str], said
     assert said in result.stderr
 
 
+def test_a_home_where_nothing_is_recorded_is_said_and_left_alone(tmp_path: Path) -> None:
+    """No database is made there."""
+    result = CliRunner().invoke(main, where(tmp_path))
+
+    assert 1 == result.exit_code
+    assert f"nothing is recorded in {tmp_path}" in result.output
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_home_without_held_out_ratings_says_what_to_do(empty: Path) -> None:
     """A file of prompts needs none."""
     result = CliRunner().invoke(main, [*where(empty), "base"])

@@ -13,6 +13,7 @@ import pytest
 from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
 
 from strop.adapters.rates import Rate
+from strop.training.backends.base import OutOfMemory
 from strop.training.evaluate import Evaluated, Material, Prompt, evaluate
 from strop.training.figures import gate_figures, num_samples_for, sample
 from strop.training.gate import judge as judge_figures
@@ -23,6 +24,7 @@ from strop.training.training_set import HeldOutTurn, TrainingSet
 
 LOGITS = [0.0, 0.3, -0.2, 0.5]
 TRAINED = [0.5, 0.3, -0.2, 0.2]
+ROOMY = MicroBatch(4096)
 PROMPTS = tuple(Prompt([{"role": "user", "content": f"{i}"}], (1, i)) for i in range(2))
 
 
@@ -45,7 +47,7 @@ def compared(material: Material, **changes: object) -> dict[str, Evaluated]:
         {"base": "base", "v1": "trained"},
         material,
         words,
-        MicroBatch(1000),
+        ROOMY,
         **changes,  # type: ignore[arg-type]
     )
     return {one.version: one for one in found}
@@ -56,7 +58,7 @@ def test_samples_are_the_same_for_the_same_seed_and_go_round_the_prompts() -> No
     prompts = [(1,), (2, 2)]
 
     first, second, other = (
-        sample(policy(), "base", prompts, num_samples=40, seed=seed) for seed in (1, 1, 2)
+        sample(policy(), "base", prompts, ROOMY, num_samples=40, seed=seed) for seed in (1, 1, 2)
     )
 
     assert [(1,), (2, 2)] * 20 == list(first.prompts)
@@ -72,11 +74,34 @@ def test_short_answers_are_sampled_more_often() -> None:
     long = ToyPolicy([-50.0, 0.0])  # never ends
 
     counts = [
-        num_samples_for(sample(one, "base", [(1,)], num_samples=16, seed=0))
+        num_samples_for(sample(one, "base", [(1,)], ROOMY, num_samples=16, seed=0))
         for one in (short, long)
     ]
 
     assert [128, 16] == counts
+
+
+def test_long_prompts_are_sampled_fewer_at_once() -> None:
+    """Twice the tokens of a micro-batch, padding and answers included; one alone always is."""
+    one = policy()
+    prompts = [(1,) * 12, (1,) * 62, (1,) * 12, (1,) * 500, (1,) * 12]
+
+    sample(one, "base", prompts, MicroBatch(100), num_samples=5, seed=0, max_tokens=38)
+
+    assert [2, 1, 1, 1] == one.num_sampled
+
+
+def test_out_of_memory_while_sampling_halves_the_batch_and_goes_on() -> None:
+    """A run isn't lost at its gate; what doesn't fit alone says so."""
+    small, none = (ToyPolicy(LOGITS, max_tokens=most) for most in (700, 100))
+
+    fresh = sample(small, "base", [(1,)], ROOMY, num_samples=16, seed=0)
+
+    assert [4, 4, 4, 4] == small.num_sampled
+    assert all(answer.ids for answer in fresh.answers)
+    assert 16 == len(fresh.answers)
+    with pytest.raises(OutOfMemory):
+        sample(none, "base", [(1,)], ROOMY, num_samples=16, seed=0)
 
 
 def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
@@ -86,7 +111,7 @@ def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
     held_out = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 0]), tokens([2]))),)
     whole = TrainingSet(units, tuple(parents(units)), (), held_out, ((1,),), {})
 
-    found = gate_figures(policy(), "base", whole, MicroBatch(1000), seed=0)
+    found = gate_figures(policy(), "base", whole, ROOMY, seed=0)
 
     old, new = log_softmax(np.array(LOGITS)), log_softmax(np.array(TRAINED))
     held = [1, 0, 2]
@@ -109,11 +134,11 @@ def test_the_distance_is_that_to_the_parent() -> None:
     whole = TrainingSet((), (), (), (), ((1,),), {})
 
     to_base, to_near, to_same = (
-        gate_figures(moved, parent, whole, MicroBatch(1000), seed=0).parent_kl
+        gate_figures(moved, parent, whole, ROOMY, seed=0).parent_kl
         for parent in ("base", near, same)
     )
 
-    answers = sample(moved, "trained", [(1,)], num_samples=128, seed=0).answers
+    answers = sample(moved, "trained", [(1,)], ROOMY, num_samples=128, seed=0).answers
     said = np.concatenate([answer.ids for answer in answers])
     table = log_softmax(moved.trained)
     for logits, found in ((np.array(LOGITS), to_base), (moved.versions[near], to_near)):
@@ -132,7 +157,7 @@ def test_one_old_token_that_was_rare_does_not_make_a_candidate_far(is_held_out: 
     turns = tuple(HeldOutTurn(f"cmp_{i}", 1.0, (tokens(ids),)) for i, ids in enumerate(answers))
     whole = TrainingSet(units, tuple(parents(units)), (), turns if is_held_out else (), ((1,),), {})
 
-    found = gate_figures(moved, "base", whole, MicroBatch(1000), seed=0)
+    found = gate_figures(moved, "base", whole, ROOMY, seed=0)
 
     assert abs(found.parent_kl) < 0.05
     assert judge_figures(found).is_passed
@@ -146,7 +171,7 @@ def test_a_candidate_that_says_what_its_parent_would_not_is_far(is_held_out: boo
     turns = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 1, 0]),)),)
     whole = TrainingSet((), (), (), turns if is_held_out else (), ((1,),), {})
 
-    found = gate_figures(moved, "base", whole, MicroBatch(1000), seed=0)
+    found = gate_figures(moved, "base", whole, ROOMY, seed=0)
 
     far = [check.name for check in judge_figures(found).checks if check.outcome == "rejected"]
     assert pytest.approx(0.28 * math.log(29), abs=0.15) == found.parent_kl
@@ -159,7 +184,17 @@ def test_measuring_ends_where_somebody_asks_it_to() -> None:
     stopping.ask()
 
     with pytest.raises(Stopped):
-        sample(policy(), "base", [(1,)], num_samples=16, seed=0, check=stopping.check)
+        sample(policy(), "base", [(1,)], ROOMY, num_samples=16, seed=0, check=stopping.check)
+
+
+def test_a_version_that_gives_an_answer_no_chance_at_all_has_figures() -> None:
+    """A perplexity that no float holds is infinite, and null in JSON."""
+    one, held_out = ToyPolicy([0.0, 2000.0]), (HeldOutTurn("a", 1.0, (tokens([0]),)),)
+
+    (found,) = evaluate(one, {"v1": "base"}, Material((), held_out), words, ROOMY)
+
+    assert (-2000.0, math.inf) == (found.liked, found.perplexity_liked)
+    assert found.to_json()["perplexity_liked"] is None
 
 
 def test_versions_are_compared_on_held_out_answers() -> None:
@@ -293,7 +328,7 @@ def test_unrated_samples_are_counted_apart(judge: ThreadingHTTPServer) -> None:
     rater = Judge(f"http://127.0.0.1:{judge.server_port}", "big")
 
     found = evaluate(
-        policy(), {"v1": "trained"}, Material(PROMPTS), lambda _: "", MicroBatch(1000),
+        policy(), {"v1": "trained"}, Material(PROMPTS), lambda _: "", ROOMY,
         rater=rater, num_samples=2,
     )  # fmt: skip
 

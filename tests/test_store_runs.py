@@ -93,6 +93,22 @@ async def test_a_run_of_another_base_does_not_continue_a_version(store: Store) -
         await create(store, parent="v2")
 
 
+async def test_what_a_run_continues_is_not_removed_before_it_is_over(store: Store) -> None:
+    """The run compares with it to the end, and what it makes is its child."""
+    for _ in range(2):
+        await version(store)
+    run = await create(store, parent="v1")
+
+    with pytest.raises(Conflict, match=f"{run.id} continues v1"):
+        await store.versions.remove("v1", actor="cli")
+    await store.versions.remove("v2", actor="cli")
+    made = await store.versions.reserve(base=MODEL, parent="v1", run=run.id)
+    await store.runs.update(run.id, RunUpdate(state="failed"))
+    await store.versions.remove("v1", actor="cli")
+
+    assert "v1" == made.parent
+
+
 async def test_an_update_changes_what_it_has(store: Store) -> None:
     """All else stays; the times come from the states."""
     made = await bring(store, "running")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from hypothesis import strategies as st
 from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
 
 from strop.training import objectives, run_folder
-from strop.training.backends.base import OutOfMemory
+from strop.training.backends.base import OutOfMemory, Weights
 from strop.training.batching import Rows, learning_rate, pack, plan_steps
 from strop.training.divergence import kl_of
 from strop.training.loop import Ending, Loop, Schedule, Step
 from strop.training.micro_batch import MicroBatch
 from strop.training.objectives.base import Settings
-from strop.training.sequences import Unit
+from strop.training.sequences import Floats, Tokens, Unit
 
 LOGITS = [0.0, 0.3, -0.2, 0.5]
 SCHEDULE = Schedule(num_steps=6, batch_size=3, lr=0.5, warmup_steps=1, kl_stop=1e9, seed=3)
@@ -168,6 +169,22 @@ def test_the_kl_to_the_parent_ends_a_run_early(tmp_path: Path) -> None:
     assert taken[-1].metrics["kl_parent_mean"] > 0.01
     assert all(step.metrics["kl_parent_mean"] <= 0.01 for step in taken[:-1])
     assert ("kl_stop", []) == run(loop)
+
+
+def test_a_kl_that_is_no_number_ends_a_run(tmp_path: Path) -> None:
+    """What computes NaN once is not trained on; what is not a number is beyond every bound."""
+
+    class Broken(ToyPolicy):
+        def logprobs(
+            self, sequences: Sequence[Tokens], weights: Weights = "trained"
+        ) -> list[Floats]:
+            found = super().logprobs(sequences, weights)
+            is_broken = self.num_calls == 2
+            return [one * math.nan for one in found] if is_broken else found
+
+    ending, taken = run(make_loop(Broken(LOGITS), tmp_path))
+
+    assert ("kl_stop", 2) == (ending, len(taken))
 
 
 def test_a_correction_does_not_count_as_kl(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from toy_policy import ToyPolicy, log_softmax, tokens
 
 from strop.training import training_set
 from strop.training.backends.base import Weights
-from strop.training.collection import refusal
+from strop.training.collection import Collected, refusal
 from strop.training.examples import Example, Examples
 from strop.training.measurement import Measured, measure
 from strop.training.micro_batch import MicroBatch
@@ -199,10 +199,22 @@ def test_a_run_without_enough_says_what_is_missing(
     assert said in reason if said is not None and reason is not None else reason is said
 
 
+def test_held_out_turns_that_do_not_fit_into_memory_are_not_measured() -> None:
+    """However long they are: what has trained is not lost at its gate. They are not counted."""
+    short, long = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 0]), tokens([1] * n))) for n in (9, 10))
+    whole = Collected((), (), (short, long, short), (), {"held_out": 3, "ratings": 7}, ())
+
+    found = whole.within(10)
+
+    assert (short, short) == found.held_out
+    assert {"held_out": 2, "ratings": 7} == found.counts
+
+
 def test_a_run_whose_ratings_all_had_to_be_left_out_says_why() -> None:
     """Each reason with its number."""
     left_out = Counter({str(LeftOut.TOO_LONG): 2, str(LeftOut.REDACTED): 1})
 
     reason = refusal(Examples((), left_out), [], "topr")
 
-    assert "no rating can be learned from (longer than the context: 2, redacted: 1)" == reason
+    too_long = "longer than the context, or than fits into memory: 2"
+    assert f"no rating can be learned from ({too_long}, redacted: 1)" == reason

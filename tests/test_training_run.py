@@ -331,6 +331,56 @@ async def test_a_run_that_does_not_fit_into_memory_says_what_to_set(
     assert "training needs about" in reasons(refused)
 
 
+async def test_the_memory_that_a_run_takes_is_that_of_the_lora_it_continues(
+    home: RatedHome, tmp_path: Path
+) -> None:
+    """Whose rank is its own, whatever the preset has for a fresh one."""
+    await home.rate(30)
+    (tmp_path / "wide.toml").write_text("rank = 64\nlr = 1e-5\nepochs = 1\n")
+    first = await over(home, preset=str(tmp_path / "wide.toml"))
+    await home.store.versions.activate("v1", actor="gate")
+    await home.rate(30, "v1")
+
+    second = await over(home)
+
+    told = [
+        json.loads(line)
+        for run in (first, second)
+        for line in (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
+    ]
+    wide = memory.estimate(home.base_path, backend="torch", device="cpu", rank=64)
+    found = [one for one in told if one["event"] == "memory"]
+    assert [wide.total(one["longest"], one["longest"]) for one in found] == [
+        one["needed_bytes"] for one in found
+    ]
+    assert 2 == len(found)
+
+
+async def test_one_conversation_that_does_not_fit_into_memory_keeps_no_other_from_training(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left out and counted, and stays fresh; held-out ones of its length are left out too."""
+    await home.rate(20, likes=of_three(1.0, -1.0))
+    short = await num_fresh(home)
+    await home.rate(12, template=lambda ids: ids * 15)
+    long = await num_fresh(home) - short
+    needed = memory.estimate(home.base_path, backend="torch", device="cpu", rank=8)
+    monkeypatch.setattr(room, "_WAIT_S", 0.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(150, 150))
+
+    run = await over(home)
+
+    assert "passed" == run.state, reasons(run)
+    counts = json.loads(run.counts)
+    assert 0 < long < 12
+    assert (short, long, 20 - short) == (
+        counts["examples"],
+        counts["left out: longer than the context, or than fits into memory"],
+        counts["held_out"],
+    )
+    assert long == await num_fresh(home, "v1")
+
+
 async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
     """It ends at the next step, and its ratings stay fresh."""
     await home.rate(200)

@@ -32,6 +32,7 @@ class ToyPolicy:
         self.versions: dict[Path, np.ndarray] = {}
         self.max_tokens = max_tokens
         self.num_calls = 0
+        self.num_sampled: list[int] = []  # prompts of each call
         self._gradient = np.zeros_like(self.base)
 
     def logprobs(self, sequences: Sequence[Tokens], weights: Weights = "trained") -> list[Floats]:
@@ -69,6 +70,9 @@ class ToyPolicy:
         weights: Weights = "trained",
     ) -> list[Sampled]:
         """Return an answer to each prompt."""
+        if len(prompts) * (max(map(len, prompts)) + max_tokens) > self.max_tokens:
+            raise OutOfMemory("too many tokens")
+        self.num_sampled.append(len(prompts))
         rng = np.random.default_rng(seed)
         table = self._table(weights)
         share = np.exp(table)

@@ -5,7 +5,7 @@ Reads the store, and computes nothing with a model; `measuring` does that.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from strop.proxy.store.run_records import RatedTurn
@@ -48,6 +48,20 @@ class Collected:
     prompts: tuple[tuple[int, ...], ...]
     counts: dict[str, int]
     warnings: tuple[str, ...]
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest sequence has that is learned from."""
+        return max(len(row.tokens.ids) for one in self.learn for row in one.rows)
+
+    def within(self, longest: int) -> "Collected":
+        """Return the same without the held-out turns that have a longer sequence."""
+        held_out = tuple(
+            turn
+            for turn in self.held_out
+            if max(len(tokens.ids) for tokens in turn.answers) <= longest
+        )
+        return replace(self, held_out=held_out, counts=self.counts | {"held_out": len(held_out)})
 
 
 async def collect(

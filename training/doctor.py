@@ -70,10 +70,10 @@ def _examine_training(
     quantize_base: bool,
 ) -> None:
     from strop.training import memory, presets
-    from strop.training.backends import choose
+    from strop.training.backends import choose, confirmed
     from strop.training.backends.base_files import BaseFiles
 
-    chosen = choose(backend, device, base=base)
+    chosen = confirmed(choose(backend, device, base=base), device)
     report.rows.append(("trains with", f"{chosen.name} on {chosen.device}: {chosen.why}"))
     free = memory.free_bytes(chosen.device)
     report.rows.append(("free memory", _gib(free)))

@@ -177,6 +177,11 @@ def _evaluate(
     max_tokens: int,
     seed: int,
 ) -> list[Evaluated]:
+    if not (where.home / DATABASE).is_file():
+        raise ValueError(
+            f"nothing is recorded in {where.home}; start strop with `strop serve`, or name its home"
+            " with --home"
+        )
     files, tokenizer = BaseFiles(where.base), BaseTokenizer(where.base)
     prompts = None if prompt_file is None else read_prompts(prompt_file, tokenizer)
     identity = identify(where.base, cache=where.home / IDENTITIES)

@@ -4,6 +4,7 @@ Asks a policy and a rater. Knows no store, and trains nothing.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -131,6 +132,7 @@ def evaluate(
                 policy,
                 weights,
                 [prompt.ids for prompt in material.prompts],
+                micro_batch,
                 num_samples=num_samples * len(material.prompts),
                 seed=seed,
                 max_tokens=max_tokens,
@@ -170,8 +172,8 @@ def _figures(
         liked=liked,
         disliked=disliked,
         margin=None if liked is None or disliked is None else liked - disliked,
-        perplexity_liked=None if liked is None else math.exp(-liked),
-        perplexity_base=None if base_nll is None else math.exp(base_nll),
+        perplexity_liked=None if liked is None else _perplexity(-liked),
+        perplexity_base=None if base_nll is None else _perplexity(base_nll),
         distinct_1=distinct(ids, 1) if ids else None,
         distinct_2=distinct(ids, 2) if ids else None,
         length=sum(map(len, ids)) / len(ids) if ids else None,
@@ -207,6 +209,11 @@ def _held_out(
         float(np.mean(liked)) if liked else None,
         float(np.mean(disliked)) if disliked else None,
     )
+
+
+def _perplexity(nll: float) -> float:
+    # A broken version can be thousands of nats off, where math.exp raises.
+    return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
 
 
 def _mean(rows: Sequence[Floats]) -> float:

@@ -10,7 +10,14 @@ from typing import Final
 
 import numpy as np
 
-from strop.training.backends.base import BASE, TRAINED, Policy, Sampled, Weights
+from strop.training.backends.base import (
+    BASE,
+    TRAINED,
+    OutOfMemory,
+    Policy,
+    Sampled,
+    Weights,
+)
 from strop.training.gate import MIN_SAMPLES, Behaviour, Figures, HeldOut
 from strop.training.micro_batch import MicroBatch
 from strop.training.sequences import Floats, Tokens
@@ -20,6 +27,9 @@ MAX_SAMPLE_TOKENS: Final = 128
 MAX_SAMPLES: Final = 128
 # Where answers are short, more of them: a mean over fewer tokens is too uncertain to reject by.
 _ENOUGH_TOKENS: Final = 2048
+# A token that is sampled keeps its keys and values alone, of every block: mostly less than half of
+# what a token keeps for the backward pass.
+_SAMPLED_TOKENS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ def sample(
     policy: Policy,
     weights: Weights,
     prompts: Sequence[tuple[int, ...]],
+    micro_batch: MicroBatch,
     *,
     num_samples: int,
     seed: int,
@@ -55,24 +66,47 @@ def sample(
         policy: samples.
         weights: of the version that is asked.
         prompts: ids, at least one prompt.
+        micro_batch: how much fits.
         num_samples: how many answers.
-        seed: the same seed gives the same answers.
+        seed: the same seed gives the same answers, as long as as many fit.
         max_tokens: of an answer.
-        batch_size: how many are sampled at once.
+        batch_size: how many are sampled at once, where they fit.
         check: called between batches; may raise.
+
+    Raises:
+        OutOfMemory: one prompt alone doesn't fit.
     """
     asked = [prompts[i % len(prompts)] for i in range(num_samples)]
+    room = _SAMPLED_TOKENS * micro_batch.max_tokens
     answers: list[Sampled] = []
-    for start in range(0, num_samples, batch_size):
+    while len(answers) < num_samples:
         check()
-        answers += policy.sample(
-            asked[start : start + batch_size],
-            max_tokens=max_tokens,
-            temperature=1.0,
-            seed=seed + start,
-            weights=weights,
-        )
+        start = len(answers)
+        batch = _fitting(asked[start : start + batch_size], max_tokens, room)
+        try:
+            answers += policy.sample(
+                batch, max_tokens=max_tokens, temperature=1.0, seed=seed + start, weights=weights
+            )
+        except OutOfMemory:
+            if len(batch) == 1:
+                raise
+            batch_size = len(batch) // 2
     return Fresh(tuple(asked), tuple(answers))
+
+
+def _fitting(
+    prompts: Sequence[tuple[int, ...]], max_tokens: int, room: int
+) -> Sequence[tuple[int, ...]]:
+    """Return the first of `prompts`, one at least, whose answers take no more than `room` tokens.
+
+    Padded to the longest, as they are sampled.
+    """
+    longest = 0
+    for num, prompt in enumerate(prompts):
+        longest = max(longest, len(prompt))
+        if num and (num + 1) * (longest + max_tokens) > room:
+            return prompts[:num]
+    return prompts
 
 
 def num_samples_for(first: Fresh) -> int:
@@ -113,12 +147,20 @@ def gate_figures(
         seed: of the samples.
         check: called between steps; may raise.
     """
-    first = sample(policy, BASE, whole.prompts, num_samples=MIN_SAMPLES, seed=seed, check=check)
-    num = num_samples_for(first)
-    candidate, base = (
-        sample(policy, weights, whole.prompts, num_samples=num, seed=seed, check=check)
-        for weights in (TRAINED, BASE)
-    )
+
+    def sampled(weights: Weights, num_samples: int) -> Fresh:
+        return sample(
+            policy,
+            weights,
+            whole.prompts,
+            micro_batch,
+            num_samples=num_samples,
+            seed=seed,
+            check=check,
+        )
+
+    num = num_samples_for(sampled(BASE, MIN_SAMPLES))
+    candidate, base = sampled(TRAINED, num), sampled(BASE, num)
     candidate_by_base = micro_batch.logprobs(policy, candidate.sequences, BASE)
     base_by_base = micro_batch.logprobs(policy, base.sequences, BASE)
     candidate_by_parent = candidate_by_base

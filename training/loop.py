@@ -137,7 +137,8 @@ class Loop:
         saved_s, save_took_s, saved_step = time.monotonic(), 0.0, self._step
         ending: Ending = "finished"
         while self._step < len(plan):
-            if self._kl is not None and self._kl > schedule.kl_stop:
+            # A KL that is no number is beyond every bound.
+            if self._kl is not None and not self._kl <= schedule.kl_stop:
                 ending = "kl_stop"
                 break
             if is_stopping():

@@ -7,7 +7,7 @@ what to set, not to replace the handling of `OutOfMemory`. Imports torch only to
 import math
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from strop.training.backends.base_files import BaseFiles
 GIB = 2**30
 
 # What torch and MLX take by themselves: libraries and buffers, on a GPU its context.
-_RUNTIME = {"cpu": 400 * 2**20, "cuda": 700 * 2**20}
+_RUNTIME = {"cpu": 400 * 2**20, "cuda": 700 * 2**20, "gpu": 900 * 2**20}
 # Numbers kept per token and block, in units of the hidden and the intermediate size; both from the
 # saved tensors of Llama's blocks with LoRA on seven layers, checked against measured peaks.
 _HIDDEN_UNITS, _INTERMEDIATE_UNITS = 16, 6
@@ -66,11 +66,14 @@ class Estimate:
         """
         if self.total(longest, longest) > free:
             return 0
-        low, high = longest, max(longest, free)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (low, middle - 1) if self.total(middle, longest) > free else (middle, high)
-        return low
+        return _largest(longest, lambda num: self.total(num, longest) <= free, at_most=free)
+
+    def longest(self, free: int) -> int:
+        """Return the most tokens of a sequence that fits into `free` bytes alone; 0 if none does.
+
+        Of activations that take nothing, as many as there are bytes.
+        """
+        return _largest(0, lambda num: self.total(num, num) <= free, at_most=free)
 
 
 def estimate(
@@ -243,6 +246,15 @@ class _Sizes:
     def lora_sides(self) -> int:
         """Inputs and outputs of a block's linear layers together."""
         return sum(map(sum, self._layers))
+
+
+def _largest(least: int, fits: Callable[[int], bool], *, at_most: int) -> int:
+    """Return the largest number that `fits`, which all below it do; `least` where none does."""
+    low, high = least, max(least, at_most)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def _gib(num_bytes: int) -> str:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from strop.training import objectives, presets
-from strop.training.backends import Choice, choose, open_policy
+from strop.training.backends import Choice, choose, confirmed, open_policy
 from strop.training.backends.base import Policy
 from strop.training.backends.base_files import BaseFiles
 from strop.training.objectives.base import Objective
@@ -34,7 +34,8 @@ class Recipe:
             BackendUnavailable: nothing here can train this base.
         """
         settings = self.settings
-        return choose(settings.backend, settings.device, base=settings.base_path)
+        chosen = choose(settings.backend, settings.device, base=settings.base_path)
+        return confirmed(chosen, settings.device)
 
     @cached_property
     def files(self) -> BaseFiles:

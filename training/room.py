@@ -4,6 +4,7 @@ Estimates are `memory`'s. Opens no model, and handles no `OutOfMemory`: that is 
 """
 
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from strop.training import memory
@@ -16,17 +17,34 @@ _WAIT_S: Final = 30.0
 _POLL_S: Final = 1.0
 
 
-def max_tokens(recipe: Recipe, longest: int, reports: Reports, stopping: Stopping) -> int:
-    """Return how many tokens to compute at once.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is room for: tokens computed at once, and of the longest sequence by itself."""
+
+    max_tokens: int
+    longest: int
+
+
+class TooLong(Refused):
+    """Not even the longest sequence fits; one of `longest` tokens does, if that isn't 0."""
+
+    def __init__(self, message: str, longest: int) -> None:
+        super().__init__(message)
+        self.longest = longest
+
+
+def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: Stopping) -> Room:
+    """Return how much to compute at once.
 
     Args:
         recipe: says what computes, and the most that is wanted at once.
+        rank: of the LoRA that is trained.
         longest: tokens of the longest sequence.
         reports: is told what is needed, and what is free.
         stopping: asked while it waits.
 
     Raises:
-        Refused: not even the longest sequence fits.
+        TooLong: not even the longest sequence fits.
         Stopped: it was asked to stop.
     """
     settings, chosen, preset = recipe.settings, recipe.chosen, recipe.preset
@@ -34,7 +52,7 @@ def max_tokens(recipe: Recipe, longest: int, reports: Reports, stopping: Stoppin
         settings.base_path,
         backend=chosen.name,
         device=chosen.device,
-        rank=preset.rank,
+        rank=rank,
         quantize_base=settings.quantize_base,
     )
     deadline_s = time.monotonic() + _WAIT_S
@@ -57,5 +75,6 @@ def max_tokens(recipe: Recipe, longest: int, reports: Reports, stopping: Stoppin
         "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
     )
     if advice:
-        raise Refused(advice)
-    return min(preset.micro_batch_tokens, needed.max_tokens(free, longest))
+        raise TooLong(advice, needed.longest(free))
+    fits = needed.max_tokens(free, longest)
+    return Room(min(preset.micro_batch_tokens, fits), needed.longest(free))

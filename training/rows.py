@@ -29,7 +29,7 @@ class LeftOut(StrEnum):
     TEXT_DIFFERS = "no token ids, and its text encodes to other ones"
     NOT_TEXT = "the prompt holds more than text"
     EMPTY = "empty answer"
-    TOO_LONG = "longer than the context"
+    TOO_LONG = "longer than the context, or than fits into memory"
 
 
 class Flag(StrEnum):
@@ -87,7 +87,7 @@ class Target:
 
     Attributes:
         base: its identity.
-        context: the most tokens of prompt and answer together.
+        context: the most tokens of prompt and answer together, of the base or of what fits here.
         tokenizer: None where there is none; then only ids from engines are of use.
     """
 
@@ -183,7 +183,7 @@ def encode_answer(
 def join(asked: Sequence[int], answer: Sequence[int], target: Target) -> Tokens | LeftOut:
     """Return prompt and answer as one sequence.
 
-    A sequence that is longer than the context is left out whole: without its head the prompt is
+    A sequence that is longer than that is left out whole: without its head the prompt is
     another one, and what the model would say to that was neither sampled nor rated.
     """
     if not len(asked) or not len(answer):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from strop.adapters import peft
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
@@ -37,6 +38,7 @@ from strop.training.progress import Phase, Progress
 from strop.training.publication import Publication
 from strop.training.recipe import Recipe
 from strop.training.reports import Reports
+from strop.training.room import Room
 from strop.training.rows import Target
 from strop.training.run_settings import RunSettings
 from strop.training.stopping import Stopped, Stopping
@@ -103,12 +105,10 @@ class Trainer:
         whole = collected = None
         if (self._folder / run_folder.SET_FILE).exists():
             whole = training_set.load(self._folder / run_folder.SET_FILE)
+            max_tokens = self._find_room(whole.longest).max_tokens
         else:
-            collected = self._collect()
-        longest = _longest(whole, collected)
-        micro_batch = MicroBatch(
-            room.max_tokens(self._recipe, longest, self._reports, self._stopping)
-        )
+            collected, max_tokens = self._collect_what_fits()
+        micro_batch = MicroBatch(max_tokens)
         policy = self._open()
         try:
             if whole is None:
@@ -137,11 +137,38 @@ class Trainer:
                 " a new run"
             )
 
-    def _collect(self) -> Collected:
+    def _collect_what_fits(self) -> tuple[Collected, int]:
+        """Return what there is to learn from, and how many tokens of it to compute at once.
+
+        One conversation that is too long for this machine doesn't keep the others from it.
+        """
+        context = self._recipe.files.context_length
+        found = self._collect(context)
+        try:
+            space = self._find_room(found.longest)
+        except room.TooLong as error:
+            # A little less, since what is free goes up and down.
+            longest = min(context, error.longest * 9 // 10)
+            self._reports.event("too_long", longest=longest, reason=str(error))
+            try:
+                found = self._collect(longest)
+            except Refused:
+                raise error from None
+            self._reports.say(f"what has more than {longest:,} tokens is left out: {error}")
+            space = self._find_room(found.longest)
+        return found.within(space.longest), space.max_tokens
+
+    def _find_room(self, longest: int) -> Room:
+        rank = self._recipe.preset.rank
+        if self._parent != BASE:
+            rank = peft.read_config(self._library.path_of(self._parent)).rank
+        return room.find(self._recipe, rank, longest, self._reports, self._stopping)
+
+    def _collect(self, context: int) -> Collected:
         self._phase("collecting")
         target = Target(
             base=self._ledger.run.base,
-            context=self._recipe.files.context_length,
+            context=context,
             tokenizer=BaseTokenizer(self._settings.base_path),
         )
         found = self._ledger.wait(
@@ -273,11 +300,3 @@ class Trainer:
         self._stopping.check()
         self._reports.event("phase", phase=phase)
         self._reports.progress(Progress(phase))
-
-
-def _longest(whole: TrainingSet | None, collected: Collected | None) -> int:
-    """Return how many tokens the longest sequence has that is learned from."""
-    if whole is not None:
-        return max(len(a.tokens.ids) for unit in whole.units for a in unit.answers)
-    assert collected is not None
-    return max(len(row.tokens.ids) for one in collected.learn for row in one.rows)

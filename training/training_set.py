@@ -46,6 +46,11 @@ class TrainingSet:
     prompts: tuple[tuple[int, ...], ...]
     counts: Mapping[str, int]
 
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest sequence has that is learned from."""
+        return max(len(answer.tokens.ids) for unit in self.units for answer in unit.answers)
+
 
 def save(whole: TrainingSet, path: Path) -> None:
     """Write `whole` to `path`, which then has all of it or is as it was."""

@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 
 from strop.proxy.errors import Conflict, NotFound
-from strop.proxy.store import events, lineage, version_queries
+from strop.proxy.store import events, lineage, run_queries, version_queries
 from strop.proxy.store.database import storable
 from strop.proxy.store.version_records import (
     BASE,
@@ -201,7 +201,7 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
 
     Raises:
         NotFound: there is no such version.
-        Conflict: it is active, or being made.
+        Conflict: it is active, or being made, or a run that isn't over continues it.
     """
     known = get(connection, id_)
     top = version_queries.stack().run(connection)[0]
@@ -209,6 +209,9 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
         raise Conflict(f"{id_} is active; activate another version first, or roll back")
     if known.state == "candidate":
         raise Conflict(f"{id_} is being made; cancel its run first")
+    for run in run_queries.unfinished().run(connection):
+        if run.parent == id_:
+            raise Conflict(f"{run.id} continues {id_}; wait for it, or cancel it")
     connection.execute(_REMOVE, (now_ms, known.num))
     events.add(connection, known.num, "removed", actor, {}, now_ms)
 

@@ -6,14 +6,14 @@ Choosing imports neither: it asks what is installed. Opening imports the one tha
 import importlib.metadata
 import importlib.util
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from strop.adapters import peft
 from strop.training.backends.base import AdamWSettings, BackendUnavailable, LoraSettings, Policy
 from strop.training.backends.base_files import BaseFiles
 
-__all__ = ["Choice", "choose", "open_policy"]
+__all__ = ["Choice", "choose", "confirmed", "open_policy"]
 
 # What each backend imports.
 _NEEDS = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx_lm")}
@@ -25,7 +25,7 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 class Choice:
     """A backend and its device, and the reason, for people.
 
-    `device` is what is likely for the setting `auto`; opening asks the framework itself.
+    `device` is what is likely for the setting `auto`; `confirmed` asks the framework itself.
     """
 
     name: str
@@ -52,6 +52,25 @@ def choose(backend: str = "auto", device: str = "auto", *, base: Path | None = N
             f" installed here ({why}): pip install 'strop[{name}]'"
         )
     return Choice(name, _likely_device(name, device), why)
+
+
+def confirmed(choice: Choice, device: str = "auto") -> Choice:
+    """Return `choice` with the device that torch finds, where a GPU is likely or asked for.
+
+    A driver is no GPU: it may be too old, or hidden by CUDA_VISIBLE_DEVICES. Imports torch then.
+
+    Args:
+        choice: what `choose` returned.
+        device: the setting `training.device` that it was chosen for.
+
+    Raises:
+        BackendUnavailable: torch doesn't find the one that is asked for.
+    """
+    if choice.name != "torch" or choice.device == "cpu":
+        return choice
+    from strop.training.backends.torch_model import pick_device
+
+    return replace(choice, device=pick_device(device).type)
 
 
 def open_policy(

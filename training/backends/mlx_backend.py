@@ -26,6 +26,9 @@ from strop.training.backends.batch import Batch, pad
 from strop.training.sequences import Floats, Tokens
 
 _NUM_OTHERS = 2  # adapters besides the trained one that stay loaded
+# The largest dL/dlogprob that a base in float16 is given: smaller ones vanish on their way back,
+# and sums over thousands of tokens stay far below the largest float16.
+_LARGEST_SLOPE = 2.0**-4
 
 Arrays = dict[str, mx.array]
 Gradient = Callable[[list[Floats]], list[Floats]]
@@ -44,6 +47,7 @@ class MlxPolicy:
         device: str,
     ) -> None:
         mlx_model.pick_device(device)
+        mlx_model.limit_cache()
         with mlx_model.memory_errors():
             model = mlx_model.load(base)
             self._shapes = mlx_model.linear_shapes(model)
@@ -155,16 +159,19 @@ class MlxPolicy:
 
     def _traced_once(self, batch: Batch, gradient: Gradient) -> Arrays:
         """Return the gradients with one forward pass, which keeps all activations."""
+        scale = 1.0
 
         def loss(parameters: Arrays) -> mx.array:
             self._slots.put(self._adapter, parameters)
             logprobs_N = self._net.logprobs(batch)
             # Computing them here ends nothing: what is traced keeps its inputs for the gradient.
+            nonlocal scale
             wanted_N = batch.join(gradient(batch.split(_to_numpy(logprobs_N))))
-            return (logprobs_N * mx.array(wanted_N)).sum()
+            scale = self._scale_of(wanted_N)
+            return (logprobs_N * mx.array(scale * wanted_N)).sum()
 
         found: Arrays = mx.grad(loss)(self._parameters)
-        return found
+        return _divided(found, scale)
 
     def _traced_after(self, batch: Batch, gradient: Gradient) -> Arrays:
         """Return the gradients with two forward passes, of which none keeps all activations.
@@ -172,7 +179,9 @@ class MlxPolicy:
         Logprobs computed inside of a trace would keep what checkpointing is to let go.
         """
         values = batch.split(_to_numpy(self._net.logprobs(batch)))
-        wanted_N = mx.array(batch.join(gradient(values)))
+        slopes_N = batch.join(gradient(values))
+        scale = self._scale_of(slopes_N)
+        wanted_N = mx.array(scale * slopes_N)
 
         def loss(parameters: Arrays) -> mx.array:
             self._slots.put(self._adapter, parameters)
@@ -181,7 +190,15 @@ class MlxPolicy:
         with self._checkpointing or nullcontext():
             found: Arrays = mx.grad(loss)(self._parameters)
             mx.eval(found)
-        return found
+        return _divided(found, scale)
+
+    def _scale_of(self, slopes_N: Floats) -> float:
+        """Return what a loss is multiplied with, so that its gradient fits the base's dtype."""
+        largest = float(np.abs(slopes_N).max(initial=0.0))
+        if self.dtype != "float16" or not 0 < largest < math.inf:
+            return 1.0
+        # A power of two: nothing is rounded by it.
+        return 2.0 ** math.floor(math.log2(_LARGEST_SLOPE / largest))
 
     def _update(self, gradients: Arrays, lr: float, clip: float) -> None:
         """Take the step as torch's AdamW does: decay apart from the gradient, biases corrected."""
@@ -224,6 +241,10 @@ class MlxPolicy:
             loaded = (adapter, _to_mlx(lora.arrays_of(adapter)))
         self._others[folder] = loaded  # the one not used for the longest time stands first
         return loaded
+
+
+def _divided(arrays: Arrays, scale: float) -> Arrays:
+    return arrays if scale == 1.0 else {name: array / scale for name, array in arrays.items()}
 
 
 def _to_mlx(arrays: Mapping[str, Floats]) -> Arrays:

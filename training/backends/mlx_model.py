@@ -20,11 +20,13 @@ from strop.adapters import peft
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
+from strop.training.backends.logit_scales import heads
 
 log = logging.getLogger(__name__)
 
 # Logits are computed and kept for about this many numbers at a time: 256 MiB in float32.
 _CHUNK = 2**26
+_CACHE_BYTES = 2**29
 _OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "Insufficient Memory", "Unable to allocate",
                   "Attempting to allocate", "bad_alloc")  # fmt: skip
 
@@ -55,6 +57,16 @@ def pick_device(wanted: str) -> None:
             f'training.device = {wanted!r}, but the MLX backend knows "auto" and "cpu" alone; set'
             ' training.backend to "torch" for the others'
         )
+
+
+def limit_cache() -> None:
+    """Let MLX keep no more than `_CACHE_BYTES` of what it has freed, or less where it did before.
+
+    By itself it keeps nearly all of a Mac's memory, and buffers of one length are of no use to a
+    batch of another: a run would take many times what it needs from the engine beside it.
+    """
+    before = mx.set_cache_limit(_CACHE_BYTES)
+    mx.set_cache_limit(min(before, _CACHE_BYTES))
 
 
 def load(base: BaseFiles) -> nn.Module:
@@ -179,7 +191,8 @@ class MlxModel:
 def prepare(model: nn.Module) -> MlxModel:
     """Return a loaded model ready for use, its parts found and tried.
 
-    Tried rather than read from the config: scales and caps of logits have a name for each model.
+    Tried rather than read from the config alone: what models do with logits, which the head here
+    does too, has a name for each.
     """
     ids_1T = mx.arange(8)[None]
     whole = model(ids_1T)
@@ -187,13 +200,15 @@ def prepare(model: nn.Module) -> MlxModel:
     try:
         decoder = inner.model
         head = inner.lm_head if "lm_head" in inner else decoder.embed_tokens.as_linear
-        parts = head(decoder(ids_1T))
+        hidden = decoder(ids_1T)
+        for one in heads(head, getattr(inner, "args", None), mx.tanh):
+            parts = one(hidden)
+            if parts.shape == whole.shape and mx.allclose(parts, whole, 1e-5, 1e-5):
+                return MlxModel(model, whole.dtype, decoder, one)
     except (AttributeError, TypeError, ValueError):
-        parts = None
-    if parts is None or parts.shape != whole.shape or not mx.allclose(parts, whole, 1e-5, 1e-5):
-        log.info("this model does more than its head after the last block: logits are kept whole")
-        return MlxModel(model, whole.dtype, None, None)
-    return MlxModel(model, whole.dtype, decoder, head)
+        pass
+    log.info("this model does more than its head after the last block: logits are kept whole")
+    return MlxModel(model, whole.dtype, None, None)
 
 
 class Checkpointing:

@@ -53,7 +53,8 @@ class TorchPolicy:
             self._net = torch_model.prepare(
                 model, self._device, is_checkpointed=base.is_checkpointed
             )
-            self._adapter = start or lora.fresh(self._shapes, lora_settings)
+            text_shapes = torch_lora.trained_on_text(model, self._shapes)
+            self._adapter = start or lora.fresh(text_shapes, lora_settings)
             lora.check_fit(self._adapter, self._shapes)
             self._slots = torch_lora.Slots(model)
             self._parameters = {

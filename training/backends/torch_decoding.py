@@ -75,7 +75,8 @@ def sample(
         if temperature == 0:
             tokens_B = logprobs_BV.argmax(-1)
         else:
-            weights_BV = (logprobs_BV / temperature).softmax(-1)
+            # What computes NaN says anything: drawing from it raises, and on CUDA loses the device.
+            weights_BV = (logprobs_BV / temperature).softmax(-1).nan_to_num(nan=1.0)
             tokens_B = torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
         chosen_B = logprobs_BV.gather(-1, tokens_B[:, None])[:, 0]
         entropies_B = torch.special.entr(logprobs_BV.exp()).sum(-1)

@@ -74,6 +74,19 @@ class Slots:
                 module.lora = Weights(a, b, adapted[path].scale)
 
 
+def trained_on_text(
+    model: Any, shapes: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Return those of `shapes` that text goes through: none of a tower for images or sound.
+
+    Ratings are of text alone, so a LoRA there would stay as it began, and few engines load one.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = next((path for path, module in model.named_modules() if module is decoder), "")
+    prefix = f"{inside}." if inside else ""
+    return {path: sizes for path, sizes in shapes.items() if path.startswith(prefix)}
+
+
 def linear_shapes(model: Any) -> dict[str, tuple[int, int]]:
     """Return (inputs, outputs) of every linear layer, quantised ones included, but the head."""
     head = model.get_output_embeddings()

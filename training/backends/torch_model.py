@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
+from strop.training.backends.logit_scales import heads
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,13 @@ log = logging.getLogger(__name__)
 _CHUNK = 2**26
 # Below, handing work to a second thread costs more than it saves, six times on a busy machine.
 _ONE_THREAD = 5_000_000
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "cublasCreate",
+)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -229,9 +236,10 @@ def _decoder(model: Any) -> Any:
 def _parts(
     model: Any, device: torch.device
 ) -> tuple[Any, Callable[[torch.Tensor], torch.Tensor] | None]:
-    """Return decoder and head, if logits are the one after the other and nothing else.
+    """Return decoder and head, if logits are the one after the other, capped or scaled at most.
 
-    Tried rather than read from the config: scales and caps of logits have a name for each model.
+    The head returned does that too. Tried rather than read from the config alone: what models do
+    with logits has a name for each.
     """
     head = model.get_output_embeddings()
     ids_1T = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
@@ -239,12 +247,13 @@ def _parts(
         whole = model(input_ids=ids_1T, use_cache=False).logits
         try:
             hidden = _decoder(model)(input_ids=ids_1T, use_cache=False).last_hidden_state
-            parts = head(hidden)
+            for one in heads(head, model.config.get_text_config(), torch.tanh):
+                parts = one(hidden)
+                if parts.shape == whole.shape and torch.allclose(parts, whole, 1e-5, 1e-5):
+                    return _decoder(model), one
         except (AttributeError, TypeError, RuntimeError):
-            return None, None
-    if parts.shape != whole.shape or not torch.allclose(parts, whole, rtol=1e-5, atol=1e-5):
-        return None, None
-    return _decoder(model), head
+            pass
+    return None, None
 
 
 def _of_targets(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
