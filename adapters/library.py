@@ -68,7 +68,7 @@ class Library:
         if manifest.version != version:
             raise ValueError(f"the manifest is of {manifest.version}, the folder is {version}'s")
         _refuse_existing(self.path_of(version))
-        with self._scratch() as scratch:
+        with self.scratch() as scratch:
             write(scratch)
             files = {path.name: _sha256(path) for path in _plain_files(scratch)}
             target = self.folder / f"{version}-{_digits(files)}"
@@ -143,7 +143,7 @@ class Library:
 
     def remove(self, version: str) -> None:
         """Delete a version's folder, at once as far as others see; no error where there is none."""
-        with self._scratch() as scratch:
+        with self.scratch() as scratch:
             with suppress(FileNotFoundError):
                 self.path_of(version).rename(scratch / version)
             _sync(self.folder)
@@ -158,15 +158,8 @@ class Library:
                     removed.append(path.name)
         return tuple(removed)
 
-    def _entries(self) -> list[tuple[os.DirEntry[str], str]]:
-        """Return what has a version's name, and the version's id."""
-        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
-            named = [(entry, _FOLDER.fullmatch(entry.name)) for entry in entries]
-            return [(entry, name[1]) for entry, name in named if name is not None]
-        return []
-
     @contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    def scratch(self) -> Iterator[Path]:
         """Give a folder that `clean` leaves alone while this process lives; it goes at the end."""
         with ExitStack() as stack:
             with _locked(self.folder, fcntl.LOCK_EX):
@@ -176,6 +169,13 @@ class Library:
                 yield scratch
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+    def _entries(self) -> list[tuple[os.DirEntry[str], str]]:
+        """Return what has a version's name, and the version's id."""
+        with suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            named = [(entry, _FOLDER.fullmatch(entry.name)) for entry in entries]
+            return [(entry, name[1]) for entry, name in named if name is not None]
+        return []
 
 
 def _refuse_existing(target: Path) -> None:

@@ -15,7 +15,14 @@ import click
 from strop.adapters.rates import Rate
 from strop.proxy import adapter_objects, objects, terminal
 from strop.proxy.admin_client import call
-from strop.proxy.cli_options import examples, home_of, home_option, json_option, open_store
+from strop.proxy.cli_options import (
+    examples,
+    home_hint,
+    home_of,
+    home_option,
+    json_option,
+    open_store,
+)
 from strop.proxy.errors import ConfigError, NotFound
 from strop.proxy.home import serving_url
 from strop.proxy.store.version_records import BASE, Activation, Version
@@ -181,10 +188,21 @@ def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
 @home_option
 @json_option
 def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
-    """Take a PEFT adapter from FOLDER as a new version."""
-    body = {"path": str(folder.absolute())}
-    made = call(home_of(home), "POST", "/admin/adapters", body)
-    click.echo(json.dumps(made) if as_json else f"{made['id']} is {made['state']}")
+    """Take a PEFT adapter from FOLDER as a new version.
+
+    Its probe is made by loading the base once more. Where that can't be done, the version can't be
+    proven to serve, and is activated with --force.
+    """
+    at = home_of(home)
+    made = call(at, "POST", "/admin/adapters", {"path": str(folder.absolute())})
+    if as_json:
+        click.echo(json.dumps(made))
+        return
+    lacks, force = "", ""
+    if made["reason"]:
+        lacks, force = f", but can't be proven to serve: {made['reason']}", " --force"
+    click.echo(f"{made['id']} is {made['state']}{lacks}")
+    click.echo(f"To let it serve: strop adapters activate {made['id']}{force}{home_hint(at)}")
 
 
 @adapters.command("pin", epilog=examples("strop adapters pin v3", "strop adapters pin v3 --off"))
@@ -214,16 +232,15 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
     """Copy VERSION into a new FOLDER, as PEFT and anything that reads it can load."""
     if folder.exists():
         raise ConfigError(f"expected a folder that doesn't exist yet, got {folder}")
-    # These read tensors, which no other command does.
+    # It reads tensors, which no other command does.
     from strop.adapters.library import Library
-    from strop.adapters.peft import InvalidAdapter
 
-    library = Library(home_of(home) / "adapters")
     try:
+        library = Library(home_of(home) / "adapters")
         library.verify(version)
-    except InvalidAdapter as error:
-        raise ConfigError(str(error)) from error
-    shutil.copytree(library.path_of(version), folder)
+        shutil.copytree(library.path_of(version), folder)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{version} can't be exported: {error}") from error
     click.echo(f"{version} is in {folder}")
 
 

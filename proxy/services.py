@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strop.adapters.library import Library
-from strop.proxy import auth, run_requests
+from strop.proxy import auth, probe_job, run_requests
 from strop.proxy.alias import BASE, Leases
 from strop.proxy.background import in_background
 from strop.proxy.engines.base import Engine
@@ -21,6 +21,7 @@ from strop.proxy.flights import Elsewhere, Flights, nowhere
 from strop.proxy.intake import Intake
 from strop.proxy.metrics import Metrics
 from strop.proxy.pairing import base_folder, identity_of
+from strop.proxy.probe_job import ProbeCommand, ProbeJob
 from strop.proxy.promotion import Promoter
 from strop.proxy.rater import Rater
 from strop.proxy.relay import Relay
@@ -90,6 +91,7 @@ async def run_services(
     process: EngineProcess | None,
     *,
     train_command: TrainCommand = run_requests.command,
+    probe_command: ProbeCommand = probe_job.command,
 ) -> AsyncIterator[Services]:
     """Open the store, start what runs in the background, and end all of it in order.
 
@@ -99,6 +101,7 @@ async def run_services(
         engine: the driver; its upstream is closed at the end.
         process: the embedded engine, if strop runs one.
         train_command: returns the command line of a training run's process.
+        probe_command: returns that of the job that makes an imported adapter's probe.
     """
     turns.end(home / STORE_FILE)
     async with _opened(settings, home, is_server=True) as store:
@@ -107,7 +110,12 @@ async def run_services(
         relay = front.relay
         census = OwnCensus(relay, store, parts.metrics)
         control = await _make_control(
-            parts, process, census, load=lambda: relay.num_calls, train_command=train_command
+            parts,
+            process,
+            census,
+            load=lambda: relay.num_calls,
+            train_command=train_command,
+            probe_command=probe_command,
         )
         services = Services(**{**vars(control), **vars(front)})
         async with in_background(relay.sweep), _deciding(control):
@@ -237,6 +245,7 @@ async def _make_control(
     *,
     load: Callable[[], int],
     train_command: TrainCommand = run_requests.command,
+    probe_command: ProbeCommand = probe_job.command,
 ) -> Control:
     settings, home, store, serving = parts.settings, parts.home, parts.store, parts.serving
     swapper = Swapper(
@@ -244,6 +253,7 @@ async def _make_control(
             store,
             Library(adapters_folder(home)),
             find_base=lambda: base_folder(settings),
+            probes=ProbeJob(home, settings.training, probe_command),
             num_kept=settings.adapters.keep,
         ),
         serving,

@@ -7,14 +7,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from strop.adapters import importing, manifest, retention
+from strop.adapters.base_model import InvalidBase
 from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
 from strop.adapters.peft import InvalidAdapter
 from strop.adapters.probe import Probe
 from strop.proxy.errors import BadRequest, Conflict
+from strop.proxy.probe_job import ProbeJob
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Version
 
@@ -31,15 +34,24 @@ class Shelf:
         store: their rows.
         library: their folders.
         find_base: returns the folder of the base that they are of, where it is on this machine.
+        probes: makes the probes of imported ones.
         num_kept: how many are kept besides those that are needed.
     """
 
     def __init__(
-        self, store: Store, library: Library, *, find_base: Callable[[], Path | None], num_kept: int
+        self,
+        store: Store,
+        library: Library,
+        *,
+        find_base: Callable[[], Path | None],
+        probes: ProbeJob,
+        num_kept: int,
     ) -> None:
         self.store = store
         self._library = library
         self._find_base = find_base
+        self._probes = probes
+        self._probing = asyncio.Lock()
         self._num_kept = num_kept
         self._orphans: list[str] = []
 
@@ -108,11 +120,13 @@ class Shelf:
             await asyncio.to_thread(self._library.remove, version)
 
     async def import_adapter(self, source: Path, *, base: str | None, actor: str) -> Version:
-        """Copy a PEFT adapter into a new version, `ready` and without a probe.
+        """Copy a PEFT adapter into a new version, `ready`, with its probe.
+
+        Where no probe can be made, it has none, and its `reason` says why.
 
         Raises:
             BadRequest: it is no adapter for this base; the message says why.
-            Conflict: the base isn't known.
+            Conflict: the base isn't known, or is broken.
         """
         if base is None:
             raise Conflict(
@@ -123,17 +137,44 @@ class Shelf:
         made = Manifest(
             version=row.id, base=base, origin="import", created_ms=time.time_ns() // 1_000_000
         )
-
-        def copy(folder: Path) -> None:
-            importing.bring_in(source, folder, self._find_base(), max_rank=MAX_RANK)
-
         try:
-            folder = await asyncio.to_thread(self._library.create, row.id, copy, made)
-            written = await asyncio.to_thread((folder / manifest.FILE).read_bytes)
-        except (InvalidAdapter, OSError) as error:
+            written, reason = await self._bring_in(source, made)
+        except (InvalidAdapter, InvalidBase, OSError) as error:
             await self.store.versions.fail(row.id, str(error), actor=actor)
+            if isinstance(error, InvalidBase):
+                raise Conflict(
+                    f"{source} can't be compared with the base, so it is not imported: {error}"
+                ) from error
             raise BadRequest(f"{source} can't be imported: {error}", param="path") from error
-        return await self.store.versions.publish(row.id, written, state="ready", actor=actor)
+        return await self.store.versions.publish(
+            row.id, written, state="ready", actor=actor, reason=reason
+        )
+
+    async def _bring_in(self, source: Path, made: Manifest) -> tuple[bytes, str | None]:
+        """Add the adapter at `source` to the library; return its manifest, and why it has no probe.
+
+        The probe is made of a copy that was checked, not of what may change meanwhile.
+        """
+        base = self._find_base()
+        with self._library.scratch() as scratch:
+            copy = scratch / "adapter"
+            copy.mkdir()
+            await asyncio.to_thread(importing.bring_in, source, copy, base, max_rank=MAX_RANK)
+            async with self._probing:
+                found = await self._probes.make(base, copy, scratch)
+            reason = None
+            if isinstance(found, str):
+                reason = found
+                log.warning("no probe", extra={"version": made.version, "reason": reason})
+            else:
+                made = replace(made, probe=found)
+
+            def move(folder: Path) -> None:
+                for file in copy.iterdir():
+                    file.rename(folder / file.name)
+
+            folder = await asyncio.to_thread(self._library.create, made.version, move, made)
+        return await asyncio.to_thread((folder / manifest.FILE).read_bytes), reason
 
     async def remove(self, version: str, *, actor: str) -> None:
         """Delete a version that no engine holds: its row first, so that it is never half there."""
@@ -146,9 +187,11 @@ class Shelf:
         """Return the versions that retention lets go, oldest first."""
         versions = self.store.versions
         activation = await versions.activation()
-        named: frozenset[str] = frozenset()
+        run = await self.store.runs.unfinished()
+        # Its weights are compared with until the run is over.
+        named = frozenset([run.parent]) if run and run.parent else frozenset[str]()
         if base is not None:
-            named = await self.store.training.fresh_versions(
+            named |= await self.store.training.fresh_versions(
                 activation.version, base=base, reopen=reopen
             )
         return retention.removable(

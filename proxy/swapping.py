@@ -102,7 +102,10 @@ class Swapper:
         return await self._join(before, Wish(actor, True, "rolled_back", reason))
 
     async def import_adapter(self, folder: Path, *, actor: str) -> Version:
-        """Copy a foreign PEFT adapter into a new version, which is then `ready`, and unproven.
+        """Copy a foreign PEFT adapter into a new version, which is then `ready`.
+
+        Takes as long as it takes to load the base and make its probe; without one, its `reason`
+        says why.
 
         Raises:
             BadRequest: it is no adapter for this base; the message says why.

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fake_probe
 import httpx
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
@@ -21,6 +22,7 @@ from strop.proxy.app import App
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.ids import new_id
+from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.run_requests import TrainCommand
 from strop.proxy.services import Services, adapters_folder, run_services
 from strop.proxy.settings import load
@@ -145,6 +147,7 @@ async def running(
     *,
     vllm: FakeVllm | None = None,
     train_command: TrainCommand = run_requests.command,
+    probe_command: ProbeCommand | None = None,
     **flags: object,
 ) -> AsyncIterator[Running]:
     """Start a strop in `home`; `flags` are settings, as in `server__client_keys=[...]`.
@@ -160,7 +163,14 @@ async def running(
     vllm = vllm or FakeVllm()
     async with FakeEngine(vllm) as engine:
         driver = Vllm(Upstream(engine.url), adapters=adapters, scores=adapters is not None)
-        services = run_services(resolved.settings, home, driver, None, train_command=train_command)
+        services = run_services(
+            resolved.settings,
+            home,
+            driver,
+            None,
+            train_command=train_command,
+            probe_command=probe_command or fake_probe.command(),
+        )
         app = App(services, routes.make)
         async with _started(app):
             await app.services.serving.wait_until_ready()

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fake_probe
 import httpx
 import uvicorn
 
 from strop.proxy import configured_engine, routes, run_requests
 from strop.proxy.app import App
 from strop.proxy.engines.base import Engine as Driver
+from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.run_requests import TrainCommand
 from strop.proxy.serve import uvicorn_config
 from strop.proxy.services import Services, run_services
@@ -75,16 +77,25 @@ async def running(
     ready: bool = True,
     driver: Driver | None = None,
     train_command: TrainCommand = run_requests.command,
+    probe_command: ProbeCommand | None = None,
 ) -> AsyncIterator[Running]:
     """Run a proxy on a free port; `ready` waits until its engine has answered.
 
-    The driver is the one that the settings name, unless another is given.
+    The driver is the one that the settings name, unless another is given; imported adapters get
+    no probe, unless a command for that is.
     """
     home.mkdir(mode=0o700, exist_ok=True)
     engine, process = (
         (driver, None) if driver is not None else configured_engine.make(settings, home)
     )
-    services = run_services(settings, home, engine, process, train_command=train_command)
+    services = run_services(
+        settings,
+        home,
+        engine,
+        process,
+        train_command=train_command,
+        probe_command=probe_command or fake_probe.command(),
+    )
     app = App(services, routes.make)
     server = uvicorn.Server(uvicorn_config(settings, app))
     listener = socket.socket()

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fake_probe
 import fake_run
+import models
 import pytest
 import shelved
 from click.testing import CliRunner, Result
@@ -113,6 +115,8 @@ async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: 
 
     done = await home.strop("adapters", "export", "v1", str(to))
     again = await home.strop("adapters", "export", "v1", str(to))
+    file = to / "adapter_model.safetensors"
+    inside = await home.strop("adapters", "export", "v1", str(file / "new"))
     (home.library.path_of("v1") / "adapter_model.safetensors").chmod(0o600)
     (home.library.path_of("v1") / "adapter_model.safetensors").write_bytes(b"broken")
     broken = await home.strop("adapters", "export", "v1", str(tmp_path / "other"))
@@ -121,6 +125,8 @@ async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: 
     assert b"weights" * 100 == (to / "adapter_model.safetensors").read_bytes()
     assert 2 == again.exit_code
     assert "expected a folder that doesn't exist yet" in again.stderr
+    assert 2 == inside.exit_code
+    assert "v1 can't be exported: " in inside.stderr
     assert 2 == broken.exit_code
     assert "adapter_model.safetensors" in broken.stderr
     assert not (tmp_path / "other").exists()
@@ -160,12 +166,22 @@ async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
 
 
 async def test_an_adapter_is_imported(tmp_path: Path) -> None:
-    """From any folder, also one that is named from here; what is none is refused."""
+    """From any folder; what is none is refused, and what has no probe needs force."""
     async with serving(tmp_path) as (home, _):
         (tmp_path / "no-adapter").mkdir()
+        lora = models.make_peft(
+            demo_model(), tmp_path / "lora", rank=2, alpha=4, targets=models.ALL_LINEAR, seed=1,
+            scale=0.1,
+        )  # fmt: skip
 
         refused = await home.strop("adapters", "import", str(tmp_path / "no-adapter"))
+        made = await home.strop("adapters", "import", str(lora))
 
+    assert (0, f"v2 is ready, but can't be proven to serve: {fake_probe.NO_PROBE}") == (
+        made.exit_code,
+        made.stdout.splitlines()[0],
+    )
+    assert "To let it serve: strop adapters activate v2 --force" in made.stdout
     assert 1 == refused.exit_code
     assert "no-adapter can't be imported" in refused.stderr
 
@@ -194,6 +210,8 @@ async def test_what_moves_traffic_needs_a_proxy(home: Home, words: str) -> None:
     [
         ("adapters show v7", 1, "there is no version 'v7'; see: strop adapters list"),
         ("adapters export v7 {home}/new", 2, "v7"),
+        ("adapters export base {home}/new", 2, "'base' is no version id"),
+        ("adapters export v1 {home}/new --home {home}/none", 2, "/none/adapters'"),
         ("runs show run_7", 1, "there is no run 'run_7'; see: strop runs list"),
         ("runs cancel run_7", 1, "no run 'run_7'"),
         ("runs list --after run_7", 2, "expected `after` to be an id"),

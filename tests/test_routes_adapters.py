@@ -1,10 +1,12 @@
 """/admin/adapters over the whole application, behind a fake engine that loads adapters."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fake_probe
 import httpx
 import pytest
 import shelved
@@ -285,6 +287,7 @@ async def test_an_adapter_is_imported(tmp_path: Path, qwen3: Path, peft_a: Path)
         found["origin"],
         found["parent"],
     )
+    assert fake_probe.NO_PROBE == found["reason"]
     assert ["imported"] == [event["kind"] for event in found["events"]]
     status, code, message = error_of(refused)
     assert (409, "conflict") == (status, code)
@@ -305,6 +308,26 @@ async def test_what_is_no_adapter_is_not_imported(tmp_path: Path, qwen3: Path) -
     status, code, message = error_of(refused)
     assert (400, "invalid_request") == (status, code)
     assert f"{tmp_path} can't be imported" in message
+
+
+async def test_nothing_is_imported_while_the_base_is_broken(
+    tmp_path: Path, qwen3: Path, peft_a: Path
+) -> None:
+    """409 with what is wrong with the base; the version that was begun is given up."""
+    fake, home, base = FakeAdapters(), tmp_path / "home", tmp_path / "base"
+    home.mkdir()
+    shutil.copytree(qwen3, base)
+    async with running(home, vllm=fake, model__base=str(base)) as app:
+        versions = Versions(app, fake, home)
+        (base / "config.json").unlink()
+
+        refused = await versions.ask("POST", "", {"path": str(peft_a)})
+        (found,) = (await versions.ask("GET", "")).json()["data"]
+
+    status, code, message = error_of(refused)
+    assert (409, "conflict") == (status, code)
+    assert f"{base} has no config.json" in message
+    assert "rejected" == found["state"]
 
 
 async def test_how_people_rated_each_version_is_shown(tmp_path: Path, qwen3: Path) -> None:

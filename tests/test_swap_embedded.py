@@ -20,8 +20,10 @@ from shelved import copy_of, publish
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
+from strop.proxy import probe_job
 from strop.proxy.configured_engine import EMBEDDED_ADAPTERS
 from strop.proxy.embedded.options import Options
+from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.store.store import Store
 
@@ -43,10 +45,12 @@ def peft_d(qwen3: Path) -> Path:
 
 
 @asynccontextmanager
-async def embedded(home: Path, base: Path) -> AsyncIterator[Running]:
+async def embedded(
+    home: Path, base: Path, probe_command: ProbeCommand | None = None
+) -> AsyncIterator[Running]:
     """Run a proxy with the embedded engine as its child."""
     settings = settings_for("", kind="embedded", model={"path": str(base), "name": "tiny"})
-    async with running(settings, home) as proxy:
+    async with running(settings, home, probe_command=probe_command) as proxy:
         yield proxy
 
 
@@ -274,6 +278,21 @@ async def answer_of(proxy: Running) -> StoredCompletion:
     answer = await proxy.chat(WORDS, max_tokens=8)
     assert 200 == answer.status_code, answer.text
     return await proxy.row()
+
+
+async def test_an_imported_adapter_is_proven_by_the_probe_that_was_made_of_it(
+    tmp_path: Path, qwen3: Path, peft_a: Path
+) -> None:
+    """A job of its own makes it, beside the engine; no force is needed then."""
+    async with embedded(tmp_path / "home", qwen3, probe_job.command) as proxy:
+        swapper = proxy.services.swapper
+
+        made = await swapper.import_adapter(peft_a, actor="cli")
+        done = await swapper.activate(made.id, actor="cli")
+
+    assert ("ready", None) == (made.state, made.reason)
+    assert done.probe is not None
+    assert "proven" == done.probe.outcome
 
 
 async def test_another_adapter_s_probe_is_refused_by_the_real_engine(

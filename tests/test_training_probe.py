@@ -1,6 +1,7 @@
 """Making probes: what is asked, what is measured, and that they tell versions apart."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from backend_cases import TOLERANCE
 from strop.adapters import probe as judging
 from strop.adapters import probe_codec
 from strop.adapters.probe_values import Item, Measured, Probe
+from strop.proxy.store import run_lock
+from strop.training import memory
 from strop.training import probe as probes
 from strop.training.backends import open_policy
 from strop.training.backends.base import BASE, OutOfMemory, Policy, Sampled, Weights
@@ -189,6 +192,52 @@ def test_the_program_says_why_no_probe_could_be_made(
 
     assert 1 == done.returncode
     assert done.stderr.startswith("no probe could be made: ")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_no_probe_is_made_while_a_run_trains(qwen3: Path, peft_a: Path, tmp_path: Path) -> None:
+    """Two models in memory beside the engine's would be one too many."""
+    with run_lock.hold(tmp_path, "run_7"):
+        done = run("--base", qwen3, "--adapter", peft_a, "--out", tmp_path / "probe.json",
+                   "--runs", tmp_path)  # fmt: skip
+
+    assert 1 == done.returncode
+    assert "run_7 is training in this home already" in done.stderr
+
+
+def test_a_base_that_does_not_fit_is_not_loaded(
+    qwen3: Path, peft_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It is said what would make it fit."""
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 2**20)
+    monkeypatch.setattr(os, "nice", lambda _: 0)
+
+    status = probes.main(
+        ["--base", str(qwen3), "--adapter", str(peft_a), "--out", str(tmp_path / "probe.json")]
+    )
+
+    assert 1 == status
+    assert "choose a smaller model" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_it_ends_with_its_parent(qwen3: Path, peft_a: Path, tmp_path: Path) -> None:
+    """When the pipe that it was handed is closed, nobody waits for it any more."""
+    read_end, write_end = os.pipe()
+    child = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "strop.training.probe", "--base", str(qwen3)),
+            *("--adapter", str(peft_a), "--out", str(tmp_path / "probe.json")),
+            *("--parent-fd", str(read_end)),
+        ],
+        pass_fds=[read_end],
+    )
+    os.close(read_end)
+
+    os.close(write_end)
+
+    assert 1 == child.wait()
     assert not [*tmp_path.iterdir()]
 
 

@@ -7,21 +7,26 @@ adapter:
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from strop.adapters import probe_codec
+from strop.adapters import peft, probe_codec
 from strop.adapters.peft import InvalidAdapter
 from strop.adapters.probe_values import Item, Probe
-from strop.training.backends import open_policy
+from strop.proxy.store import run_lock
+from strop.proxy.store.run_lock import AlreadyRunning
+from strop.training import memory
+from strop.training.backends import choose, confirmed, open_policy
 from strop.training.backends.base import (
     BASE,
     TRAINED,
@@ -43,6 +48,10 @@ _LONG = 257
 _MAX_PROMPT = 400
 # Of so many prompts, continued by so many tokens, those are taken that tell the most.
 _NUM_TRIED, _NUM_TRIED_TOKENS = 24, 24
+
+_EXPECTED = (
+    AlreadyRunning, BackendUnavailable, InvalidAdapter, OutOfMemory, ValueError, OSError
+)  # fmt: skip
 
 # What an imported adapter is asked, for want of what was asked of it.
 _TEXTS = (
@@ -166,21 +175,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", type=Path, required=True, help="the PEFT folder")
     parser.add_argument("--out", type=Path, required=True, help="where the probe goes, as JSON")
     parser.add_argument("--parent", type=Path, help="the PEFT folder it was trained from")
+    parser.add_argument("--runs", type=Path, help="the folder of all runs: none trains meanwhile")
+    parser.add_argument("--parent-fd", type=int, help="a pipe whose end of file stops this")
+    parser.add_argument("--quantize-base", action="store_true", help="hold the base in 4 bits")
     parser.add_argument("--backend", default="auto", choices=("auto", "torch", "mlx"))
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     given = parser.parse_args(arguments)
     os.nice(10)
+    if given.parent_fd is not None:
+        threading.Thread(target=_end_with, args=(given.parent_fd,), daemon=True).start()
     try:
-        prompts = [*_prompts(BaseTokenizer(given.base))]
-        policy = open_policy(
-            given.base, start=given.adapter, backend=given.backend, device=given.device
-        )
-        probe = make(policy, given.parent or BASE, prompts)
-    except (BackendUnavailable, InvalidAdapter, OutOfMemory, ValueError, OSError) as error:
+        with _alone(given.runs):
+            probe = _made(given)
+    except _EXPECTED as error:
         sys.stderr.write(f"no probe could be made: {error}\n")
         return 1
     _write(given.out, json.dumps(probe_codec.to_json(probe), allow_nan=False))
     return 0
+
+
+def _end_with(parent_fd: int) -> None:
+    """End this process when the other end of the pipe is closed: nobody waits for it any more."""
+    while os.read(parent_fd, 1):
+        pass
+    os._exit(1)
+
+
+def _alone(runs: Path | None) -> contextlib.AbstractContextManager[None]:
+    """Keep runs from training meanwhile; raise AlreadyRunning where one does."""
+    if runs is None:
+        return contextlib.nullcontext()
+    runs.mkdir(mode=0o700, exist_ok=True)
+    return run_lock.hold(runs, "an import, for its probe,")
+
+
+def _made(given: argparse.Namespace) -> Probe:
+    chosen = confirmed(choose(given.backend, given.device, base=given.base), given.device)
+    needed = memory.estimate(
+        given.base,
+        backend=chosen.name,
+        device=chosen.device,
+        rank=peft.read_config(given.adapter).rank,
+        quantize_base=given.quantize_base,
+    )
+    lacking = memory.advice(
+        needed,
+        memory.free_bytes(chosen.device),
+        backend=chosen.name,
+        device=chosen.device,
+        longest=_LONG,
+        is_quantized=given.quantize_base,
+    )
+    if lacking is not None:
+        raise OutOfMemory(lacking)
+    prompts = [*_prompts(BaseTokenizer(given.base))]
+    policy = open_policy(
+        given.base,
+        start=given.adapter,
+        backend=given.backend,
+        device=given.device,
+        quantize_base=given.quantize_base,
+    )
+    return make(policy, given.parent or BASE, prompts)
 
 
 def _prompts(tokenizer: BaseTokenizer) -> Iterator[Prompt]:

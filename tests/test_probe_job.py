@@ -1,0 +1,135 @@
+"""The job that makes an imported adapter's probe, and what is said where it can't."""
+
+import asyncio
+import contextlib
+import json
+from pathlib import Path
+
+import fake_adapters
+import fake_probe
+import pytest
+from store_values import MODEL, database_in
+
+from strop.adapters import probe_codec
+from strop.adapters.library import Library
+from strop.proxy import run_requests
+from strop.proxy.child import Child
+from strop.proxy.probe_job import ProbeJob, command
+from strop.proxy.settings import Training
+from strop.proxy.shelf import Shelf
+from strop.proxy.store.store import Store
+
+
+def job(home: Path, behaviour: str, probe: Path | None = None) -> ProbeJob:
+    """A job that behaves so."""
+    return ProbeJob(home, Training(), fake_probe.command(behaviour, probe))
+
+
+async def test_it_gives_the_probe_that_its_process_wrote(tmp_path: Path) -> None:
+    """As it was written, every number exact."""
+    probe = fake_adapters.probe_of(tmp_path / "v1", None)
+    written = tmp_path / "written.json"
+    written.write_text(json.dumps(probe_codec.to_json(probe)))
+
+    assert probe == await job(tmp_path, "writes", written).make(tmp_path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        ("refuses", fake_probe.NO_PROBE),
+        ("dies", "its process ended with the status 3"),
+        ("writes", "no probe could be made: a probe must be"),
+    ],
+)
+async def test_why_there_is_none_is_said(tmp_path: Path, behaviour: str, says: str) -> None:
+    """The process's last words, else its status, else what is wrong with what it wrote."""
+    broken = tmp_path / "broken.json"
+    broken.write_text("[]")
+
+    found = await job(tmp_path, behaviour, broken).make(tmp_path, tmp_path, tmp_path)
+
+    assert isinstance(found, str)
+    assert found.startswith(says)
+
+
+async def test_without_its_base_no_process_is_started(tmp_path: Path) -> None:
+    """There is nothing to load."""
+    assert run_requests.NO_BASE == await job(tmp_path, "waits").make(None, tmp_path, tmp_path)
+
+
+async def test_its_process_ends_when_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller was cancelled: strop stops."""
+    started: list[Child] = []
+    start = Child.start
+
+    async def noted(*arguments: object, **options: object) -> Child:
+        started.append(await start(*arguments, **options))  # type: ignore[arg-type]
+        return started[-1]
+
+    monkeypatch.setattr(Child, "start", noted)
+    making = asyncio.create_task(job(tmp_path, "waits").make(tmp_path, tmp_path, tmp_path))
+    while not (tmp_path / "begun").exists():
+        await asyncio.sleep(0.01)
+
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+
+    (child,) = started
+    assert -15 == await child.wait()
+
+
+class OneAtATime:
+    """Makes no probe, and notes whether it was asked for one while it made another."""
+
+    def __init__(self) -> None:
+        self.came = asyncio.Event()
+        self.num_now = 0
+        self.most = 0
+
+    async def make(self, base: Path | None, adapter: Path, scratch: Path) -> str:  # noqa: ARG002
+        """Give the next one time to come."""
+        self.num_now += 1
+        self.most = max(self.most, self.num_now)
+        if self.num_now > 1:
+            self.came.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.came.wait(), 0.5)
+        self.num_now -= 1
+        return fake_probe.NO_PROBE
+
+
+async def test_imports_wait_for_each_other_s_probes(
+    tmp_path: Path, qwen3: Path, peft_a: Path
+) -> None:
+    """The second job would find the first at work, and give up."""
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    probes = OneAtATime()
+    shelf = Shelf(
+        store,
+        Library(tmp_path / "adapters"),
+        find_base=lambda: qwen3,
+        probes=probes,  # type: ignore[arg-type]  # as far as it is asked
+        num_kept=10,
+    )
+
+    made = await asyncio.gather(
+        *(shelf.import_adapter(peft_a, base=MODEL, actor="cli") for _ in range(2))
+    )
+    await store.close()
+
+    assert {"v1", "v2"} == {one.id for one in made}
+    assert 1 == probes.most
+
+
+def test_it_computes_as_the_settings_for_training_say(tmp_path: Path) -> None:
+    """With the same backend, on the same device, the base held in as many bits."""
+    settings = Training(backend="torch", device="cpu", quantize_base=True)
+
+    words = command(ProbeJob(tmp_path, settings), Path("base"), Path("lora"), Path("out"))
+
+    assert ["--backend", "torch", "--device", "cpu", "--quantize-base"] == words[-5:]
+    assert str(tmp_path / "runs") in words
