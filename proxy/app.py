@@ -112,6 +112,7 @@ class App(Generic[F]):
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             SOURCE_HEADER,
+            *error.headers,
         ]
         if error.status == 503:
             head.append((b"retry-after", b"2"))

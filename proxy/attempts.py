@@ -58,6 +58,9 @@ class Attempts:
             UpstreamError: it can't be reached now.
         """
         keeper, version = self._serving.keeper, call.served.version
+        # An engine with one slot is loaded when nothing runs: it would wait for this very call.
+        leases, held = self._serving.leases, call.served
+        leases.release(held)
         try:
             if keeper is None or not await keeper.reload(version, call.exchange.sent_at):
                 return call.exchange
@@ -65,6 +68,8 @@ class Attempts:
             raise EngineNotReady(
                 f"the engine has lost {version}, and {error.message}; try again soon"
             ) from error
+        finally:
+            leases.take(held)
         if call.gave_up is None:
             incoming = call.incoming
             call.served = self._serving.alias.versions.get(version, call.served)

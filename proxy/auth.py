@@ -109,7 +109,9 @@ class Doors:
     ) -> None:
         allowed = {_host_name(host) for host in allowed_hosts}
         self._answers_any_host = is_public(bind) and not allowed
-        self._hosts = (allowed | _LOOPBACK_NAMES | {_host_name(bind)}) - {""}
+        own = bind.strip("[]")
+        own = f"[{own}]" if ":" in own else own
+        self._hosts = (allowed | _LOOPBACK_NAMES | {_host_name(own)}) - {""}
         self._origins = {origin.lower().rstrip("/") for origin in allowed_origins}
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:

@@ -11,6 +11,8 @@ import click
 
 from strop.proxy import terminal
 from strop.proxy.cli_options import examples, json_option
+from strop.proxy.errors import ConfigError
+from strop.proxy.settings import is_base_url
 
 if TYPE_CHECKING:
     from strop.proxy import detection
@@ -28,7 +30,8 @@ def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> 
     # httpx costs more than all of --help.
     from strop.proxy import detection
 
-    found = asyncio.run(detection.find(urls or detection.USUAL))
+    places = [_url(one) for one in urls] or detection.USUAL
+    found = asyncio.run(detection.find(places))
     if as_json:
         shown = [
             {
@@ -44,11 +47,18 @@ def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> 
         ]
         click.echo(json.dumps({"object": "list", "data": shown}))
     elif not found:
-        places = ", ".join(urls or detection.USUAL)
-        click.echo(f"no engine answers at {places}\n\nstrop's own:\n  strop serve")
+        click.echo(f"no engine answers at {', '.join(places)}\n\nstrop's own:\n  strop serve")
     else:
         click.echo("\n\n".join(_paragraph(one) for one in found))
     context.exit(0 if found else 1)
+
+
+def _url(typed: str) -> str:
+    """Return the URL that was typed; without a scheme it is plain HTTP."""
+    url = typed if "://" in typed else f"http://{typed}"
+    if not is_base_url(url):
+        raise ConfigError(f"expected URLs like http://127.0.0.1:8000, got {typed!r}")
+    return url
 
 
 def _paragraph(one: "detection.Found") -> str:

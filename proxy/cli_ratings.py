@@ -68,8 +68,10 @@ def _rating_command(word: str) -> click.Command:
 @home_option
 @click.option("-m", "--comment", metavar="TEXT", help="Why.")
 @_choice_option
-@click.option("--correction", metavar="TEXT", help="What should have been answered; - reads it.")
-@click.option("--tag", "tags", multiple=True, help="May be given often.")
+@click.option(
+    "--correction", metavar="TEXT", help="What should have been answered; - takes standard input."
+)
+@click.option("--tag", "tags", multiple=True, help="A tag; may be given often.")
 @click.option("--rater", help="Who rates.")
 @click.option("--scope", type=click.Choice(get_args(Scope)), help="[default: completion]")
 def rate(

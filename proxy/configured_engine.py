@@ -31,17 +31,28 @@ def make(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
     engine = settings.engine
     if _kind(settings) == "embedded":
         model = str(Path(settings.model.path).expanduser()) if settings.model.path else ""
-        name = settings.model.name or Path(model).name or "strop-demo"
         # What is no folder is a hub id, and naming one asks for it to be fetched.
         options = ["--online"] if model and not Path(model).is_dir() else []
         process = EngineProcess(
             model or str(configs.demo_model()),
-            name=name,
+            name=settings.model.name or name_of(model),
             log_path=home / "engine.log",
             options=options,
         )
         return at(process.url, settings, home), process
     return at(engine.url, settings, home), None
+
+
+def name_of(model: str) -> str:
+    """Return what the embedded engine calls a model that nobody has named: a folder, or a hub id.
+
+    Without one it is the demo's.
+    """
+    if not model:
+        return "strop-demo"
+    path = Path(model)
+    # `.` has no name, and that of `..` says nothing.
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def at(url: str, settings: Settings, home: Path) -> Engine:

@@ -5,6 +5,7 @@ Asks only, and loads nothing. Does not know what strop then does with one: `engi
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -72,7 +73,10 @@ class Found:
     @property
     def command(self) -> str:
         """The line that serves it."""
-        return f"strop serve --engine {self.kind} --engine-url {self.url}"
+        # Ollama serves all that it has; the others, what they were started with.
+        is_to_choose = self.kind == "ollama" and self.models
+        model = f" --model {shlex.quote(self.models[0])}" if is_to_choose else ""
+        return f"strop serve --engine {self.kind} --engine-url {self.url}{model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +96,20 @@ async def detect(settings: Settings) -> Choice:
     if engine.kind:
         return Choice(settings)
     if engine.url:
-        found = await find([engine.url.rstrip("/").removesuffix("/v1")], key=engine.key)
+        found = await find([engine.url], key=engine.key)
         return _serving(settings, found[0]) if found else Choice(settings)
     return Choice(settings) if settings.model.path else choose(settings, await find(USUAL))
 
 
 async def find(urls: Iterable[str], *, key: str = "") -> list[Found]:
-    """Return the servers that answer at `urls`, asked all at once with `key`, in their order."""
+    """Return the servers that answer at `urls`, asked all at once with `key`, in their order.
+
+    A `/v1` at the end, as in OPENAI_BASE_URL, is left out: the paths asked for begin with it.
+    """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
-        found = await asyncio.gather(*(_look(client, url.rstrip("/")) for url in urls))
+        places = (url.rstrip("/").removesuffix("/v1") for url in urls)
+        found = await asyncio.gather(*(_look(client, place) for place in places))
     return [one for one in found if one is not None]
 
 

@@ -48,6 +48,9 @@ class StropError(Exception):
         message: what was expected, what came, what to do.
         param: the request field at fault, if one is.
         detail: further members of the error object, JSON-able.
+
+    Attributes:
+        headers: what else the answer says, such as what became of a rating.
     """
 
     status: ClassVar[int] = 500
@@ -65,6 +68,7 @@ class StropError(Exception):
         self.message = message
         self.param = param
         self.detail = dict(detail or {})
+        self.headers: list[tuple[bytes, bytes]] = []
 
 
 class BadRequest(StropError):
@@ -200,7 +204,7 @@ class EngineNotReady(Unavailable):
 
 
 class SwitchingVersions(Unavailable):
-    """An engine that serves one version at a time is changing it."""
+    """An engine that serves one version at a time is changing it, or is too busy to."""
 
     code = "switching_versions"
 

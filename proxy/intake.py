@@ -13,7 +13,7 @@ from strop.proxy import commands, conversation
 from strop.proxy.auth import Caller
 from strop.proxy.call import ClientLeft, Incoming, Receive, Send
 from strop.proxy.engines.base import Ask, Dialect
-from strop.proxy.errors import BadRequest, BodyTooLarge
+from strop.proxy.errors import BadRequest, BodyTooLarge, StropError
 from strop.proxy.ids import new_id
 from strop.proxy.rater import Rater
 from strop.proxy.relay import Relay
@@ -121,7 +121,11 @@ class Intake:
             meant = _text(wire_headers.first(headers, RATING_FOR_HEADER))
             status = await self.rater.by_header(rated, meant, history, caller.key_id)
             incoming.extra_headers.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
-        await self.relay.relay(incoming, receive, send)
+        try:
+            await self.relay.relay(incoming, receive, send)
+        except StropError as error:
+            error.headers += incoming.extra_headers
+            raise
 
 
 async def _say(text: str, fields: Mapping[str, object], send: Send) -> None:

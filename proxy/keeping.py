@@ -150,7 +150,7 @@ class VersionKeeper:
                 residents.keep(version)
             else:
                 await loader.load(version)
-            residents.make_room()
+            residents.make_room(version)
 
     def _brought(self, version: str, task: "asyncio.Task[None]") -> None:
         del self._bringing[version]
@@ -176,7 +176,7 @@ class VersionKeeper:
             if residents.get(version) is not None or (residents.has_one_slot and not is_active):
                 return False
             await loader.load(version)
-            residents.make_room()
+            residents.make_room(version)
             return True
 
     async def aclose(self) -> None:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Final
 
 import orjson
 
@@ -22,6 +23,7 @@ from strop.proxy.errors import (
     EngineNotReady,
     NotFound,
     StropError,
+    SwitchingVersions,
     UpstreamDied,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -39,10 +41,14 @@ log = logging.getLogger(__name__)
 RETRY_S = 60.0
 """How long a version that the engine does not serve is not loaded again, unless it is activated."""
 
+BUSY: Final = "busy"
+"""In the detail of a failure: the version was not tried, since other answers took too long."""
+
 # What an effect of a switch may fail with, and a person has to be told.
 REASONS = (StropError, NotProven, InvalidAdapter, OSError)
-# Of these, what says nothing about the version: the engine is gone, and may be back at once.
-_PASSING = (UpstreamUnreachable, UpstreamDied, UpstreamTimeout, EngineNotReady)
+# Of these, what says nothing about the version: the engine is gone, and may be back at once, or
+# requests hold it up.
+_PASSING = (UpstreamUnreachable, UpstreamDied, UpstreamTimeout, EngineNotReady, SwitchingVersions)
 
 
 class Loader:
@@ -197,6 +203,8 @@ class Loader:
         reason = reason_of(version, error)
         log.warning("version not served", extra={"version": version, "reason": reason})
         said: dict[str, object] = {"reason": reason}
+        if isinstance(error, SwitchingVersions):
+            said[BUSY] = True
         if isinstance(error, NotProven):
             said["probe"] = _judged(error.judgement)
         detail = orjson.dumps(said)

@@ -7,9 +7,21 @@ import logging
 from time import monotonic
 from typing import Final, Protocol
 
+import orjson
+
 from strop.proxy.activation import Progress, Switched
-from strop.proxy.errors import ActivationFailed, EngineNotReady, StropError
+from strop.proxy.errors import (
+    ActivationFailed,
+    Conflict,
+    EngineNotReady,
+    NotFound,
+    StoreUnavailable,
+    StropError,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from strop.proxy.live_rate import PROMOTER, complaint, is_followed
+from strop.proxy.loading import BUSY
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
@@ -18,6 +30,12 @@ from strop.proxy.store.version_records import BASE, Version
 log = logging.getLogger(__name__)
 
 FOLLOW_INTERVAL_S: Final = 30.0
+RETRY_AFTER_S: Final = 600.0
+"""How long what could not be activated is left before it is looked at again: requests may have
+been held for it."""
+
+# What says nothing about the version: it was not tried, and may be soon.
+_PASSING: Final = (EngineNotReady, StoreUnavailable, UpstreamError, UpstreamTimeout)
 
 
 class Activates(Protocol):
@@ -44,6 +62,7 @@ class Promoter:
         store: runs, versions, ratings.
         swapper: activates.
         follow_interval_s: seconds between two looks at the ratings of what was promoted.
+        retry_after_s: seconds between two attempts to activate a version.
     """
 
     def __init__(
@@ -53,25 +72,28 @@ class Promoter:
         swapper: Activates,
         *,
         follow_interval_s: float = FOLLOW_INTERVAL_S,
+        retry_after_s: float = RETRY_AFTER_S,
     ) -> None:
         self._settings = settings
         self._store = store
         self._swapper = swapper
         self._follow_interval_s = follow_interval_s
-        self._follow_at = monotonic()
+        self._retry_after_s = retry_after_s
+        self._follow_at = self._retry_at = monotonic()
         self._settled: set[str] = set()
         self._kept: set[str] = set()
 
     async def promote(self) -> None:
         """Activate what the last run made, if it passed and that is still to be done.
 
-        Where the engine isn't ready, or an activation is under way, the next call tries again.
+        Where the engine or the store can't be reached, or an activation is under way, the next
+        call tries again; later, where answers that took too long held it up.
         """
         run = await self._store.runs.last_finished()
         if run is None or run.state != "passed" or run.version is None:
             return
         version = run.version
-        if version in self._settled:
+        if version in self._settled or monotonic() < self._retry_at:
             return
         made = await self._store.versions.get(version)
         if made is None or made.state != "ready":
@@ -84,7 +106,12 @@ class Promoter:
         else:
             try:
                 await self._swapper.activate(version, actor=PROMOTER)
-            except EngineNotReady:
+            except _PASSING:
+                return
+            except ActivationFailed as error:
+                log.error("not promoted", extra={"version": version, "reason": error.message})
+                # Then its events say whether that was the version's own fault.
+                self._retry_at = monotonic() + self._retry_after_s
                 return
             except StropError as error:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
@@ -97,7 +124,8 @@ class Promoter:
         if made.stale is not None:
             return f"it is stale: {made.stale}"
         events = await self._store.versions.list_events(made.id)
-        if any(event.kind == "activation_failed" for event in events):
+        failed = [event for event in events if event.kind == "activation_failed"]
+        if not all(orjson.loads(event.detail).get(BUSY) for event in failed):
             return "an activation of it failed"
         active, parent = (await self._store.versions.activation()).version, run.parent or BASE
         if active != parent:
@@ -123,12 +151,12 @@ class Promoter:
         if active.id not in since or parent not in ever:
             return
         reason = complaint(active.id, since[active.id], parent, ever[parent])
-        if reason is None:
+        if reason is None or self._swapper.progress is not None:
             return
         log.warning("rolling back", extra={"version": active.id, "reason": reason})
         try:
             await self._swapper.rollback(actor="watch", reason=reason)
-        except ActivationFailed as error:
-            # The engine would be asked again and again for what it can't serve.
+        except (ActivationFailed, Conflict, NotFound) as error:
+            # It would be asked again and again for what can't be served, or is gone.
             self._kept.add(active.id)
             log.error("not rolled back", extra={"version": active.id, "reason": error.message})

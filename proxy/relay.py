@@ -242,6 +242,7 @@ class Relay:
             (b"x-strop-completion-id", call.incoming.id.encode()),
             (b"x-strop-adapter", call.served.version.encode()),
             (b"content-length", str(len(body)).encode()),
+            *call.incoming.extra_headers,
         ]
         await self._start(call, error.status, head, send)
         await send({"type": "http.response.body", "body": body})

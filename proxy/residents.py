@@ -160,10 +160,14 @@ class Residents:
         self._held[version].is_draining = False
         self._serving.put(self.alias())
 
-    def make_room(self) -> None:
-        """Let go of those used least recently, above what the engine has room for."""
+    def make_room(self, wanted: str = BASE) -> None:
+        """Let go of those used least recently, above what the engine has room for.
+
+        Not of the active version, and not of `wanted`: nobody holds it yet, but somebody waits.
+        """
         kept = [r for r in self._held.values() if not r.is_draining]
-        spare = [r for r in kept if r.release.version != self._serving.alias.active.version]
+        needed = (wanted, self._serving.alias.active.version)
+        spare = [r for r in kept if r.release.version not in needed]
         spare.sort(key=self._last_used)
         for resident in spare[: max(0, len(kept) - self._serving.engine.capabilities.adapters)]:
             resident.is_draining = True

@@ -48,7 +48,7 @@ def serve(settings: Settings, home: Path) -> int:
     configured_engine.check(settings)
     open_files.raise_limit()
     listener = _listen(settings.server.host, settings.server.port)
-    url = _url(settings.server.host, listener.getsockname()[1])
+    url = url_of(settings.server.host, listener.getsockname()[1])
     with listener, hold(home, url):
         if settings.server.workers > 1:
             # One process needs nothing of it.
@@ -61,7 +61,9 @@ def serve(settings: Settings, home: Path) -> int:
     return 0 if server.started else 1
 
 
-def _url(host: str, port: int) -> str:
+def url_of(host: str, port: int) -> str:
+    """Return where strop is reached that listens on `host`; IPv6 with or without its brackets."""
+    host = host.strip("[]")
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -182,16 +184,15 @@ def banner(
 ) -> str:
     """Return what a person is told at the start."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    key = "$STROP_KEY" if needs_key else "strop"
     headers = "-H 'Content-Type: application/json'"
     if needs_key:
-        headers += ' -H "Authorization: Bearer $STROP_KEY"'
+        headers += ' -H "Authorization: Bearer $OPENAI_API_KEY"'
     lines = [
         "",
         f"strop serves {model} ({version}), by {engine}",
         "",
-        "  Point an agent at it" + (" (STROP_KEY: one of server.client_keys):" * needs_key or ":"),
-        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}",
+        "  Point an agent at it" + (" (KEY: one of server.client_keys):" * needs_key or ":"),
+        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if needs_key else 'strop'}",
         "  Try it:",
         f"    curl {url}/v1/chat/completions {headers} -d '{body}'",
         "  Rate an answer: type /rl good or /rl bad [why] as your next message, or run",

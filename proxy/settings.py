@@ -304,7 +304,7 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
     if any("://" not in one or one.count("/") > 2 for one in server.allowed_origins):
         raise wrong("server.allowed_origins", "origins, as in `https://strop.lan:8484`")
     for name, urls in (("engine.url", (engine.url,)), ("engine.replicas", engine.replicas)):
-        if any(url and not _is_base_url(url) for url in urls):
+        if any(url and not is_base_url(url) for url in urls):
             raise wrong(
                 name, "http:// or https://, a host, and at most a path; a key goes into engine.key"
             )
@@ -319,7 +319,8 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
             raise wrong("training.hours", 'two hours of the day, as in "22-6"') from None
 
 
-def _is_base_url(url: str) -> bool:
+def is_base_url(url: str) -> bool:
+    """Whether an engine may be at `url`: http or https, a host, and at most a path."""
     try:
         parts = urlsplit(url)
         _ = parts.port

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from strop.adapters.swap import Done, Release
 from strop.proxy.alias import BASE
-from strop.proxy.errors import Unavailable
+from strop.proxy.errors import SwitchingVersions
 from strop.proxy.residents import Residents
 from strop.proxy.serving import Serving
 
@@ -47,14 +47,14 @@ class Traffic:
         """Let new requests wait, and return when those under way have ended.
 
         Raises:
-            Unavailable: they take longer than requests may be held.
+            SwitchingVersions: they take longer than requests may be held.
         """
         self._serving.hold()
         try:
             async with asyncio.timeout(self._hold_s):
                 await self._serving.leases.wait_until_free()
         except TimeoutError:
-            raise Unavailable(
+            raise SwitchingVersions(
                 f"expected the {self._serving.leases.total} answers under way to end within"
                 f" adapters.swap_hold_s = {self._hold_s:g} s, and they didn't; try again, or raise"
                 " it"

@@ -128,6 +128,8 @@ def test_a_public_bind_answers_any_name_or_those_allowed() -> None:
     """Client keys guard a public bind; with allowed hosts, only these and local ones pass."""
     Doors("0.0.0.0").check([(b"host", b"anything.example")])
     Doors("192.0.2.7", ["strop.lan"]).check([(b"host", b"192.0.2.7:8484")])
+    Doors("2001:db8::7", ["strop.lan"]).check([(b"host", b"[2001:db8::7]:8484")])
+    Doors("[2001:db8::7]", ["strop.lan"]).check([(b"host", b"[2001:db8::7]:8484")])
     Doors("192.0.2.7", ["strop.lan"]).check([(b"host", b"strop.lan")])
 
     with pytest.raises(Forbidden, match=r"anything\.example"):

@@ -209,6 +209,34 @@ async def test_without_any_engine_the_command_exits_with_1() -> None:
     assert "http://127.0.0.1:1" in text
 
 
+async def test_the_command_takes_a_url_as_people_type_it() -> None:
+    """Without its scheme, and with the /v1 of OPENAI_BASE_URL."""
+    async with engines(FakeVllm()) as (url,):
+        bare = await run(url.removeprefix("http://"))
+        with_path = await run(f"{url}/v1/")
+
+    assert (0, 0) == (bare[0], with_path[0])
+    assert f"vLLM 0.32.0 at {url}\n" in bare[1]
+    assert f"vLLM 0.32.0 at {url}\n" in with_path[1]
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "ftp://127.0.0.1", "127.0.0.1:99999", "http://"])
+async def test_what_is_no_url_is_said(url: str) -> None:
+    """In one line, and nothing is asked."""
+    code, text = await run(url)
+
+    assert 2 == code
+    assert f"Error: expected URLs like http://127.0.0.1:8000, got {url!r}" == text.strip()
+
+
+def test_the_line_for_ollama_names_one_of_its_models() -> None:
+    """It serves all that it has; the first is as good as any."""
+    assert (
+        "strop serve --engine ollama --engine-url http://127.0.0.1:11434 --model tiny:latest"
+        == (OLLAMA.command)
+    )
+
+
 def test_every_line_that_is_offered_names_an_engine_that_the_command_takes(tmp_path: Path) -> None:
     """`strop serve` knows each kind that detection finds."""
     for kind in detection._DOES:

@@ -22,7 +22,11 @@ COMPOSE_FILES = ("compose.vllm.yaml", "compose.ollama.yaml")
 HOME = "/var/lib/strop"
 
 # What a person exports before they start one.
-EXPORTED = {"STROP_KEY": "a-key-of-enough-characters", "MODEL": "Qwen/Qwen3-4B", "BASE": ""}
+EXPORTED = {
+    "STROP_SERVER_CLIENT_KEYS": "a-key-of-enough-characters",
+    "MODEL": "Qwen/Qwen3-4B",
+    "BASE": "",
+}
 
 
 def instructions(name: str) -> list[tuple[str, str]]:

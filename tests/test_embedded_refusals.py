@@ -113,6 +113,14 @@ def test_a_body_that_is_no_json_object_is_refused(engine: EngineProcess, body: b
     assert "BadRequestError" == response.json()["error"]["type"]
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/load_lora_adapter", "/v1/models"])
+def test_a_web_page_is_refused(engine: EngineProcess, path: str) -> None:
+    """Its browser says where it comes from; the engine has no key that it would lack."""
+    answer = httpx.post(engine.url + path, headers={"origin": "http://evil.example"}, content=b"{}")
+
+    assert (403, "ForbiddenError") == (answer.status_code, answer.json()["error"]["type"])
+
+
 def test_unknown_fields_and_nulls_are_ignored(engine: EngineProcess) -> None:
     """What stock clients send beside the known fields does no harm."""
     answer = engine.chat(

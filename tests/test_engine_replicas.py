@@ -1,6 +1,7 @@
 """Several servers behind one name: who gets which request, and who is left out."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -147,7 +148,17 @@ async def test_conversations_not_heard_of_longest_are_forgotten() -> None:
         replicas.pick(ask(f"again {number}"), None)
 
     assert MAX_CONVERSATIONS == len(replicas._conversations)
-    assert "the first" not in replicas._conversations
+    assert conversation_of(ask("the first"), None) not in replicas._conversations
+
+
+@pytest.mark.parametrize("content", ["x" * 10**6, [{"type": "text", "text": "x" * 10**6}]])
+def test_a_conversation_is_remembered_by_little(content: object) -> None:
+    """Agents put whole files into their first message, and many conversations are remembered."""
+    key = conversation_of(
+        Ask("chat", b"", {"messages": [{"role": "user", "content": content}]}), None
+    )
+
+    assert sys.getsizeof(key) < 100
 
 
 anything = st.recursive(

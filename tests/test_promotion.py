@@ -8,7 +8,16 @@ from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record
 
 from strop.proxy.activation import Progress
-from strop.proxy.errors import ActivationFailed, Conflict, EngineNotReady, StropError
+from strop.proxy.errors import (
+    ActivationFailed,
+    Conflict,
+    EngineNotReady,
+    NotFound,
+    StoreUnavailable,
+    StropError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from strop.proxy.promotion import Promoter
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
@@ -110,13 +119,22 @@ async def test_a_rejected_or_failed_run_promotes_nothing(store: Store) -> None:
     assert 0 == swapper.asked
 
 
-async def test_an_engine_that_is_not_ready_is_waited_for(store: Store) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        EngineNotReady("it has not answered yet"),
+        UpstreamUnreachable("it is being started again"),
+        UpstreamTimeout("it is busy"),
+        StoreUnavailable("the disk is full"),
+    ],
+)
+async def test_an_engine_that_is_not_ready_is_waited_for(store: Store, error: StropError) -> None:
     """And an activation under way; then it is promoted."""
     swapper = FakeSwapper(store)
     decides = promoter(store, swapper)
     v1 = await passed(store)
 
-    swapper.error = EngineNotReady("it has not answered yet")
+    swapper.error = error
     await decides.promote()
     swapper.error, swapper.progress = None, Progress("v9", "loading", 0)
     await decides.promote()
@@ -235,17 +253,40 @@ async def test_ratings_from_before_the_promotion_do_not_count(store: Store) -> N
     assert [] == swapper.rolled_back
 
 
-async def test_a_rollback_that_fails_is_not_tried_again(store: Store) -> None:
-    """The engine can't serve the parent: that is for a person to see to."""
+@pytest.mark.parametrize(
+    "error",
+    [ActivationFailed("the base is gone"), Conflict("it is missing"), NotFound("no version")],
+)
+async def test_a_rollback_that_fails_is_not_tried_again(store: Store, error: StropError) -> None:
+    """The engine can't serve the parent, or it is gone: that is for a person to see to."""
     swapper = FakeSwapper(store)
     decides = promoter(store, swapper)
     await rated(store, "base", 60, 40)
     v1 = await passed(store)
     await decides.promote()
     await rated(store, v1, 0, 30)
-    swapper.error = ActivationFailed("the base is gone")
+    swapper.error = error
 
     await decides.follow()
     await decides.follow()
 
     assert 2 == swapper.asked
+
+
+async def test_a_rollback_waits_for_an_activation_under_way(store: Store) -> None:
+    """What comes of that may be another version."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+
+    swapper.progress = Progress("v9", "loading", 0)
+    await decides.follow()
+    before = list(swapper.rolled_back)
+    swapper.progress = None
+    await decides.follow()
+
+    assert [] == before
+    assert 1 == len(swapper.rolled_back)

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 from store_values import completion
@@ -52,6 +52,11 @@ async def standing(proxy: Running) -> list[tuple[str, float, str | None, str, st
         for f in reversed(page.data)
         if f.state == "standing"
     ]
+
+
+async def dies(call: Call) -> None:
+    """Close the connection without an answer."""
+    call.close()
 
 
 def id_of(response: httpx.Response) -> str:
@@ -124,6 +129,27 @@ async def test_a_header_rates_the_answer_that_the_history_ends_in(proxy: Running
 
     assert response.headers["x-strop-feedback-status"].startswith("created fb_")
     assert [(ids[0], -1.0, "no", "header", "turn")] == await standing(proxy)
+
+
+async def test_what_became_of_a_header_is_said_with_an_error_too(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """The rating stands, whatever becomes of the request: refused, or failed by the engine."""
+    history, answer = await say(proxy, [], "one")
+    asked = {"model": "tiny", "messages": [*history, user("two")]}
+
+    refused = await proxy.client.post(
+        "/v1/chat/completions", json={**asked, "model": "none"}, headers={"X-Strop-Feedback": "bad"}
+    )
+    engine.handler = dies
+    failed = await proxy.client.post(
+        "/v1/chat/completions", json=asked, headers={"X-Strop-Feedback": "good"}
+    )
+
+    assert [404, 502] == [refused.status_code, failed.status_code]
+    for response in (refused, failed):
+        assert response.headers["x-strop-feedback-status"].startswith("created fb_")
+    assert [(id_of(answer), 1.0, None, "header", "turn")] == await standing(proxy)
 
 
 async def test_a_header_may_name_the_answer(proxy: Running) -> None:

@@ -46,6 +46,43 @@ async def test_an_unknown_path_under_v1_is_answered_with_those_there_are(
     )
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/models", "/v1/models"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/feedback", "/v1/feedback"),
+    ],
+)
+async def test_a_base_url_without_its_v1_or_with_two_is_said(
+    app: Running, path: str, meant: str
+) -> None:
+    """The path is what the client made of it, and a person sees only the error."""
+    answer = await app.client.post(path, json={})
+
+    message = answer.json()["error"]["message"]
+    assert 404 == answer.status_code
+    assert f"it is at {meant}: let the base URL of your client end in one /v1" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "api"),
+    [
+        ("/v1/responses", "OpenAI's Responses API"),
+        ("/v1/messages", "Anthropic's Messages API"),
+        ("/v1/messages/count_tokens?beta=true", "Anthropic's Messages API"),
+    ],
+)
+async def test_an_api_that_is_not_spoken_is_named(app: Running, path: str, api: str) -> None:
+    """With what to use in its place."""
+    answer = await app.client.post(path, json={})
+
+    message = answer.json()["error"]["message"]
+    assert 404 == answer.status_code
+    assert f"{api} is not spoken here: let your client use chat completions" in message
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/v2/models", "/v1", "/admin", "/docs/../x"])
 async def test_an_unknown_path_elsewhere_is_an_error_object(app: Running, path: str) -> None:
     """404, and it says where to look."""

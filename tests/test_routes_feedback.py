@@ -580,6 +580,17 @@ async def test_an_admin_rates_and_sees_everything(keyed: Running) -> None:
     assert 1 == len(await lines(keyed, "format=raw", **keyed.admin))
 
 
+async def test_an_admin_is_told_what_is_wrong_too(keyed: Running) -> None:
+    """What can't be an id is looked up nowhere."""
+    body = b'{"completion_id": "\\ud800", "rating": "good"}'
+
+    answer = await keyed.client.post("/v1/feedback", content=body, headers=keyed.admin)
+
+    error = answer.json()["error"]
+    assert (400, "completion_id") == (answer.status_code, error["param"])
+    assert "lone surrogate" in error["message"]
+
+
 async def test_ratings_are_counted_once(app: Running) -> None:
     """A retry is no second rating."""
     completion = await app.record()

@@ -305,6 +305,34 @@ async def test_a_pinned_version_is_loaded_when_it_is_asked_for(tmp_path: Path) -
             await asyncio.sleep(0.005)
 
 
+async def test_a_pinned_version_is_served_while_others_take_all_the_room(tmp_path: Path) -> None:
+    """The one that a running request holds makes way, and is unloaded when that has ended."""
+    gate = Gate()
+
+    async def third_event(number: int) -> None:
+        if number == 3:
+            await gate("")
+
+    async with swapped(tmp_path / "home", fake=FakeAdapters(before_event=third_event)) as it:
+        for _ in range(3):
+            await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        held = asyncio.create_task(it.proxy.chat(model="tiny@v2", stream=True))
+        await gate.reached.wait()
+
+        assert "v3" == await it.served("tiny@v3")
+
+        assert ["tiny@v1", "tiny@v2", "tiny@v3"] == it.fake.loads
+        (loaded,) = it.swapper.loaded("v2")
+        assert (1, True) == (loaded.leases, loaded.is_draining)
+        gate.opened.set()
+        answer = await held
+        assert "v2" == answer.headers["x-strop-adapter"]
+        assert "[DONE]" in answer.text
+        while it.fake.unloaded != ["tiny@v2"]:
+            await asyncio.sleep(0.005)
+
+
 async def test_a_pin_to_an_unknown_version_lists_what_there_is(tmp_path: Path) -> None:
     """As any other unknown model."""
     async with swapped(tmp_path / "home") as it:
@@ -424,6 +452,26 @@ async def test_versions_that_need_not_be_kept_are_deleted(tmp_path: Path) -> Non
 
         listed = await it.proxy.services.store.versions.list()
         assert ["v9", "v6", "v2", "v1"] == [row.id for row in listed]
+
+
+async def test_what_a_run_continues_is_kept_until_it_is_over(tmp_path: Path) -> None:
+    """However old it is: the run compares with it to the end, and what it makes is its child."""
+    async with swapped(tmp_path / "home", num_kept=1) as it:
+        for _ in range(4):
+            await it.publish()
+        await it.proxy.services.store.runs.create(
+            objective="topr",
+            preset="balanced",
+            parent="v2",
+            base=(await it.version("v2")).base,
+            requested_by="cli",
+        )
+
+        await it.swapper.activate("v1", actor="api")
+        while "v3" in it.library.versions_on_disk():
+            await asyncio.sleep(0.005)
+
+        assert ("v1", "v2", "v4") == it.library.versions_on_disk()
 
 
 async def test_a_pin_that_failed_is_not_probed_for_each_request(tmp_path: Path) -> None:

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 from fake_adapters import BASE_WEIGHTS, FakeAdapters, Gate
+from shelved import BASE
 from swapped import swapped
 
 from strop.proxy.errors import ActivationFailed
+from strop.proxy.promotion import Promoter
+from strop.proxy.settings import Training
+from strop.proxy.store.run_records import RunUpdate
 
 
 async def test_running_requests_finish_and_new_ones_wait_for_the_new_version(
@@ -118,6 +122,39 @@ async def test_answers_that_take_too_long_stop_the_switch_and_not_the_requests(
         assert "[DONE]" in (await running).text
 
 
+async def test_a_promotion_that_answers_hold_up_is_tried_again(tmp_path: Path) -> None:
+    """It says nothing about the version; a failure of its own would settle it."""
+    gate = Gate()
+
+    async def first_event(_: int) -> None:
+        await gate("")
+
+    fake = FakeAdapters()
+    async with swapped(tmp_path / "home", fake=fake, num_adapters=1, hold_s=0.2) as it:
+        store = it.proxy.services.store
+        run = await store.runs.create(
+            objective="topr", preset="balanced", parent=None, base=BASE, requested_by="test"
+        )
+        await store.runs.update(run.id, RunUpdate(state="running"))
+        await it.publish(run=run.id)
+        await store.runs.update(run.id, RunUpdate(state="gating"))
+        await store.runs.update(run.id, RunUpdate(state="passed"))
+        promoter = Promoter(Training(), store, it.swapper, retry_after_s=0)
+        fake.before_event = first_event
+        running = asyncio.create_task(it.proxy.chat(stream=True))
+        await gate.reached.wait()
+
+        await promoter.promote()
+        held_up = await it.active()
+        gate.opened.set()
+        await running
+        await promoter.promote()
+
+        assert ("base", "v1") == (held_up, await it.active())
+        kinds = [kind for kind in await it.events("v1") if kind.startswith("activat")]
+        assert ["activating", "activation_failed", "activating", "activated"] == kinds
+
+
 async def test_who_waits_for_longer_than_allowed_gets_503(tmp_path: Path) -> None:
     """With the time after which to try again."""
     gate = Gate()
@@ -149,3 +186,22 @@ async def test_a_restarted_engine_gets_the_active_version_again(tmp_path: Path) 
 
         assert "v1" == await it.served()
         assert [] == it.fake.displaced
+
+
+async def test_requests_that_find_their_version_gone_do_not_wait_for_each_other(
+    tmp_path: Path,
+) -> None:
+    """It is loaded and proven again, once, and then they are answered."""
+    # Too seldom to find out before the requests do.
+    async with swapped(tmp_path / "home", num_adapters=1, health_interval_s=3600, hold_s=5.0) as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        it.fake.restart()
+
+        answers = await asyncio.gather(*(it.proxy.chat() for _ in range(4)))
+
+        assert [(200, "v1")] * 4 == [
+            (answer.status_code, answer.headers["x-strop-adapter"]) for answer in answers
+        ]
+        assert ["tiny@v1"] * 2 == it.fake.loads
+        assert 0 == it.proxy.services.serving.leases.total

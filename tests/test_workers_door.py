@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -108,6 +110,31 @@ async def test_each_has_as_many_as_the_others(house: House) -> None:
     dealt = [name for name, _, _ in named]
     assert 4 == dealt.count(b"a")
     assert [b"a"] * 4 == [await house.ask() for _ in range(4)]
+
+
+async def test_what_a_worker_has_no_file_left_for_is_not_counted_as_its_own(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel drops it on the way; the client is told by the end, and the next one is served."""
+    passage = house.worker(b"a", takes=False)
+    reader, _ = await house.connect()
+    while not passage.num_connections:
+        await asyncio.sleep(0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        house.start(0, b"a")
+        while passage.num_connections:
+            await asyncio.sleep(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    assert b"" == await reader.read(100)
+    assert "can open no more files" in caplog.text
+    assert b"a" == await house.ask()
+    assert 1 == passage.num_connections
 
 
 async def test_connections_wait_for_a_worker(house: House) -> None:

@@ -13,16 +13,19 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.proxy.embedded import prompts
-from strop.proxy.embedded.completions import Completions, parse_json
+from strop.proxy.embedded.completions import Completions, parse_json, send_error
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.errors import (
     BadRequest,
     EngineError,
+    Forbidden,
     InvalidInput,
     MethodNotAllowed,
     NotFound,
@@ -110,12 +113,28 @@ def build(options: Options) -> Starlette:
             HTTPException: _http_error,
             Exception: _failed,
         },
+        middleware=[Middleware(NoPages)],
         lifespan=lifespan,
     )
     app.state.has_failed = False
     app.state.created = int(time.time())
     app.state.stop = lambda: None
     return app
+
+
+class NoPages:
+    """Refuses what web pages send: this port asks for no key, and a page can reach any of them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
+            error = Forbidden("expected no Origin header: pages may ask strop, not its engine")
+            await send_error(send, error)
+            return
+        await self._app(scope, receive, send)
 
 
 async def _follow(app: Starlette) -> None:

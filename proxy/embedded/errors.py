@@ -6,6 +6,7 @@ Apart from the proxy's tree: these are an engine's own answers, which the proxy 
     ├── BadRequest            400 BadRequestError
     │   ├── InvalidInput      400 InvalidUserInput
     │   └── MethodNotAllowed  405 BadRequestError
+    ├── Forbidden             403 ForbiddenError
     ├── NotFound              404 NotFoundError
     └── Overloaded            503 ServiceUnavailableError
 """
@@ -57,6 +58,13 @@ class MethodNotAllowed(BadRequest):
     """The path exists, with another method."""
 
     status = 405
+
+
+class Forbidden(EngineError):
+    """A web page asks."""
+
+    status = 403
+    type = "ForbiddenError"
 
 
 class NotFound(EngineError):

@@ -81,9 +81,16 @@ async def list_cards(upstream: Upstream, credentials: Headers) -> tuple[httpx.Re
     """
     answer = await ask(upstream, "GET", "/v1/models", credentials=credentials)
     if answer.status_code != httpx.codes.OK:
+        is_refused = answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+        advice = "check engine.url and engine.key"
+        if is_refused and not credentials:
+            advice = (
+                "set engine.key, best as STROP_ENGINE_KEY: strop asks for this list itself, and no"
+                " client's key is there for that"
+            )
         raise EngineNotReady(
             f"expected a list of models from {upstream.url}/v1/models, got status"
-            f" {answer.status_code}; check engine.url and engine.key"
+            f" {answer.status_code}; {advice}"
         )
     try:
         cards = answer.json()["data"]

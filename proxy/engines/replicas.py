@@ -198,7 +198,8 @@ def conversation_of(ask: Ask, session: str | None) -> Hashable:
 
 
 def _key(value: object) -> Hashable:
-    return value if isinstance(value, str) or value is None else repr(value)
+    # A hash: thousands are kept, and a first message may hold whole files.
+    return None if value is None else hash(value if isinstance(value, str) else repr(value))
 
 
 class ReplicaAdapters:

@@ -50,6 +50,12 @@ _CONTROL_PATHS: Final = (
 )
 
 
+_UNSPOKEN: Final = {
+    "/v1/responses": "OpenAI's Responses API",
+    "/v1/messages": "Anthropic's Messages API",
+}
+
+
 def make(running: Services) -> ASGIApp:
     """Return the application for everything that isn't relayed."""
     return _application(
@@ -130,13 +136,25 @@ def _http_error(request: Request, error: Exception) -> Response:
         refused: StropError = MethodNotAllowed(
             f"expected {headers['Allow']} at {path[:200]}, got {request.method}"
         )
-    elif path.startswith("/v1/"):
-        there = sorted([*RELAYED, *(one for one in paths(request.app) if one.startswith("/v1/"))])
-        refused = NotFound(f"nothing is at {path[:200]}; under /v1 are: {', '.join(there)}")
     else:
-        refused = NotFound(f"nothing is at {path[:200]}; /openapi.json lists what there is")
+        there = sorted([*RELAYED, *(one for one in paths(request.app) if one.startswith("/v1/"))])
+        refused = NotFound(f"nothing is at {path[:200]}; {_where_instead(path, there)}")
     services(request).metrics.refused.labels(refused.code).inc()
     return error_response(refused, headers)
+
+
+def _where_instead(path: str, there: Sequence[str]) -> str:
+    """Return where to look for what was sought at `path`; `there` are the paths under /v1."""
+    for meant in (f"/v1{path}", path.removeprefix("/v1")):
+        if meant in there:
+            return f"it is at {meant}: let the base URL of your client end in one /v1"
+    if not path.startswith("/v1/"):
+        return "/openapi.json lists what there is"
+    listed = f"under /v1 are: {', '.join(there)}"
+    for prefix, api in _UNSPOKEN.items():
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return f"{api} is not spoken here: let your client use chat completions; {listed}"
+    return listed
 
 
 def _outermost(path: str) -> Scope:

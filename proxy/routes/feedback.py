@@ -4,6 +4,7 @@ Does not know what a rating does to those before it: the store does.
 """
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Final, get_args
 
 from starlette.requests import Request
@@ -37,12 +38,13 @@ async def create(request: Request) -> Response:
     """POST /v1/feedback: rate a choice of a completion."""
     who, running = caller(request), front(request)
     Query(request)
-    body = await json_object(request)
     new = ratings.parse_feedback(
-        body,
-        key_id=await _key_to_rate_with(who, body.get("completion_id"), running),
+        await json_object(request),
+        key_id=who.key_id,
         idempotency_key=_idempotency_key(request),
     )
+    if who.is_admin:
+        new = replace(new, key_id=await _key_to_rate_with(who, new.completion, running))
     is_running = await running.flights.has(new.completion)
     outcome = await running.store.add_feedback(new, lambda _: is_running)
     if outcome.outcome != "repeat":
@@ -141,15 +143,12 @@ def _seen_by(who: Caller) -> str | None:
     return None if who.is_admin else who.key_id
 
 
-async def _key_to_rate_with(who: Caller, completion: object, running: Front) -> str:
-    """Return the key that a rating counts for: an admin rates in the name of the completion's."""
-    if who.is_admin and isinstance(completion, str):
-        if key_id := await running.flights.key_of(completion):
-            return key_id
-        found = await running.store.get_completion(completion)
-        if found is not None:
-            return found.completion.key_id
-    return who.key_id
+async def _key_to_rate_with(admin: Caller, completion: str, running: Front) -> str:
+    """Return the key that an admin's rating counts for: the completion's."""
+    if key_id := await running.flights.key_of(completion):
+        return key_id
+    found = await running.store.get_completion(completion)
+    return admin.key_id if found is None else found.completion.key_id
 
 
 def _idempotency_key(request: Request) -> str | None:

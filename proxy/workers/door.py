@@ -234,6 +234,10 @@ class Arrivals:
                 self.stop()
                 return
             self._say(TAKEN)
+            if not files:
+                log.error("a connection is lost: this worker can open no more files")
+                self.closed()
+                continue
             connection = socket.socket(fileno=files[0])
             connection.setblocking(False)
             task = self._loop.create_task(self._begin(connection, protocol))

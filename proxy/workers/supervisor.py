@@ -67,7 +67,7 @@ async def _serve(
                 on_replaced=desk.withdraw_lost,
             )
             try:
-                await _until_stopped(crew, _work(workers, crew, announce(control)))
+                await _until_stopped(crew, _work(workers, crew, lambda: announce(control)))
             finally:
                 crew.is_draining = True
                 door.close()
@@ -78,10 +78,12 @@ async def _serve(
     return 0
 
 
-async def _work(workers: WorkerProcesses, crew: Crew, announcing: Awaitable[None]) -> None:
+async def _work(
+    workers: WorkerProcesses, crew: Crew, announce: Callable[[], Awaitable[None]]
+) -> None:
     await workers.start()
     collect_rarely()
-    await asyncio.gather(announcing, crew.watch())
+    await asyncio.gather(announce(), crew.watch())
 
 
 async def _until_stopped(crew: Crew, work: Coroutine[Any, Any, None]) -> None:
