@@ -153,8 +153,6 @@ def _outcome(
             f"the engine serves neither the candidate nor the {' or the '.join(others)}: {said}, "
             f"{worst:.2g} at most; expected {most:.2g} and {_OUTLIER * tolerance:.2g}"
         )
-    if len(tokens) < MIN_TOKENS:
-        return "unproven", f"only {len(tokens)} tokens can be compared; {MIN_TOKENS} are needed"
     for place, item in enumerate(measurement.items):
         if len(item) >= MIN_TOKENS and (name := _mistaken(item, tolerance)) is not None:
             return "failed", f"the engine answers prompt {place} as the {name}"

@@ -13,7 +13,7 @@ from strop.proxy.alias import Served
 from strop.proxy.engines.base import Ask, Capabilities
 from strop.proxy.errors import BadRequest
 from strop.proxy.redaction import Redaction
-from strop.proxy.store.records import Choice, Completion, State
+from strop.proxy.store.records import Choice, Completion, LogprobsKind, State
 from strop.proxy.wire import body, chat, completions, sse
 from strop.proxy.wire.answer import Answer, AnsweredChoice, text_of_tokens
 from strop.proxy.wire.restore import Split
@@ -25,6 +25,14 @@ SAMPLING = (
     "repetition_penalty", "logit_bias", "response_format", "structured_outputs", "tool_choice",
     "reasoning_effort", "chat_template_kwargs",
 )  # fmt: skip
+
+# What changes a distribution beside temperature and cut-offs, and what leaves it as it is.
+_PENALTIES = {
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "logit_bias": None,
+}
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -181,7 +189,16 @@ def _choice(
         token_ids=choice.token_ids if is_whole else None,
         logprobs=logprobs,
         logprobs_source="engine" if logprobs is not None else None,
-        logprobs_kind=draft.capabilities.logprobs_kind if logprobs is not None else None,
+        logprobs_kind=_logprobs_kind(draft) if logprobs is not None else None,
         chain=chain,
         tail=tail,
     )
+
+
+def _logprobs_kind(draft: Draft) -> LogprobsKind:
+    capabilities, fields = draft.capabilities, draft.ask.fields
+    if capabilities.logprobs_show_penalties:
+        said = ((fields.get(name), neutral) for name, neutral in _PENALTIES.items())
+        if any(value and value != neutral for value, neutral in said):
+            return "processed"
+    return capabilities.logprobs_kind

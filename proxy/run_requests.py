@@ -78,13 +78,15 @@ async def create(
     """
     if not has_backend():
         raise Unavailable(NO_BACKEND)
-    parent = wanted.parent or (await store.versions.activation()).version
+    active = (await store.versions.activation()).version
+    parent = wanted.parent or active
     config = {
         "base_path": str(base.folder),
         "backend": settings.backend,
         "device": settings.device,
         "quantize_base": settings.quantize_base,
-        "reopen": settings.reopen_on_rollback,
+        # Whoever goes on from another version wants learned again what others have learned since.
+        "reopen": settings.reopen_on_rollback or parent != active,
     }
     return await store.runs.create(
         objective=wanted.objective or settings.objective,

@@ -79,6 +79,15 @@ async def test_a_json_answer_has_a_snapshot_that_transformers_agrees_with(
     assert pytest.approx(expected, abs=1e-4) == list(choice.logprobs or ())
 
 
+async def test_logprobs_after_a_bias_are_not_taken_for_raw_ones(proxy: Running) -> None:
+    """It computes them when the bias has been added."""
+    await proxy.chat("Hello there", model="qwen3", max_tokens=2, logit_bias={"300": 100})
+
+    (choice,) = (await proxy.row()).completion.choices
+    assert "processed" == choice.logprobs_kind
+    assert [0.0, 0.0] == pytest.approx(list(choice.logprobs or ()), abs=1e-3)
+
+
 async def test_a_client_gets_what_the_server_sends_unasked(server: str, proxy: Running) -> None:
     """The logprobs that strop asks for are taken out again; the rest is the server's."""
     body = {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 12}

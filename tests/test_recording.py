@@ -13,6 +13,7 @@ from strop.proxy.alias import Served
 from strop.proxy.engines.base import Ask, Capabilities
 from strop.proxy.recording import Draft
 from strop.proxy.redaction import Redaction
+from strop.proxy.store.records import Completion
 from strop.proxy.wire.restore import Restore, Split
 
 RESTORE = Restore(("logprobs", "token_ids", "prompt_token_ids"))
@@ -45,7 +46,15 @@ def body_of(content: list[Any], ids: object, prompt_ids: object = None, **beside
     }
 
 
-def recorded(answer: bytes, split: Split | None, *, may_drop_tokens: bool = False) -> object:
+def recorded(
+    answer: bytes,
+    split: Split | None,
+    *,
+    may_drop_tokens: bool = False,
+    logprobs_show_penalties: bool = False,
+    **asked: object,
+) -> Completion:
+    fields = {**ASKED, **asked}
     return recording.complete(
         Draft(
             id="cmp_1",
@@ -59,8 +68,9 @@ def recorded(answer: bytes, split: Split | None, *, may_drop_tokens: bool = Fals
                 adapters=0,
                 is_local=True,
                 may_drop_tokens=may_drop_tokens,
+                logprobs_show_penalties=logprobs_show_penalties,
             ),
-            ask=Ask("chat", orjson.dumps(ASKED), ASKED, "m"),
+            ask=Ask("chat", orjson.dumps(fields), fields, "m"),
             served=Served("base", "m"),
             state="complete",
             delivered=True,
@@ -92,6 +102,32 @@ def test_a_split_body_is_recorded_as_the_whole(content: list[Any], prompt_ids: l
 
 
 ENTRY = {"token": "a", "logprob": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ({}, "raw"),
+        ({"temperature": 0.3, "top_p": 0.5}, "raw"),
+        ({"presence_penalty": 0, "repetition_penalty": 1.0, "logit_bias": {}}, "raw"),
+        ({"frequency_penalty": 0.5}, "processed"),
+        ({"presence_penalty": -1}, "processed"),
+        ({"repetition_penalty": 1.1}, "processed"),
+        ({"logit_bias": {"7": 100}}, "processed"),
+    ],
+)
+def test_logprobs_that_show_what_was_asked_for_are_not_the_models_own(
+    asked: dict[str, object], kind: str
+) -> None:
+    """Where an engine computes them after penalties and biases; elsewhere they are raw."""
+    answer = orjson.dumps(body_of([ENTRY], [1]))
+
+    (shown,) = recorded(answer, None, logprobs_show_penalties=True, **asked).choices
+    (raw,) = recorded(answer, None, **asked).choices
+
+    assert (kind, "raw") == (shown.logprobs_kind, raw.logprobs_kind)
+
+
 TWICE = body_of([ENTRY], [1])
 TWICE["choices"][0]["logprobs"]["token_logprobs"] = [-1.0]
 

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fake_run
 import pytest
 from fake_swapper import FakeSwapper
-from store_values import MODEL, database_in, learnable
+from store_values import MODEL, database_in, learnable, version
 
 from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
 from strop.proxy.promotion import Promoter
@@ -166,6 +167,26 @@ async def test_a_run_that_is_asked_for_starts_at_once(training: Trained) -> None
     assert ("sft", str(preset), None, "cli") == (
         run.objective, run.preset, run.parent, run.requested_by,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("reopens", [True, False])
+async def test_going_on_from_an_older_version_learns_again_what_came_after(
+    training: Trained, reopens: bool
+) -> None:
+    """Whatever the settings say of rollbacks: it was asked for."""
+    await training.rate(2, 2)
+    made = await version(training.store, is_active=True)
+    settings = replace(SETTINGS, reopen_on_rollback=reopens)
+
+    configs = []
+    for parent in (made.id, "base"):
+        asked = await training.trainer("passes", settings).request(
+            Wanted(parent=parent), actor="cli"
+        )
+        configs.append(json.loads(asked.config))
+        await training.store.runs.cancel(asked.id)
+
+    assert [reopens, True] == [config["reopen"] for config in configs]
 
 
 @pytest.mark.parametrize(

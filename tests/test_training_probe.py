@@ -202,7 +202,7 @@ def test_no_probe_is_made_while_a_run_trains(qwen3: Path, peft_a: Path, tmp_path
                    "--runs", tmp_path)  # fmt: skip
 
     assert 1 == done.returncode
-    assert "run_7 is training in this home already" in done.stderr
+    assert "run_7 is under way in this home already" in done.stderr
 
 
 def test_a_base_that_does_not_fit_is_not_loaded(

@@ -407,7 +407,24 @@ async def test_a_second_run_says_that_one_is_under_way(home: RatedHome) -> None:
         run = await over(home)
 
     assert "failed" == run.state
-    assert "run_other is training in this home already" in reasons(run)
+    assert "run_other is under way in this home already" in reasons(run)
+
+
+async def test_a_run_waits_while_the_probe_of_an_import_is_made(home: RatedHome) -> None:
+    """That takes minutes, and is no reason to fail."""
+    await home.rate(30)
+    run = await home.new_run()
+    (home.folder / "runs").mkdir()
+
+    with run_lock.hold(home.folder / "runs", run_lock.PROBE):
+        taking = asyncio.create_task(take(home.folder, run.id, patience_s=0.0))
+        done, _ = await asyncio.wait([taking], timeout=1.0)
+
+    assert not done
+    assert 0 == await taking
+    found = await home.store.runs.get(run.id)
+    assert found is not None
+    assert "passed" == found.state
 
 
 async def test_a_second_process_of_a_run_leaves_its_row_alone(home: RatedHome) -> None:

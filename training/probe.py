@@ -206,7 +206,7 @@ def _alone(runs: Path | None) -> contextlib.AbstractContextManager[None]:
     if runs is None:
         return contextlib.nullcontext()
     runs.mkdir(mode=0o700, exist_ok=True)
-    return run_lock.hold(runs, "an import, for its probe,")
+    return run_lock.hold(runs, run_lock.PROBE)
 
 
 def _made(given: argparse.Namespace) -> Probe:

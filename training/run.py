@@ -88,8 +88,10 @@ async def take(
             try:
                 return await _locked(home, store, run, parent_fd)
             except AlreadyRunning as error:
-                # Whose parent has just died stops at its next step, and then it's our turn.
-                if error.run == run_id and time.monotonic() < deadline_s:
+                # Whose parent has just died stops at its next step, and then it's our turn; so it
+                # is when a probe is made, which takes minutes.
+                is_ending = error.run == run_id and time.monotonic() < deadline_s
+                if is_ending or error.run == run_lock.PROBE:
                     await asyncio.sleep(_POLL_S)
                     continue
                 print(error, file=sys.stderr)

@@ -31,6 +31,7 @@ class Capabilities:
         body_ids_are_unique: the `id` in its answers names one answer.
         logprobs: its JSON answers carry the logprob of each sampled token.
         logprobs_kind: what its logprobs are: `raw` log-softmax at T = 1, or `processed`.
+        logprobs_show_penalties: those of a request with penalties or logit_bias are `processed`.
         may_drop_tokens: its logprobs may lack tokens, those that end inside a character for
             instance; so they count only where there are as many as it says it sampled.
         dtype: what it keeps its weights or its cache in, whichever is coarser; empty where it
@@ -46,6 +47,7 @@ class Capabilities:
     body_ids_are_unique: bool = True
     logprobs: bool = True
     logprobs_kind: Literal["raw", "processed"] = "raw"
+    logprobs_show_penalties: bool = False
     may_drop_tokens: bool = False
     dtype: str = ""
 

@@ -65,6 +65,7 @@ class MlxServer(SingleServer):
             score_tokens=False,
             adapters=1 if adapters is not None else 0,
             is_local=True,
+            logprobs_show_penalties=True,
         )
         self._credentials = credentials(key)
         self._calls = Calls(upstream, self._credentials)

@@ -22,6 +22,7 @@ State = Literal[
 FeedbackState = Literal["standing", "superseded", "withdrawn", "pending"]
 Scope = Literal["completion", "turn"]
 Sign = Literal["good", "bad"]
+LogprobsKind = Literal["raw", "processed"]
 ParentBy = Literal["chain", "chain_ambiguous", "tail"]
 ExportFormat = Literal["raw", "kto", "dpo", "sft"]
 Dialect = Literal["chat", "completions"]
@@ -42,7 +43,7 @@ class Choice(msgspec.Struct, frozen=True):
     token_ids: "array[int] | None" = None
     logprobs: "array[float] | None" = None
     logprobs_source: Literal["engine"] | None = None
-    logprobs_kind: Literal["raw", "processed"] | None = None
+    logprobs_kind: LogprobsKind | None = None
     chain: bytes | None = None
     tail: bytes | None = None
 

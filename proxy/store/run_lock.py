@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 LOCK_FILE: Final = "lock"
+PROBE: Final = "the probe of an import"
+"""What holds the lock instead of a run while an imported adapter's probe is made."""
 
 # Whoever only asks who holds it has it for a moment.
 _TRIES: Final = 20
@@ -23,8 +25,8 @@ class AlreadyRunning(Exception):
 
     def __init__(self, run: str) -> None:
         super().__init__(
-            f"{run or 'another run'} is training in this home already; one run goes at a time: wait"
-            " for it, or cancel it"
+            f"{run or 'another run'} is under way in this home already; one goes at a time: wait for"
+            " it, or cancel it"
         )
         self.run = run
 
