@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar
 
 from starlette.types import ASGIApp
 
+from strop.proxy.auth import without_keys
 from strop.proxy.call import ClientLeft, Receive, Send
 from strop.proxy.engines.base import Dialect
-from strop.proxy.errors import SOURCE_HEADER, ShuttingDown, StropError, render
+from strop.proxy.errors import RETRY_HEADER, SOURCE_HEADER, ShuttingDown, StropError, render
 from strop.proxy.passing import pass_through
 from strop.proxy.services import Front
 
@@ -115,7 +116,7 @@ class App(Generic[F]):
             *error.headers,
         ]
         if error.status == 503:
-            head.append((b"retry-after", b"2"))
+            head.append(RETRY_HEADER)
         elif error.status == 401:
             head.append((b"www-authenticate", b"Bearer"))
         await send({"type": "http.response.start", "status": error.status, "headers": head})
@@ -127,19 +128,17 @@ class App(Generic[F]):
         services = self.services
         services.doors.check(scope["headers"])
         path, session = _without_session(scope["path"])
-        if scope["method"] == "POST":
-            if dialect := _COMPLETIONS.get(path):
+        dialect = _COMPLETIONS.get(path)
+        if scope["method"] == "POST" and (dialect or path in _PASSED):
+            caller = services.keys.caller(scope["headers"])
+            if caller.is_admin:
+                # An engine that is given its caller's key must not get this one.
+                scope["headers"] = without_keys(scope["headers"])
+            if dialect:
                 await services.intake.take(
-                    dialect,
-                    scope,
-                    receive,
-                    send,
-                    caller=services.keys.caller(scope["headers"]),
-                    path_session=session,
+                    dialect, scope, receive, send, caller=caller, path_session=session
                 )
-                return
-            if path in _PASSED:
-                services.keys.caller(scope["headers"])
+            else:
                 await pass_through(
                     scope,
                     receive,
@@ -149,7 +148,7 @@ class App(Generic[F]):
                     serving=services.serving,
                     metrics=services.metrics,
                 )
-                return
+            return
         assert self._routes is not None
         await self._routes({**scope, "path": path, "raw_path": path.encode()}, receive, send)
 

@@ -141,6 +141,11 @@ class Doors:
                 )
 
 
+def without_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a request's headers without the keys that it was sent with."""
+    return [header for header in headers if header[0] not in (b"authorization", b"x-api-key")]
+
+
 def key_id(key: str) -> str:
     """Return the id of a client key: stable, and not the key."""
     return "key_" + blake2b(key.encode(), digest_size=6, person=b"strop key id").hexdigest()

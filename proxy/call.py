@@ -74,6 +74,11 @@ class Call:
     durable: "asyncio.Future[None] | None" = None
     awaits_commit_since: float = 0.0
 
+    def goes_by(self, name: str) -> bool:
+        """Whether the engine has given the stream that it sends now the id `name`."""
+        has_own = self.engine.capabilities.body_ids_are_unique
+        return self.tap is not None and has_own and self.tap.answer_id == name
+
     def give_up(self, state: State) -> None:
         """Stop asking the engine; the call then ends as `state`."""
         if self.gave_up is None:
@@ -90,10 +95,12 @@ class Call:
         else:
             self.durable.set_exception(error)
 
-    def commit_late(self) -> None:
-        """Let whoever awaits the commit go on without it."""
-        if self.durable is not None and not self.durable.done():
-            self.durable.set_exception(TimeoutError())
+    def commit_late(self) -> bool:
+        """Let whoever awaits the commit go on without it; return whether anyone does."""
+        if self.durable is None or self.durable.done():
+            return False
+        self.durable.set_exception(TimeoutError())
+        return True
 
     def draft(self, state: State, redaction: Redaction) -> Draft:
         """Return what is to be recorded of it, as it is now; it ends as `state`."""

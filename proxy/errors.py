@@ -39,6 +39,8 @@ from typing import ClassVar
 import orjson
 
 SOURCE_HEADER = (b"x-strop-error-source", b"proxy")
+RETRY_HEADER = (b"retry-after", b"2")
+"""For what is answered with 503."""
 
 
 class StropError(Exception):

@@ -34,11 +34,13 @@ class Flights:
     async def key_of(self, completion_id: str) -> str | None:
         """Return the id of the key that a completion in flight was asked for with, or None.
 
+        A stream goes by the engine's id too, once that has come.
+
         Raises:
             Unavailable: another process can't be asked.
         """
         return self._relay.key_of(completion_id) or await self._elsewhere(completion_id)
 
-    async def has(self, completion_id: str) -> bool:
-        """Whether a completion is in flight; raises as `key_of`."""
-        return await self.key_of(completion_id) is not None
+    async def has(self, completion_id: str, key_id: str) -> bool:
+        """Whether a completion of this key is in flight; raises as `key_of`."""
+        return await self.key_of(completion_id) == key_id

@@ -55,9 +55,10 @@ class Ledger:
         # A copy: it may be asked for in another thread.
         return sum(call.state is None for call in self.calls)
 
-    def find(self, completion_id: str) -> Call | None:
-        """Return the call with this id, unless it never was or is in the store."""
-        return self._calls.get(completion_id)
+    def find(self, name: str) -> Call | None:
+        """Return the call with this id, ours or the engine's, unless it is in the store."""
+        own = self._calls.get(name)
+        return own or next((call for call in self.calls if call.goes_by(name)), None)
 
     def begin(self, call: Call) -> None:
         """Enter a call; its lease is held until it ends."""
@@ -116,8 +117,12 @@ class Ledger:
 
     def let_go_if_late(self, call: Call, now: float) -> None:
         """Let whoever awaits the commit of a call that has ended go on without it."""
-        if now - call.awaits_commit_since > self._capture.commit_timeout_s:
-            call.commit_late()
+        limit_s = self._capture.commit_timeout_s
+        if now - call.awaits_commit_since > limit_s and call.commit_late():
+            self._store.stall(
+                f"a write takes longer than capture.commit_timeout_s = {limit_s:g} s; the disk is"
+                " too slow, or the database locked"
+            )
 
     def _recorded(self, call: Call, committed: "asyncio.Future[Any]") -> None:
         del self._calls[call.incoming.id]
@@ -126,3 +131,5 @@ class Ledger:
             self._metrics.lost.inc()
             reason = "cancelled" if committed.cancelled() else str(error)
             log.error("completion lost", extra={"completion": call.incoming.id, "reason": reason})
+        else:
+            self._metrics.tokens.inc(committed.result().num_sampled)

@@ -56,7 +56,7 @@ class Rater:
                 reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
             )
             # What a history ends with was found in the store.
-            is_running = meant is not None and await self.flights.has(meant)
+            is_running = meant is not None and await self.flights.has(meant, key_id)
             outcome = await self.store.add_feedback(new, lambda _: is_running)
         except StropError as error:
             return f"error {error.code}; {error.message}"

@@ -23,6 +23,7 @@ from strop.proxy.attempts import Attempts
 from strop.proxy.call import Call, Incoming, Receive, Send, exchange_of
 from strop.proxy.engines.base import Ask
 from strop.proxy.errors import (
+    RETRY_HEADER,
     SOURCE_HEADER,
     EngineNotReady,
     ShuttingDown,
@@ -244,6 +245,8 @@ class Relay:
             (b"content-length", str(len(body)).encode()),
             *call.incoming.extra_headers,
         ]
+        if error.status == 503:
+            head.append(RETRY_HEADER)
         await self._start(call, error.status, head, send)
         await send({"type": "http.response.body", "body": body})
 

@@ -99,12 +99,16 @@ class Running:
         return await self.client.post("/v1/feedback", json=body, headers=headers)
 
     @contextlib.asynccontextmanager
-    async def in_flight(self, **headers: str) -> AsyncIterator[str]:
-        """Hold a streamed completion open, and yield its id; it ends with the block."""
+    async def in_flight(self, num_events: int = 0, **headers: str) -> AsyncIterator[str]:
+        """Hold a streamed completion open, and yield its id; it ends with the block.
+
+        Its first `num_events` events come before.
+        """
         release = asyncio.Event()
 
-        async def hold(_number: int) -> None:
-            await release.wait()
+        async def hold(number: int) -> None:
+            if number >= num_events:
+                await release.wait()
 
         self.vllm.before_event = hold
         body = json.dumps({"model": "tiny", "messages": MESSAGES, "stream": True}).encode()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sqlite3
+import threading
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -181,7 +182,9 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
             "authorization": "Bearer secret",
             "x-request-id": "r",
             "x-strop-session": "s",
+            "x-api-key": "secret",
             "cookie": "c=1",
+            "referer": f"{proxy.url}/page",
             "traceparent": "00-1-2-01",
             "x-codex-turn-state": "t",
             "connection": "keep-alive, x-hop",
@@ -196,6 +199,8 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
     assert (
         not {
             "authorization",
+            "x-api-key",
+            "referer",
             "x-request-id",
             "x-strop-session",
             "cookie",
@@ -479,6 +484,77 @@ async def test_a_store_that_fails_loses_answers_only_where_that_is_allowed(
         while not proxy.services.store.health.ok:
             await asyncio.sleep(0.01)
         assert 200 == (await proxy.chat()).status_code
+
+
+@pytest.mark.parametrize("mode", ["best_effort", "required"])
+async def test_a_store_that_is_too_slow_has_failed_until_it_is_not(
+    mode: str, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """One answer waits for it, and is recorded late; the next one is served or refused at once."""
+    settings = settings_for(engine.url, capture={"mode": mode, "commit_timeout_s": 0.1})
+    async with running(settings, tmp_path / "home") as proxy:
+        store, disk = proxy.services.store, threading.Event()
+        writing = store._writer.submit(lambda _connection: disk.wait())
+        answer = await proxy.chat()
+        health = store.health
+        later = await proxy.chat()
+        disk.set()
+        await writing
+        while not store.health.ok:
+            await asyncio.sleep(0.01)
+        num_rows = len(await proxy.rows())
+
+    assert "longer than capture.commit_timeout_s = 0.1 s" in str(health.reason)
+    expected, num_expected = ((200, 200), 2) if mode == "best_effort" else ((503, 503), 1)
+    assert expected == (answer.status_code, later.status_code)
+    assert num_expected == num_rows
+    if mode == "required":
+        assert "2" == answer.headers["retry-after"] == later.headers["retry-after"]
+
+
+async def test_the_admin_key_stays_here_where_callers_keys_are_passed_on(tmp_path: Path) -> None:
+    """A service gets its callers' keys, but never the one that opens this machine's /admin."""
+    async with (
+        FakeEngine(FakeVllm()) as service,
+        running(settings_for(service.url, kind="openai"), tmp_path / "home") as proxy,
+    ):
+        admin_key = (tmp_path / "home" / "admin.key").read_text().strip()
+        given = []
+        for key in (admin_key, "theirs"):
+            for path, body in (
+                ("/v1/chat/completions", {"model": "tiny", "messages": MESSAGES}),
+                ("/v1/embeddings", {"model": "tiny", "input": "a"}),
+            ):
+                headers = {"authorization": f"Bearer {key}"}
+                await proxy.client.post(path, json=body, headers=headers)
+                given.append(dict(service.requests[-1].headers).get("authorization"))
+
+    assert [None, None, "Bearer theirs", "Bearer theirs"] == given
+
+
+async def test_what_is_acknowledged_survives_a_power_cut_unless_told_otherwise(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """SQLite's FULL is 2, its NORMAL 1."""
+    found = []
+    for number, capture in enumerate(({}, {"synchronous": "NORMAL"})):
+        settings = settings_for(engine.url, capture=capture)
+        async with running(settings, tmp_path / str(number)) as proxy:
+            writer = proxy.services.store._writer
+            asked = writer.submit(lambda c: c.execute("PRAGMA synchronous").fetchone()[0])
+            found.append(await asked)
+
+    assert [2, 1] == found
+
+
+async def test_sampled_tokens_are_counted(proxy: Running) -> None:
+    """Those that the engine gave ids of."""
+    await proxy.chat(max_tokens=5)
+    await proxy.chat(max_tokens=7, stream=True)
+
+    num = sum(len(c.token_ids or ()) for row in await proxy.rows() for c in row.completion.choices)
+    counted = proxy.services.metrics.registry.get_sample_value("strop_sampled_tokens_total")
+    assert 0 < num == counted
 
 
 async def test_a_version_is_pinned_by_its_name(proxy: Running) -> None:

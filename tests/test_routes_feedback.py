@@ -1,5 +1,6 @@
 """Feedback over HTTP, as design.md's "Ratings" has it."""
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -198,6 +199,24 @@ async def test_an_ambiguous_id_is_answered_with_candidates(app: Running) -> None
     assert (409, "ambiguous_completion_id", "completion_id") == error_of(answer)
     candidates = [one["completion_id"] for one in answer.json()["error"]["candidates"]]
     assert sorted([first, second]) == sorted(candidates)
+
+
+async def test_a_stream_is_rated_by_the_engines_id_while_it_comes(app: Running) -> None:
+    """As soon as that has come: it is the one that a client sees in the events."""
+    async with app.in_flight(num_events=1) as id_:
+        (call,) = app.services.relay._ledger.calls
+        while call.tap is None or call.tap.answer_id is None:
+            await asyncio.sleep(0.005)
+        answer = await app.rate(call.tap.answer_id)
+        unknown = await app.rate("chatcmpl-none")
+
+    stood = (await app.client.get(f"/v1/feedback/{answer.json()['id']}")).json()
+    assert (202, "pending", 404) == (
+        answer.status_code,
+        answer.json()["state"],
+        unknown.status_code,
+    )
+    assert ("standing", id_) == (stood["state"], stood["completion_id"])
 
 
 async def test_a_completion_in_flight_is_rated_pending(app: Running) -> None:

@@ -168,7 +168,7 @@ async def test_the_first_completion_begins_a_session_and_a_turn(store: Store) ->
     """Without label and parent, session and turn are its own."""
     found = await record(store, "cmp_1")
 
-    assert Recorded("cmp_1", session="ses_1", turn="cmp_1") == found
+    assert Recorded("cmp_1", session="ses_1", turn="cmp_1", num_sampled=3) == found
 
 
 async def test_a_completion_follows_the_choice_that_its_history_ends_in(store: Store) -> None:
@@ -177,7 +177,7 @@ async def test_a_completion_follows_the_choice_that_its_history_ends_in(store: S
 
     found = await record(store, "cmp_2", after=b"y")
 
-    assert Recorded("cmp_2", "ses_1", "cmp_2", "cmp_1", 1, "chain") == found
+    assert Recorded("cmp_2", "ses_1", "cmp_2", "cmp_1", 1, "chain", 3) == found
 
 
 async def test_a_tool_loop_is_one_turn(store: Store) -> None:

@@ -45,7 +45,7 @@ async def create(request: Request) -> Response:
     )
     if who.is_admin:
         new = replace(new, key_id=await _key_to_rate_with(who, new.completion, running))
-    is_running = await running.flights.has(new.completion)
+    is_running = await running.flights.has(new.completion, new.key_id)
     outcome = await running.store.add_feedback(new, lambda _: is_running)
     if outcome.outcome != "repeat":
         running.metrics.feedback.labels("api").inc()

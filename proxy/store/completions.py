@@ -54,6 +54,7 @@ class Packed(msgspec.Struct, frozen=True):
     completion: Completion
     row: Row
     choices: tuple[Row, ...]
+    num_sampled: int
 
 
 def pack_completion(completion: Completion) -> Packed:
@@ -68,7 +69,8 @@ def pack_completion(completion: Completion) -> Packed:
         None if c.prompt_ids is None else pack.pack_ints(c.prompt_ids),
         pack.pack_bytes(c.request),
     )  # fmt: skip
-    return Packed(c, row, tuple(_pack_choice(c, choice) for choice in c.choices))
+    num_sampled = sum(len(choice.token_ids or ()) for choice in c.choices)
+    return Packed(c, row, tuple(_pack_choice(c, choice) for choice in c.choices), num_sampled)
 
 
 def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
@@ -88,11 +90,12 @@ def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
         session, session_by = reply.session, "parent"
     else:
         session, session_by = "ses_" + c.id.removeprefix("cmp_"), "new"
+    num = packed.num_sampled
     if reply is None:
-        recorded = Recorded(c.id, session, turn=c.id)
+        recorded = Recorded(c.id, session, turn=c.id, num_sampled=num)
     else:
         turn = c.id if c.starts_turn else reply.turn
-        recorded = Recorded(c.id, session, turn, reply.completion, reply.choice, reply.by)
+        recorded = Recorded(c.id, session, turn, reply.completion, reply.choice, reply.by, num)
     link = (
         session, session_by, recorded.turn, recorded.parent, recorded.parent_choice,
         recorded.parent_by,

@@ -92,7 +92,8 @@ class Completion(msgspec.Struct, frozen=True):
 class Recorded(msgspec.Struct, frozen=True):
     """What the store found out about a completion when it recorded it.
 
-    `turn` is the id of the completion that began the turn.
+    `turn` is the id of the completion that began the turn. `num_sampled` counts the ids that the
+    engine gave, of all choices.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Recorded(msgspec.Struct, frozen=True):
     parent: str | None = None
     parent_choice: int | None = None
     parent_by: ParentBy | None = None
+    num_sampled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ class AlreadyRunning(Exception):
 
     def __init__(self, run: str) -> None:
         super().__init__(
-            f"{run or 'another run'} is under way in this home already; one goes at a time: wait for"
-            " it, or cancel it"
+            f"{run or 'another run'} is under way in this home already; one goes at a time: wait"
+            " for it, or cancel it"
         )
         self.run = run
 

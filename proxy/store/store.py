@@ -130,6 +130,10 @@ class Store:
         """Whether the store takes writes, and what waits."""
         return self._writer.health
 
+    def stall(self, reason: str) -> None:
+        """Count as a failure of the store that a write takes too long, until one succeeds."""
+        self._writer.stall(reason)
+
     def commit_completion(
         self, build: Callable[[], Completion], size: int
     ) -> "asyncio.Future[Recorded]":

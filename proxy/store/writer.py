@@ -79,7 +79,7 @@ class Writer:
         self._queued_bytes = 0
         self._num_refused = 0
         self._is_closing = False
-        # Written by the thread alone.
+        # Written by the thread, but for `stall`.
         self._num_failed = 0
         self._reason: str | None = None
         self._since_ms = now_ms()
@@ -116,6 +116,11 @@ class Writer:
             num_queued=self._num_queued,
             queued_bytes=self._queued_bytes,
         )
+
+    def stall(self, reason: str) -> None:
+        """Count as a failure that a write takes too long, until one succeeds."""
+        if self._reason is None:
+            self._mark_failed(reason)
 
     def submit(self, operation: Operation[T], size_bytes: int = 0) -> "asyncio.Future[T]":
         """Queue `operation`; the future has its result once that is durable.
@@ -267,13 +272,17 @@ class Writer:
     def _fail(self, jobs: list[Job], reason: str) -> None:
         self._num_failed += len(jobs)
         if self._reason is None:
-            self._since_ms = now_ms()
-            log.error("the store takes no writes", extra={"reason": reason})
+            self._mark_failed(reason)
         self._reason = reason
         # At the end, each further batch would wait for the same lock again.
         self._has_given_up = self._is_closing
         for job in jobs:
             job.error = StoreUnavailable(reason)
+
+    def _mark_failed(self, reason: str) -> None:
+        self._reason = reason
+        self._since_ms = now_ms()
+        log.error("the store takes no writes", extra={"reason": reason})
 
     def _heal(self) -> None:
         if self._reason is not None:

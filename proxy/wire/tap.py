@@ -12,6 +12,7 @@ from strop.proxy.wire.restore import Restorer
 # What may wait: one event that is not whole yet, and what comes after the answer's end.
 MAX_WAITING_BYTES = 32 * 2**20
 
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]*)"')
 _FINISH = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
@@ -43,6 +44,12 @@ class Tap:
     def kept(self) -> bytes:
         """The stream as the engine sent it, as far as it was kept."""
         return b"".join(self._kept)
+
+    @property
+    def answer_id(self) -> str | None:
+        """The id that the engine gave the answer, once it has come; None where none was kept."""
+        found = _ID.search(self._kept[0]) if self._kept else None
+        return found[1].decode("utf-8", "replace") if found else None
 
     def feed(self, data: bytes) -> bytes:
         """Take what the engine sent; return what the client may have of it now.
