@@ -4,12 +4,15 @@ Measures and doesn't judge: `strop.adapters.probe` does.
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from strop.adapters.probe import MIN_TOKENS, Item, Measured, Probe
 from strop.proxy.engines.base import AdapterControl
+
+log = logging.getLogger(__name__)
 
 Answer = tuple[tuple[int, ...], tuple[float, ...]]
 
@@ -109,7 +112,13 @@ async def base_error(
     if len(errors) < _MIN_SHARED_TOKENS:
         return None
     error = math.fsum(errors) / len(errors)
-    return error if error < _MOST_BASE_ERROR else None
+    if error >= _MOST_BASE_ERROR:
+        log.warning(
+            "the engine's base is not like model.base; is it the same model?",
+            extra={"engine_model": base, "nats_a_token": round(error, 3)},
+        )
+        return None
+    return error
 
 
 async def _ask_cold(control: AdapterControl, name: str, items: Sequence[Item]) -> list[Answer]:

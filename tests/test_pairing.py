@@ -82,9 +82,14 @@ async def test_tokens_after_another_choice_don_t_count() -> None:
 
 
 @pytest.mark.parametrize("scores", [True, False])
-async def test_another_model_is_no_inexact_base(scores: bool) -> None:
-    """A tolerance as wide as that would let everything pass."""
+async def test_another_model_is_no_inexact_base(
+    scores: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tolerance as wide as that would let everything pass; the log asks whether it is one."""
     assert await base_error(OffEngine(0.6), "tiny", PROBE, scores=scores) is None
+
+    (said,) = caplog.messages
+    assert "is it the same model?" in said
 
 
 def judgement(outcome: Outcome) -> Judgement:

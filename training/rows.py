@@ -21,7 +21,7 @@ class LeftOut(StrEnum):
     """Why something isn't learned from."""
 
     OTHER_BASE = "answered by another base"
-    OTHER_MODEL = "answered by another model, or by an engine not paired with model.base"
+    OTHER_MODEL = "answered by another model"
     REDACTED = "redacted"
     NO_TOKENS = "no token ids, and not text alone"
     NO_TOKENIZER = "no token ids, and no tokenizer"
