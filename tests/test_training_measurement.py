@@ -99,6 +99,17 @@ def test_the_parent_may_be_the_base() -> None:
     np.testing.assert_array_equal(found.units[0].answers[0].base, found.parents[0][0])
 
 
+def test_how_far_training_has_moved_on_is_measured() -> None:
+    """Per token, the parent against the version that sampled; 0 where that is the parent."""
+    moved = np.abs(under(TRAINED, [1, 0]) - under(LOGITS, [1, 0]))
+
+    fresh = measured(Versions(), example([1, 0], "v2"))
+    mixed = measured(Versions(), example([1, 0], "v2"), example([1, 0], "base"))
+
+    assert 0 == fresh.staleness
+    assert pytest.approx(moved.mean() / 2, abs=1e-6) == mixed.staleness
+
+
 def test_the_engines_logprobs_stand_in_for_a_version_that_is_gone() -> None:
     """And the parent's, where the engine gave none; neither says anything about mismatch."""
     captured = np.array([-1.0, -2.0], np.float32)

@@ -21,13 +21,16 @@ class Measured:
     """Units, and for each the parent's logprobs of its answers.
 
     `agreement` is between trainer and engine. `num_gone` answers were sampled by a version that is
-    no longer there: the engine's own logprobs stand in, where it gave some.
+    no longer there: the engine's own logprobs stand in, where it gave some. `staleness` is the mean
+    |log ratio| of the parent over the version that sampled, in nats a token: how far training has
+    moved on since.
     """
 
     units: tuple[Unit, ...]
     parents: tuple[tuple[Floats, ...], ...]
     agreement: Agreement
     num_gone: int
+    staleness: float
 
 
 class Scores:
@@ -103,7 +106,8 @@ def measure(
         grouped.append(tuple(parents[start:end]))
         start = end
     num_gone = sum(row.version not in weights for row in rows)
-    return Measured(tuple(units), tuple(grouped), agreement, num_gone)
+    staleness = mismatch.distance(sampler, parents)
+    return Measured(tuple(units), tuple(grouped), agreement, num_gone, staleness)
 
 
 def _samplers(

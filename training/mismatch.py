@@ -93,6 +93,14 @@ def compare(captured: Sequence[Floats | None], recomputed: Sequence[Floats]) -> 
     )
 
 
+def distance(reference: Sequence[Floats], policy: Sequence[Floats]) -> float:
+    """Return the mean |log ratio| over the tokens whose ratio is finite, in nats; 0 without any."""
+    ratios = [_log_ratio(*pair) for pair in zip(reference, policy, strict=True)]
+    joined = np.concatenate([np.zeros(0), *ratios])
+    finite = joined[np.isfinite(joined)]
+    return float(np.abs(finite).mean()) if len(finite) else 0.0
+
+
 def _log_ratio(reference: Floats, policy: Floats) -> Doubles:
     # Infinite on both sides is not a number, which is in no band either.
     with np.errstate(invalid="ignore"):

@@ -216,6 +216,9 @@ class Trainer:
             "tokens_compared": agreement.num_tokens,
             "tokens_dropped": agreement.num_dropped,
             "answers_of_missing_versions": measured.num_gone,
+            "mismatch_nats": round(agreement.difference, 6),
+            "mismatch_bias_nats": round(agreement.bias, 6),
+            "staleness_nats": round(measured.staleness, 6),
         }
         self._ledger.update(RunUpdate(counts=to_json(counts)))
         self._reports.event("measured", **asdict(agreement) | {"keep": None})

@@ -44,7 +44,7 @@ class TrainingSet:
     feedback: tuple[tuple[str, int], ...]
     held_out: tuple[HeldOutTurn, ...]
     prompts: tuple[tuple[int, ...], ...]
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
 
     @property
     def longest(self) -> int:
