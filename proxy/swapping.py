@@ -149,9 +149,12 @@ class Swapper:
         if self._loader is None or resident is None:
             return []
         leases = self._serving.leases.count(version)
+        # Of several servers one that answers may have been restarted, and have nothing yet.
+        is_in = {one.engine.upstream.url: one.is_in for one in self._serving.engine.replicas}
         return [
             Loaded(label, resident.since_ms, leases, resident.is_draining)
             for label in self._loader.residents.control.members()
+            if is_in.get(label, True)
         ]
 
     async def replay(self) -> None:

@@ -6,12 +6,20 @@ from pathlib import Path
 
 import fake_adapters
 import pytest
+import shelved
 from fake_adapters import BASE_WEIGHTS, FakeAdapters, Gate
+from fake_engine import FakeEngine
+from running import running, settings_for
 from store_values import rating
 from swapped import swapped
 
+from strop.adapters.library import Library
 from strop.adapters.probe import Probe
+from strop.proxy.engines.base import AdaptersFolder
+from strop.proxy.engines.replicas import Replicas
+from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, NotFound
+from strop.proxy.upstream import Upstream
 
 
 async def test_an_activated_version_answers_and_the_one_before_can_be_pinned(
@@ -331,6 +339,32 @@ async def test_a_pinned_version_is_served_while_others_take_all_the_room(tmp_pat
         assert "[DONE]" in answer.text
         while it.fake.unloaded != ["tiny@v2"]:
             await asyncio.sleep(0.005)
+
+
+async def test_a_version_is_loaded_where_requests_for_it_go(tmp_path: Path) -> None:
+    """Of several servers one that came back may have nothing yet; until then it gets none."""
+    home = tmp_path / "home"
+    folder = AdaptersFolder((home / "adapters").absolute())
+    async with FakeEngine(FakeAdapters()) as one, FakeEngine(FakeAdapters()) as other:
+        driver = Replicas(
+            [
+                Vllm(Upstream(engine.url), adapters=folder, num_adapters=2, scores=True)
+                for engine in (one, other)
+            ]
+        )
+        async with running(settings_for(one.url), home, driver=driver) as proxy:
+            while not all(replica.is_in for replica in driver.replicas):
+                await asyncio.sleep(0.005)
+            swapper, library = proxy.services.swapper, Library(home / "adapters")
+            await shelved.publish(proxy.services.store, library)
+            await swapper.activate("v1", actor="api")
+
+            both = [loaded.engine for loaded in swapper.loaded("v1")]
+            driver.replicas[1].leave("it was restarted", answers=True)
+            left = [loaded.engine for loaded in swapper.loaded("v1")]
+
+    assert [one.url, other.url] == both
+    assert [one.url] == left
 
 
 async def test_a_pin_to_an_unknown_version_lists_what_there_is(tmp_path: Path) -> None:
