@@ -5,6 +5,7 @@ may rate what was asked with any client key.
 """
 
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
-from strop.proxy import ratings, terminal
+from strop.proxy import ratings, settings, terminal
 from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli_options import examples, home_hint, home_of, home_option, open_store
 from strop.proxy.errors import NotFound, UnknownCompletion
+from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, Scope
 
 if TYPE_CHECKING:
@@ -108,7 +110,8 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
         new = ratings.parse_feedback(
             {**body, "completion_id": identity}, key_id=key_id, source="cli"
         )
-        given = (await store.add_feedback(new, _is_in_flight)).feedback
+        redaction = Redaction.of(settings.load(home, environ=os.environ).settings.capture.redact)
+        given = (await store.add_feedback(redaction.feedback(new), _is_in_flight)).feedback
         rated = found or await store.get_completion(given.completion)
     assert rated is not None
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")

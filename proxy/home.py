@@ -6,13 +6,17 @@ Does not make the folder or know what else is in it.
 import contextlib
 import fcntl
 import json
+import logging
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from strop.proxy.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = "serve.lock"
 _LOCK_TRIES = 20
@@ -23,9 +27,12 @@ _LOCK_PAUSE_S = 0.02
 def hold(home: Path, url: str) -> Iterator[None]:
     """Hold `home` for this process, which serves at `url`. The kernel lets go when it dies.
 
+    What others may do in it is taken away: its settings may hold keys.
+
     Raises:
         ConfigError: another process serves from it.
     """
+    _close_to_others(home)
     file = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _lock(file):
@@ -38,6 +45,23 @@ def hold(home: Path, url: str) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+def _close_to_others(home: Path) -> None:
+    mode = stat.S_IMODE(home.stat().st_mode)
+    if not mode & 0o077:
+        return
+    reason = "it is a folder for all, as /tmp is"
+    if not mode & stat.S_ISVTX:
+        try:
+            home.chmod(mode & 0o700)
+            return
+        except OSError as error:
+            reason = str(error.strerror)
+    log.warning(
+        "others may enter the home, and read the settings in it",
+        extra={"home": str(home), "mode": f"{mode:o}", "reason": reason},
+    )
 
 
 def _lock(file: int) -> bool:

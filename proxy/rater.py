@@ -13,6 +13,7 @@ from strop.proxy.commands import Command
 from strop.proxy.errors import BadRequest, StropError
 from strop.proxy.flights import Flights
 from strop.proxy.metrics import Metrics
+from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Feedback, NewFeedback, Scope
 from strop.proxy.store.store import Store
 
@@ -29,6 +30,7 @@ class Rater:
     store: Store
     flights: Flights
     metrics: Metrics
+    redaction: Redaction
 
     async def by_header(
         self, value: bytes, meant: str | None, history: Sequence[object], key_id: str
@@ -114,8 +116,8 @@ class Rater:
             f" {completion_id}, by {found.completion.version}."
         )
 
-    @staticmethod
     def _new(
+        self,
         reply: tuple[str, int],
         key_id: str,
         rating: float,
@@ -129,15 +131,17 @@ class Rater:
                 f"expected a comment of at most {ratings.MAX_COMMENT_CHARS} characters, got"
                 f" {len(comment)}; shorten it"
             )
-        return NewFeedback(
-            completion=reply[0],
-            choice=reply[1],
-            key_id=key_id,
-            rating=rating,
-            original=original,
-            comment=comment,
-            scope=scope,
-            source=source,
+        return self.redaction.feedback(
+            NewFeedback(
+                completion=reply[0],
+                choice=reply[1],
+                key_id=key_id,
+                rating=rating,
+                original=original,
+                comment=comment,
+                scope=scope,
+                source=source,
+            )
         )
 
 

@@ -87,14 +87,16 @@ def complete(draft: Draft) -> Completion:
     if prompt_tokens is None:
         prompt_tokens = _num_tokens(answer.prompt_ids)
     model = ask.fields.get("model")
-    request = draft.redaction.json(ask.raw)
+    redaction = draft.redaction
+    request = redaction.json(ask.raw)
+    sampling = _json({key: ask.fields[key] for key in SAMPLING if key in ask.fields})
     return Completion(
         id=draft.id,
         created_ms=draft.created_ms,
         key_id=draft.key_id,
         dialect=ask.dialect,
         engine=draft.engine,
-        model=model if isinstance(model, str) else "",
+        model=redaction.text(model) if isinstance(model, str) else "",
         served=draft.served.name,
         version=draft.served.version,
         base=draft.served.base,
@@ -103,8 +105,8 @@ def complete(draft: Draft) -> Completion:
         stream=ask.is_stream,
         request=request,
         status=draft.status,
-        error=draft.error or answer.error,
-        sampling=_json({key: ask.fields[key] for key in SAMPLING if key in ask.fields}),
+        error=redaction.text(draft.error or answer.error),
+        sampling=redaction.json(sampling),
         # Ids spell what was taken out of the text.
         prompt_ids=answer.prompt_ids if request is ask.raw else None,
         prompt_tokens=prompt_tokens,
@@ -113,8 +115,8 @@ def complete(draft: Draft) -> Completion:
         total_ms=draft.total_ms,
         overhead_ms=draft.overhead_ms,
         upstream_id=answer.upstream_id if draft.capabilities.body_ids_are_unique else None,
-        request_id=draft.request_id,
-        session=draft.session,
+        request_id=redaction.text(draft.request_id),
+        session=redaction.label(draft.session),
         starts_turn=history.starts_turn,
         after=history.after,
         after_tail=history.after_tail,

@@ -24,6 +24,7 @@ from strop.proxy.pairing import base_folder, identity_of
 from strop.proxy.probe_job import ProbeCommand, ProbeJob
 from strop.proxy.promotion import Promoter
 from strop.proxy.rater import Rater
+from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
 from strop.proxy.run_requests import NO_BASE, Base, TrainCommand
 from strop.proxy.serving import Serving
@@ -50,6 +51,7 @@ class Parts:
     store: Store
     metrics: Metrics
     serving: Serving
+    redaction: Redaction
 
 
 @dataclass(kw_only=True)
@@ -178,7 +180,7 @@ def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
     settings, server = parts.settings, parts.settings.server
     relay = Relay(settings, parts.serving, parts.store, parts.metrics)
     flights = Flights(relay, elsewhere)
-    rater = Rater(parts.store, flights, parts.metrics)
+    rater = Rater(parts.store, flights, parts.metrics, parts.redaction)
     return Front(
         **vars(parts),
         doors=auth.Doors(server.host, server.allowed_hosts, server.allowed_origins),
@@ -235,6 +237,7 @@ def _with(settings: Settings, home: Path, store: Store, serving: Serving) -> Par
         store=store,
         metrics=Metrics(),
         serving=serving,
+        redaction=Redaction.of(settings.capture.redact),
     )
 
 

@@ -1,5 +1,6 @@
 """One process serves from a home folder, and says where."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -29,3 +30,43 @@ def test_a_home_is_held_once(tmp_path: Path) -> None:
         raise AssertionError("it was held twice")
     with hold(tmp_path, "http://127.0.0.1:3"):
         assert "http://127.0.0.1:3" == serving_url(tmp_path)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o777, 0o750])
+def test_a_home_that_is_served_from_is_its_owners_alone(mode: int, tmp_path: Path) -> None:
+    """Its settings may hold keys: whatever others may do there is taken away."""
+    tmp_path.chmod(mode)
+
+    with hold(tmp_path, "http://127.0.0.1:1"):
+        assert 0o700 == tmp_path.stat().st_mode & 0o777
+
+
+def test_a_home_of_somebody_else_is_served_from_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its mode can't be changed then, and strop says what that means."""
+    tmp_path.chmod(0o750)
+    monkeypatch.setattr(Path, "chmod", _refused)
+
+    with hold(tmp_path, "http://127.0.0.1:1"):
+        served = serving_url(tmp_path)
+
+    assert "http://127.0.0.1:1" == served
+    (record,) = caplog.records
+    assert (logging.WARNING, "750") == (record.levelno, vars(record)["mode"])
+    assert "others may enter the home" in record.message
+
+
+def test_a_folder_for_all_stays_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Others need it, so it is served from with a warning."""
+    tmp_path.chmod(0o1777)
+
+    with hold(tmp_path, "http://127.0.0.1:1"):
+        mode = tmp_path.stat().st_mode
+
+    assert 0o1777 == mode & 0o7777
+    assert ["1777"] == [vars(record)["mode"] for record in caplog.records]
+
+
+def _refused(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")

@@ -1,16 +1,25 @@
 """What matches `capture.redact` is in no record, and neither are the ids that would spell it."""
 
+import contextlib
 import json
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
-from fake_engine import FakeEngine
+from click.testing import CliRunner
+from fake_engine import Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
-from running import running, settings_for
+from running import Running, running, settings_for
 
+from strop.proxy.cli import main
 from strop.proxy.errors import ConfigError
 from strop.proxy.redaction import MARK, Redaction
+from strop.proxy.store.pack import unpack_bytes
 
+SECRET = "sk-1f2e"
 KEYS = Redaction.of([r"sk-\w+", r"\b\d{3}-\d{4}\b"])
 
 
@@ -57,3 +66,179 @@ async def test_a_redacted_text_is_recorded_without_its_ids(stream: bool, tmp_pat
     assert MARK in json.loads(choice["all"].message)["content"]
     assert choice["none"].message == choice["prompt"].message
     assert all(MARK.encode() not in answer.content for answer, _ in records.values())
+
+
+@contextlib.asynccontextmanager
+async def redacting(
+    home: Path, handler: Handler | None = None, **changes: Any
+) -> AsyncIterator[Running]:
+    """Run a proxy that records no keys; changes are of its settings."""
+    async with FakeEngine(handler or FakeVllm()) as engine:
+        settings = settings_for(engine.url, **{"capture": {"redact": (r"sk-\w+",)}, **changes})
+        async with running(settings, home) as proxy:
+            yield proxy
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+async def ask(
+    proxy: Running, messages: list[dict[str, Any]], headers: dict[str, str] | None = None
+) -> httpx.Response:
+    body = {"model": "tiny", "messages": messages}
+    return await proxy.client.post("/v1/chat/completions", json=body, headers=headers)
+
+
+def recorded(home: Path) -> str:
+    """Return all that the store of a home holds, as one text."""
+
+    def values(connection: sqlite3.Connection) -> Iterator[object]:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            for row in connection.execute(f'SELECT * FROM "{table}"'):
+                yield from row
+
+    def text(value: object) -> str:
+        if isinstance(value, bytes):
+            with contextlib.suppress(ValueError):
+                value = unpack_bytes(value)
+            return value.decode("latin-1")
+        return str(value)
+
+    with contextlib.closing(sqlite3.connect(home / "strop.db")) as connection:
+        return "\n".join(map(text, values(connection)))
+
+
+SAID = {"comment": f"not {SECRET}!", "correction": f"It is {SECRET}.", "tags": [SECRET, "style"]}
+
+
+async def post(proxy: Running, completion: str) -> None:
+    """Rate with all that a rating has."""
+    body = {"completion_id": completion, "rating": "bad", **SAID, "rater": SECRET, "id": SECRET}
+    assert 201 == (await proxy.client.post("/v1/feedback", json=body)).status_code
+
+
+async def put(proxy: Running, completion: str) -> None:
+    """Rate with a word, then say why."""
+    rated = {"completion_id": completion, "rating": "bad"}
+    given = (await proxy.client.post("/v1/feedback", json=rated)).json()
+    revised = await proxy.client.put(f"/v1/feedback/{given['id']}", json={"rating": "bad", **SAID})
+    assert f"not {MARK}!" == revised.json()["comment"]
+
+
+async def header(proxy: Running, completion: str) -> None:
+    """Rate with the next request."""
+    headers = {
+        "x-strop-feedback": f'bad; comment="not {SECRET}!"',
+        "x-strop-feedback-for": completion,
+    }
+    answer = await ask(proxy, [user("hi")], headers)
+    assert answer.headers["x-strop-feedback-status"].startswith("created")
+
+
+async def inline(proxy: Running, completion: str) -> None:
+    """Rate in the chat, and go on with it."""
+    (row,) = await proxy.rows()
+    assert completion == row.completion.id
+    rated = [user("hi"), json.loads(row.completion.choices[0].message)]
+    command = user(f"/rl bad not {SECRET}!")
+    said = (await ask(proxy, [*rated, command])).json()["choices"][0]["message"]
+    await ask(proxy, [*rated, command, said, user("Why?")])
+
+
+@pytest.mark.parametrize("way", [post, put, header, inline])
+async def test_no_rating_over_http_is_recorded_with_what_matches(
+    way: Callable[[Running, str], Awaitable[None]], tmp_path: Path
+) -> None:
+    """Comment, correction, tags, rater and idempotency id; exports have what was recorded."""
+    async with redacting(tmp_path) as proxy:
+        completion = (await proxy.chat()).headers["x-strop-completion-id"]
+
+        await way(proxy, completion)
+
+        await proxy.rows()
+        exported = b"".join([line async for line in proxy.services.store.export("raw")]).decode()
+    assert f"not {MARK}!" in exported
+    assert SECRET not in exported + recorded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("bad", "-m", f"not {SECRET}!"),
+        ("rate", "{}", "bad", "--correction", f"It is {SECRET}.", "--tag", SECRET),
+    ],
+    ids=["bad", "rate"],
+)
+def test_the_command_line_redacts_as_its_home_says(options: tuple[str, ...], home: Path) -> None:
+    """It writes into the store itself, whether or not strop runs."""
+    (home / "strop.toml").write_text("[capture]\nredact = ['sk-\\w+']\n")
+    environment = {"STROP_HOME": str(home)}
+    listed = CliRunner(env=environment).invoke(main, ["completions", "list", "--json"]).stdout
+    completion = json.loads(listed)["data"][0]["id"]
+
+    result = CliRunner(env=environment).invoke(main, [one.format(completion) for one in options])
+
+    assert 0 == result.exit_code, result.output
+    assert MARK in recorded(home)
+    assert SECRET not in recorded(home) + result.output
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> Path:
+    """A home in which one answer is recorded."""
+    async with redacting(tmp_path) as proxy:
+        await proxy.chat()
+    return tmp_path
+
+
+async def test_retries_of_a_redacted_rating_are_told_from_other_ratings(tmp_path: Path) -> None:
+    """By what came, not by what is left of it: neither texts nor ids become equal."""
+    statuses = []
+    async with redacting(tmp_path) as proxy:
+        completion = (await proxy.chat()).headers["x-strop-completion-id"]
+
+        for id_, comment in (("sk-1", "sk-1"), ("sk-1", "sk-1"), ("sk-1", "sk-2"), ("sk-2", "")):
+            rated = {"completion_id": completion, "rating": "bad"}
+            body = {**rated, "comment": comment, "id": id_}
+            statuses.append((await proxy.client.post("/v1/feedback", json=body)).status_code)
+
+    assert [201, 200, 409, 201] == statuses
+
+
+async def refuses(call: Call) -> None:
+    """Refuse completions, and quote them."""
+    if call.request.method == "POST":
+        await call.json({"error": {"message": f"no such thing as {SECRET}"}}, 400)
+    else:
+        await FakeVllm()(call)
+
+
+@pytest.mark.parametrize("handler", [FakeVllm(), refuses], ids=["answered", "refused"])
+async def test_no_part_of_a_completion_is_recorded_with_what_matches(
+    handler: Handler, tmp_path: Path
+) -> None:
+    """Sampling parameters, model name, labels, and what the engine says of them."""
+    async with redacting(tmp_path, handler, model={"accept_any": True}) as proxy:
+        body = {"model": f"{SECRET}-large", "messages": [user("hi")], "stop": [SECRET]}
+        headers = {"x-strop-session": f"of {SECRET}", "x-request-id": f"1-{SECRET}"}
+
+        await proxy.client.post("/v1/chat/completions", json=body, headers=headers)
+
+        found = (await proxy.row()).completion
+    assert {"stop": [MARK]} == json.loads(found.sampling)
+    assert (f"{MARK}-large", f"1-{MARK}") == (found.model, found.request_id)
+    assert (f"no such thing as {MARK}" if handler is refuses else None) == found.error
+    assert SECRET not in recorded(tmp_path)
+
+
+async def test_sessions_whose_labels_match_are_not_merged(tmp_path: Path) -> None:
+    """Such a label is as none: cut, those of two people would be the same."""
+    async with redacting(tmp_path) as proxy:
+        for key in ("sk-1", "sk-2"):
+            await ask(proxy, [user("hi")], {"x-strop-session": key})
+
+        sessions = {row.session for row in await proxy.rows()}
+
+    assert 2 == len(sessions)

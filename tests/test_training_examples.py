@@ -455,6 +455,14 @@ def test_only_a_count_tells_what_an_engine_took_out_of_the_text(
     assert expected == (answer_ids(only_row(found)) if found.examples else None)
 
 
+def test_a_redacted_correction_is_left_out() -> None:
+    """Nobody said that the answer should have been so; the rating beside it counts."""
+    found = make(corrected("Ask [redacted]."))
+
+    assert ["rating"] == kinds(found)
+    assert {"correction: redacted": 1} == found.left_out
+
+
 def test_a_correction_that_says_the_same_makes_no_pair() -> None:
     """An answer isn't better than itself."""
     said = choice(token_ids=array("i", [*b"A belt.", 256]), logprobs=None)

@@ -69,5 +69,5 @@ def test_a_text_completion_reads_the_same_too() -> None:
 
 
 def test_what_is_no_answer_is_passed_on_as_it_is() -> None:
-    """Nothing is lost, and nothing made up."""
-    assert b"data: not json\n\n" == rechunk(b"not json", include_usage=False)
+    """In one line, since a line's end would end the event; nothing made up."""
+    assert b"data: not  json\n\n" == rechunk(b"not\n\rjson", include_usage=False)

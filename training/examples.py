@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from strop.proxy.store import prompt
 from strop.proxy.store.records import Feedback
 from strop.proxy.store.run_records import RatedTurn
 from strop.training import pairs, rows
@@ -137,6 +138,8 @@ def _correction(
     It is nobody's sample, so it doesn't matter which model it corrects.
     """
     completion = turn.completions[-1].completion
+    if prompt.is_redacted(text.encode()):
+        return LeftOut.REDACTED
     if target.tokenizer is None:
         return LeftOut.NO_TOKENIZER
     asked = rows.read_prompt(completion, target)

@@ -21,6 +21,7 @@ from strop.proxy.embedded.jobs import Event, Job, Sampled, Started
 from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.render import Envelope, Part, Renderer
+from strop.proxy.wire import sse
 
 _MAX_BODY_BYTES = 64 << 20
 _FINGERPRINT = f"strop-{version('strop')}-mlx-lm-{version('mlx-lm')}"
@@ -91,7 +92,7 @@ class _Reply:
                     return
         except EngineError as error:
             if self._is_started:
-                await self._send_chunks(send, b"data: " + error.body() + b"\n\n", is_last=True)
+                await self._send_chunks(send, sse.event(error.body()), is_last=True)
             else:
                 await send_error(send, error)
 

@@ -14,9 +14,10 @@ from strop.proxy.embedded.answer import Answer, Piece, render_tool_call
 from strop.proxy.embedded.jobs import Job, Scored, Started
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.text import Vocabulary
+from strop.proxy.wire import sse
 
 _LEAST_LOGPROB = -9999.0  # JSON has no infinity; vLLM's stand-in
-DONE = b"data: [DONE]\n\n"
+DONE = sse.event(sse.DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Part:
 
 def event(value: object) -> bytes:
     """Return one server-sent event."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+    return sse.event(orjson.dumps(value))
 
 
 def usage(parts: Sequence[Part]) -> dict[str, Any]:

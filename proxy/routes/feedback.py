@@ -45,6 +45,7 @@ async def create(request: Request) -> Response:
     )
     if who.is_admin:
         new = replace(new, key_id=await _key_to_rate_with(who, new.completion, running))
+    new = running.redaction.feedback(new)
     is_running = await running.flights.has(new.completion, new.key_id)
     outcome = await running.store.add_feedback(new, lambda _: is_running)
     if outcome.outcome != "repeat":
@@ -115,7 +116,9 @@ async def revise(request: Request) -> Response:
     new = Revision(
         said.rating, said.original, said.comment, said.correction, said.tags, known.scope
     )
-    revised = await services(request).store.revise(known.id, _seen_by(who), new)
+    running = services(request)
+    new = running.redaction.revision(new)
+    revised = await running.store.revise(known.id, _seen_by(who), new)
     return json_response(objects.feedback(revised))
 
 

@@ -29,7 +29,10 @@ _HEADERS: Final = [
     ("X-Strop-Session", _SESSION),
     (
         "X-Strop-Feedback",
-        string('A rating for an earlier answer, or `undo`, as in `bad; comment="too long"`.'),
+        string(
+            'A rating for an earlier answer, or `undo`, as in `bad; comment="too long"`. Counts on'
+            " requests for completions only."
+        ),
     ),
     (
         "X-Strop-Feedback-For",

@@ -22,7 +22,7 @@ def rechunk(answer: bytes, *, include_usage: bool) -> bytes:
     try:
         whole = body.parse(answer)
     except BadRequest:
-        return sse.event(answer.replace(b"\n", b" "))
+        return sse.event(b" ".join(answer.splitlines()))
     usage = whole.pop("usage", None)
     is_chat = whole.get("object") == "chat.completion"
     head = {**whole, "object": "chat.completion.chunk"} if is_chat else whole

@@ -10,6 +10,13 @@ _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE = re.compile(rb"\r\n|\n|\r")
 DONE = b"[DONE]"
 
+# U+0085, U+2028 and U+2029: no line ends here, but to Python's `splitlines`, and so to httpx.
+_OTHER_LINE_ENDS = (
+    (b"\xc2\x85", rb"\u0085"),
+    (b"\xe2\x80\xa8", rb"\u2028"),
+    (b"\xe2\x80\xa9", rb"\u2029"),
+)
+
 
 class Splitter:
     """Cuts a byte stream after whole events; what is not whole yet waits for more."""
@@ -99,5 +106,10 @@ def payloads(stream: bytes) -> Iterator[bytes]:
 
 
 def event(data: bytes) -> bytes:
-    """Return `data`, which has no line breaks, as one event."""
+    """Return `data`, JSON on one line or `DONE`, as one event that every client reads as one line.
+
+    What some clients take for the end of a line is escaped: in JSON it stands only in strings.
+    """
+    for raw, escaped in _OTHER_LINE_ENDS:
+        data = data.replace(raw, escaped)
     return b"data: " + data + b"\n\n"

@@ -1,0 +1,48 @@
+"""Events that strop writes are read as one line by every client."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from strop.proxy.embedded import render
+from strop.proxy.wire import chat, sse
+from strop.proxy.wire.rechunk import rechunk
+
+TEXT = "one\u0085two\u2028three\u2029four\r\nfive"
+
+
+def made(text: str) -> bytes:
+    return chat.say_stream(text, identity="chatcmpl-1", model="m", include_usage=True)
+
+
+def cut(text: str) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    answer = {"object": "chat.completion", "choices": [choice]}
+    return rechunk(json.dumps(answer, ensure_ascii=False).encode(), include_usage=True)
+
+
+def of_the_embedded_engine(text: str) -> bytes:
+    delta = {"role": "assistant", "content": text}
+    return render.event({"choices": [{"index": 0, "delta": delta}]}) + render.DONE
+
+
+@pytest.mark.parametrize("write", [made, cut, of_the_embedded_engine])
+def test_text_with_unusual_line_ends_survives_clients_that_split_there(
+    write: Callable[[str], bytes],
+) -> None:
+    """U+0085, U+2028 and U+2029 end a line to `str.splitlines`, with which httpx reads streams."""
+    lines = [line for line in write(TEXT).decode().splitlines() if line]
+
+    *events, done = (line.removeprefix("data: ") for line in lines)
+    assert ("[DONE]", TEXT) == (
+        done,
+        chat.read_stream(map(str.encode, events)).choices[0].message["content"],
+    )
+
+
+def test_what_ends_no_line_stays_as_it_is() -> None:
+    """Other text of the same first bytes included."""
+    data = '{"a": "\u0084\u2027\u202a é 🙂"}'.encode()
+
+    assert b"data: " + data + b"\n\n" == sse.event(data)
