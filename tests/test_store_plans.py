@@ -27,7 +27,7 @@ from strop.proxy.store.training_store import TrainingStore
 from strop.proxy.store.version_store import VersionStore
 
 PARTS: Final = (Store, VersionStore, RunStore, TrainingStore, DeletionStore)
-NOT_CALLED: Final = {"open", "close", "health", "reason"}
+NOT_CALLED: Final = {"open", "close", "health", "reason", "stall"}
 
 # What may look at more than it gives back, each for its reason. Where a part of the statement
 # stands beside it, only in a statement with that part.
