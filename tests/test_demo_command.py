@@ -36,14 +36,14 @@ def shown(home: Path) -> str:
 
 
 def test_two_rounds_of_ratings_make_the_model_better(shown: str, home: Path) -> None:
-    """Held-out questions get +.30 of what is liked, in answers that stay well formed."""
+    """Held-out questions get more of what is liked, in answers that stay well formed."""
     measured = re.findall(r"^  (base|v\d)  +liked (\d\.\d\d) \[", shown, re.MULTILINE)
 
-    rates = [float(rate) for _, rate in measured]
-    assert rates[0] + 0.30 <= rates[-1]
-    # Answers are drawn by chance, and the gate may refuse one round of them.
     states = re.findall(r"trained and gated in [\d.]+ s: (\w+)", shown)
     assert 2 == len(states)
+    # Answers are drawn by chance, and the gate may refuse one round of them.
+    rates = [float(rate) for _, rate in measured]
+    assert rates[0] + (0.30 if states.count("passed") == 2 else 0.10) <= rates[-1]
     assert {*states} <= {"passed", "rejected"}
     assert states.count("passed") == shown.count("swapped in within") == len(measured) - 1
     (well_formed,) = re.findall(r"^  well formed (\d\.\d\d)", shown, re.MULTILINE)
