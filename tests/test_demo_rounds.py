@@ -1,0 +1,69 @@
+"""The demo's rounds, against scripted answers of a strop: what a run's end means for them."""
+
+import itertools
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from openai import AsyncOpenAI
+
+from strop.training.demo.rounds import Measured, Plan, Round, play
+from strop.training.demo.served import DemoFailed, Served
+
+URL = "http://127.0.0.1:8484"
+
+
+class Strop:
+    """Answers as strop does; its runs end as it is told."""
+
+    def __init__(self, *ends: str) -> None:
+        self.ends: Iterator[str] = iter(ends)
+        self.numbers = itertools.count(1)
+        self.active = "base"
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        """Answer one request."""
+        path = request.url.path
+        if path == "/v1/chat/completions":
+            answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}}]}
+            number = f"cmp_{next(self.numbers)}"
+            return httpx.Response(200, json=answer, headers={"x-strop-completion-id": number})
+        if path == "/admin/runs":
+            return httpx.Response(200, json=self._run(next(self.ends)))
+        if path.startswith("/admin/adapters/"):
+            return httpx.Response(200, json={"state": "active", "events": []})
+        assert path in ("/health", "/v1/feedback")
+        return httpx.Response(200, json={"model": {"active": self.active}})
+
+    def _run(self, end: str) -> dict[str, object]:
+        if end == "passed":
+            self.active = f"v{int(self.active[1:]) + 1}" if self.active != "base" else "v1"
+        return {"id": "run_1", "state": end, "reasons": [f"it {end}"], "version": self.active}
+
+
+def played(*ends: str) -> list[Measured | Round]:
+    """Play as many rounds as runs are told to end."""
+    strop = httpx.MockTransport(Strop(*ends))
+    agent = AsyncOpenAI(
+        base_url=f"{URL}/v1", api_key="strop", http_client=httpx.AsyncClient(transport=strop)
+    )
+    with httpx.Client(base_url=URL, transport=strop) as owner:
+        served = Served(URL, "strop-demo", agent, owner)
+        return list(play(served, Plan(rounds=len(ends), ratings=4), lambda *_: None))
+
+
+def test_a_round_without_anything_to_compare_is_shown_and_the_next_one_follows() -> None:
+    """Where nearly all is liked, all of a round may be: no run can be made of that."""
+    _, *rounds = played("passed", "failed", "rejected", "passed")
+
+    shown = [(one.state, one.measured.version) for one in rounds if isinstance(one, Round)]
+    assert [("passed", "v1"), ("failed", "v1"), ("rejected", "v1"), ("passed", "v2")] == shown
+
+
+@pytest.mark.parametrize("before", [(), ("rejected",)])
+def test_a_run_that_fails_before_anything_was_learned_ends_the_demo(
+    before: tuple[str, ...],
+) -> None:
+    """It says why."""
+    with pytest.raises(DemoFailed, match="run_1 is failed: it failed"):
+        played(*before, "failed")
