@@ -6,7 +6,7 @@ sides are logprobs under the version that sampled.
 Shapes: S sampled tokens of one answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,11 +82,10 @@ def compare(captured: Sequence[Floats | None], recomputed: Sequence[Floats]) -> 
         else:
             masks.append(keep(engine, trainer))
             log_ratios.append((_log_ratio(engine, trainer), masks[-1]))
-    joined = np.concatenate([np.zeros(0), *(ratio for ratio, _ in log_ratios)])
-    finite = joined[np.isfinite(joined)]
+    finite = _finite(ratio for ratio, _ in log_ratios)
     return Agreement(
         tuple(masks),
-        num_tokens=len(joined),
+        num_tokens=sum(len(ratio) for ratio, _ in log_ratios),
         num_dropped=sum(int((~mask).sum()) for _, mask in log_ratios),
         difference=float(np.abs(finite).mean()) if len(finite) else 0.0,
         bias=float(finite.mean()) if len(finite) else 0.0,
@@ -95,10 +94,14 @@ def compare(captured: Sequence[Floats | None], recomputed: Sequence[Floats]) -> 
 
 def distance(reference: Sequence[Floats], policy: Sequence[Floats]) -> float:
     """Return the mean |log ratio| over the tokens whose ratio is finite, in nats; 0 without any."""
-    ratios = [_log_ratio(*pair) for pair in zip(reference, policy, strict=True)]
-    joined = np.concatenate([np.zeros(0), *ratios])
-    finite = joined[np.isfinite(joined)]
+    finite = _finite(_log_ratio(*pair) for pair in zip(reference, policy, strict=True))
     return float(np.abs(finite).mean()) if len(finite) else 0.0
+
+
+def _finite(log_ratios: Iterable[Doubles]) -> Doubles:
+    joined = np.concatenate([np.zeros(0), *log_ratios])
+    finite: Doubles = joined[np.isfinite(joined)]
+    return finite
 
 
 def _log_ratio(reference: Floats, policy: Floats) -> Doubles:
