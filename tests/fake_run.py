@@ -50,7 +50,7 @@ async def take(behaviour: str, home: Path, run: str, parent_fd: int) -> int:
 async def _behave(behaviour: str, home: Path, id_: str, store: Store, told: asyncio.Event) -> int:
     run = await store.runs.update(id_, RunUpdate(state="running", num_steps=4))
     if behaviour == "dies":
-        print("warming up")
+        print("warming up", flush=True)
         print(LAST_WORDS, file=sys.stderr)
         return 3
     await store.runs.add_step(id_, 1, b'{"loss": 0.5}', eta_s=30.0)
