@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from strop.proxy.conversation import UNCHAINED
-from strop.proxy.message import OUTER, role_of, texts_of
+from strop.proxy.message import OUTER, is_context, role_of, texts_of
 
 MARK: Final = "[strop] "
 """How each answer of ours to a command begins."""
 
 Verb = Literal["good", "bad", "undo", "status", "help"]
 
-_COMMAND = re.compile(r"/rl(?:\s+(?P<verb>\S+)(?:\s+(?P<comment>.+))?)?")
+# OpenClaw writes the time before what its user says: "[Sat 2026-11-21 17:15 UTC] ".
+_COMMAND = re.compile(
+    r"(?:\[[A-Z][a-z]{2} \d{4}-\d{2}-\d{2} \d{2}:\d{2} [^\]\s]+\] )?"
+    r"/rl(?:\s+(?P<verb>\S+)(?:\s+(?P<comment>.+))?)?"
+)
 _VERBS: Mapping[str, Verb] = {
     "good": "good",
     "up": "good",
@@ -41,9 +45,11 @@ def find_command(messages: Sequence[object]) -> Command | None:
     """Return the command that the last message is, or None.
 
     It is one where its role is `user` and its last text part, trimmed, is one line
-    `/rl <verb> [comment]`. `/rl` alone, or with an unknown verb, asks for help.
+    `/rl <verb> [comment]`. `/rl` alone, or with an unknown verb, asks for help. What an agent puts
+    behind its user's words for one request is passed over.
     """
-    return _command_in(messages[-1]) if messages else None
+    last = next((one for one in reversed(messages) if not is_context(one)), None)
+    return _command_in(last)
 
 
 def without_commands(messages: Sequence[object]) -> list[object] | None:
@@ -69,7 +75,7 @@ def without_commands(messages: Sequence[object]) -> list[object] | None:
 def _command_in(message: object) -> Command | None:
     texts = texts_of(message) if role_of(message) == "user" else None
     line = texts[-1].strip(OUTER) if texts else ""
-    if not line.startswith("/rl") or len(line.splitlines()) != 1:
+    if not line.startswith(("/rl", "[")) or len(line.splitlines()) != 1:
         return None
     found = _COMMAND.fullmatch(line)
     if found is None:

@@ -5,7 +5,8 @@ Pure. Does not know what is stored: it makes keys, and the store finds the choic
 A history is hashed message by message into a chain, salted with the client key's id. A choice
 stores the chain of its request plus itself, so a later request whose history ends in that choice
 has the same chain, whatever the client did to the messages on the way (see `message`). System and
-developer messages are not in the chain: clients change and move them.
+developer messages, and what agents put there for one request, are not in the chain: they change and
+move.
 """
 
 import re
@@ -15,7 +16,7 @@ from typing import Final
 import msgspec
 import orjson
 
-from strop.proxy.message import canonical, digest, role_of, utf8
+from strop.proxy.message import canonical, digest, is_context, role_of, utf8
 
 UNCHAINED: Final = frozenset({"system", "developer"})
 """Roles that are not part of a conversation's chain."""
@@ -69,7 +70,7 @@ def read(messages: Iterable[object], salt: str) -> Conversation:
     after: bytes | None = None
     for message in messages:
         role = role_of(message)
-        if role in UNCHAINED:
+        if role in UNCHAINED or is_context(message):
             continue
         hashed = _hash(message, role)
         chain = digest(chain + hashed.digest)

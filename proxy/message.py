@@ -20,6 +20,10 @@ import orjson
 # What Python, JavaScript or Rust trims: they differ in U+FEFF, and in U+001C to U+001F.
 OUTER: Final = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\ufeff"
 
+# OpenClaw's, which is always the last message of a request and of no later history.
+_CONTEXT_BEGIN: Final = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>"
+_CONTEXT_END: Final = "<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
+
 _DIGEST_BYTES = 16
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _DROPPED_PARTS = frozenset({"reasoning", "thinking", "redacted_thinking", "refusal"})
@@ -36,6 +40,12 @@ def texts_of(message: object) -> list[str]:
     content = message.get("content") if isinstance(message, dict) else None
     parts = content if isinstance(content, list) else [content]
     return [text for part in parts if (text := _text_in(part)) is not None]
+
+
+def is_context(message: object) -> bool:
+    """Whether an agent has put `message` there by itself, as a user's, for this request only."""
+    text = "".join(texts_of(message)).strip(OUTER) if role_of(message) == "user" else ""
+    return text.startswith(_CONTEXT_BEGIN) and text.endswith(_CONTEXT_END)
 
 
 def canonical(message: object, role: str) -> bytes:

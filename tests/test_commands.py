@@ -32,6 +32,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
         ("/rl 5 stars", Command("help", "stars")),
         ("/rl bad \ud83d", Command("bad", "?")),
         (parts("<system-reminder>", " /rl good "), Command("good")),
+        ("[Sat 2026-11-21 17:15 UTC] /rl bad dull", Command("bad", "dull")),
         ([*parts("/rl good"), {"type": "image_url", "image_url": {}}], Command("good")),
     ],
 )
@@ -40,10 +41,24 @@ def test_a_line_of_its_own_is_a_command(content: object, expected: Command) -> N
     assert expected == find_command([ANSWER, {"role": "user", "content": content}])
 
 
+def test_a_command_may_have_an_agents_own_context_behind_it() -> None:
+    """OpenClaw's stands last in every request, as a user's message."""
+    begin, end = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>", "<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
+    context = {"role": "user", "content": parts(f"{begin}\nConversation data\n{end}\n")}
+    opened = {"role": "user", "content": f"{begin}\nwhat is this?"}
+
+    assert Command("good") == find_command([ANSWER, GOOD, context])
+    assert find_command([ANSWER, GOOD, opened]) is None
+    assert find_command([context]) is None
+    assert [ANSWER, context] == without_commands([ANSWER, GOOD, context])
+
+
 @pytest.mark.parametrize(
     "message",
     [
         {"role": "user", "content": "/rlx good"},
+        {"role": "user", "content": "[note] /rl good"},
+        {"role": "user", "content": "[Sat 2026-11-21 17:15 UTC] so: /rl good"},
         {"role": "user", "content": "//rl good"},
         {"role": "user", "content": "/RL good"},
         {"role": "user", "content": '"/rl good"'},

@@ -297,6 +297,15 @@ def test_system_messages_are_not_in_the_chain() -> None:
     assert read(history, SALT) == read(moved, SALT)
 
 
+def test_an_agents_own_context_is_not_in_the_chain() -> None:
+    """OpenClaw puts it behind all else, tool results too, and into no later history."""
+    context = user("<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>\nx\n<<<END_OPENCLAW_INTERNAL_CONTEXT>>>")
+    history = [user("a"), assistant("", call()), tool("c")]
+
+    assert read(history, SALT) == read([*history, context], SALT)
+    assert not read([*history, context], SALT).starts_turn
+
+
 def test_another_key_is_another_conversation() -> None:
     """The same words under another client key have other chains and tails."""
     history = [user("a"), assistant(LONG)]
