@@ -18,12 +18,21 @@ from strop.proxy.engines.base import Dialect
 from strop.proxy.errors import RETRY_HEADER, SOURCE_HEADER, ShuttingDown, StropError, render
 from strop.proxy.passing import pass_through
 from strop.proxy.services import Front
+from strop.proxy.translating import Interpreter
+from strop.proxy.wire.messages.dialect import MESSAGES
+from strop.proxy.wire.responses.dialect import RESPONSES
+from strop.proxy.wire.translation import Translation
 
 log = logging.getLogger(__name__)
 
+_TRANSLATED: dict[str, Translation] = {
+    "/v1/messages": MESSAGES,
+    "/v1/responses": RESPONSES,
+}
 _COMPLETIONS: dict[str, Dialect] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
+    **dict.fromkeys(_TRANSLATED, "chat"),
 }
 _PASSED = frozenset({"/v1/embeddings"})
 
@@ -89,8 +98,14 @@ class App(Generic[F]):
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        path, session = _without_session(scope["path"])
+        translation = _TRANSLATED.get(path) if scope["method"] == "POST" else None
+        if translation is not None:
+            limits = self.services.settings.server
+            between = Interpreter(translation, scope, receive, send, limits)
+            scope, receive, send = between.scope, between.receive, between.send
         try:
-            await self._dispatch(scope, receive, send)
+            await self._dispatch(scope, receive, send, path, session)
         except ClientLeft:
             return
         except StropError as error:
@@ -123,11 +138,15 @@ class App(Generic[F]):
         await send({"type": "http.response.body", "body": body})
 
     async def _dispatch(
-        self, scope: MutableMapping[str, Any], receive: Receive, send: Send
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        path: str,
+        session: str | None,
     ) -> None:
         services = self.services
         services.doors.check(scope["headers"])
-        path, session = _without_session(scope["path"])
         dialect = _COMPLETIONS.get(path)
         if scope["method"] == "POST" and (dialect or path in _PASSED):
             caller = services.keys.caller(scope["headers"])

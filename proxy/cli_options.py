@@ -6,13 +6,14 @@ Knows no command, and prints nothing.
 import contextlib
 import os
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from strop.proxy.errors import ConfigError
+from strop.proxy.ids import completion_id
 from strop.proxy.settings import find_home
 
 if TYPE_CHECKING:
@@ -41,6 +42,17 @@ def home_option(command: Any) -> Any:
 def json_option(command: Any) -> Any:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def completion_argument(*, required: bool = True) -> Callable[[Any], Any]:
+    """Return what adds COMPLETION: by its id, or by that of its answer in another dialect."""
+
+    def named(
+        _context: click.Context, _parameter: click.Parameter, value: str | None
+    ) -> str | None:
+        return None if value is None else completion_id(value)
+
+    return click.argument("completion", required=required, callback=named)
 
 
 def home_of(given: Path | None) -> Path:

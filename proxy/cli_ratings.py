@@ -16,7 +16,14 @@ import click
 
 from strop.proxy import ratings, settings, terminal
 from strop.proxy.auth import LOCAL_KEY_ID
-from strop.proxy.cli_options import examples, home_hint, home_of, home_option, open_store
+from strop.proxy.cli_options import (
+    completion_argument,
+    examples,
+    home_hint,
+    home_of,
+    home_option,
+    open_store,
+)
 from strop.proxy.errors import NotFound, UnknownCompletion
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, Scope
@@ -45,7 +52,7 @@ def _rating_command(word: str) -> click.Command:
         " whole turn, the tool calls that led to the answer included.",
         epilog=examples(f"strop {word}", f"strop {word} -m '{why}'"),
     )
-    @click.argument("completion", required=False)
+    @completion_argument(required=False)
     @home_option
     @click.option("-m", "--comment", metavar="TEXT", help="Why.")
     @_choice_option
@@ -65,7 +72,7 @@ def _rating_command(word: str) -> click.Command:
         "strop rate cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708 -0.5 --correction 'Bern.'",
     ),
 )
-@click.argument("completion")
+@completion_argument()
 @click.argument("rating")
 @home_option
 @click.option("-m", "--comment", metavar="TEXT", help="Why.")
@@ -120,7 +127,7 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
 
 
 @click.command(epilog=examples("strop undo"))
-@click.argument("completion", required=False)
+@completion_argument(required=False)
 @home_option
 @click.option("--rater", default="", help="Whose rating; by default the one without a name.")
 def undo(completion: str | None, home: Path | None, rater: str) -> None:

@@ -17,6 +17,7 @@ import click
 
 from strop.proxy import objects, terminal
 from strop.proxy.cli_options import (
+    completion_argument,
     examples,
     home_hint,
     home_of,
@@ -25,6 +26,7 @@ from strop.proxy.cli_options import (
     open_store,
 )
 from strop.proxy.errors import ConfigError, UnknownCompletion
+from strop.proxy.ids import completion_id
 from strop.proxy.store.records import (
     CompletionFilter,
     CompletionSummary,
@@ -109,7 +111,7 @@ def _row(one: CompletionSummary, whole: StoredCompletion | None) -> tuple[str, .
 @completions.command(
     "show", epilog=examples("strop completions show cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708")
 )
-@click.argument("completion")
+@completion_argument()
 @home_option
 @json_option
 def show_completion(completion: str, home: Path | None, as_json: bool) -> None:
@@ -183,7 +185,8 @@ def delete_completions(
     """
     if (bool(named), session is not None, older_than is not None).count(True) != 1:
         raise click.UsageError("expected COMPLETION..., --session or --older-than, one of them")
-    asyncio.run(_delete_completions(home_of(home), named, session, older_than, is_sure=yes))
+    ids = tuple(map(completion_id, named))
+    asyncio.run(_delete_completions(home_of(home), ids, session, older_than, is_sure=yes))
 
 
 async def _delete_completions(

@@ -4,11 +4,13 @@ Knows nothing of what they name.
 """
 
 import os
+import re
 import time
 from random import Random
 
 # An id needs no secrecy, only to be nobody else's; one system call an id would cost more than it.
 _random = Random(os.urandom(32))  # noqa: S311
+_IN_ANOTHER_DIALECT = re.compile(r"(?:msg|resp)_([0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15})")
 
 
 def new_id(prefix: str, now_ms: int | None = None) -> str:
@@ -18,3 +20,17 @@ def new_id(prefix: str, now_ms: int | None = None) -> str:
     chance = _random.getrandbits(74)
     high, low = chance >> 62, chance & 0x3FFF_FFFF_FFFF_FFFF
     return f"{prefix}_{now_ms:012x}7{high:03x}{0x8000_0000_0000_0000 | low:016x}"
+
+
+def digits_of(identity: str) -> str:
+    """Return the digits of an id: an answer in another dialect goes by them, too."""
+    return identity.partition("_")[2]
+
+
+def completion_id(name: str) -> str:
+    """Return the id of the completion whose answer is called `name`; any other name as it is.
+
+    The same completion is `cmp_...`, a message's `msg_...`, and a response's `resp_...`.
+    """
+    found = _IN_ANOTHER_DIALECT.fullmatch(name)
+    return f"cmp_{found[1]}" if found else name

@@ -24,6 +24,9 @@ OUTER: Final = "".join(chr(code) for code in range(0x3001) if chr(code).isspace(
 _CONTEXT_BEGIN: Final = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>"
 _CONTEXT_END: Final = "<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
 
+MALFORMED: Final = "malformed_arguments"
+"""Holds a tool call's arguments, as text, where a dialect has to write what is no object as one."""
+
 _DIGEST_BYTES = 16
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _DROPPED_PARTS = frozenset({"reasoning", "thinking", "redacted_thinking", "refusal"})
@@ -148,7 +151,10 @@ def _arguments(arguments: object) -> bytes:
     if not text or text == "null":
         return b"{}"
     try:
-        return _write(_parse(text)).encode()
+        given = _parse(text)
+        if isinstance(given, dict) and given.keys() == {MALFORMED}:
+            return _arguments(given[MALFORMED])
+        return _write(given).encode()
     except (ValueError, RecursionError):
         return utf8(text)
 

@@ -12,6 +12,7 @@ from strop.proxy import conversation, ratings
 from strop.proxy.commands import Command
 from strop.proxy.errors import BadRequest, StropError
 from strop.proxy.flights import Flights
+from strop.proxy.ids import completion_id
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Feedback, NewFeedback, Scope
@@ -48,7 +49,8 @@ class Rater:
         """
         try:
             said = ratings.parse_header(value)
-            reply = (meant, 0) if meant else await self._reply(history, key_id)
+            named = completion_id(meant) if meant else None
+            reply = (named, 0) if named else await self._reply(history, key_id)
             if reply is None:
                 return "no-reply; this request's history ends in no answer known here"
             if said.rating is None:
@@ -58,7 +60,7 @@ class Rater:
                 reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
             )
             # What a history ends with was found in the store.
-            is_running = meant is not None and await self.flights.has(meant, key_id)
+            is_running = named is not None and await self.flights.has(named, key_id)
             outcome = await self.store.add_feedback(new, lambda _: is_running)
         except StropError as error:
             return f"error {error.code}; {error.message}"

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import Final, Literal
 
 from strop.proxy.errors import BadRequest
+from strop.proxy.ids import completion_id
 from strop.proxy.message import as_json
 from strop.proxy.store.records import NewFeedback, Scope
 
@@ -134,7 +135,7 @@ def parse_feedback(
         identity = _text({"id": idempotency_key}, "id", MAX_ID_CHARS)
     rating, original = _rating(body)
     return NewFeedback(
-        completion=completion,
+        completion=completion_id(completion),
         key_id=key_id,
         rating=rating,
         original=original,

@@ -117,14 +117,19 @@ class Client:
         assert 0 == done.returncode, f"could not install {self.script}:\n{done.stderr}"
 
 
+OPENAI_RESPONSES = Client("openai_responses", "python", {"openai": "3.52.0"})
+"""The package of the first of `AGENTS`, by its newer API."""
+
 AGENTS = (
     Client("openai_python", "python", {"openai": "3.52.0"}),
+    OPENAI_RESPONSES,
     Client("openai_node", "node", {"openai": "6.49.0"}),
     Client("ai_sdk", "node", {"ai": "6.0.326", "@ai-sdk/openai-compatible": "2.0.87"}),
     Client("langchain_openai", "python", {"langchain-openai": "1.7.3"}),
     Client("pydantic_ai", "python", {"pydantic-ai-slim[openai]": "2.68.0"}),
     Client("openai_agents", "python", {"openai-agents": "0.24.0"}),
     Client("llm", "python", {"llm": "0.36"}),
+    Client("anthropic_python", "python", {"anthropic": "2.11.0"}),
 )
 """Clients that let the model choose its tools."""
 
@@ -134,5 +139,7 @@ INSTRUCTOR = Client("instructor", "python", {"instructor": "1.17.0"})
 CODING_AGENTS = (
     Client("pi", "node", {"@earendil-works/pi-coding-agent": "0.74.2"}, tool="bash"),
     Client("opencode", "node", {"opencode-ai": "1.18.33"}, tool="bash", has_side_requests=True),
+    Client("codex", "node", {"@openai/codex": "0.169.0"}, tool="exec_command"),
+    Client("claude_code", "node", {"@anthropic-ai/claude-code": "2.1.197"}, tool="Bash"),
 )
 """They are large, and so are their prompts."""

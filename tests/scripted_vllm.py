@@ -17,6 +17,8 @@ from scripted_models import ANSWER, CALL, REPORT
 CALLS: Mapping[str, Mapping[str, str]] = {
     CALL["name"]: CALL["arguments"],
     "bash": {"command": "echo 21 degrees", "description": "Ask for the weather"},
+    "Bash": {"command": "echo 21 degrees", "description": "Ask for the weather"},
+    "exec_command": {"cmd": "echo 21 degrees"},
 }
 """The tools it knows, and the arguments that it gives them."""
 
@@ -45,6 +47,9 @@ class _Scripted(ChatCompletion):
         self.tool = _chosen(fields)
         if self.tool is not None:
             text, reason = json.dumps(CALLS[self.tool]), "tool_calls"
+        elif fields.get("response_format"):
+            schema = fields["response_format"]["json_schema"]["schema"]
+            text, reason = json.dumps(dict.fromkeys(schema["properties"], ANSWER)), "stop"
         else:
             text, reason = (REPORT if _is_reported(fields) else ANSWER), "stop"
         pieces = re.findall(r"\s*\S+", text)

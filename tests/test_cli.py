@@ -317,6 +317,21 @@ def test_a_completion_is_shown_to_people_and_programs(home: Path) -> None:
     assert "too long" == found["feedback"][0]["comment"]
 
 
+@pytest.mark.parametrize("prefix", ["msg", "resp"])
+def test_an_answer_goes_by_the_id_that_another_dialect_shows(home: Path, prefix: str) -> None:
+    """Claude Code and Codex know their answers by these."""
+    (made,) = record(home, {"answer": "Paris."})
+    name = f"{prefix}_{made.removeprefix('cmp_')}"
+
+    rated = run(home, "good", name)
+    shown = run(home, "completions", "show", name)
+    undone = run(home, "undo", name)
+    deleted = run(home, "completions", "delete", name, "--yes")
+
+    assert [0] * 4 == [one.exit_code for one in (rated, shown, undone, deleted)]
+    assert made in shown.stdout
+
+
 def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
     """Those named; what else their conversation holds is said, since it repeats what was said."""
     first, _, other = record(home, {"session": "mine"}, {"session": "mine"}, {})

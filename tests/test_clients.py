@@ -10,14 +10,15 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import talking_model
-from client_environments import AGENTS, CODING_AGENTS, INSTRUCTOR, Client
+from client_environments import AGENTS, CODING_AGENTS, INSTRUCTOR, OPENAI_RESPONSES, Client
 from fake_engine import FakeEngine, Handler
 from proxy_process import ProxyProcess, serving
-from scripted_models import REPORT
+from scripted_models import ANSWER, REPORT
 from scripted_vllm import CALLS, ScriptedVllm
 
 from strop.proxy.commands import MARK
@@ -124,7 +125,9 @@ def before_fake(
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let each client talk once for all tests."""
+    """Let each client talk once for all tests that want to know."""
+    if "talk" not in metafunc.fixturenames:
+        return
     has_all = metafunc.config.getoption("--clients-all")
     talks = TALKS + LARGE_TALKS if has_all else TALKS
     names = [f"{client.script}-{mode}" for client, mode in talks]
@@ -238,3 +241,23 @@ def test_the_model_never_sees_a_rating(talk: Talk) -> None:
     assert NEXT in after
     assert "/rl" not in after
     assert MARK not in after
+
+
+def test_an_answer_in_a_given_form_is_parsed(
+    before_fake: tuple[ProxyProcess, Prompts], tmp_path: Path
+) -> None:
+    """The schema reaches the engine, and its answer the client's own class."""
+    proxy, _ = before_fake
+    OPENAI_RESPONSES.install()
+    key = key_of(OPENAI_RESPONSES, "json")
+    newest = proxy.newest()
+
+    said = OPENAI_RESPONSES.run(
+        *(QUESTION, RATING, NEXT, "parse"),
+        env={"HOME": str(tmp_path), "OPENAI_BASE_URL": proxy.base_url, "OPENAI_API_KEY": key},
+        cwd=tmp_path,
+    )
+
+    assert {"said": ANSWER} == json.loads(said)
+    (row,) = proxy.completions_since(newest)
+    assert "json_schema" == row["request"]["response_format"]["type"]

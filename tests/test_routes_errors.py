@@ -27,7 +27,7 @@ async def app(tmp_path: Path) -> AsyncIterator[Running]:
         yield app
 
 
-@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/feedback/", "/v1/files/1", "/v1/responses"])
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/feedback/", "/v1/files/1", "/v1/responses/1"])
 async def test_an_unknown_path_under_v1_is_answered_with_those_there_are(
     app: Running, path: str
 ) -> None:
@@ -67,20 +67,22 @@ async def test_a_base_url_without_its_v1_or_with_two_is_said(
 
 
 @pytest.mark.parametrize(
-    ("path", "api"),
+    ("path", "why"),
     [
-        ("/v1/responses", "OpenAI's Responses API"),
-        ("/v1/messages", "Anthropic's Messages API"),
-        ("/v1/messages/count_tokens?beta=true", "Anthropic's Messages API"),
+        ("/v1/responses/resp_1", "let yours send the whole input each time"),
+        ("/v1/messages/count_tokens?beta=true", "only POST /v1/messages is spoken here"),
+        ("/v1/v1/messages?beta=true", "let the base URL of your client end without /v1"),
+        ("/messages", "let the base URL of your client end without /v1"),
     ],
 )
-async def test_an_api_that_is_not_spoken_is_named(app: Running, path: str, api: str) -> None:
-    """With what to use in its place."""
+async def test_what_is_not_there_of_other_dialects_is_said(
+    app: Running, path: str, why: str
+) -> None:
+    """With what to do."""
     answer = await app.client.post(path, json={})
 
-    message = answer.json()["error"]["message"]
     assert 404 == answer.status_code
-    assert f"{api} is not spoken here: let your client use chat completions" in message
+    assert why in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v2/models", "/v1", "/admin", "/docs/../x"])

@@ -129,6 +129,23 @@ async def test_a_stream_is_the_engines_and_its_snapshot_is_right(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+async def test_other_dialects_have_the_same_snapshot(
+    path: str, stream: bool, proxy: Running, qwen3: Path
+) -> None:
+    """Which vLLM itself doesn't give there."""
+    ask = {"input": "Hello", "max_output_tokens": 48}
+    if path == "/v1/messages":
+        ask = {"messages": HELLO, "max_tokens": 48}
+    answer = await proxy.client.post(
+        path, json={"model": NAME, "temperature": 0, "stream": stream, **ask}
+    )
+
+    assert 200 == answer.status_code
+    assert 48 == await compare_with_transformers(await proxy.row(), qwen3)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_each_of_several_choices_has_its_snapshot(
     stream: bool, proxy: Running, client: openai.AsyncOpenAI, qwen3: Path
 ) -> None:

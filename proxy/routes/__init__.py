@@ -51,8 +51,8 @@ _CONTROL_PATHS: Final = (
 
 
 _UNSPOKEN: Final = {
-    "/v1/responses": "OpenAI's Responses API",
-    "/v1/messages": "Anthropic's Messages API",
+    "/v1/responses/": "no response is kept for clients: let yours send the whole input each time",
+    "/v1/messages/": "of Anthropic's Messages API only POST /v1/messages is spoken here",
 }
 
 
@@ -146,14 +146,16 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _where_instead(path: str, there: Sequence[str]) -> str:
     """Return where to look for what was sought at `path`; `there` are the paths under /v1."""
     for meant in (f"/v1{path}", path.removeprefix("/v1")):
+        if meant == "/v1/messages":
+            return f"it is at {meant}: let the base URL of your client end without /v1"
         if meant in there:
             return f"it is at {meant}: let the base URL of your client end in one /v1"
     if not path.startswith("/v1/"):
         return "/openapi.json lists what there is"
     listed = f"under /v1 are: {', '.join(there)}"
-    for prefix, api in _UNSPOKEN.items():
-        if path == prefix or path.startswith(f"{prefix}/"):
-            return f"{api} is not spoken here: let your client use chat completions; {listed}"
+    for prefix, why in _UNSPOKEN.items():
+        if path.startswith(prefix):
+            return f"{why}; {listed}"
     return listed
 
 

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from strop.proxy import objects
 from strop.proxy.errors import UnknownCompletion
+from strop.proxy.ids import completion_id
 from strop.proxy.routes.requests import Query, services
 from strop.proxy.routes.responses import json_response
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, State
@@ -45,7 +46,7 @@ async def index(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """GET /admin/completions/{id}: what was asked and answered, the snapshot, and the ratings."""
     Query(request)
-    store, identity = services(request).store, request.path_params["id"]
+    store, identity = services(request).store, completion_id(request.path_params["id"])
     found = await store.get_completion(identity)
     if found is None:
         raise UnknownCompletion(

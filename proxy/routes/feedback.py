@@ -14,6 +14,7 @@ from starlette.routing import Route
 from strop.proxy import objects, ratings
 from strop.proxy.auth import Caller
 from strop.proxy.errors import BadRequest, NotFound
+from strop.proxy.ids import completion_id
 from strop.proxy.routes.requests import Query, caller, front, json_object, services
 from strop.proxy.routes.responses import json_response
 from strop.proxy.services import Front
@@ -59,9 +60,10 @@ async def index(request: Request) -> Response:
     query = Query(
         request, "limit", "after", "completion_id", "session", "rater", "state", "sign", "since"
     )
+    named = query.text("completion_id")
     wanted = FeedbackFilter(
         key_id=_seen_by(who),
-        completion=query.text("completion_id"),
+        completion=named and completion_id(named),
         session=query.text("session"),
         rater=query.text("rater"),
         state=query.one_of("state", FEEDBACK_STATES),

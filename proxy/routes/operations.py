@@ -3,6 +3,8 @@
 Plain values. Does not know the schemas' insides; what is relayed refers to OpenAI's own documents.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from strop.proxy.routes import adapter_operations
@@ -46,9 +48,18 @@ _ANSWER_HEADERS: Final = {
     "X-Strop-Overhead-Ms": "Time that strop added before the first byte.",
     "X-Strop-Feedback-Status": "What became of the X-Strop-Feedback header, where one came.",
 }
+_LEFT_OUT: Final = {
+    "X-Strop-Left-Out": "What of the request no chat completion can carry, as paths in its JSON.",
+}
 
 
-RELAYED: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+RELAYED: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+)
 """What the application relays to the engine itself; POST only."""
 
 
@@ -197,6 +208,22 @@ def paths() -> Schema:
         "/v1/completions": {
             "post": _relayed("Complete a text; recorded.", "TextRequest", "TextCompletion")
         },
+        "/v1/responses": {
+            "post": _relayed(
+                "Answer in OpenAI's Responses API, by a chat completion; recorded as one.",
+                "ResponsesRequest",
+                "Response",
+                _LEFT_OUT,
+            )
+        },
+        "/v1/messages": {
+            "post": _relayed(
+                "Answer in Anthropic's Messages API, by a chat completion; recorded as one.",
+                "MessagesRequest",
+                "Message",
+                _LEFT_OUT,
+            )
+        },
         "/v1/embeddings": {
             "post": operation(
                 "Embed texts; passed through.",
@@ -209,13 +236,16 @@ def paths() -> Schema:
     }
 
 
-def _relayed(summary: str, takes: str, gives: str) -> Schema:
+def _relayed(
+    summary: str, takes: str, gives: str, further_headers: Mapping[str, str] = MappingProxyType({})
+) -> Schema:
     errors = (*BODY, 401, 404, 502, 503, 504)
     found = operation(summary, 200, gives, errors, takes)
     found["parameters"] = [header(name, schema) for name, schema in _HEADERS]
     reply = found["responses"]["200"]
     reply["headers"] = {
-        name: {"description": what, "schema": string()} for name, what in _ANSWER_HEADERS.items()
+        name: {"description": what, "schema": string()}
+        for name, what in {**_ANSWER_HEADERS, **further_headers}.items()
     }
     reply["content"]["text/event-stream"] = {"schema": string("Where `stream` is true.")}
     return found

@@ -25,12 +25,20 @@ from strop.proxy.store.records import Dialect, FeedbackState, ParentBy, Scope, S
 _OPENAI: Final = "https://platform.openai.com/docs/api-reference/"
 
 
-def _relayed(path: str, *required: str) -> Schema:
+def _relayed(path: str, *required: str, goes: str = "to the engine") -> Schema:
     return {
         "type": "object",
-        "description": "As OpenAI has it; goes to the engine.",
+        "description": f"As OpenAI has it; goes {goes}.",
         "required": list(required),
         "externalDocs": {"url": _OPENAI + path},
+    }
+
+
+def _of_anthropic(*required: str) -> Schema:
+    return {
+        "type": "object",
+        "description": "As Anthropic's API reference has it; by a chat completion.",
+        "required": list(required),
     }
 
 
@@ -283,6 +291,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "ChatCompletion": _relayed("chat/object"),
     "TextRequest": _relayed("completions/create", "prompt"),
     "TextCompletion": _relayed("completions/object"),
+    "ResponsesRequest": _relayed("responses/create", "input", goes="as a chat completion"),
+    "Response": _relayed("responses/object", goes="from a chat completion"),
+    "MessagesRequest": _of_anthropic("messages", "max_tokens"),
+    "Message": _of_anthropic("id", "content"),
     "EmbeddingsRequest": _relayed("embeddings/create", "input"),
     "Embeddings": _relayed("embeddings/object"),
 }

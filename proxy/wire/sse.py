@@ -105,11 +105,12 @@ def payloads(stream: bytes) -> Iterator[bytes]:
     return filter(None, (one[6:] if one[:6] == b"data: " else data_of(one) for one in lines[::2]))
 
 
-def event(data: bytes) -> bytes:
+def event(data: bytes, name: str = "") -> bytes:
     """Return `data`, JSON on one line or `DONE`, as one event that every client reads as one line.
 
     What some clients take for the end of a line is escaped: in JSON it stands only in strings.
     """
     for raw, escaped in _OTHER_LINE_ENDS:
         data = data.replace(raw, escaped)
-    return b"data: " + data + b"\n\n"
+    head = b"event: %b\n" % name.encode() if name else b""
+    return head + b"data: " + data + b"\n\n"

@@ -1,0 +1,180 @@
+"""Stands between a client of another dialect and what answers chat completions.
+
+The request comes out of `receive` as the chat completion that asks for the same, and what is sent
+goes to the client in its own dialect: answers, streams, and errors whoever says them. Knows no
+dialect (see `wire`), and does not know who answers.
+"""
+
+import logging
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from strop.proxy.call import Receive, Send
+from strop.proxy.errors import BadRequest, UpstreamError
+from strop.proxy.ids import digits_of, new_id
+from strop.proxy.intake import read_body
+from strop.proxy.settings import Server
+from strop.proxy.wire import body as wire_body
+from strop.proxy.wire import headers as wire_headers
+from strop.proxy.wire import sse
+from strop.proxy.wire.translation import Translated, Translation, Writer
+
+log = logging.getLogger(__name__)
+
+LEFT_OUT_HEADER = b"x-strop-left-out"
+"""What of the request no chat completion can carry, as paths in its JSON."""
+
+_MAX_LEFT_OUT_CHARS = 1000
+_ID_HEADER = b"x-strop-completion-id"
+
+Message = MutableMapping[str, Any]
+
+
+class Interpreter:
+    """One request, and its answer.
+
+    Args:
+        translation: the client's dialect.
+        scope: the ASGI scope of the request.
+        receive: gives the request's body, and says when the client leaves.
+        send: takes the answer for the client.
+        limits: how large the body may be.
+    """
+
+    def __init__(
+        self,
+        translation: Translation,
+        scope: Mapping[str, Any],
+        receive: Receive,
+        send: Send,
+        limits: Server,
+    ) -> None:
+        # A path of its own has a query of its own, such as `?beta=true`.
+        self.scope = {**scope, "query_string": b""}
+        self._translation = translation
+        self._receive = receive
+        self._send = send
+        self._limits = limits
+        self._translated: Translated | None = None
+        self._head: Message = {}
+        self._body: list[bytes] = []
+        self._writer: Writer | None = None
+        self._splitter = sse.Splitter()
+        self._has_failed = False
+
+    async def receive(self) -> Message:
+        """Return the chat completion that the client asks for, then when it leaves.
+
+        Raises:
+            BadRequest: the request is malformed, or asks for what no chat completion can do.
+            BodyTooLarge, ClientLeft: as `read_body` has it.
+        """
+        if self._translated is not None:
+            return await self._receive()
+        raw = await read_body(self._receive, self.scope["headers"], self._limits)
+        self._translated = self._translation.to_chat(wire_body.parse(raw))
+        said = wire_body.dumps(self._translated.fields)
+        return {"type": "http.request", "body": said, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Take a part of the answer, and send the client what it says."""
+        if message["type"] == "http.response.start":
+            self._head = message
+            if _is_stream(message):
+                await self._begin_stream()
+        elif self._writer is not None:
+            await self._go_on(self._writer, message)
+        else:
+            self._body.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                await self._answer(b"".join(self._body))
+
+    async def _begin_stream(self) -> None:
+        head = [h for h in self._head["headers"] if h[0] != b"content-length"]
+        writer = self._writer = self._new_writer()
+        await self._send({**self._head, "headers": head + self._left_out()})
+        await self._send(_part(writer.begin()))
+
+    async def _go_on(self, writer: Writer, message: Message) -> None:
+        is_last = not message.get("more_body", False)
+        events = self._splitter.feed(message.get("body", b""))
+        if is_last:
+            events += self._splitter.rest
+        said = b"".join(self._event(writer, event) for event in sse.events(events))
+        if is_last and not self._has_failed:
+            said += writer.end()
+        if said or is_last:
+            await self._send({**_part(said), "more_body": not is_last})
+
+    def _event(self, writer: Writer, event: bytes) -> bytes:
+        data = sse.data_of(event)
+        if self._has_failed or data == sse.DONE:
+            return b""
+        if not data:
+            # A comment, which keeps the connection open.
+            return event
+        try:
+            chunk = wire_body.parse(data)
+        except BadRequest as reason:
+            log.warning("an event of the engine can't be read", extra={"reason": reason.message})
+            return b""
+        if error := chunk.get("error"):
+            self._has_failed = True
+            return writer.fail(_as_error(error))
+        return writer.feed(chunk)
+
+    async def _answer(self, body: bytes) -> None:
+        head, status = self._head["headers"], self._head["status"]
+        if status >= 400:
+            said = self._translation.error(status, _error_in(body))
+        else:
+            try:
+                said = self._new_writer().whole(wire_body.parse(body))
+            except BadRequest as reason:
+                status = UpstreamError.status
+                expected = "expected a chat completion from the engine, got something else"
+                said = self._translation.error(status, _as_error(f"{expected}: {reason.message}"))
+        own = {b"content-length", b"content-type"}
+        head = [h for h in head if h[0] not in own] + self._left_out()
+        head.append((b"content-type", b"application/json"))
+        head.append((b"content-length", str(len(said)).encode()))
+        await self._send({**self._head, "status": status, "headers": head})
+        await self._send({"type": "http.response.body", "body": said})
+
+    def _new_writer(self) -> Writer:
+        assert self._translated is not None
+        # What is answered in the model's place, such as an inline command, is no completion.
+        own = wire_headers.first(self._head["headers"], _ID_HEADER)
+        return self._translated.writer(digits_of(own.decode() if own else new_id("own")))
+
+    def _left_out(self) -> wire_headers.Headers:
+        if self._translated is None or not self._translated.left_out:
+            return []
+        paths = ", ".join(self._translated.left_out)
+        return [(LEFT_OUT_HEADER, paths[:_MAX_LEFT_OUT_CHARS].encode("ascii", "backslashreplace"))]
+
+
+def _is_stream(start: Message) -> bool:
+    kind = wire_headers.first(start["headers"], b"content-type") or b""
+    return start["status"] < 400 and kind.startswith(b"text/event-stream")
+
+
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _error_in(body: bytes) -> dict[str, object]:
+    """Return the error that an engine or strop answered with, whichever way it was written."""
+    try:
+        said = wire_body.loads(body)
+    except BadRequest:
+        said = body.decode("utf-8", "replace").strip()
+    return _as_error(said.get("error", said) if isinstance(said, dict) else said)
+
+
+def _as_error(said: object) -> dict[str, object]:
+    """Return `said` as an OpenAI error object."""
+    if isinstance(said, dict):
+        message = said.get("message")
+        return {**said, "message": message if isinstance(message, str) else str(said)[:500]}
+    return {"message": str(said)[:500], "type": "upstream_error", "param": None, "code": None}

@@ -1,0 +1,124 @@
+"""The content of a message or a tool's result in a Messages request, as chat content.
+
+Pure. Does not know who says it. Blocks: Anthropic API reference, "Messages".
+"""
+
+from collections.abc import Iterator, Mapping
+
+from strop.proxy.wire.members import (
+    list_in,
+    name_in,
+    object_in,
+    optional_string,
+    refuse,
+    string,
+)
+
+Part = dict[str, object]
+Content = str | list[Part]
+
+_INLINE = "strop keeps and fetches no files: send the content itself"
+
+
+def texts_in(content: object, path: str) -> list[str]:
+    """Return the texts of content that may hold nothing else.
+
+    Raises:
+        BadRequest: it is malformed, or holds something else.
+    """
+    if isinstance(content, str):
+        return [content]
+    texts = []
+    for block, here in blocks_in(content, path):
+        if block.get("type") != "text":
+            refuse(f"{here}.type", "text", block.get("type"))
+        texts.append(string(block, "text", here))
+    return texts
+
+
+def blocks_in(content: object, path: str) -> Iterator[tuple[Mapping[str, object], str]]:
+    """Yield each block of content with its path; a string is one text.
+
+    Raises:
+        BadRequest: it is malformed.
+    """
+    if isinstance(content, str):
+        yield {"type": "text", "text": content}, path
+        return
+    for position, value in enumerate(list_in(content, path)):
+        here = f"{path}[{position}]"
+        yield object_in(value, here), here
+
+
+def parts_in(content: object, path: str, left_out: list[str]) -> list[Part]:
+    """Return content as the parts of a chat message.
+
+    Raises:
+        BadRequest: it is malformed, or holds what chat can't.
+    """
+    return [
+        part for block, here in blocks_in(content, path) for part in parts_of(block, here, left_out)
+    ]
+
+
+def parts_of(block: Mapping[str, object], path: str, left_out: list[str]) -> list[Part]:
+    """Return one block as the parts of a chat message.
+
+    Raises:
+        BadRequest: it is malformed, or chat has no such thing.
+    """
+    kind = block.get("type")
+    if kind == "text":
+        return [text_part(string(block, "text", path))]
+    if kind == "image":
+        return [_image(block, path)]
+    if kind == "document":
+        return _document(block, path, left_out)
+    if kind == "search_result":
+        head = [string(block, name, path) for name in ("title", "source")]
+        return [text_part("\n".join([*head, *texts_in(block.get("content"), f"{path}.content")]))]
+    if kind == "tool_reference":
+        return [text_part(f"The tool {name_in(block, 'tool_name', path)} can be used.")]
+    return refuse(f"{path}.type", "text, image, document or search_result", kind)
+
+
+def text_part(text: str) -> Part:
+    """Return a text as a part of a chat message."""
+    return {"type": "text", "text": text}
+
+
+def content_of(parts: list[Part]) -> Content:
+    """Return parts as the content of a chat message: one text is a string."""
+    if not parts:
+        return ""
+    text = parts[0].get("text") if len(parts) == 1 else None
+    return text if isinstance(text, str) else parts
+
+
+def _image(block: Mapping[str, object], path: str) -> Part:
+    here = f"{path}.source"
+    source = object_in(block.get("source"), here)
+    kind = source.get("type")
+    if kind == "base64":
+        url = f"data:{name_in(source, 'media_type', here)};base64,{string(source, 'data', here)}"
+    elif kind == "url":
+        url = string(source, "url", here)
+    else:
+        refuse(f"{here}.type", "base64 or url", kind, _INLINE)
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _document(block: Mapping[str, object], path: str, left_out: list[str]) -> list[Part]:
+    here = f"{path}.source"
+    source = object_in(block.get("source"), here)
+    kind = source.get("type")
+    if kind == "text":
+        said = [text_part(string(source, "data", here))]
+    elif kind == "content":
+        said = parts_in(source.get("content"), f"{here}.content", left_out)
+    else:
+        refuse(f"{here}.type", "text or content", kind, _INLINE)
+    if block.get("citations"):
+        left_out.append(f"{path}.citations")
+    head = [optional_string(block, name, path) for name in ("title", "context")]
+    return [text_part(text) for text in head if text] + said

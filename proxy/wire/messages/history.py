@@ -1,0 +1,230 @@
+"""The messages of a Messages request, as the messages of a chat.
+
+Pure. Makes what chat templates take: one system message, at the start; users and assistants in
+turn; the results of an answer's tool calls behind it, in the order of the calls. Does not know
+what is asked for beside the messages.
+"""
+
+from collections.abc import Mapping
+
+from strop.proxy.commands import find_command
+from strop.proxy.wire import body
+from strop.proxy.wire.members import name_in, object_in, refuse, string
+from strop.proxy.wire.messages.content import (
+    Part,
+    blocks_in,
+    content_of,
+    parts_in,
+    parts_of,
+    text_part,
+    texts_in,
+)
+
+Message = dict[str, object]
+
+# Claude Code's own line for the vendor's accounts. Its number changes from one conversation to the
+# next, and with it the beginning of every prompt: an engine would compute each anew.
+_BILLING = "x-anthropic-billing-header:"
+
+# What a tool of the vendor's cloud did, before the text that came of it.
+_CLOUD_BLOCKS = frozenset(
+    {
+        "redacted_thinking",
+        "server_tool_use",
+        "web_search_tool_result",
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+        "mcp_tool_use",
+        "mcp_tool_result",
+    }
+)
+
+
+class History:
+    """A chat, made message by message.
+
+    Args:
+        left_out: takes the paths of what chat can't carry.
+
+    Attributes:
+        messages: the chat so far, without its system message; whole after `finish`.
+    """
+
+    def __init__(self, left_out: list[str]) -> None:
+        self.messages: list[Message] = []
+        self._left_out = left_out
+        self._system: list[str] = []
+        self._answer: _Answer | None = None
+        self._has_answer = False
+        self._called: list[object] = []
+        self._results: list[Message] = []
+        self._own: list[Part] = []
+        self._command: list[Part] = []
+        self._notes: list[str] = []
+
+    def add_system(self, content: object) -> None:
+        """Take the request's `system`.
+
+        Raises:
+            BadRequest: it is malformed, or holds anything but text.
+        """
+        for position, text in enumerate(texts_in(content, "system")):
+            if isinstance(content, list) and text.startswith(_BILLING):
+                self._left_out.append(f"system[{position}]")
+            else:
+                self._system.append(text)
+
+    def add(self, message: Mapping[str, object], path: str) -> None:
+        """Take the next message.
+
+        Raises:
+            BadRequest: it is malformed, or holds what chat can't.
+        """
+        role, content, here = message.get("role"), message.get("content"), f"{path}.content"
+        if role == "assistant":
+            self._end_turn()
+            self._has_answer = True
+            self._answer = self._answer or _Answer()
+            self._answer.add(content, here, self._left_out)
+            return
+        if role == "user":
+            self._end_answer()
+            self._add_user(content, here)
+        elif role == "system":
+            # No template takes a system message that is not the first: they refuse it, or drop
+            # it. What Claude Code sends before the first answer joins the first. What it sends
+            # later, such as "Plan mode is active", keeps its place in the history, so it is
+            # written into the message there, in the tag that Claude Code itself uses before
+            # servers that take none. In the first message it would change the beginning of the
+            # prompt, and an engine would compute all of it anew.
+            if self._has_answer:
+                self._end_answer()
+                self._notes += texts_in(content, here)
+            else:
+                self._system += texts_in(content, here)
+        else:
+            refuse(f"{path}.role", "user, assistant or system", role)
+
+    def finish(self) -> list[Message]:
+        """Return the whole chat; no more is added.
+
+        Raises:
+            BadRequest: it ends with the beginning of an answer.
+        """
+        self._end_turn()
+        if self._answer is not None:
+            refuse(
+                "messages",
+                "a history that ends with a user's message",
+                "one that ends with the assistant's",
+                "an answer can't be begun for the model",
+            )
+        if not self._system:
+            return self.messages
+        return [{"role": "system", "content": "\n\n".join(self._system)}, *self.messages]
+
+    def _add_user(self, content: object, path: str) -> None:
+        if self._command:
+            self._end_turn()
+        own: list[Part] = []
+        has_result = False
+        for block, here in blocks_in(content, path):
+            if block.get("type") == "tool_result":
+                self._results.append(_result(block, here, self._left_out))
+                has_result = True
+            else:
+                own += parts_of(block, here, self._left_out)
+        if not own and not has_result:
+            # Said nothing, but answers stand before and behind it.
+            own.append(text_part(""))
+        # A command is taken out of the history with the message that it stands in.
+        is_command = find_command([{"role": "user", "content": own}]) is not None
+        (self._command if is_command else self._own).extend(own)
+
+    def _end_turn(self) -> None:
+        """Write down what the user's side said since the last answer."""
+        results, own = self._results, self._own
+        # Some templates tell results apart by their order alone.
+        places = {identity: place for place, identity in enumerate(self._called)}
+        results.sort(key=lambda one: places.get(one["tool_call_id"], len(places)))
+        if self._notes and (own or results or not self._command):
+            notes = [f"<system-reminder>\n{note}\n</system-reminder>" for note in self._notes]
+            self._notes.clear()
+            if results and not own:
+                # A user's message would end the tool loop, and begin a turn.
+                results[-1]["content"] = _with_notes(results[-1]["content"], notes)
+            else:
+                own[:0] = map(text_part, notes)
+        self.messages += results
+        for parts in (own, self._command):
+            if parts:
+                self.messages.append({"role": "user", "content": content_of(parts)})
+        self._results, self._own, self._command = [], [], []
+
+    def _end_answer(self) -> None:
+        if self._answer is not None:
+            self.messages.append(self._answer.message())
+            self._called = [call["id"] for call in self._answer.calls]
+            self._answer = None
+
+
+class _Answer:
+    """What the model said in one go, in the messages and blocks that a client made of it."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self.calls: list[dict[str, object]] = []
+
+    def add(self, content: object, path: str, left_out: list[str]) -> None:
+        for block, here in blocks_in(content, path):
+            kind = block.get("type")
+            if kind == "text":
+                self._texts.append(string(block, "text", here))
+            elif kind == "thinking":
+                self._thoughts.append(string(block, "thinking", here))
+            elif kind == "tool_use":
+                self.calls.append(_call(block, here))
+            elif isinstance(kind, str) and kind in _CLOUD_BLOCKS:
+                left_out.append(here)
+            else:
+                refuse(f"{here}.type", "text, thinking or tool_use", kind)
+
+    def message(self) -> Message:
+        said: Message = {"role": "assistant", "content": "".join(self._texts)}
+        if self._thoughts:
+            said["reasoning_content"] = "".join(self._thoughts)
+        if self.calls:
+            said["tool_calls"] = self.calls
+        return said
+
+
+def _call(block: Mapping[str, object], path: str) -> dict[str, object]:
+    given = object_in(block.get("input"), f"{path}.input")
+    function = {"name": string(block, "name", path), "arguments": body.dumps(given).decode()}
+    return {"id": name_in(block, "id", path), "type": "function", "function": function}
+
+
+def _result(block: Mapping[str, object], path: str, left_out: list[str]) -> Message:
+    parts = parts_in(block.get("content"), f"{path}.content", left_out)
+    if block.get("is_error"):
+        # Chat has no mark for it, and some tools say only what went wrong.
+        parts = _marked(parts)
+    identity = name_in(block, "tool_use_id", path)
+    return {"role": "tool", "tool_call_id": identity, "content": content_of(parts)}
+
+
+def _marked(parts: list[Part]) -> list[Part]:
+    first = parts[0].get("text") if parts else ""
+    if isinstance(first, str):
+        return [text_part(f"Error: {first}".rstrip()), *parts[1:]]
+    return [text_part("Error:"), *parts]
+
+
+def _with_notes(content: object, notes: list[str]) -> object:
+    if isinstance(content, list):
+        return [*content, *map(text_part, notes)]
+    return "\n\n".join([str(content), *notes])

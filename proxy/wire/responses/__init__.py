@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, said in chat completions; pure."""

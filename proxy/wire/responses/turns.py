@@ -1,0 +1,68 @@
+"""What one side of a conversation says before the other does, gathered from several items.
+
+Pure. Does not know what an item is.
+"""
+
+from dataclasses import dataclass, field
+
+from strop.proxy.wire.responses.content import Content, parts_of
+
+
+@dataclass(slots=True)
+class Said:
+    """What the assistant says in one answer, and the results of its calls.
+
+    Attributes:
+        answer: the digits of the answer that it was, where its items have ids of ours.
+    """
+
+    answer: str | None
+    thoughts: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    calls: list[dict[str, object]] = field(default_factory=list)
+    results: list[dict[str, object]] = field(default_factory=list)
+
+    def message(self) -> dict[str, object]:
+        """Return it as chat has it."""
+        text = "".join(self.texts)
+        is_call_alone = self.calls and not self.texts
+        message: dict[str, object] = {
+            "role": "assistant",
+            "content": None if is_call_alone else text,
+        }
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
+        if self.refusals:
+            message["refusal"] = "".join(self.refusals)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+    def note(self, text: str) -> None:
+        """Add a note behind the last result."""
+        result = self.results[-1]
+        content = result["content"]
+        if isinstance(content, str):
+            result["content"] = f"{content}\n\n{text}"
+        else:
+            result["content"] = [*parts_of(content), *parts_of(text)]
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a user says between two answers, message by message; a command is one of its own."""
+
+    contents: list[Content]
+    is_command: bool = False
+
+    def message(self) -> dict[str, object]:
+        """Return it as chat has it."""
+        content: Content = self.contents[0]
+        if len(self.contents) > 1:
+            texts = [one for one in self.contents if isinstance(one, str)]
+            if len(texts) == len(self.contents):
+                content = "\n\n".join(texts)
+            else:
+                content = [part for one in self.contents for part in parts_of(one)]
+        return {"role": "user", "content": content}

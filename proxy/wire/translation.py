@@ -1,0 +1,74 @@
+"""What the dialects that strop says in chat completions have in common.
+
+Pure. A request of such a dialect becomes the chat completion that asks for the same, so an engine
+answers it with a snapshot, and it is recorded, rated and learned from like any other; the answer is
+written back in the dialect. Knows no dialect.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Writer(Protocol):
+    """Writes the answer to one request in the dialect that it came in."""
+
+    def whole(self, answer: Mapping[str, object]) -> bytes:
+        """Return the JSON body that says what the chat completion `answer` says."""
+        ...
+
+    def begin(self) -> bytes:
+        """Return the events that open a stream, before anything of the answer is known."""
+        ...
+
+    def feed(self, chunk: Mapping[str, object]) -> bytes:
+        """Return the events that say what one chunk of a chat stream says; b"" for none yet."""
+        ...
+
+    def end(self) -> bytes:
+        """Return the events that close a stream whose end was seen."""
+        ...
+
+    def fail(self, error: Mapping[str, object]) -> bytes:
+        """Return the events that end a stream in which the OpenAI error object `error` came."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A request of another dialect, as a chat completion.
+
+    Attributes:
+        fields: the chat completion's members.
+        left_out: where in the request stands what no chat completion can carry and what may be
+            missing without changing what the model is asked, such as `tools[3]`.
+        writer: makes what writes the answer, given the hexadecimal digits of its id.
+    """
+
+    fields: dict[str, object]
+    left_out: tuple[str, ...]
+    writer: Callable[[str], Writer]
+
+
+class Translation(Protocol):
+    """One dialect."""
+
+    def to_chat(self, fields: Mapping[str, object]) -> Translated:
+        """Return the chat completion that asks for what a request asks for.
+
+        Raises:
+            BadRequest: it is malformed, or asks for what no chat completion can do.
+        """
+        ...
+
+    def error(self, status: int, error: Mapping[str, object]) -> bytes:
+        """Return the JSON body that says what the OpenAI error object `error` says."""
+        ...
+
+
+def reasoning_in(holder: Mapping[str, object]) -> str:
+    """Return the reasoning in a chat message or delta: engines disagree on its name."""
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(said := holder.get(name), str):
+            return said
+    return ""

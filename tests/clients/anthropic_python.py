@@ -1,0 +1,73 @@
+"""The Anthropic SDK for Python: a tool loop, a rating, and one more message.
+
+Prints what the SDK saw as JSON. Knows nothing of strop.
+"""
+
+import json
+import os
+import sys
+
+from anthropic import Anthropic
+
+QUESTION, RATING, NEXT, MODE = sys.argv[1:]
+TOOLS = [
+    {
+        "name": "get_weather",
+        "description": "Current weather in a city",
+        "input_schema": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    }
+]
+
+client = Anthropic(
+    base_url=os.environ["OPENAI_BASE_URL"].removesuffix("/v1"),
+    api_key=os.environ["OPENAI_API_KEY"],
+)
+messages = []
+answers = []
+
+
+def ask():
+    """Return the assistant's message, and append it to the messages as the SDK gave it."""
+    asked = {"model": "tiny", "messages": messages, "tools": TOOLS, "max_tokens": 200}
+    asked["extra_body"] = {"temperature": 0}
+    if MODE == "stream":
+        with client.messages.stream(**asked) as stream:
+            message = stream.get_final_message()
+    else:
+        message = client.messages.create(**asked)
+    messages.append({"role": "assistant", "content": message.content})
+    usage = message.usage
+    answers.append(
+        {
+            "text": "".join(block.text for block in message.content if block.type == "text"),
+            "calls": [[block.name, block.input] for block in calls_in(message)],
+            "usage": [
+                usage.input_tokens + usage.cache_read_input_tokens,
+                usage.output_tokens,
+            ],
+        }
+    )
+    return message
+
+
+def calls_in(message):
+    """Return the tool calls of a message."""
+    return [block for block in message.content if block.type == "tool_use"]
+
+
+for text in (QUESTION, RATING, NEXT):
+    messages.append({"role": "user", "content": text})
+    message = ask()
+    while message.stop_reason == "tool_use":
+        results = [
+            {"type": "tool_result", "tool_use_id": call.id, "content": "21 degrees"}
+            for call in calls_in(message)
+        ]
+        messages.append({"role": "user", "content": results})
+        message = ask()
+
+print(json.dumps({"answers": answers}))

@@ -1,0 +1,330 @@
+"""Clients of other dialects are served, recorded and rated like those of chat completions."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import SSE, Call, FakeEngine
+from fake_vllm import FakeVllm
+from running import Running, running, settings_for
+
+from strop.proxy.commands import MARK
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a client of one dialect asks, and reads what it gets."""
+
+    name: str
+    path: str
+
+    def ask(self, *said: str, **fields: Any) -> Item:
+        """Return a request; `said` are the user's words and the model's, in turn."""
+        roles = ("user", "assistant")
+        history = [{"role": roles[at % 2], "content": text} for at, text in enumerate(said)]
+        if self.name == "messages":
+            return {"model": "tiny", "max_tokens": 50, "messages": history, **fields}
+        return {"model": "tiny", "max_output_tokens": 50, "input": history, **fields}
+
+    def text(self, answer: Item) -> str:
+        """Return the text of an answer."""
+        if self.name == "messages":
+            return "".join(block["text"] for block in answer["content"])
+        return "".join(p["text"] for item in answer["output"] for p in item["content"])
+
+    def answer(self, stream: str) -> tuple[Item, str]:
+        """Return the answer's head, and its text, from a stream that ended well."""
+        events = events_of(stream)
+        if self.name == "messages":
+            assert "message_stop" == events[-1]["type"]
+            deltas = [e["delta"] for e in events if e["type"] == "content_block_delta"]
+            return events[0]["message"], "".join(delta["text"] for delta in deltas)
+        assert "response.completed" == events[-1]["type"]
+        deltas = [e["delta"] for e in events if e["type"] == "response.output_text.delta"]
+        return events[-1]["response"], "".join(deltas)
+
+    def error(self, stream: str) -> Item:
+        """Return the error that a stream ended with."""
+        last = events_of(stream)[-1]
+        if self.name == "messages":
+            assert "error" == last["type"]
+            return dict(last["error"])
+        assert "response.failed" == last["type"]
+        return dict(last["response"]["error"])
+
+    async def post(
+        self, proxy: Running, *said: str, headers: Item | None = None, **fields: Any
+    ) -> httpx.Response:
+        """Send a request."""
+        body = self.ask(*said, **fields)
+        return await proxy.client.post(f"{self.path}?beta=true", json=body, headers=headers)
+
+
+MESSAGES = Dialect("messages", "/v1/messages")
+RESPONSES = Dialect("responses", "/v1/responses")
+either = pytest.mark.parametrize("dialect", [MESSAGES, RESPONSES], ids=lambda one: one.name)
+json_or_stream = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+
+
+def events_of(stream: str) -> list[Item]:
+    """Return the events of a stream, each named as its type."""
+    events = []
+    for event in stream.removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert f"event: {events[-1]['type']}" == name
+    return events
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    """An engine that answers as vLLM does."""
+    async with FakeEngine(FakeVllm()) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def proxy(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Running]:
+    """A proxy in front of it."""
+    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
+        yield proxy
+
+
+@either
+@json_or_stream
+async def test_an_answer_is_recorded_as_the_chat_completion_it_came_from(
+    dialect: Dialect, stream: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """With its snapshot; the engine is asked for a chat, at a path without the client's query."""
+    answer = await dialect.post(proxy, "hi", stream=stream)
+
+    said = dialect.answer(answer.text)[1] if stream else dialect.text(answer.json())
+    stored = (await proxy.row()).completion
+    (choice,) = stored.choices
+    assert (200, "chat", "complete") == (answer.status_code, stored.dialect, stored.state)
+    assert "/v1/chat/completions" == engine.requests[-1].target
+    assert [{"role": "user", "content": "hi"}] == json.loads(stored.request)["messages"]
+    assert said == json.loads(choice.message)["content"] != ""
+    assert None not in (choice.token_ids, choice.logprobs, stored.prompt_ids)
+    assert 50 == json.loads(stored.sampling)["max_tokens"]
+    assert stored.id == answer.headers["x-strop-completion-id"]
+
+
+@either
+@json_or_stream
+async def test_the_answer_goes_by_the_completions_own_digits(
+    dialect: Dialect, stream: bool, proxy: Running
+) -> None:
+    """So whoever holds it can rate it, look it up and list its ratings by that name."""
+    answer = await dialect.post(proxy, "hi", stream=stream)
+    head = dialect.answer(answer.text)[0] if stream else answer.json()
+
+    rated = await proxy.client.post(
+        "/v1/feedback", json={"completion_id": head["id"], "rating": "good"}
+    )
+    listed = await proxy.client.get("/v1/feedback", params={"completion_id": head["id"]})
+
+    own = (await proxy.row()).completion.id
+    assert 201 == rated.status_code
+    assert own == rated.json()["completion_id"] != head["id"]
+    assert [own] == [one["completion_id"] for one in listed.json()["data"]]
+
+
+@either
+@json_or_stream
+async def test_a_second_turn_finds_its_parent_and_its_rating_lands(
+    dialect: Dialect, stream: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """By header and inline; the command and its answer never reach the engine."""
+    first = await dialect.post(proxy, "hi", stream=stream)
+    said = dialect.answer(first.text)[1] if stream else dialect.text(first.json())
+
+    typed = await dialect.post(proxy, "hi", said, "/rl good short", stream=stream)
+    told = dialect.answer(typed.text)[1] if stream else dialect.text(typed.json())
+    second = await dialect.post(
+        proxy,
+        *("hi", said, "/rl good short", told, "and now?"),
+        headers={"x-strop-feedback": "bad"},
+        stream=stream,
+    )
+
+    parent, follower = await proxy.rows()
+    assert told.startswith(f"{MARK}Rated the answer above good")
+    assert "x-strop-completion-id" not in typed.headers
+    assert parent.completion.id == follower.parent
+    assert ["hi", said, "and now?"] == [
+        message["content"] for message in engine.requests[-1].json()["messages"]
+    ]
+    assert f"completion={parent.completion.id}" in second.headers["x-strop-feedback-status"]
+    given = (await proxy.services.store.list_feedback(limit=10)).data
+    assert {("inline", "superseded"), ("header", "standing")} == {
+        (one.source, one.state) for one in given
+    }
+
+
+@either
+async def test_a_path_names_the_session(dialect: Dialect, proxy: Running) -> None:
+    """As for chat completions."""
+    answer = await proxy.client.post(f"/s/work{dialect.path}", json=dialect.ask("hi"))
+
+    assert 200 == answer.status_code
+    assert "work" == (await proxy.row()).session
+
+
+@either
+async def test_what_is_left_out_is_said(dialect: Dialect, proxy: Running) -> None:
+    """In a header, by where it stands."""
+    tools = [{"type": "web_search_20250305", "name": "web_search"}]
+    if dialect is RESPONSES:
+        tools = [{"type": "web_search"}]
+
+    answer = await dialect.post(proxy, "hi", tools=tools)
+    plain = await dialect.post(proxy, "hi")
+
+    assert (200, "tools[0]") == (answer.status_code, answer.headers["x-strop-left-out"])
+    assert "x-strop-left-out" not in plain.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 400), (b"[]", 400), (b"{}", 400), (None, 404), (b'{"messages": 5, "input": 5}', 400)],
+)
+@either
+async def test_a_refusal_of_ours_has_the_clients_shape(
+    body: bytes | None, status: int, dialect: Dialect, proxy: Running
+) -> None:
+    """An error object as its SDK reads it, and nothing is recorded."""
+    unknown = json.dumps(dialect.ask("hi", model="other")).encode()
+
+    answer = await proxy.client.post(dialect.path, content=unknown if body is None else body)
+
+    said = answer.json()
+    assert (status, "proxy") == (answer.status_code, answer.headers["x-strop-error-source"])
+    assert said["error"]["message"]
+    if dialect is MESSAGES:
+        kind = {400: "invalid_request_error", 404: "not_found_error"}[status]
+        assert ("error", kind) == (said["type"], said["error"]["type"])
+    assert [] == await proxy.rows()
+
+
+@either
+async def test_a_wrong_key_is_refused_in_the_clients_shape(
+    dialect: Dialect, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Before its body is looked at."""
+    settings = settings_for(engine.url, server={"client_keys": ("right",)})
+    async with running(settings, tmp_path / "home") as proxy:
+        refused = await dialect.post(proxy, "hi", headers={"x-api-key": "wrong"})
+        served = await dialect.post(proxy, "hi", headers={"x-api-key": "right"})
+
+    assert (401, 200) == (refused.status_code, served.status_code)
+    assert "client_keys" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"error": {"message": "no room"}}', b'{"error": "no room"}', b"no room"]
+)
+@either
+async def test_an_engines_refusal_is_said_in_the_clients_shape(
+    said: bytes, dialect: Dialect, tmp_path: Path
+) -> None:
+    """Whichever way the engine wrote it, with the engine's status."""
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await FakeVllm()(call)
+        return await call.answer(said, 429, [("retry-after", "7")])
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        answer = await dialect.post(proxy, "hi")
+
+        assert (429, "7") == (answer.status_code, answer.headers["retry-after"])
+        assert "no room" == answer.json()["error"]["message"]
+        assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@either
+async def test_an_engine_that_answers_with_something_else_is_an_error(
+    dialect: Dialect, tmp_path: Path
+) -> None:
+    """A client would take it for an empty answer."""
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await FakeVllm()(call)
+        return await call.json(["what"])
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        answer = await dialect.post(proxy, "hi")
+
+        assert 502 == answer.status_code
+        assert "expected a chat completion" in answer.json()["error"]["message"]
+
+
+@either
+async def test_a_stream_that_breaks_off_ends_in_an_error(dialect: Dialect, tmp_path: Path) -> None:
+    """After what there was of it, and never as if it were whole."""
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await FakeVllm()(call)
+        await call.head(200, [("content-type", SSE)])
+        delta = {"index": 0, "delta": {"content": "Hel"}, "finish_reason": None}
+        chunk = json.dumps({"id": "c", "model": "tiny", "choices": [delta]}).encode()
+        await call.chunk(b": working\n\ndata: " + chunk + b"\n\n")
+        call.close()
+        return None
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        answer = await dialect.post(proxy, "hi", stream=True)
+
+        assert ": working\n\n" in answer.text
+        stream = answer.text.replace(": working\n\n", "")
+        assert "Hel" in stream
+        assert "look at the engine's log" in dialect.error(stream)["message"]
+        assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@either
+async def test_a_client_that_leaves_is_noticed(dialect: Dialect, tmp_path: Path) -> None:
+    """The engine is told at once, and what there was is recorded."""
+    left = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await FakeVllm()(call)
+        await call.head(200, [("content-type", SSE)])
+        delta = {"index": 0, "delta": {"content": "Hel"}, "finish_reason": None}
+        await call.chunk(b"data: " + json.dumps({"choices": [delta]}).encode() + b"\n\n")
+        await call.disconnected.wait()
+        left.set()
+        return None
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        body = dialect.ask("hi", stream=True)
+        async with proxy.client.stream("POST", dialect.path, json=body) as answer:
+            async for text in answer.aiter_text():
+                if "Hel" in text:
+                    break
+        await asyncio.wait_for(left.wait(), 10)
+
+        assert "client_cancelled" == (await proxy.row()).completion.state
