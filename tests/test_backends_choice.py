@@ -17,6 +17,7 @@ from strop.adapters import peft
 from strop.training.backends import Choice, choose, confirmed, open_policy
 from strop.training.backends.base import BackendUnavailable
 from strop.training.backends.base_files import BaseFiles
+from strop.training.backends.torch_model import pick_device, runs_on
 from strop.training.doctor import examine
 from strop.training.recipe import Recipe
 from strop.training.run_settings import RunSettings
@@ -104,6 +105,38 @@ def test_a_driver_is_no_gpu(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         _ = Recipe(asked).chosen
     (problem,) = examine(qwen3, "auto", "cuda", "balanced", quantize_base=False).problems
     assert "finds none here" in problem
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch finds an old one and fails at its first kernel; a run goes elsewhere, or says so."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_80"])
+
+    assert "cpu" == pick_device("auto").type
+    with pytest.raises(BackendUnavailable, match=r"finds none here that it can use.*\"cpu\""):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "expected"),
+    [
+        ((8, 0), ["sm_75", "sm_80"], True),
+        ((8, 9), ["sm_75", "sm_80"], True),
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((7, 0), ["sm_80", "compute_80"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_90a", "compute_90a"], False),
+        ((12, 0), ["sm_100", "sm_120"], True),
+        ((12, 0), [], False),
+    ],
+)
+def test_code_runs_on_what_it_was_made_for_and_its_successors(
+    capability: tuple[int, int], archs: list[str], *, expected: bool
+) -> None:
+    """A binary on the same major version, PTX on all that is newer."""
+    assert expected is runs_on(capability, archs)
 
 
 def test_choosing_imports_no_framework() -> None:

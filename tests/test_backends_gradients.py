@@ -21,9 +21,10 @@ from backend_cases import (
     opened,
     pull,
     sequences,
+    state_of,
 )
 
-from strop.training.backends import base_files, open_policy
+from strop.training.backends import base_files, open_policy, torch_model
 from strop.training.backends.base import OutOfMemory
 from strop.training.sequences import Floats, Tokens
 
@@ -123,6 +124,42 @@ def test_a_small_gradient_does_not_vanish_in_float16(
     assert_close({name: share * array for name, array in expected.items()}, found, 1e-5)
 
 
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_a_lora_on_a_base_in_bf16_is_trained_in_float32(
+    qwen3_bf16: Path,
+    peft_a: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_checkpointed: bool,
+) -> None:
+    """As torch computes on a GPU: no small gradient vanishes, and no small step is rounded away."""
+    import torch
+
+    monkeypatch.setattr(torch_model, "pick_dtype", lambda *_: torch.bfloat16)
+    if is_checkpointed:
+        monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    asked, share = sequences((5, 17), (20, 33)), 2.0**-18
+    whole, small = (
+        open_policy(qwen3_bf16, start=peft_a, backend="torch", adamw=UNCLIPPED) for _ in range(2)
+    )
+
+    whole.accumulate(asked, pull)
+    small.accumulate(asked, lambda values: [share * slopes for slopes in pull(values)])
+    expected = gradients_of(whole, tmp_path / "whole")
+    found = gradients_of(small, tmp_path / "small")
+    before = state_of(small, tmp_path / "before")
+    small.accumulate(asked, pull)
+    small.step(1e-6)
+    after = state_of(small, tmp_path / "after")
+
+    assert "bfloat16" == small.dtype
+    assert_close({name: share * array for name, array in expected.items()}, found, 1e-5)
+    # Their own numbers lie a hundred times as far apart in bf16.
+    weights = [name for name in after if name.startswith("weight.")]
+    assert all(0 < np.abs(after[name] - before[name]).max() < 1e-5 for name in weights)
+    assert all(np.float32 == logprobs.dtype for logprobs in small.logprobs(asked))
+
+
 def in_float16(base: Path, folder: Path) -> Path:
     """Write `base` to `folder` as float16, in which mlx-lm computes then."""
     import torch
@@ -172,6 +209,42 @@ def test_memory_that_runs_out_is_out_of_memory(opened: Open, backend: str, qwen3
 
     policy.accumulate(asked, pull)
     assert policy.step(0.01) > 0
+
+
+@pytest.mark.parametrize(("backend", "part"), [("torch", "_optimizer.step"), ("mlx", "_update")])
+def test_an_optimizer_that_gets_no_memory_says_what_to_set(
+    opened: Open, part: str, qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step makes the moments, where the device may just have been filled by another."""
+    policy: Any = opened(qwen3)
+    policy.accumulate(sequences((5, 7)), pull)
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("[malloc] Unable to allocate: out of memory")
+
+    owner, _, name = part.rpartition(".")
+    monkeypatch.setattr(getattr(policy, owner) if owner else policy, name, full)
+
+    with pytest.raises(OutOfMemory, match=r"Unable to allocate.* set training\.device"):
+        policy.step(0.01)
+
+
+def test_what_torch_says_of_its_allocator_is_left_out() -> None:
+    """People are told how much was missing and what to set; not how torch could be tuned."""
+    said = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 11.76 GiB"
+        " of which 10.00 MiB is free. If reserved but unallocated memory is large try setting"
+        " PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+    )
+
+    message = str(OutOfMemory.of(said))
+
+    assert (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 11.76 GiB"
+        " of which 10.00 MiB is free: free some, set training.device to one that has more, or"
+        " training.quantize_base"
+    ) == message
+    assert str(OutOfMemory.of("")).startswith("no memory is left: free some")
 
 
 def failing_with(error: Exception) -> Callable[[list[Floats]], list[Floats]]:

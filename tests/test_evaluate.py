@@ -126,6 +126,17 @@ def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
     assert found.candidate.length < found.base.length
 
 
+def test_the_gate_samples_long_answers_once_for_each_side() -> None:
+    """16 of the base show how long they are; where that is enough they are not drawn again."""
+    long = ToyPolicy([-50.0, 0.0])  # never ends
+    whole = TrainingSet((), (), (), (), ((1,),), {})
+
+    found = gate_figures(long, "base", whole, ROOMY, seed=0)
+
+    assert [16, 16] == long.num_sampled
+    assert found.candidate.num_samples == found.base.num_samples == 16
+
+
 def test_the_distance_is_that_to_the_parent() -> None:
     """Not to the base; and a candidate that says just what its parent would is at none."""
     near, same = Path("v1"), Path("v2")

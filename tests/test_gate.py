@@ -80,6 +80,28 @@ def test_samples_that_surprise_the_base_are_rejected(nll: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("base", "nll", "expected"),
+    [
+        (1.0, 1.29, "passed"),
+        (1.0, 1.31, "rejected"),
+        (0.2, 0.34, "passed"),
+        (0.2, 0.36, "rejected"),
+        (0.0, 0.14, "passed"),
+        (math.inf, math.inf, "rejected"),
+    ],
+)
+def test_the_bound_on_surprise_leaves_room_where_the_base_is_sure_of_itself(
+    base: float, nll: float, expected: str
+) -> None:
+    """1.3 times the base's own, or .15 nats more: the same preference costs a sure base no less."""
+    given = figures(
+        base=replace(BASE, base_nll=base), candidate=replace(figures().candidate, base_nll=nll)
+    )
+
+    assert expected == outcome_of(judge(given), "base_nll")
+
+
+@pytest.mark.parametrize(
     ("check", "changes"),
     [
         ("length", {"length": 1.0}),
@@ -116,15 +138,27 @@ def test_too_few_fresh_samples_are_rejected() -> None:
 
 
 def test_liked_answers_that_became_less_likely_reject() -> None:
-    """The whole interval below what any version may lose rejects, though nothing collapsed."""
-    worse = tuple(held_out([-0.2 - 0.01 * i for i in range(10)], [-0.9] * 10))
+    """Where none is disliked, the whole interval below what any version may lose rejects."""
+    worse = tuple(held_out([-0.2 - 0.01 * i for i in range(10)], []))
 
     verdict = judge(figures(held_out=worse))
 
     assert "rejected" == outcome_of(verdict, "liked_logprob")
-    assert "passed" == outcome_of(verdict, "margin")
     assert "rejected" == verdict.outcome
     assert "worse" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(("disliked", "outcome"), [(-0.9, "passed"), (-0.2, "inconclusive")])
+def test_where_some_are_disliked_the_margin_decides(disliked: float, outcome: str) -> None:
+    """What left all old answers behind, the disliked ones no less, is not worse than its parent."""
+    moved = tuple(held_out([-0.2, -0.22] * 5, [disliked, disliked - 0.02] * 5))
+
+    verdict = judge(figures(held_out=moved))
+
+    assert verdict.is_passed
+    assert "inconclusive" == outcome_of(verdict, "liked_logprob")
+    assert outcome == outcome_of(verdict, "margin")
+    assert any(reason.endswith("worse, but the margin decides") for reason in verdict.reasons)
 
 
 def test_a_margin_that_shrank_rejects() -> None:
@@ -139,14 +173,18 @@ def test_a_margin_that_shrank_rejects() -> None:
 
 
 @pytest.mark.parametrize(
-    ("liked", "disliked", "name"), [(-0.03, -0.5, "liked_logprob"), (0.1, 0.13, "margin")]
+    ("liked", "disliked", "name"), [(-0.03, [], "liked_logprob"), (0.1, [0.13], "margin")]
 )
-def test_only_a_drop_that_surely_matters_rejects(liked: float, disliked: float, name: str) -> None:
+def test_only_a_drop_that_surely_matters_rejects(
+    liked: float, disliked: list[float], name: str
+) -> None:
     """By having moved, a version as good as its parent loses a little on the parent's answers."""
-    sure = tuple(held_out([liked] * 10, [disliked] * 10))
+    sure = tuple(held_out([liked] * 10, disliked * 10))
     spread = (-0.02, 0.02)
     unsure = tuple(
-        held_out([liked + by for by in spread] * 5, [disliked - by for by in spread] * 5)
+        held_out(
+            [liked + by for by in spread] * 5, [one - by for one in disliked for by in spread] * 5
+        )
     )
 
     verdict = judge(figures(held_out=unsure))

@@ -199,6 +199,22 @@ def test_a_correction_does_not_count_as_kl(tmp_path: Path) -> None:
     assert "kl_parent" not in taken[-1].metrics
 
 
+def test_a_step_without_a_sample_leaves_the_running_mean_as_it_was(tmp_path: Path) -> None:
+    """A step of corrections alone says nothing of the KL, and is no step at which it was 0."""
+    policy = ToyPolicy(LOGITS)
+    units = [unit(policy, [1, 2, 0]), replace(unit(policy, [2, 2, 2]), kind="correction")]
+    schedule = replace(SCHEDULE, num_steps=12, batch_size=1)
+
+    _, taken = run(make_loop(policy, tmp_path, units, schedule=schedule))
+
+    means = [step.metrics.get("kl_parent_mean") for step in taken]
+    without = [n for n, step in enumerate(taken) if n and "kl_parent" not in step.metrics]
+    assert len(without) >= 5
+    assert [means[n - 1] for n in without] == [means[n] for n in without]
+    assert means[-1] is not None
+    assert means[-1] > 0
+
+
 def test_of_a_pair_the_other_answer_counts_as_kl(tmp_path: Path) -> None:
     """A version sampled that one, while the preferred one may be what a person wrote."""
     policy = ToyPolicy(LOGITS)
@@ -243,6 +259,24 @@ def test_each_pass_sees_each_unit_once(num_units: int, num_steps: int, batch_siz
     for start in range(0, num_steps - a_pass + 1, a_pass):
         seen = [index for step in steps[start : start + a_pass] for index in step]
         assert [*range(num_units)] == sorted(seen)
+
+
+@given(num_units=st.integers(1, 60), num_steps=st.integers(1, 30), batch_size=st.integers(1, 40))
+def test_steps_of_a_run_have_equally_many_units(
+    num_units: int, num_steps: int, batch_size: int
+) -> None:
+    """Or one more: whatever is left over of a pass does not make a step by itself."""
+    steps = plan_steps(num_units, num_steps=num_steps, batch_size=batch_size, seed=1)
+
+    sizes = {len(step) for step in steps}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_thirty_three_units_in_batches_of_eight_make_five_steps() -> None:
+    """Of six or seven each, not four of eight and one of one."""
+    steps = plan_steps(33, num_steps=5, batch_size=8, seed=1)
+
+    assert [6, 6, 7, 7, 7] == sorted(map(len, steps))
 
 
 def test_a_plan_is_the_same_for_the_same_seed_only() -> None:

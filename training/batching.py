@@ -6,6 +6,7 @@ Pure. Knows no policy and no loss.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 def plan_steps(
@@ -13,8 +14,9 @@ def plan_steps(
 ) -> list[tuple[int, ...]]:
     """Return the units of each step: one shuffled pass after the other, cut into batches.
 
-    Within a pass each unit comes once; a batch never has a unit twice, and the last batch of a
-    pass may be smaller.
+    Within a pass each unit comes once, and a batch never has a unit twice. Batches have up to
+    `batch_size` units, and their sizes differ by one at most: AdamW moves about as far for one unit
+    as for eight, so a batch of what is left over would let its few units decide a whole step.
 
     Raises:
         ValueError: there is no unit.
@@ -22,10 +24,12 @@ def plan_steps(
     if num_units < 1:
         raise ValueError("expected at least one unit to train on, got none")
     rng = random.Random(seed)  # noqa: S311
+    num_batches = -(-num_units // batch_size)
+    cuts = [num_units * i // num_batches for i in range(num_batches + 1)]
     steps: list[tuple[int, ...]] = []
     while len(steps) < num_steps:
         order = rng.sample(range(num_units), num_units)
-        steps += [tuple(order[i : i + batch_size]) for i in range(0, num_units, batch_size)]
+        steps += [tuple(order[start:end]) for start, end in pairwise(cuts)]
     return steps[:num_steps]
 
 

@@ -16,7 +16,7 @@ from strop.training.backends.base import BASE, Policy, Weights
 from strop.training.figures import MAX_SAMPLE_TOKENS, Fresh, sample
 from strop.training.micro_batch import MicroBatch
 from strop.training.raters import Messages, Rater
-from strop.training.sequences import Floats, Tokens
+from strop.training.sequences import Tokens, token_mean
 from strop.training.statistics import distinct
 from strop.training.training_set import HeldOutTurn
 
@@ -160,8 +160,8 @@ def _figures(
         ids = [answer.ids for answer in fresh.answers]
         base = micro_batch.logprobs(policy, fresh.sequences, BASE)
         own = [answer.logprobs for answer in fresh.answers]
-        base_nll = -_mean(base)
-        kl_base = _mean([mine - its for mine, its in zip(own, base, strict=True)])
+        base_nll = -token_mean(base)
+        kl_base = token_mean([mine - its for mine, its in zip(own, base, strict=True)])
         if rater is not None:
             good, num_unrated = _rated(rater, fresh, material.prompts, decode)
     return Evaluated(
@@ -177,7 +177,7 @@ def _figures(
         distinct_1=distinct(ids, 1) if ids else None,
         distinct_2=distinct(ids, 2) if ids else None,
         length=sum(map(len, ids)) / len(ids) if ids else None,
-        entropy=_mean([answer.entropies for answer in fresh.answers]) if fresh else None,
+        entropy=token_mean([answer.entropies for answer in fresh.answers]) if fresh else None,
         kl_base=kl_base,
         num_samples=len(ids),
         num_held_out=len(material.held_out),
@@ -202,7 +202,7 @@ def _held_out(
     """Return the mean over turns of their mean logprob, of liked and of disliked ones."""
     flat: list[Tokens] = [tokens for turn in turns for tokens in turn.answers]
     rest = iter(micro_batch.logprobs(policy, flat, weights))
-    means = [(turn.rating, _mean([next(rest) for _ in turn.answers])) for turn in turns]
+    means = [(turn.rating, token_mean([next(rest) for _ in turn.answers])) for turn in turns]
     liked = [mean for rating, mean in means if rating > 0]
     disliked = [mean for rating, mean in means if rating < 0]
     return (
@@ -214,11 +214,6 @@ def _held_out(
 def _perplexity(nll: float) -> float:
     # A broken version can be thousands of nats off, where math.exp raises.
     return math.exp(nll) if nll < math.log(sys.float_info.max) else math.inf
-
-
-def _mean(rows: Sequence[Floats]) -> float:
-    joined = np.concatenate([np.zeros(0), *rows], dtype=np.float64)
-    return float(joined.mean()) if len(joined) else math.nan
 
 
 def _rate(rate: Rate | None) -> dict[str, object] | None:

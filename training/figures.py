@@ -20,7 +20,7 @@ from strop.training.backends.base import (
 )
 from strop.training.gate import MIN_SAMPLES, Behaviour, Figures, HeldOut
 from strop.training.micro_batch import MicroBatch
-from strop.training.sequences import Floats, Tokens
+from strop.training.sequences import Floats, Tokens, token_mean
 from strop.training.training_set import HeldOutTurn, TrainingSet
 
 MAX_SAMPLE_TOKENS: Final = 128
@@ -122,9 +122,9 @@ def behaviour(fresh: Fresh, base_logprobs: Sequence[Floats]) -> Behaviour:
     return Behaviour(
         num_samples=len(fresh.answers),
         num_tokens=num_tokens,
-        base_nll=-_mean(base_logprobs),
+        base_nll=-token_mean(base_logprobs),
         length=num_tokens / max(1, len(fresh.answers)),
-        entropy=_mean([answer.entropies for answer in fresh.answers]),
+        entropy=token_mean([answer.entropies for answer in fresh.answers]),
     )
 
 
@@ -159,8 +159,11 @@ def gate_figures(
             check=check,
         )
 
-    num = num_samples_for(sampled(BASE, MIN_SAMPLES))
-    candidate, base = sampled(TRAINED, num), sampled(BASE, num)
+    base = sampled(BASE, MIN_SAMPLES)
+    num = num_samples_for(base)
+    if num > MIN_SAMPLES:
+        base = sampled(BASE, num)
+    candidate = sampled(TRAINED, num)
     candidate_by_base = micro_batch.logprobs(policy, candidate.sequences, BASE)
     base_by_base = micro_batch.logprobs(policy, base.sequences, BASE)
     candidate_by_parent = candidate_by_base
@@ -187,7 +190,7 @@ def _kl(fresh: Fresh, others: Sequence[Floats]) -> float:
     noise where both are near, but a single token that became rare, and was sampled all the same,
     can outweigh all others in it.
     """
-    return _mean([answer.logprobs for answer in fresh.answers]) - _mean(others)
+    return token_mean([answer.logprobs for answer in fresh.answers]) - token_mean(others)
 
 
 def _held_out(
@@ -198,13 +201,12 @@ def _held_out(
     for turn in turns:
         end = start + len(turn.answers)
         found.append(
-            HeldOut(turn.root, turn.rating, _mean(candidate[start:end]), _mean(parent[start:end]))
+            HeldOut(
+                turn.root,
+                turn.rating,
+                token_mean(candidate[start:end]),
+                token_mean(parent[start:end]),
+            )
         )
         start = end
     return found
-
-
-def _mean(rows: Sequence[Floats]) -> float:
-    """Return the mean over all tokens of all rows, in float64."""
-    joined = np.concatenate([np.zeros(0), *rows], dtype=np.float64)
-    return float(joined.mean()) if len(joined) else math.nan

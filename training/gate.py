@@ -6,13 +6,13 @@ the evidence behind the bounds.
     collapse tests      decide alone, on fresh samples
     preference tests    paired with the parent on held-out ratings; reject only when the whole
                         interval lies below a drop that matters, else pass, or are inconclusive
-                        and say so
+                        and say so; where there are liked and disliked ones the margin decides
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
 from strop.adapters.rates import Interval
@@ -20,6 +20,9 @@ from strop.training.statistics import Group, bootstrap_difference, bootstrap_mea
 
 MIN_SAMPLES: Final = 16
 MAX_NLL_RATIO: Final = 1.3
+MIN_NLL_ROOM: Final = 0.15
+"""How much more a candidate's samples may surprise the base than its own, nats a token, however
+little its own do (docs/decisions, 0017)."""
 MAX_PARENT_KL: Final = 0.3
 # A preference may well ask for terse answers or for long ones: these bounds only see answers that
 # end at once or never, and policies that say one thing only or anything at all.
@@ -122,6 +125,14 @@ class Verdict:
         }
 
 
+def max_base_nll(base_nll: float) -> float:
+    """Return how much a candidate's samples may surprise the base, whose own do by `base_nll`.
+
+    Both in nats a token.
+    """
+    return max(MAX_NLL_RATIO * base_nll, base_nll + MIN_NLL_ROOM)
+
+
 def judge(figures: Figures, *, seed: int = 0) -> Verdict:
     """Return the verdict; `seed` is the bootstrap's."""
     checks = [*_collapse(figures), *_preference(figures.held_out, seed)]
@@ -137,16 +148,25 @@ def _collapse(figures: Figures) -> list[Check]:
     if fewest := [one.num_samples for one in (candidate, base) if one.num_samples < MIN_SAMPLES]:
         reason = f"expected at least {MIN_SAMPLES} fresh samples, got {min(fewest)}"
         return [Check("samples", "rejected", float(min(fewest)), None, reason)]
-    nll_bound = Interval(0.0, MAX_NLL_RATIO)
     return [
-        _ratio("base_nll", "surprise of its samples to the base", "nats a token", nll_bound,
-               candidate.base_nll, base.base_nll),
+        _bounded_nll(candidate.base_nll, base.base_nll),
         _ratio("length", "length of its samples", "tokens", LENGTH_RATIO,
                candidate.length, base.length),
         _ratio("entropy", "entropy of its samples", "nats a token", ENTROPY_RATIO,
                candidate.entropy, base.entropy),
         _bounded_kl(figures.parent_kl),
     ]  # fmt: skip
+
+
+def _bounded_nll(candidate: float, base: float) -> Check:
+    bound = max_base_nll(base)
+    # A NaN compares false, and is rejected; so is a base that is itself surprised without end.
+    is_sound = math.isfinite(bound) and candidate <= bound
+    reason = (
+        f"surprise of its samples to the base: {candidate:.3g} nats a token against {base:.3g} of"
+        f" the base's own (up to {bound:.3g} is sound)"
+    )
+    return Check("base_nll", "passed" if is_sound else "rejected", candidate, None, reason)
 
 
 def _ratio(
@@ -157,10 +177,9 @@ def _ratio(
         is_sound = ratio in bounds
     else:
         ratio, is_sound = math.nan, False
-    allowed = f"{bounds.low:.3g} to {bounds.high:.3g}" if bounds.low else f"up to {bounds.high:.3g}"
     reason = (
         f"{what}: {candidate:.3g} against the base's {base:.3g} {unit}, {ratio:.2f} times"
-        f" ({allowed} is sound)"
+        f" ({bounds.low:.3g} to {bounds.high:.3g} is sound)"
     )
     return Check(name, "passed" if is_sound else "rejected", ratio, None, reason)
 
@@ -186,20 +205,25 @@ def _preference(held_out: Sequence[HeldOut], seed: int) -> list[Check]:
     first = [liked.get(root, none) for root in sessions]
     second = [disliked.get(root, none) for root in sessions]
 
-    logprob = "logprob of held-out liked answers against the parent's"
+    what = "logprob of held-out liked answers against the parent's"
     if len(liked) < MIN_SESSIONS:
-        checks = [_too_few("liked_logprob", logprob, len(liked))]
+        logprob = _too_few("liked_logprob", what, len(liked))
     else:
         interval = bootstrap_mean([*liked.values()], seed=seed)
-        checks = [_signed("liked_logprob", logprob, _mean(first), interval, len(liked))]
+        logprob = _signed("liked_logprob", what, _mean(first), interval, len(liked))
 
-    margin = "margin of liked over disliked held-out answers against the parent's"
+    what = "margin of liked over disliked held-out answers against the parent's"
     if len(sessions) < MIN_SESSIONS or not liked or not disliked:
         num = len(sessions) if liked and disliked else 0
-        return [*checks, _too_few("margin", margin, num)]
+        return [logprob, _too_few("margin", what, num)]
     interval = bootstrap_difference(first, second, seed=seed)
     difference = _mean(first) - _mean(second)
-    return [*checks, _signed("margin", margin, difference, interval, len(sessions))]
+    margin = _signed("margin", what, difference, interval, len(sessions))
+    if logprob.outcome == "rejected":
+        # By moving, a version loses on all old answers; only the margin knows which it left.
+        reason = f"{logprob.reason}, but the margin decides"
+        logprob = replace(logprob, outcome="inconclusive", reason=reason)
+    return [logprob, margin]
 
 
 def _by_session(held_out: Sequence[HeldOut], *, is_liked: bool) -> dict[str, Group]:

@@ -47,7 +47,7 @@ class Schedule:
 
     Attributes:
         num_steps: optimizer steps at most.
-        batch_size: units a step.
+        batch_size: units a step, at most.
         lr: the peak learning rate.
         warmup_steps: steps until it is reached.
         kl_stop: the running mean of the KL to the parent, nats a token, that ends the run early.
@@ -167,18 +167,23 @@ class Loop:
         norm = self._policy.step(lr)
         self._step += 1
         metrics = means.values()
-        kl = metrics.get("kl_parent", 0.0)
-        self._kl = kl if self._kl is None else self._kl + (kl - self._kl) / _KL_STEPS
+        self._follow(metrics.get("kl_parent"))
         num_tokens = sum(len(tokens.ids) for tokens in _sequences(units))
         took_s = max(time.monotonic() - began_s, 1e-9)
+        if self._kl is not None:
+            metrics["kl_parent_mean"] = self._kl
         metrics |= {
-            "kl_parent_mean": self._kl,
             "gradient_norm": norm,
             "lr": lr,
             "tokens_per_s": num_tokens / took_s,
             "step_s": took_s,
         }
         return Step(self._step, metrics)
+
+    def _follow(self, kl: float | None) -> None:
+        """Take a step's KL into its running mean; a step of corrections alone has none."""
+        if kl is not None:
+            self._kl = kl if self._kl is None else self._kl + (kl - self._kl) / _KL_STEPS
 
     def _logprobs(self, units: Sequence[Unit]) -> list[tuple[Floats, ...]]:
         flat = self._micro_batch.logprobs(self._policy, _sequences(units), TRAINED)

@@ -31,9 +31,8 @@ class MicroBatch:
         """
         longest = max(len(tokens.ids) for tokens in sequences)
         if len(sequences) == 1:
-            raise OutOfMemory(
-                f"one conversation of {longest} tokens needs more memory than there is; free"
-                " some, set training.device to one that has more, or training.quantize_base"
+            raise OutOfMemory.of(
+                f"one conversation of {longest} tokens needs more memory than there is"
             )
         self.max_tokens = max(1, min(self.max_tokens, longest * len(sequences)) // 2)
         log.warning("out of memory; going on with smaller micro-batches", extra={

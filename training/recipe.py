@@ -7,9 +7,10 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
+from strop.adapters.identity import identify
 from strop.training import objectives, presets
 from strop.training.backends import Choice, choose, confirmed, open_policy
-from strop.training.backends.base import Policy
+from strop.training.backends.base import BackendUnavailable, Policy
 from strop.training.backends.base_files import BaseFiles
 from strop.training.objectives.base import Objective
 from strop.training.presets import Preset
@@ -55,6 +56,21 @@ class Recipe:
     def objective(self) -> Objective:
         """The loss."""
         return objectives.make(self.settings.objective, self.preset.objective)
+
+    def check_base(self, wanted: str, *, cache: Path) -> None:
+        """Check that the base is still the one with the identity `wanted`.
+
+        Raises:
+            BackendUnavailable: its files are other ones now.
+        """
+        path = self.settings.base_path
+        found = identify(path, cache=cache)
+        if found != wanted:
+            raise BackendUnavailable(
+                f"the base in {path} is not the one that this run is for: its files changed"
+                f" (expected {wanted[:19]}…, found {found[:19]}…). Put the old files back, or start"
+                " a new run"
+            )
 
     def open(self, parent: Path | None) -> Policy:
         """Load the base with the LoRA in folder `parent`, or with a fresh one.

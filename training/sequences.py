@@ -3,6 +3,7 @@
 Shapes: T tokens of one sequence, S of them sampled.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -83,6 +84,12 @@ class Loss:
     value: float
     gradients: tuple[Floats, ...]
     metrics: dict[str, float]
+
+
+def token_mean(rows: Sequence[Floats]) -> float:
+    """Return the mean over all tokens of all `rows`, in float64; NaN without any."""
+    joined = np.concatenate([np.zeros(0), *rows], dtype=np.float64)
+    return float(joined.mean()) if len(joined) else math.nan
 
 
 def num_answer_tokens(sequences: Sequence[Tokens]) -> int:

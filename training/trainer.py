@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 from strop.adapters import peft
-from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
 from strop.proxy.errors import StropError
@@ -98,7 +97,7 @@ class Trainer:
         self._reports.say(f"{manifest.version}: {state}. {' '.join(reasons)}")
 
     def _make(self) -> Manifest:
-        self._check_base()
+        self._recipe.check_base(self._ledger.run.base, cache=self._home / IDENTITIES)
         self._reports.event("backend", **asdict(self._recipe.chosen))
         if self._parent != BASE:
             self._library.verify(self._parent)
@@ -126,16 +125,6 @@ class Trainer:
             return self._publication.write(save, whole, metrics, measured, verdict, probe)
         finally:
             policy.close()
-
-    def _check_base(self) -> None:
-        path, wanted = self._settings.base_path, self._ledger.run.base
-        found = identify(path, cache=self._home / IDENTITIES)
-        if found != wanted:
-            raise Refused(
-                f"the base in {path} is not the one that this run is for: its files changed"
-                f" (expected {wanted[:19]}…, found {found[:19]}…). Put the old files back, or start"
-                " a new run"
-            )
 
     def _collect_what_fits(self) -> tuple[Collected, int]:
         """Return what there is to learn from, and how many tokens of it to compute at once.

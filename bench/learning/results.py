@@ -12,7 +12,7 @@ import orjson
 
 from bench.learning.demo import Worth
 from bench.learning.play import NUM_RATINGS, Played
-from strop.training.gate import ENTROPY_RATIO, LENGTH_RATIO, MAX_NLL_RATIO
+from strop.training.gate import ENTROPY_RATIO, LENGTH_RATIO, max_base_nll
 
 Key = tuple[str, str, int]
 """Arm, condition, seed."""
@@ -69,7 +69,7 @@ class Result:
         """Whether any fails the gate's tests of fresh samples, here on held-out questions."""
         base, *served = self.worths
         return any(
-            one.base_nll > MAX_NLL_RATIO * base.base_nll
+            one.base_nll > max_base_nll(base.base_nll)
             or one.length / base.length not in LENGTH_RATIO
             or one.entropy / base.entropy not in ENTROPY_RATIO
             for one in served

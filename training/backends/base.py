@@ -22,7 +22,20 @@ class BackendUnavailable(Exception):
 
 
 class OutOfMemory(Exception):
-    """The device has too little memory for this call; a smaller micro-batch may fit."""
+    """The device has too little memory for this call; a smaller micro-batch may fit.
+
+    The message says what to do where none does.
+    """
+
+    @classmethod
+    def of(cls, what: str) -> "OutOfMemory":
+        """Return the error for `what` happened, in our words or in a framework's."""
+        # Behind this torch explains how to tune its allocator.
+        said = (what.partition(" If reserved")[0].splitlines() or [""])[0].rstrip(" .")
+        return cls(
+            f"{said or 'no memory is left'}: free some, set training.device to one that has more,"
+            " or training.quantize_base"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,9 @@ class Policy(Protocol):
         """Clip, take one AdamW step with the accumulated gradient, forget it; return its norm.
 
         The norm is that before clipping. Where it is not finite, no step is taken.
+
+        Raises:
+            OutOfMemory: what the optimizer keeps doesn't fit.
         """
         ...
 

@@ -90,11 +90,12 @@ class MlxPolicy:
         """Take one AdamW step."""
         gradients = self._gradients or {k: mx.zeros_like(v) for k, v in self._parameters.items()}
         self._gradients = None
-        norm = math.sqrt(
-            _to_numpy(mx.stack([mx.sum(mx.square(g)) for g in gradients.values()])).sum()
-        )
-        if math.isfinite(norm):
-            self._update(gradients, lr, min(1.0, self._adamw.max_grad_norm / (norm + 1e-6)))
+        with mlx_model.memory_errors():
+            norm = math.sqrt(
+                _to_numpy(mx.stack([mx.sum(mx.square(g)) for g in gradients.values()])).sum()
+            )
+            if math.isfinite(norm):
+                self._update(gradients, lr, min(1.0, self._adamw.max_grad_norm / (norm + 1e-6)))
         return norm
 
     def sample(

@@ -105,14 +105,17 @@ class TorchPolicy:
         """Take one AdamW step."""
         gradients = self._gradients or [torch.zeros_like(p) for p in self._parameters.values()]
         self._gradients = None
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+        parameters = [*self._parameters.values()]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._max_grad_norm))
-        if np.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            self._optimizer.step()
-            self._step += 1
+        # The first step makes the moments, two more LoRAs.
+        with torch_model.memory_errors():
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm))
+            if np.isfinite(norm):
+                for group in self._optimizer.param_groups:
+                    group["lr"] = lr
+                self._optimizer.step()
+                self._step += 1
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -163,9 +166,10 @@ class TorchPolicy:
     def load_state(self, folder: Path) -> None:
         """Go on from what `save_state` wrote."""
         state = lora.read_state(folder, like=lora.arrays_of(self._adapter))
+        with torch_model.memory_errors():
+            means, variances = self._to_torch(state.means), self._to_torch(state.variances)
         self._step = state.step
         self._gradients = None
-        means, variances = self._to_torch(state.means), self._to_torch(state.variances)
         self._optimizer.state.clear()
         for name, parameter in self._parameters.items():
             with torch.no_grad():

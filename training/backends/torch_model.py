@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,22 +45,48 @@ def pick_device(wanted: str) -> torch.device:
     Raises:
         BackendUnavailable: torch doesn't see the one that is asked for.
     """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    has = {"cuda": _has_cuda(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         wanted = next((name for name, there in has.items() if there), "cpu")
     elif not has.get(wanted, True):
         raise BackendUnavailable(
-            f"training.device = {wanted!r}, but torch {torch.__version__} finds none here; set it"
-            ' to "auto" or "cpu", or install a torch made for that device'
+            f"training.device = {wanted!r}, but torch {torch.__version__} finds none here that it"
+            ' can use; set it to "auto" or "cpu", or install a torch made for that device'
         )
     return torch.device(wanted)
+
+
+def _has_cuda() -> bool:
+    """Whether there is a GPU that this torch has code for: of one too old it only warns."""
+    if not torch.cuda.is_available():
+        return False
+    archs = [] if torch.version.hip else torch.cuda.get_arch_list()
+    return not archs or runs_on(torch.cuda.get_device_capability(), archs)
+
+
+def runs_on(capability: tuple[int, int], archs: Sequence[str]) -> bool:
+    """Return whether code for one of `archs` runs on a GPU of this compute capability.
+
+    Binaries (`sm_86`) run on the same major version from their minor one on, PTX (`compute_90`) on
+    whatever is newer, and what is specific to an architecture (`sm_90a`) on that one alone (CUDA
+    C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
+    """
+    for arch in archs:
+        kind, _, number = arch.partition("_")
+        digits = number.rstrip("af")
+        version = (int(digits[:-1]), int(digits[-1]))
+        is_older = version <= capability and (kind == "compute" or version[0] == capability[0])
+        if version == capability or (is_older and not number.endswith("a")):
+            return True
+    return False
 
 
 def pick_dtype(base: BaseFiles, device: torch.device) -> torch.dtype:
     """Return what the base computes in: bf16 on a GPU for a base in 16 bits, else float32."""
     if device.type == "cpu" or base.dtype == "float32":
         return torch.float32
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    # GPUs before Ampere emulate it, slowly, in half of the memory that float32 takes.
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=True):
         return torch.float32
     return torch.bfloat16
 
@@ -127,10 +153,10 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(str(error)) from None
+        raise OutOfMemory.of(str(error)) from None
     except RuntimeError as error:
         if any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
-            raise OutOfMemory(str(error)) from None
+            raise OutOfMemory.of(str(error)) from None
         raise
 
 

@@ -4,7 +4,7 @@
 
 `t` runs over the kept tokens of all answers of the turn. A step's loss is the mean over its units;
 a unit with no kept token gives 0. Learns nothing from what is disliked, and has no anchor: the KL
-stop of the run is what bounds it.
+stop of the run is what bounds it, and on corrections alone the gate.
 
 Source: the supervised step of InstructGPT, arXiv 2203.02155, section 3.5, on the model's own liked
 answers as in RAFT, arXiv 2304.06767.
