@@ -1,5 +1,6 @@
 """The embedded engine's answers in vLLM's dialect: snapshots, streams, stops and sampling."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,38 @@ def test_a_seed_repeats_the_answers_and_tells_choices_apart(engine: EngineProces
     assert ids[0] == ids[1]
     assert one["choices"][0]["token_ids"] == ids[0][0]
     assert 3 == len({tuple(choice) for choice in ids[0]})
+
+
+def test_a_text_completion_without_a_limit_is_short(engine: EngineProcess) -> None:
+    """Sixteen tokens, as OpenAI and vLLM have it; null asks for the rest of the context."""
+    ids = [300 + at % 900 for at in range(3996)]
+
+    short = engine.complete(ids[:50], ignore_eos=True)
+    rest = engine.complete(ids, ignore_eos=True, max_tokens=None)
+
+    assert [16, 100] == [each["usage"]["completion_tokens"] for each in (short, rest)]
+
+
+async def test_a_seed_repeats_the_answer_whatever_runs_beside_it(engine: EngineProcess) -> None:
+    """In batches of any size, with other samplers in them, the ids are the lone request's."""
+    seeded = [
+        {"prompt": "Hello " * (1 + 9 * seed), "seed": seed, "temperature": 0.5 + seed / 4}
+        for seed in range(4)
+    ]
+    noise = [{"prompt": "Other " * size, "temperature": size % 2} for size in range(1, 12)]
+
+    async with engine.client() as client:
+
+        async def ids(fields: dict[str, Any]) -> list[int]:
+            body = {**fields, "max_tokens": 30, "ignore_eos": True, "return_token_ids": True}
+            response = await client.post("/v1/completions", json=body)
+            found: list[int] = response.json()["choices"][0]["token_ids"]
+            return found
+
+        alone = [await ids(fields) for fields in seeded]
+        together = await asyncio.gather(*(ids(fields) for fields in (*noise, *seeded)))
+
+    assert alone == together[len(noise) :]
 
 
 def test_prompts_come_as_text_ids_or_lists_of_them(engine: EngineProcess, tokenizer: Any) -> None:

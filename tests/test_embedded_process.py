@@ -1,6 +1,7 @@
 """The embedded engine under load, under leaving clients, and at its end."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -83,6 +84,16 @@ async def test_more_than_the_queue_holds_is_refused(small: EngineProcess) -> Non
     assert [200] * 4 == [response.status_code for response in answered]
 
 
+def test_more_than_it_ever_takes_is_refused_for_good(small: EngineProcess) -> None:
+    """A request that no waiting would help is the client's mistake: a 400, which isn't retried."""
+    body = {"prompt": ["Hello", "Bye"], "n": 3, "max_tokens": 1}
+
+    answer = small.post("/v1/completions", body)
+
+    assert (400, "n") == (answer.status_code, answer.json()["error"]["param"])
+    assert 1 == small.complete("Hello", max_tokens=1)["usage"]["completion_tokens"]
+
+
 async def test_a_slow_reader_holds_up_nobody(small: EngineProcess) -> None:
     """While one client doesn't read its long stream, another's request is answered."""
     body = {
@@ -128,6 +139,30 @@ def test_sigterm_ends_the_engine_while_it_streams(qwen3: Path) -> None:
         status = running.process.wait(timeout=30)
 
     running.end()
+    assert 0 == status
+    assert "Traceback" not in running.log
+
+
+async def test_who_waits_when_the_engine_ends_is_told(qwen3: Path) -> None:
+    """After the grace time: JSON gets a 503, a stream an error event; the log has no traceback."""
+    running = EngineProcess(Options(model=str(qwen3), grace_s=1))
+    running.wait_until_ready()
+    body = {"prompt": "Hello", "max_tokens": 4000, "ignore_eos": True, "n": 8}
+
+    async with running.client() as client:
+        asked = [
+            asyncio.create_task(client.post("/v1/completions", json={**body, "stream": stream}))
+            for stream in (False, True)
+        ]
+        await asyncio.to_thread(wait_until, lambda: counts(running) >= (16, 1))
+        os.kill(running.process.pid, signal.SIGTERM)
+        whole, stream = await asyncio.gather(*asked)
+    status = running.process.wait(timeout=30)
+
+    running.end()
+    assert (503, "ServiceUnavailableError") == (whole.status_code, whole.json()["error"]["type"])
+    *_, last, rest = stream.text.split("\n\n")
+    assert (503, "") == (json.loads(last.removeprefix("data: "))["error"]["code"], rest)
     assert 0 == status
     assert "Traceback" not in running.log
 

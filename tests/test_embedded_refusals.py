@@ -1,5 +1,6 @@
 """What the embedded engine refuses, and how its versions are loaded and listed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("chat", {"stop_token_ids": [99999]}, "stop_token_ids"),
     ("chat", {"logit_bias": {"a": 1}}, "logit_bias"),
     ("chat", {"logit_bias": {"99999": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+    ("chat", {"stop_token_ids": ""}, "stop_token_ids"),
+    ("chat", {"stop_token_ids": [1 << 80]}, "stop_token_ids"),
+    ("chat", {"reasoning_effort": 3}, "reasoning_effort"),
+    ("chat", {"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ("chat", {"documents": [{"text": "a"}]}, "documents"),
     ("chat", {"presence_penalty": 3}, "presence_penalty"),
     ("chat", {"repetition_penalty": 0}, "repetition_penalty"),
     ("chat", {"max_tokens": 0}, "max_tokens"),
@@ -68,8 +75,18 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
         },
         "tool_choice",
     ),
-    ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
-    ("chat", {"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+    ("chat", {"response_format": {"type": "xml"}}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
+    (
+        "chat",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+        "response_format",
+    ),
+    ("chat", {"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens"),
+    ("chat", {"structured_outputs": {"grammar": "root ::= x"}}, "structured_outputs"),
+    ("chat", {"structured_outputs": {"regex": "("}}, "structured_outputs"),
+    ("chat", {"structured_outputs": {"choice": []}}, "structured_outputs"),
+    ("chat", {"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
     ("chat", {"lora_request": {}}, "lora_request"),
     ("chat", {"adapters": "/somewhere"}, "adapters"),
     ("chat", {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
@@ -113,6 +130,47 @@ def test_a_body_that_is_no_json_object_is_refused(engine: EngineProcess, body: b
     assert "BadRequestError" == response.json()["error"]["type"]
 
 
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/tokenize",
+    "/detokenize",
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_route_takes_a_body_without_end(engine: EngineProcess, path: str) -> None:
+    """What is longer than any request is refused, and not kept in memory until it is whole."""
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(65):
+            yield b" " * (1 << 20)
+
+    answer = httpx.post(engine.url + path, content=chunks(), timeout=60)
+
+    assert 400 == answer.status_code
+    assert "at most" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"a": \xff}', b"[" * 5000])
+def test_no_route_fails_on_a_wrong_body(engine: EngineProcess, path: str, body: bytes) -> None:
+    """Whatever is sent where, the answer is an error object."""
+    answer = httpx.post(engine.url + path, content=body)
+
+    assert (400, "BadRequestError") == (answer.status_code, answer.json()["error"]["type"])
+
+
+@pytest.mark.parametrize("tokens", [None, "a", [[1]], [-1], [99999], [1 << 40], [1.5], [True]])
+def test_only_ids_of_the_model_are_detokenized(engine: EngineProcess, tokens: object) -> None:
+    """Anything else is refused by name."""
+    answer = engine.post("/detokenize", {"tokens": tokens})
+
+    assert (400, "tokens") == (answer.status_code, answer.json()["error"]["param"])
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/load_lora_adapter", "/v1/models"])
 def test_a_web_page_is_refused(engine: EngineProcess, path: str) -> None:
     """Its browser says where it comes from; the engine has no key that it would lack."""
@@ -148,6 +206,7 @@ def test_unknown_names_and_paths_are_errors(engine: EngineProcess) -> None:
     assert [404, 404, 405] == [r.status_code for r in (unknown, path, method)]
     assert "The model `nope` does not exist." == unknown.json()["error"]["message"]
     assert [404, 404, 405] == [r.json()["error"]["code"] for r in (unknown, path, method)]
+    assert "POST" == method.headers["allow"]
 
 
 def test_versions_are_listed_under_their_base(engine: EngineProcess, peft_a: Path) -> None:

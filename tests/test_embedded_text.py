@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("mlx_lm")
 
 from mlx_lm.tool_parsers import json_tools
+from tokenizers import AddedToken
 
 from strop.proxy.embedded.parts import Delta, Markup, Splitter
 from strop.proxy.embedded.text import Detokenizer, StopStrings, Vocabulary
@@ -51,6 +52,20 @@ def test_an_unfinished_character_is_held_back(tokenizer: Any) -> None:
     assert "\ufffda" == "".join(detokenizer.add(token) for token in tokenizer.encode("a"))
 
 
+def test_bytes_that_never_become_a_character_are_given_as_broken(tokenizer: Any) -> None:
+    """They are not held, and decoded again with each token, to the end; what follows is whole."""
+    vocabulary = Vocabulary(tokenizer)
+    detokenizer = Detokenizer(vocabulary, frozenset())
+    # The second half of a character, which no other half precedes.
+    broken = tokenizer.encode("🦜")[-1]
+    follow = tokenizer.encode("a b")
+
+    pieces = [detokenizer.add(token) for token in [broken] * 200 + follow]
+
+    assert 0 < len("".join(pieces[:100])) <= 100
+    assert "".join(pieces).endswith("\ufffda b")
+
+
 def test_silent_tokens_give_no_text(tokenizer: Any) -> None:
     """Special tokens are skipped; those that mark thoughts and calls are kept for a chat."""
     vocabulary = Vocabulary(tokenizer)
@@ -59,6 +74,22 @@ def test_silent_tokens_give_no_text(tokenizer: Any) -> None:
     detokenizer = Detokenizer(vocabulary, vocabulary.silent(keeps_markers=True))
 
     assert "ab<think>c" == "".join(detokenizer.add(token) for token in ids)
+
+
+def test_special_tokens_without_a_role_are_silent_too(qwen3: Path) -> None:
+    """As in transformers: what a tokenizer marks as special counts, not what it has a name for."""
+    from mlx_lm.tokenizer_utils import load
+
+    own = load(qwen3)
+    own.add_tokens([AddedToken("<|header|>", special=True)], special_tokens=True)
+    vocabulary = Vocabulary(own)
+    ids = own.encode("a<|header|>b")
+
+    detokenizer = Detokenizer(vocabulary, vocabulary.silent(keeps_markers=True))
+
+    assert 3 == len(ids)
+    assert "ab" == "".join(detokenizer.add(token) for token in ids)
+    assert own.decode(ids, skip_special_tokens=True) == "ab"
 
 
 def test_a_token_shows_its_text_and_a_character_on_its_last_piece(tokenizer: Any) -> None:
@@ -94,6 +125,18 @@ def test_the_earliest_of_several_stop_strings_counts() -> None:
     """The order in the request doesn't matter, the place in the text does."""
     assert "b" == stopped(("cd", "b"), ["abcd"]).found
     assert "ab" == StopStrings(("b",), True).add("abc")
+
+
+def test_a_string_counts_once_the_answer_may_end() -> None:
+    """One that is whole before is passed over; one that begins before and ends later is not."""
+    early, across = StopStrings(("ab",)), StopStrings(("ab", "xabz"))
+
+    assert ["", "ab", "c"] == [
+        early.add("a", may_end=False), early.add("b", may_end=False), early.add("c"),
+    ]  # fmt: skip
+    assert ["x", ""] == [across.add("xx", may_end=False)[:1], across.add("ab", may_end=False)]
+    assert "" == across.add("z")
+    assert (None, "xabz") == (early.found, across.found)
 
 
 def test_what_was_held_back_is_given_at_the_end() -> None:
@@ -199,6 +242,20 @@ def test_markers_stay_in_the_text_where_nothing_is_to_be_split() -> None:
 
     assert text == total.content
     assert not splitter.has_called
+
+
+def test_a_thought_that_a_user_wrote_of_opens_none(qwen3: Path) -> None:
+    """Templates tell turns apart by special tokens, not all by one that ends an answer."""
+    from mlx_lm.tokenizer_utils import load
+
+    own = load(qwen3)
+    own.add_tokens([AddedToken("<|assistant|>", special=True)], special_tokens=True)
+    quoted, opened = (
+        Markup.of(own, own.encode(prompt), has_tools=False)
+        for prompt in ("what is <think><|assistant|>\n", "what is it<|assistant|>\n<think>\n")
+    )
+
+    assert [False, True] == [quoted.begins_thinking, opened.begins_thinking]
 
 
 def test_markup_is_read_from_the_tokenizer(tokenizer: Any) -> None:

@@ -62,7 +62,9 @@ class Answer:
         )
         self._detokenizer = Detokenizer(self.vocabulary, silent, self.prompt[-4:])
         self._stops = StopStrings(self.request.stop, self.request.include_stop)
-        self._splitter = Splitter(self.markup, self.request.tools)
+        self._splitter = Splitter(
+            self.markup, self.request.tools, is_single=self.request.wants_one_call
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -78,10 +80,15 @@ class Answer:
         """Return what the next token brings; not to be called on a finished answer."""
         token = sampled.token
         before = tuple(piece.token.id for piece in self.pieces[-4:])
-        # As in vLLM, the token that stops an answer is no part of its text.
-        text = "" if sampled.finish == "stop" else self._detokenizer.add(token.id)
-        if len(self.pieces) >= self.request.sampling.min_tokens:
-            text = self._stops.add(text)
+        # As in vLLM, what stops an answer is part of its text only where that is asked for.
+        is_shown = sampled.finish != "stop" or self.request.include_stop
+        text = ""
+        if is_shown:
+            # Some models write special tokens between the parts of a call.
+            in_call = self._splitter.is_in_call
+            text = self._detokenizer.add(token.id, keeps_special=in_call)
+        may_end = len(self.pieces) >= self.request.sampling.min_tokens
+        text = self._stops.add(text, may_end=may_end)
         finish: str | None = sampled.finish
         stop_reason: str | int | None = None
         if self._stops.found is not None:
@@ -90,7 +97,7 @@ class Answer:
             text += self._stops.flush()
             if finish == "stop" and token.id in self.request.stop_token_ids:
                 stop_reason = token.id
-        delta = self._splitter.add(text, is_last=finish is not None)
+        delta = self._splitter.add(text, is_last=finish is not None, is_cut=finish == "length")
         if not self.request.include_reasoning:
             delta.reasoning = ""
         if finish == "stop" and self._splitter.has_called:

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.proxy.embedded import prompts
-from strop.proxy.embedded.completions import Completions, parse_json, send_error
+from strop.proxy.embedded.completions import Completions, read_json, send_error
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.errors import (
     BadRequest,
@@ -30,7 +30,8 @@ from strop.proxy.embedded.errors import (
     MethodNotAllowed,
     NotFound,
 )
-from strop.proxy.embedded.fields import Fields
+from strop.proxy.embedded.fields import Fields, token_ids
+from strop.proxy.embedded.loading import LoadedModel
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_chat, parse_completion
 
@@ -61,7 +62,7 @@ def build(options: Options) -> Starlette:
         return PlainTextResponse("".join(lines))
 
     async def load(request: HttpRequest) -> Response:
-        fields = Fields(parse_json(await request.body()))
+        fields = Fields(await read_json(request.receive))
         name, path = _names(fields, "lora_name", "lora_path")
         if fields.flag("load_inplace"):
             raise InvalidInput(
@@ -71,21 +72,20 @@ def build(options: Options) -> Starlette:
         return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
     async def unload(request: HttpRequest) -> Response:
-        (name,) = _names(Fields(parse_json(await request.body())), "lora_name")
+        (name,) = _names(Fields(await read_json(request.receive)), "lora_name")
         await engine().unload(name)
         return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def tokenize(request: HttpRequest) -> Response:
-        body = parse_json(await request.body())
-        return JSONResponse(await asyncio.to_thread(_tokenize, engine(), body))
+        body = await read_json(request.receive)
+        return JSONResponse(await asyncio.to_thread(_tokenize, engine().model(), body))
 
     async def detokenize(request: HttpRequest) -> Response:
-        body = Fields(parse_json(await request.body()))
-        ids = parse_completion({"prompt": body.get("tokens")}).prompts[0]
-        if isinstance(ids, str):
-            raise BadRequest("`tokens` must be a list of token ids", param="tokens")
-        engine().model()
-        return JSONResponse({"prompt": engine().vocabulary.decode(ids)})
+        fields = Fields(await read_json(request.receive))
+        ids = token_ids(fields.get("tokens"), "tokens")
+        prompts.check_ids("tokens", ids, engine().model().vocab_size)
+        text = await asyncio.to_thread(engine().vocabulary.decode, ids)
+        return JSONResponse({"prompt": text})
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -116,6 +116,7 @@ def build(options: Options) -> Starlette:
         middleware=[Middleware(NoPages)],
         lifespan=lifespan,
     )
+    app.state.engine = None
     app.state.has_failed = False
     app.state.created = int(time.time())
     app.state.stop = lambda: None
@@ -166,8 +167,8 @@ def _models(engine: Engine, created: int) -> dict[str, Any]:
     return {"object": "list", "data": [base, *versions]}
 
 
-def _tokenize(engine: Engine, body: object) -> dict[str, Any]:
-    loaded, fields = engine.model(), Fields(body)
+def _tokenize(loaded: LoadedModel, body: object) -> dict[str, Any]:
+    fields = Fields(body)
     if "messages" in fields:
         ids = prompts.encode_chat(parse_chat(body), loaded.tokenizer)
     else:
@@ -202,7 +203,9 @@ def _engine_error(_request: HttpRequest, error: Exception) -> Response:
 def _http_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = {404: NotFound, 405: MethodNotAllowed}.get(error.status_code, BadRequest)
-    return _engine_error(request, kind(error.detail))
+    response = _engine_error(request, kind(error.detail))
+    response.headers.update(error.headers or {})  # Allow, with 405
+    return response
 
 
 def _failed(_request: HttpRequest, error: Exception) -> Response:

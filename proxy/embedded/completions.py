@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from strop.proxy.embedded.answer import Answer
 from strop.proxy.embedded.engine import Engine, Exchange
-from strop.proxy.embedded.errors import BadRequest, EngineError
+from strop.proxy.embedded.errors import BadRequest, EngineError, Overloaded
 from strop.proxy.embedded.jobs import Event, Job, Sampled, Started
 from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import Request
@@ -44,7 +44,7 @@ class Completions:
         engine = self._engine()
         try:
             engine.model()
-            request = self._parse(await _read_json(receive))
+            request = self._parse(await read_json(receive))
             request = replace(request, model=request.model or engine.options.name)
             engine.check_name(request.model)
             jobs = await engine.encode(request)
@@ -90,11 +90,17 @@ class _Reply:
                     await _send(send, 200, self._renderer.body(self._parts))
                 if is_complete:
                     return
+        except asyncio.CancelledError:
+            # The grace time is over. Who asked is told, and not left to guess.
+            await self._fail(send, Overloaded("The engine is stopping; ask again when it is back."))
         except EngineError as error:
-            if self._is_started:
-                await self._send_chunks(send, sse.event(error.body()), is_last=True)
-            else:
-                await send_error(send, error)
+            await self._fail(send, error)
+
+    async def _fail(self, send: Send, error: EngineError) -> None:
+        if self._is_started:
+            await self._send_chunks(send, sse.event(error.body()), is_last=True)
+        else:
+            await send_error(send, error)
 
     def _take(self, place: int, event: Event) -> bytes:
         """Note an event; return what a stream sends for it."""
@@ -151,7 +157,12 @@ async def _watch(receive: Receive, exchange: Exchange) -> None:
     exchange.leave()
 
 
-async def _read_json(receive: Receive) -> object:
+async def read_json(receive: Receive) -> object:
+    """Return the value of a request's JSON body.
+
+    Raises:
+        BadRequest: it is no JSON, too long, or the client left before its end.
+    """
     body = bytearray()
     while True:
         message = await receive()
@@ -162,15 +173,6 @@ async def _read_json(receive: Receive) -> object:
             raise BadRequest(f"the body must be at most {_MAX_BODY_BYTES} bytes long")
         if not message.get("more_body"):
             break
-    return parse_json(bytes(body))
-
-
-def parse_json(body: bytes) -> object:
-    """Return the value of a JSON body.
-
-    Raises:
-        BadRequest: it is no JSON.
-    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

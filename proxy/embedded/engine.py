@@ -5,13 +5,15 @@ Belongs to the event loop's thread. Knows no HTTP and no text.
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from strop.adapters import peft
 from strop.proxy.embedded import lora, prompts
 from strop.proxy.embedded.errors import (
+    BadRequest,
     EngineError,
     InvalidInput,
     NotFound,
@@ -25,6 +27,10 @@ from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.text import Vocabulary
 from strop.proxy.embedded.worker import Worker, already_loaded
+
+T = TypeVar("T")
+
+_NUM_ENCODERS = 4  # A book takes seconds to encode; chats must not wait for it.
 
 
 class Engine:
@@ -42,7 +48,7 @@ class Engine:
         self.ready = asyncio.Event()  # set once the model answers, or can't be loaded
         self.failed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._encoders = ThreadPoolExecutor(_NUM_ENCODERS, "encoder")
         self._numbers = itertools.count(1)
         self._exchanges: dict[int, Exchange] = {}
         self._num_rows = 0
@@ -71,16 +77,23 @@ class Engine:
     async def encode(self, request: Request) -> list[Job]:
         """Return the request's jobs; raises BadRequest where they can't be made."""
         loaded = self.model()
-        return await self._loop.run_in_executor(self._encoder, prompts.jobs, request, loaded)
+        return await self._loop.run_in_executor(self._encoders, prompts.jobs, request, loaded)
 
     def open(self, jobs: Sequence[Job]) -> "Exchange":
         """Start jobs; all of them or none.
 
         Raises:
+            BadRequest: they are more than the engine ever takes.
             Overloaded: too many answers run and wait already.
         """
         num_rows = sum(job.n for job in jobs)
         limit = self.options.max_rows + self.options.max_queued
+        if num_rows > limit:
+            raise BadRequest(
+                f"This request asks for {num_rows} answers, and the engine takes no more than "
+                f"{limit} at once; ask for fewer, or for fewer prompts.",
+                param="n",
+            )
         if self._num_rows + num_rows > limit:
             raise Overloaded(
                 f"The engine has {self._num_rows} answers running and waiting, and takes no more "
@@ -153,15 +166,20 @@ class Engine:
             "vllm:generation_tokens_total": self._worker.num_generated,
         }
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the worker has not ended."""
+        return self._worker.is_alive()
+
     async def stop(self) -> None:
         """End the worker after its current step."""
         self._worker.stop()
         await asyncio.to_thread(self._worker.join, 5.0)
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    def _in_loop(self, function: object, argument: object) -> None:
+    def _in_loop(self, function: Callable[[T], None], argument: T) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, argument)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(function, argument)
 
     def _deliver(self, events: Events) -> None:
         for number, event in events:

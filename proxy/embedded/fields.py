@@ -85,6 +85,19 @@ class Fields:
             raise wrong(name, "a list of objects", value)
         return tuple(value)
 
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """Return a list of token ids, empty if absent."""
+        return token_ids(self._body.get(name, []), name)
+
+
+def token_ids(value: object, name: str) -> tuple[int, ...]:
+    """Return the value of the field `name` as token ids."""
+    if not isinstance(value, list) or not all(
+        isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value
+    ):
+        raise wrong(name, "a list of token ids", value)
+    return tuple(value)
+
 
 def wrong(name: str, expected: str, value: object) -> BadRequest:
     """Return the error for a field that has another value than expected."""

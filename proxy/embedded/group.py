@@ -5,13 +5,15 @@ version, no text and no HTTP.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
 from strop.proxy.embedded.batch import Batch, Drawn, KVCache, materialise
-from strop.proxy.embedded.jobs import Event, Job, Sampled, Scored, Started
+from strop.proxy.embedded.errors import EngineError
+from strop.proxy.embedded.jobs import Event, Failed, Job, Sampled, Scored, Started
 from strop.proxy.embedded.loading import Float32Logits
 from strop.proxy.embedded.lora import Version
 from strop.proxy.embedded.options import Options
@@ -107,25 +109,26 @@ class Group:
         """Stop one answer of a job, or all; nothing more of it comes."""
         if choice is None:
             self._prefills = [each for each in self._prefills if each.number != number]
-        for uid, row in [*self._rows.items()]:
-            if row.number == number and choice in (None, row.choice):
-                del self._rows[uid]
-                if left := self._batch.remove(uid):
-                    cache, tokens = left
-                    self._keep(row, cache, tokens)
+        for row, left in self._remove(number, choice):
+            if left:
+                self._keep(row, *left)
 
     def step(self) -> Events:
         """Run one chunk of a prompt and draw one token for every running row."""
         events = self._step_prefill() if self._prefills else []
         drawn = self._batch.step() if self._rows else []
+        broken = set()
         for each, token in zip(drawn, self._score(drawn), strict=True):
             row = self._rows[each.uid]
+            if not math.isfinite(token.logprob):
+                broken.add(row.number)
+                continue
             events.append((row.number, Sampled(row.choice, token, each.finish)))
             if each.finish:
                 del self._rows[each.uid]
                 if each.cache and each.tokens:
                     self._keep(row, each.cache, each.tokens)
-        return events
+        return events + [self._fail(number) for number in sorted(broken)]
 
     def abandon(self) -> set[int]:
         """Drop all jobs after an error, start afresh, and return their numbers."""
@@ -146,6 +149,27 @@ class Group:
             self._model,
             max_rows=self._options.max_rows,
             prefill_chunk=self._options.prefill_chunk,
+        )
+
+    def _remove(
+        self, number: int, choice: int | None = None
+    ) -> list[tuple[_Row, tuple[KVCache, list[int]] | None]]:
+        """End rows of a job; return each with its KV cache and the ids in it, if it had any."""
+        uids = [
+            uid
+            for uid, row in self._rows.items()
+            if row.number == number and choice in (None, row.choice)
+        ]
+        return [(self._rows.pop(uid), self._batch.remove(uid)) for uid in uids]
+
+    def _fail(self, number: int) -> tuple[int, Failed]:
+        """End a job whose logits are not numbers; its KV caches are as broken, so none is kept."""
+        self._remove(number)
+        return number, Failed(
+            EngineError(
+                "The model computed logits that are no finite numbers, so there is nothing to "
+                f"sample from: the weights of {self.version.name!r} are broken, or too large."
+            )
         )
 
     def _keep(self, row: _Row, cache: KVCache, tokens: list[int]) -> None:
@@ -186,9 +210,13 @@ class Group:
             logits_TV = self._batch.forward(job.prompt[start:stop], prefill.cache)
             if job.prompt_logprobs is not None:
                 with self._batch.stream():
-                    prefill.scores += score_prompt(
+                    scores = score_prompt(
                         logits_TV, job.prompt[start + 1 : stop + 1], job.prompt_logprobs
                     )
+                if not all(math.isfinite(scored.logprob) for scored in scores):
+                    self._prefills.pop(0)
+                    return [self._fail(prefill.number)]
+                prefill.scores += scores
             materialise(prefill.cache)
             prefill.num_done = stop
         if prefill.num_done < end:
@@ -197,8 +225,8 @@ class Group:
         for choice in range(job.n):
             cache = copy.deepcopy(prefill.cache) if choice + 1 < job.n else prefill.cache
             self._insert(prefill.number, job, choice, cache, end)
-        scores = tuple(prefill.scores) if is_scored else None
-        return [(prefill.number, Started(prefill.num_cached, scores))]
+        all_scores = tuple(prefill.scores) if is_scored else None
+        return [(prefill.number, Started(prefill.num_cached, all_scores))]
 
     def _score(self, drawn: Sequence[Drawn]) -> list[Scored]:
         """Return the drawn tokens with raw logprobs, all rows in one evaluation."""

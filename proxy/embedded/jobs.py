@@ -5,9 +5,12 @@ Imports no mlx, knows no HTTP and no text.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from strop.proxy.embedded.errors import EngineError
+
+if TYPE_CHECKING:
+    from strop.proxy.embedded.grammar import Grammar
 
 Finish = Literal["stop", "length"]
 
@@ -18,7 +21,7 @@ class Sampling:
 
     Order: `min_tokens`, `logit_bias` and penalties change the logits; then temperature, min_p,
     top_k, top_p. Presence and frequency count generated tokens, repetition the prompt's as well.
-    The answer begins with the ids of `forced`, whatever else is set.
+    The answer begins with the ids of `forced`, whatever else is set, and follows `grammar`.
     """
 
     temperature: float = 1.0
@@ -32,6 +35,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int = 0
     forced: tuple[int, ...] = ()
+    grammar: "Grammar | None" = None
 
 
 @dataclass(frozen=True, slots=True)

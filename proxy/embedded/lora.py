@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from strop.adapters import peft
 
@@ -90,14 +90,24 @@ class Slots:
 def shapes_of(model: nn.Module) -> dict[str, LinearShape]:
     """Return the layers of a model that can be adapted, by module path."""
     shapes = {}
+    default = _float_dtype(model)
     for path, module in model.named_modules():
         if isinstance(module, nn.QuantizedLinear):
             num_in = module.scales.shape[-1] * module.group_size
-            shapes[path] = LinearShape(num_in, module.weight.shape[0], module.scales.dtype)
+            # The scales of mxfp4 and its like are bytes, and say nothing of what it computes in.
+            is_float = mx.issubdtype(module.scales.dtype, mx.floating)
+            dtype = module.scales.dtype if is_float else default
+            shapes[path] = LinearShape(num_in, module.weight.shape[0], dtype)
         elif isinstance(module, nn.Linear):
             num_out, num_in = module.weight.shape
             shapes[path] = LinearShape(num_in, num_out, module.weight.dtype)
     return shapes
+
+
+def _float_dtype(model: nn.Module) -> Any:
+    """Return the dtype of the model's first parameter that isn't quantised, as norms never are."""
+    dtypes = (array.dtype for _, array in tree_flatten(model.parameters()))
+    return next((dtype for dtype in dtypes if mx.issubdtype(dtype, mx.floating)), mx.float32)
 
 
 def prepare(

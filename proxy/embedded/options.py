@@ -17,11 +17,13 @@ class Options:
         port: the port to listen on; 0 picks one. The address is printed once it is bound.
         parent_fd: an inherited pipe whose end of file stops the process.
         online: whether a hub id may be downloaded.
-        max_model_len: the context limit in tokens, at most what the model's config says.
+        max_model_len: the context limit in tokens, at most what the model's config says, if it
+            says something.
         max_rows: how many answers of one version are generated at once.
         max_queued: how many more may wait; beyond that a request gets 503.
         max_lora_rank: the largest rank of an adapter that is loaded.
-        prefill_chunk: prompt tokens per step; larger is faster, smaller stalls streams less.
+        prefill_chunk: prompt tokens per step, of all prompts together; larger is faster, smaller
+            stalls streams less.
         prefix_cache_bytes: memory for the prompts of earlier requests; 0 keeps none.
         grace_s: how long running requests may go on after SIGTERM, in seconds.
         base_identity: the identity of the base; an adapter whose manifest names another is refused.

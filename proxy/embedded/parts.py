@@ -3,25 +3,36 @@
 Uses mlx-lm's state machine and tool parsers, chosen from the chat template. Knows no tokens.
 """
 
+import functools
 import json
-import uuid
+import re
+import secrets
+import string
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_lm.generate import TextStateMachine
 
-# What mlx-lm's tool parsers raise on text that is not a call.
+from strop.proxy.embedded.text import marker_ids, special_ids
+
+# What mlx-lm's tool parsers raise on text that is not a call: a number without end is an
+# OverflowError, brackets without end are a RecursionError or, from Python's parser, a MemoryError.
 _PARSER_ERRORS = (
-    ValueError, KeyError, IndexError, TypeError, AttributeError, SyntaxError,
+    ValueError, LookupError, TypeError, AttributeError, SyntaxError, ArithmeticError,
+    RecursionError, MemoryError,
 )  # fmt: skip
 
+# Some parsers take the beginning of broken JSON for a name.
+_NAME = re.compile(r"[\w.:/-]+")
+# Templates of Mistral refuse any other length.
+_ID_LENGTH = 9
 _MOST_OPENING_TOKENS = 16  # of a template's opening of an answer, thought marker included
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call; `arguments` is JSON text."""
+    """One call; `arguments` is the JSON text of an object."""
 
     index: int
     id: str
@@ -66,7 +77,7 @@ class Markup:
         begins_thinking = False
         if tokenizer.has_thinking:
             think = (tokenizer.think_start, tokenizer.think_end)
-            tail = _last_turn(prompt, tokenizer.eos_token_ids)
+            tail = _last_turn(prompt, _turn_marks(tokenizer))
             begins_thinking = tokenizer.rfind_think_start(tail) > tokenizer.rfind_think_end(tail)
         if not (has_tools and tokenizer.has_tool_calling):
             return Markup(think, begins_thinking=begins_thinking)
@@ -86,13 +97,18 @@ class Markup:
         return TextStateMachine(transitions).make_state(initial)
 
 
-def _last_turn(prompt: Sequence[int], ends: Collection[int]) -> list[int]:
+@functools.lru_cache(maxsize=1)
+def _turn_marks(tokenizer: Any) -> frozenset[int]:
+    return special_ids(tokenizer) - marker_ids(tokenizer) | frozenset(tokenizer.eos_token_ids)
+
+
+def _last_turn(prompt: Sequence[int], marks: Collection[int]) -> list[int]:
     """Return what the template put after the last message, at most a few ids.
 
     A marker that a user wrote into a message must not count.
     """
     tail = list(prompt[-_MOST_OPENING_TOKENS:])
-    starts = [at + 1 for at, token in enumerate(tail) if token in ends]
+    starts = [at + 1 for at, token in enumerate(tail) if token in marks]
     return tail[starts[-1] :] if starts else tail
 
 
@@ -104,24 +120,39 @@ class Splitter:
     Args:
         markup: what to split.
         tools: the tools of the request, for parsers that want their schemas.
+        is_single: whether the client takes one call only; further ones are dropped.
     """
 
-    def __init__(self, markup: Markup, tools: Sequence[Any] | None) -> None:
+    def __init__(
+        self, markup: Markup, tools: Sequence[Any] | None, *, is_single: bool = False
+    ) -> None:
         self._markup = markup
         self._tools = tools
+        self._is_single = is_single
         self._state = markup.machine()
         self._tool_text: str | None = None
         self._space = ""
-        self._num_calls = 0
+        self._ids: set[str] = set()  # of the calls
         self._has_content = False
 
     @property
     def has_called(self) -> bool:
         """Whether a tool call was found."""
-        return self._num_calls > 0
+        return bool(self._ids)
 
-    def add(self, text: str, *, is_last: bool) -> Delta:
-        """Return what `text` adds; the last one also releases what was held back."""
+    @property
+    def is_in_call(self) -> bool:
+        """Whether the model is writing what may become a tool call."""
+        return bool(self._state[0] == "tool")
+
+    def add(self, text: str, *, is_last: bool, is_cut: bool = False) -> Delta:
+        """Return what `text` adds.
+
+        Args:
+            text: of one token, or of none.
+            is_last: nothing follows, so what was held back is released too.
+            is_cut: the model was not done; a call that it was still writing is none.
+        """
         delta = Delta()
         self._state, segments = TextStateMachine.split(self._state, text)
         if is_last:
@@ -139,7 +170,7 @@ class Splitter:
                 self._add_content(delta, part)
         if is_last:
             if self._tool_text is not None:
-                self._end_call(delta, is_closed=False)
+                self._end_call(delta, is_closed=False, is_cut=is_cut)
             if not self.has_called:
                 delta.content += self._space
         return delta
@@ -154,35 +185,59 @@ class Splitter:
             self._has_content = True
         delta.content += part
 
-    def _end_call(self, delta: Delta, *, is_closed: bool) -> None:
+    def _end_call(self, delta: Delta, *, is_closed: bool, is_cut: bool = False) -> None:
         text, self._tool_text = self._tool_text or "", None
-        calls = self._parse(text)
-        if calls:
-            self._space = ""
-            self._num_calls += len(calls)
-            delta.tool_calls += calls
-        else:
+        start, end = self._markup.tool or ("", "")
+        # Where calls have no end marker, whether one is whole is for the parser to say.
+        calls = [] if is_cut and end else self._parse(text)
+        if not calls:
             # Not a call after all: the client gets the text as the model wrote it.
-            start, end = self._markup.tool or ("", "")
             self._add_content(delta, start + text + (end if is_closed else ""))
+            return
+        self._space = ""
+        for name, arguments, model_id in calls:
+            if self._is_single and self.has_called:
+                return
+            call_id = model_id if model_id and model_id not in self._ids else _new_id()
+            delta.tool_calls.append(ToolCall(len(self._ids), call_id, name, arguments))
+            self._ids.add(call_id)
 
-    def _parse(self, text: str) -> list[ToolCall]:
+    def _parse(self, text: str) -> list[tuple[str, str, str]]:
+        """Return name, arguments and the model's own id, if it has one, of each call in `text`."""
         parse = self._markup.parse
         if parse is None:
             return []
         try:
             parsed = parse(text, self._tools)
-            found = parsed if isinstance(parsed, list) else [parsed]
-            return [self._call(index, call) for index, call in enumerate(found)]
+            return [_read(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
         except _PARSER_ERRORS:
             return []
 
-    def _call(self, offset: int, call: Any) -> ToolCall:
-        name, arguments = call["name"], call.get("arguments", {})
-        if not isinstance(name, str) or not name:
-            raise ValueError("a tool call needs a name")
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        return ToolCall(
-            self._num_calls + offset, f"chatcmpl-tool-{uuid.uuid4().hex[:16]}", name, arguments
-        )
+
+def _read(call: Any) -> tuple[str, str, str]:
+    name, arguments = call["name"], call.get("arguments", call.get("parameters"))
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"a tool call needs a name, got {name!r}")
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(arguments, dict | None):
+        raise TypeError(f"the arguments of a call must be an object, got {arguments!r}")
+    # The templates of some models read the ids that those models gave.
+    model_id = call.get("id")
+    if not isinstance(model_id, str) or not _NAME.fullmatch(model_id):
+        model_id = ""
+    return name, _dump(arguments or {}), model_id
+
+
+def _dump(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, as the model escaped it: only an escape can carry it.
+        return json.dumps(value, allow_nan=False)
+    return text
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_LENGTH))

@@ -1,18 +1,21 @@
 """Prompts of requests to token ids, and jobs for the worker.
 
-Runs in one thread of its own: encoding a long history takes tens of milliseconds. Knows no HTTP.
+Runs in threads of its own: encoding a long history takes tens of milliseconds. Knows no HTTP.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from jinja2 import TemplateError
 
 from strop.proxy.embedded.errors import BadRequest
+from strop.proxy.embedded.grammar import Beside, Grammar
 from strop.proxy.embedded.jobs import Job
 from strop.proxy.embedded.loading import LoadedModel
+from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import Prompt, Request
 
 # These choose what comes back or where the template comes from, not what it says.
@@ -20,6 +23,12 @@ _RESERVED = frozenset(
     ("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "return_dict",
      "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
      "return_assistant_tokens_mask")
+)  # fmt: skip
+
+# What templates raise on messages and arguments that they weren't written for.
+_TEMPLATE_ERRORS = (
+    TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError,
+    RecursionError,
 )  # fmt: skip
 
 
@@ -41,8 +50,12 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
     stop_ids = request.stop_token_ids | frozenset(eos)
     sampling = request.sampling
     if request.must_call:
-        sampling = replace(sampling, forced=_call_start(loaded.tokenizer))
-    _check_ids(request, prompts, loaded.vocab_size)
+        sampling = replace(sampling, forced=_call_start(loaded.tokenizer, prompts[0]))
+    elif request.form is not None:
+        sampling = replace(sampling, grammar=_grammar(request, loaded, prompts[0]))
+    check_ids("prompt", chain.from_iterable(prompts), loaded.vocab_size)
+    check_ids("logit_bias", sampling.logit_bias, loaded.vocab_size)
+    check_ids("stop_token_ids", request.stop_token_ids, loaded.vocab_size)
     return [
         Job(
             model=request.model,
@@ -73,7 +86,7 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
     """Return the ids of a chat as the model's template renders it.
 
     Raises:
-        BadRequest: there is no template, or it refuses the messages.
+        BadRequest: there is no template, or it refuses the messages, or makes nothing of them.
     """
     if not tokenizer.has_chat_template:
         raise BadRequest(
@@ -94,15 +107,47 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
     tools = [dict(tool) for tool in request.tools] if request.tools else None
     try:
         ids = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, **arguments)
-    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except _TEMPLATE_ERRORS as error:
         raise BadRequest(
             f"the chat template refuses these messages: {error}", param="messages"
         ) from error
+    if not ids:
+        raise BadRequest("the chat template makes nothing of these messages", param="messages")
     return tuple(ids)
 
 
-def _call_start(tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that begin a tool call.
+def _grammar(request: Request, loaded: LoadedModel, prompt: Sequence[int]) -> Grammar:
+    """Return what the answer follows, behind a thought if the model has any, or a call instead.
+
+    Raises:
+        BadRequest: it can't be followed, or no call could be told from it by its first token.
+    """
+    assert request.form is not None
+    tokenizer, beside = loaded.tokenizer, Beside()
+    if request.dialect == "chat":
+        markup = Markup.of(tokenizer, prompt, has_tools=request.tools is not None)
+        if markup.think is not None:
+            begin = tokenizer.think_start_tokens
+            beside = Beside(
+                # Of several, the first could as well begin the form.
+                thought=begin[0] if len(begin) == 1 else None,
+                thought_end=tuple(tokenizer.think_end_tokens),
+                is_thinking=markup.begins_thinking,
+            )
+        if markup.tool is not None:
+            begin = tokenizer.tool_call_start_tokens
+            if len(begin) != 1:
+                raise BadRequest(
+                    f"`{request.form.param}` and `tools` don't go together with this model; send"
+                    " one of them",
+                    param=request.form.param,
+                )
+            beside = replace(beside, call=begin[0])
+    return loaded.grammars.compile(request.form, beside)
+
+
+def _call_start(tokenizer: Any, prompt: Sequence[int]) -> tuple[int, ...]:
+    """Return the ids that begin a tool call, behind the end of a thought that the prompt opens.
 
     Raises:
         BadRequest: the model's chat template has no tool calls.
@@ -113,7 +158,9 @@ def _call_start(tokenizer: Any) -> tuple[int, ...]:
             " `tool_choice` auto or none",
             param="tool_choice",
         )
-    return tuple(tokenizer.tool_call_start_tokens)
+    markup = Markup.of(tokenizer, prompt, has_tools=True)
+    end = tokenizer.think_end_tokens if markup.begins_thinking else ()
+    return (*end, *tokenizer.tool_call_start_tokens)
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,29 +203,24 @@ def _call(call: object) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise BadRequest("each of `tool_calls` must have a `function`", param="messages")
-    arguments = function.get("arguments")
+    arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments or "{}")
-        except ValueError:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
             parsed = None
         if isinstance(parsed, dict):
             arguments = parsed
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _check_ids(request: Request, prompts: list[tuple[int, ...]], vocab_size: int) -> None:
-    for name, ids in (
-        ("prompt", (token for prompt in prompts for token in prompt)),
-        ("logit_bias", iter(request.sampling.logit_bias)),
-        ("stop_token_ids", iter(request.stop_token_ids)),
-    ):
-        for token in ids:
-            if token >= vocab_size:
-                raise BadRequest(
-                    f"Token id {token} is out of vocabulary; ids go up to {vocab_size - 1}",
-                    param=name,
-                )
+def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    """Raise BadRequest for the field `name` unless the model has all these ids."""
+    most = max(ids, default=0)
+    if most >= vocab_size:
+        raise BadRequest(
+            f"Token id {most} is out of vocabulary; ids go up to {vocab_size - 1}", param=name
+        )
 
 
 def _max_tokens(request: Request, num_prompt: int, limit: int) -> int:

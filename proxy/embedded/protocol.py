@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from strop.proxy.embedded.errors import BadRequest
-from strop.proxy.embedded.fields import Fields, wrong
+from strop.proxy.embedded.fields import Fields, token_ids, wrong
+from strop.proxy.embedded.forms import Form, form_in
 from strop.proxy.embedded.jobs import Sampling
 
 Dialect = Literal["chat", "completions"]
@@ -19,11 +20,12 @@ Prompt = str | tuple[int, ...]
 MAX_TOP_LOGPROBS = 20
 MAX_N = 64
 MAX_PROMPTS = 256
+DEFAULT_MAX_TOKENS = 16  # of text completions
+_MOST_ID_DIGITS = 10
 
 _WEIGHTS = ("adapters", "lora", "lora_path", "lora_request", "draft_model")
 # Would change the answer, so ignoring them would be a lie. With the values that mean nothing.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
@@ -37,6 +39,7 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "logits_processors": ([],),
     "prompt_embeds": (),
     "functions": ([],),
+    "documents": ([],),
     "truncate_prompt_tokens": (),
     "chat_template": (),
 }
@@ -54,7 +57,9 @@ class Request:
         tools: what the template and the tool parser get: none with `tool_choice` none, one alone
             where it names one.
         must_call: whether the answer has to begin with a tool call.
+        wants_one_call: whether further tool calls are to be dropped.
         template_kwargs: further arguments of the chat template.
+        form: what the answer has to look like; None for any.
         prompts: of a text completion.
         cache_salt: only requests with the same one share a prefix cache; empty for the common one.
     """
@@ -79,7 +84,9 @@ class Request:
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] | None = None
     must_call: bool = False
+    wants_one_call: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    form: Form | None = None
     prompts: tuple[Prompt, ...] = ()
     add_special_tokens: bool = True
     cache_salt: str = ""
@@ -108,15 +115,19 @@ def parse_chat(body: object) -> Request:
     for name in ("add_generation_prompt", "continue_final_message"):
         if name in fields:
             template_kwargs[name] = fields.flag(name)
+    if "reasoning_effort" in fields:
+        template_kwargs.setdefault("reasoning_effort", fields.string("reasoning_effort"))
     tools, must_call = _tools(fields)
+    limit = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     return _request(
         fields,
         "chat",
-        max_tokens="max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens",
+        max_tokens=_max_tokens(fields, limit),
         logprobs=(top or 0) if wants_logprobs else None,
         messages=messages,
         tools=tools,
         must_call=must_call,
+        wants_one_call=not fields.flag("parallel_tool_calls", default=True),
         template_kwargs=template_kwargs,
         include_reasoning=fields.flag("include_reasoning", default=True),
     )
@@ -125,6 +136,8 @@ def parse_chat(body: object) -> Request:
 def parse_completion(body: object) -> Request:
     """Return a text completion request; raises as `parse_chat`."""
     fields = Fields(body)
+    # As in vLLM, and OpenAI's own; a null asks for the rest of the context.
+    is_null = isinstance(body, dict) and "max_tokens" in body and "max_tokens" not in fields
     logprobs = fields.get("logprobs")
     if isinstance(logprobs, bool):
         logprobs = 1 if logprobs else None
@@ -133,14 +146,18 @@ def parse_completion(body: object) -> Request:
     return _request(
         fields,
         "completions",
-        max_tokens="max_tokens",
+        max_tokens=_max_tokens(fields, "max_tokens", None if is_null else DEFAULT_MAX_TOKENS),
         logprobs=logprobs,
         prompts=_prompts(fields.get("prompt")),
         add_special_tokens=fields.flag("add_special_tokens", default=True),
     )
 
 
-def _request(fields: Fields, dialect: Dialect, *, max_tokens: str, **rest: Any) -> Request:
+def _max_tokens(fields: Fields, name: str, default: int | None = None) -> int | None:
+    return fields.integer(name, default, low=1, high=1 << 31)
+
+
+def _request(fields: Fields, dialect: Dialect, **rest: Any) -> Request:
     _refuse(fields)
     is_stream = fields.flag("stream")
     prompt_logprobs = fields.integer("prompt_logprobs", low=0, high=MAX_TOP_LOGPROBS)
@@ -155,15 +172,15 @@ def _request(fields: Fields, dialect: Dialect, *, max_tokens: str, **rest: Any) 
         is_stream=is_stream,
         include_usage=bool(fields.mapping("stream_options").get("include_usage")),
         n=fields.integer("n", 1, low=1, high=MAX_N) or 1,
-        max_tokens=fields.integer(max_tokens, low=1, high=1 << 31),
         stop=_stop(fields.get("stop")),
-        stop_token_ids=frozenset(_stop_ids(fields)),
+        stop_token_ids=frozenset(fields.token_ids("stop_token_ids")),
         include_stop=fields.flag("include_stop_str_in_output"),
         ignore_eos=fields.flag("ignore_eos"),
         skip_special_tokens=fields.flag("skip_special_tokens", default=True),
         prompt_logprobs=prompt_logprobs,
         return_token_ids=fields.flag("return_token_ids"),
         tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
+        form=form_in(fields),
         cache_salt=_cache_salt(fields),
         **rest,
     )
@@ -178,25 +195,19 @@ def _refuse(fields: Fields) -> None:
     for name, harmless in _UNSUPPORTED.items():
         if name in fields and fields.get(name) not in harmless:
             raise BadRequest(f"`{name}` is not supported by the embedded engine", param=name)
-    kind = fields.mapping("response_format").get("type", "text")
-    if kind != "text":
-        raise BadRequest(
-            f"`response_format` {kind!r} is not supported by the embedded engine; use vLLM for "
-            "structured outputs",
-            param="response_format",
-        )
 
 
 def _sampling(fields: Fields) -> Sampling:
     def penalty(name: str) -> float:
         return fields.number(name, 0.0, lambda x: -2 <= x <= 2, "a number from -2 to 2")
 
+    seed = fields.integer("seed", low=-(1 << 63), high=(1 << 63) - 1)
     return Sampling(
         temperature=fields.number("temperature", 1.0, lambda x: x >= 0, "a number of at least 0"),
         top_p=fields.number("top_p", 1.0, lambda x: 0 < x <= 1, "a number above 0 and up to 1"),
         top_k=max(0, fields.integer("top_k", 0, low=-1, high=1 << 31) or 0),
         min_p=fields.number("min_p", 0.0, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
-        seed=fields.integer("seed", low=-(1 << 63), high=(1 << 63) - 1),
+        seed=None if seed == -1 else seed,  # As in vLLM, -1 is none.
         presence_penalty=penalty("presence_penalty"),
         frequency_penalty=penalty("frequency_penalty"),
         repetition_penalty=fields.number(
@@ -211,7 +222,8 @@ def _logit_bias(fields: Fields) -> dict[int, float]:
     bias = {}
     for token, value in fields.mapping("logit_bias").items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (token.isascii() and token.isdigit() and is_number and math.isfinite(value)):
+        is_token = token.isascii() and token.isdigit() and len(token) <= _MOST_ID_DIGITS
+        if not (is_token and is_number and math.isfinite(value)):
             raise wrong("logit_bias", "an object of token ids to numbers", {token: value})
         bias[int(token)] = min(100.0, max(-100.0, float(value)))
     return bias
@@ -235,19 +247,6 @@ def _stop(value: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _stop_ids(fields: Fields) -> tuple[int, ...]:
-    name = "stop_token_ids"
-    return _ids(fields.get(name), name) if name in fields else ()
-
-
-def _ids(value: object, name: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(
-        isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in value
-    ):
-        raise wrong(name, "a list of token ids", value)
-    return tuple(value)
-
-
 def _prompts(value: object) -> tuple[Prompt, ...]:
     expected = "a string, token ids, or a list of either, none of them empty"
     if isinstance(value, str):
@@ -255,10 +254,10 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     if not isinstance(value, list) or not value:
         raise wrong("prompt", expected, value)
     if isinstance(value[0], int):
-        return (_ids(value, "prompt"),)
+        return (token_ids(value, "prompt"),)
     if len(value) > MAX_PROMPTS:
         raise wrong("prompt", f"a list of at most {MAX_PROMPTS} prompts", f"{len(value)} of them")
-    prompts = tuple(item if isinstance(item, str) else _ids(item, "prompt") for item in value)
+    prompts = tuple(item if isinstance(item, str) else token_ids(item, "prompt") for item in value)
     if not all(prompt or isinstance(prompt, str) for prompt in prompts):
         raise wrong("prompt", expected, value)
     return prompts

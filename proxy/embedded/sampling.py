@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from strop.proxy.embedded.grammar import Follower
 from strop.proxy.embedded.jobs import Sampling
 
 Sampler = Callable[[mx.array], mx.array]
@@ -150,9 +151,30 @@ def processors(
                 frequency=sampling.frequency_penalty,
             )
         )
+    if sampling.grammar is not None:
+        chain.append(_Bound(Follower(sampling.grammar, stop_ids), prompt_length))
     if sampling.forced:
         chain.append(functools.partial(_force, start=prompt_length, forced=sampling.forced))
     return chain
+
+
+class _Bound:
+    """Leaves only the tokens with which one answer goes on in its grammar."""
+
+    def __init__(self, follower: Follower, start: int) -> None:
+        self._follower = follower
+        self._num_read = start
+
+    def __call__(self, tokens: mx.array, logits_1V: mx.array) -> mx.array:
+        # The newest has just been drawn; what follows depends on it, so it is waited for.
+        new: list[int] = tokens[self._num_read :].tolist()  # type: ignore[assignment]
+        self._num_read += len(new)
+        for token in new:
+            self._follower.read(token)
+        may_come_V = self._follower.allowed()
+        if may_come_V is None:
+            return logits_1V
+        return mx.where(mx.array(may_come_V), logits_1V, -mx.inf)
 
 
 def _force(

@@ -4,6 +4,7 @@ Imports mlx only once `run` has set the environment that mlx reads. Speaks vLLM'
 keys, since only the proxy on the same machine talks to it.
 """
 
+import contextlib
 import ctypes
 import ctypes.util
 import logging
@@ -58,8 +59,15 @@ def run(options: Options) -> int:
         )
     )
     app.state.stop = lambda: setattr(server, "should_exit", True)
-    server.run(sockets=[listener])
-    return 1 if app.state.has_failed else 0
+    # uvicorn raises the signal that stopped it once more when it is done.
+    with contextlib.suppress(SystemExit):
+        server.run(sockets=[listener])
+    status = 1 if app.state.has_failed else 0
+    if app.state.engine is not None and app.state.engine.is_running:
+        # A step takes longer than it is waited for. Python would abort the process over its thread.
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def _set_environment(options: Options) -> None:

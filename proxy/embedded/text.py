@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _BROKEN = "\ufffd"
+# A character has four bytes at most; tokens of broken ones are held back no longer than this.
+_MOST_HELD_TOKENS = 32
 
 
 class Vocabulary:
@@ -21,8 +23,8 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
-        self._markers = frozenset(_marker_ids(tokenizer))
+        self._special = special_ids(tokenizer)
+        self._markers = marker_ids(tokenizer)
         self._text_of = functools.lru_cache(maxsize=1 << 16)(lambda token: self.decode((token,)))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -56,17 +58,21 @@ class Vocabulary:
         return ""
 
 
-def _marker_ids(tokenizer: Any) -> list[int]:
-    return [
-        token
-        for ids in (
-            tokenizer.think_start_tokens,
-            tokenizer.think_end_tokens,
-            tokenizer.tool_call_start_tokens,
-            tokenizer.tool_call_end_tokens,
-        )
-        for token in ids or ()
-    ]
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of all special tokens, those too that the tokenizer has no name for."""
+    added = (token for token, each in tokenizer.added_tokens_decoder.items() if each.special)
+    return frozenset((*added, *tokenizer.all_special_ids))
+
+
+def marker_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids that mark reasoning and tool calls."""
+    markers = (
+        tokenizer.think_start_tokens,
+        tokenizer.think_end_tokens,
+        tokenizer.tool_call_start_tokens,
+        tokenizer.tool_call_end_tokens,
+    )
+    return frozenset(token for ids in markers for token in ids or ())
 
 
 class Detokenizer:
@@ -90,16 +96,24 @@ class Detokenizer:
         self._num_read = len(self._window)
         self._read_text = vocabulary.decode(self._window)
 
-    def add(self, token: int) -> str:
-        """Return the text that this token makes certain, "" while a character is incomplete."""
-        if token in self._silent:
+    def add(self, token: int, *, keeps_special: bool = False) -> str:
+        """Return the text that this token makes certain, "" while a character is incomplete.
+
+        Args:
+            token: of the answer.
+            keeps_special: whether this one is not to be silent, whatever it is.
+        """
+        if token in self._silent and not keeps_special:
             return ""
         self._window.append(token)
         text = self._vocabulary.decode(self._window)
-        if text.endswith(_BROKEN) or len(text) <= len(self._read_text):
+        num_held = len(self._window) - self._num_read
+        is_whole = len(text) > len(self._read_text) and not text.endswith(_BROKEN)
+        if not is_whole and num_held < _MOST_HELD_TOKENS:
             return ""
         new = text[len(self._read_text) :]
-        del self._window[: self._num_read]
+        # Of broken bytes the last token is enough to decode the next ones after.
+        del self._window[: self._num_read if is_whole else -1]
         self._num_read = len(self._window)
         self._read_text = self._vocabulary.decode(self._window)
         return new
@@ -120,12 +134,19 @@ class StopStrings:
     found: str | None = None
     _held: str = ""
 
-    def add(self, text: str) -> str:
-        """Return the text that is certain; sets `found` where the answer ends with it."""
+    def add(self, text: str, *, may_end: bool = True) -> str:
+        """Return the text that is certain; sets `found` where the answer ends with it.
+
+        Where it may not end yet, a string that is whole is passed over, and one that begins counts.
+        """
         if not self.strings:
             return text
-        held = self._held + text
-        hits = [(at, stop) for stop in self.strings if (at := held.find(stop)) >= 0]
+        held, num_old = self._held + text, len(self._held)
+        hits = [
+            (at, stop)
+            for stop in self.strings
+            if may_end and (at := held.find(stop, max(0, num_old - len(stop) + 1))) >= 0
+        ]
         if hits:
             at, self.found = min(hits, key=lambda hit: hit[0])
             self._held = ""

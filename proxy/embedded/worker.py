@@ -6,6 +6,7 @@ version that is unloaded meanwhile goes when its last job ends.
 """
 
 import ctypes
+import dataclasses
 import logging
 import os
 import queue
@@ -19,10 +20,11 @@ import mlx.core as mx
 
 from strop.proxy.embedded.errors import EngineError, InvalidInput, NotFound, unknown_model
 from strop.proxy.embedded.group import Events, Group
-from strop.proxy.embedded.jobs import Failed, Job, Sampled, Sampling
+from strop.proxy.embedded.jobs import Failed, Job, Sampled
 from strop.proxy.embedded.loading import LoadedModel, load
 from strop.proxy.embedded.lora import Slots, Version, Weights
 from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.parity import rows_are_independent
 from strop.proxy.embedded.prefix import PrefixCache
 from strop.proxy.embedded.sampling import Samplers
 
@@ -107,11 +109,12 @@ class Worker(threading.Thread):
         return self._call(remove)
 
     def stop(self) -> None:
-        """End the thread after the current step."""
-        self._commands.put(lambda: setattr(self, "_is_stopping", True))
+        """End the thread after the current step; what is queued is not run any more."""
+        self._is_stopping = True
+        self._commands.put(lambda: None)  # wakes it
 
     def run(self) -> None:
-        """Load, warm up, and step until stopped."""
+        """Load, check, and step until stopped."""
         try:
             self._start_up()
             self._on_change(self._loaded)
@@ -125,23 +128,30 @@ class Worker(threading.Thread):
         self._slots = Slots(self._loaded.module)
         self._prefix = PrefixCache(self._options.prefix_cache_bytes)
         self._samplers = Samplers(int.from_bytes(os.urandom(8)))
+        # It also warms up: the first request finds everything compiled and loaded.
+        if not rows_are_independent(self._loaded.model, self._loaded.vocab_size):
+            _log.warning("this model's answers change with those beside them: one runs at a time")
+            self._options = dataclasses.replace(self._options, max_rows=1)
         name = self._options.name
         self._named[name] = self._new_group(name, self._options.model, {})
-        self._warm_up(name)
 
     def _step_until_stopped(self) -> None:
-        while not self._is_stopping:
+        while True:
             self._run_commands()
-            for group in [*self._groups]:
-                if group.is_busy:
-                    self._step(group)
-                if not group.is_busy and group not in self._named.values():
-                    self._forget(group)
+            if self._is_stopping:
+                return
+            self._step_all()
+            self._forget_unloaded()
             self.num_rows = sum(group.num_rows for group in self._groups)
             if self._events:
                 self.num_generated += sum(isinstance(e, Sampled) for _, e in self._events)
                 self._sink(self._events)
                 self._events = []
+
+    def _step_all(self) -> None:
+        for group in self._groups:
+            if group.is_busy:
+                self._step(group)
 
     def _call(self, function: Callable[[], T]) -> "Future[T]":
         future: Future[T] = Future()
@@ -206,23 +216,21 @@ class Worker(threading.Thread):
         self._groups.append(group)
         return group
 
-    def _forget(self, group: Group) -> None:
-        """Free what an unloaded version took."""
-        self._groups.remove(group)
-        self._prefix.drop(group.version.uid)
+    def _forget_unloaded(self) -> None:
+        """Free what unloaded versions took, once their last jobs have ended."""
+        named = self._named.values()
+        gone = {each.version.uid for each in self._groups if not each.is_busy and each not in named}
+        if not gone:
+            return
+        # Nothing may hold a group below, a local variable neither, or its memory stays.
+        self._groups = [each for each in self._groups if each.version.uid not in gone]
         self._slots.activate(self._named[self._options.name].version)
-        del group
+        for uid in gone:
+            self._prefix.drop(uid)
         mx.clear_cache()
         if sys.platform == "linux":
             # glibc keeps freed arrays for itself otherwise.
             ctypes.CDLL(None).malloc_trim(0)
-
-    def _warm_up(self, name: str) -> None:
-        """Generate one token, so that the first request finds everything compiled and loaded."""
-        group = self._named[name]
-        group.admit(0, Job(name, (0,), 1, frozenset(), Sampling()))
-        while group.is_busy:
-            group.step()
 
 
 def already_loaded(name: str) -> InvalidInput:

@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.utils import load_model
 
 from strop.adapters import peft
+from strop.adapters.rope import flat_rope
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
@@ -37,10 +38,10 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise OutOfMemory(str(error)) from None
+        raise OutOfMemory.of(str(error)) from None
     except RuntimeError as error:
         if any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
-            raise OutOfMemory(str(error)) from None
+            raise OutOfMemory.of(str(error)) from None
         raise
 
 
@@ -76,7 +77,7 @@ def load(base: BaseFiles) -> nn.Module:
         BackendUnavailable: mlx-lm can't load it, with its reason.
     """
     try:
-        model, _ = load_model(base.folder)
+        model, _ = load_model(base.folder, model_config=flat_rope(base.config))
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise BackendUnavailable(f"mlx-lm can't load {base.folder}: {error}") from error
     model.freeze()

@@ -1,0 +1,113 @@
+"""Rows that decode in one call of the model: the one file that touches BatchGenerator.
+
+Written against mlx-lm 0.32.2, whose batch API changes with nearly every minor version. Knows no
+other stack: which rows go together is for `batch`.
+"""
+
+from typing import Any
+
+from mlx_lm.generate import BatchGenerator
+
+MOST_PROMPTS = 8  # that run at once, beside the rows that decode
+
+# Tokens of padding that are always fine: at 150 kB each they are 2.5 GB, and as long to read as the
+# weights of a small model, which a stack of its own would read once more.
+_FREE_PADDING = 16_384
+
+
+class Stack:
+    """Rows whose KV caches are one array, as long as the longest of them.
+
+    Args:
+        model: gives float32 logits of shape (rows, positions, vocabulary).
+        max_rows: how many rows decode at once, if no other stack has any.
+        prefill_chunk: prompt tokens per step.
+    """
+
+    def __init__(self, model: Any, *, max_rows: int, prefill_chunk: int) -> None:
+        self._generator = BatchGenerator(
+            model,
+            completion_batch_size=max_rows,
+            prefill_batch_size=min(MOST_PROMPTS, max_rows),
+            prefill_step_size=prefill_chunk,
+        )
+        self._max_rows = max_rows
+        self._lengths: dict[int, int] = {}  # of prompt and answer so far
+        self._decoding: set[int] = set()
+        self.num_prompts = 0  # that ran in the last step, and are not done
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no rows."""
+        return not self._lengths
+
+    @property
+    def num_decoding(self) -> int:
+        """How many rows have drawn a token."""
+        return len(self._decoding)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many rows have drawn nothing yet."""
+        return len(self._lengths) - len(self._decoding)
+
+    @property
+    def stream(self) -> Any:
+        """What it computes on."""
+        return self._generator.stream
+
+    def cost_of(self, length: int) -> tuple[bool, int]:
+        """Return whether a row of this length would be alone, and how much padding it would add."""
+        lengths = [*self._lengths.values()]
+        return self.is_empty, self._padding([*lengths, length]) - self._padding(lengths)
+
+    def takes(self, length: int) -> bool:
+        """Return whether a row of this length fits: less is padding than not, or little is."""
+        lengths = [*self._lengths.values(), length]
+        # Of those that wait, as many are padded as decode at once.
+        share = min(1.0, self._max_rows / len(lengths))
+        return share * self._padding(lengths) <= max(share * sum(lengths), _FREE_PADDING)
+
+    def insert(self, length: int, *args: Any, **options: Any) -> int:
+        """Add a row whose whole prompt has this length; the rest is BatchGenerator's."""
+        (uid,) = self._generator.insert(*args, **options)
+        self._lengths[uid] = length
+        return int(uid)
+
+    def step(self, max_rows: int, chunk: int) -> list[Any]:
+        """Return BatchGenerator's responses to one token of each row, and to a chunk of prompts.
+
+        Args:
+            max_rows: how many of its rows may decode at once.
+            chunk: tokens of each prompt.
+        """
+        if self.is_empty:
+            return []
+        self._generator.completion_batch_size = max_rows
+        self._generator.prefill_step_size = chunk
+        prompts, responses = self._generator.next()
+        if prompts:  # Else they wait for a place.
+            self.num_prompts = sum(not prompt.end_of_prompt for prompt in prompts)
+        for response in responses:
+            self._lengths[response.uid] += 1
+            self._decoding.add(response.uid)
+            if response.finish_reason:
+                self._forget(response.uid)
+        return list(responses)
+
+    def remove(self, uid: int) -> Any:
+        """End a row at any stage; return its KV cache and the ids in it, None if there is none."""
+        self._forget(uid)
+        return self._generator.remove([uid], return_prompt_caches=True).get(uid)
+
+    def close(self) -> None:
+        """Give back what it holds of the device; it isn't used after that."""
+        self._generator.close()
+
+    def _forget(self, uid: int) -> None:
+        self._lengths.pop(uid, None)
+        self._decoding.discard(uid)
+
+    @staticmethod
+    def _padding(lengths: list[int]) -> int:
+        return max(lengths, default=0) * len(lengths) - sum(lengths)

@@ -1,0 +1,80 @@
+"""What the embedded engine makes of a model's folder, and of models that are served one by one."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlx.core")
+
+import mlx.core as mx
+from random_models import IDS, make, reference
+
+from strop.proxy.embedded import loading
+from strop.proxy.embedded.engine import Engine
+from strop.proxy.embedded.jobs import Sampled
+from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.parity import rows_are_independent
+from strop.proxy.embedded.protocol import parse_completion
+
+
+@pytest.mark.parametrize(
+    ("config", "limit", "expected"),
+    [
+        ({"max_position_embeddings": 100}, None, 100),
+        ({"max_position_embeddings": 100}, 50, 50),
+        ({"max_position_embeddings": 100}, 500, 100),
+        ({"text_config": {"max_position_embeddings": 100}}, 500, 100),
+        ({}, None, 8192),
+        ({}, 50_000, 50_000),
+    ],
+)
+def test_the_context_is_what_the_model_and_the_options_say(
+    config: dict[str, Any], limit: int | None, expected: int
+) -> None:
+    """The smaller where both say something; where the model says nothing, the options alone."""
+    assert expected == loading._max_model_len(config, limit)
+
+
+def test_rows_of_most_models_are_independent(qwen3: Path) -> None:
+    """Whatever runs beside it, a prompt's next token is as likely as alone."""
+    loaded = loading.load(Options(model=str(qwen3)))
+
+    assert rows_are_independent(loaded.model, loaded.vocab_size)
+
+
+async def ask(engine: Engine, prompt: list[int]) -> list[tuple[int, float]]:
+    """Return the ids of an answer with their logprobs."""
+    body = {"model": "base", "prompt": prompt, "max_tokens": 12, "ignore_eos": True}
+    exchange = engine.open(await engine.encode(parse_completion(body)))
+    answer: list[tuple[int, float]] = []
+    while len(answer) < 12:
+        for _, event in await exchange.events() or ():
+            if isinstance(event, Sampled):
+                answer.append((event.token.id, event.token.logprob))
+    engine.close(exchange)
+    return answer
+
+
+@pytest.mark.parametrize("num_rows", [2, 5])
+async def test_a_model_that_cant_run_rows_together_runs_them_one_by_one(
+    tmp_path: Path, num_rows: int
+) -> None:
+    """mlx-lm's Gemma 2 spreads masks over heads: where it has as many as rows, all is wrong.
+
+    With other numbers of rows it fails.
+    """
+    mx.disable_compile()
+    folder = make(tmp_path / "model", "Gemma2Config", head_dim=32, query_pre_attn_scalar=32)
+    engine = Engine(Options(model=str(folder), served_name="base"))
+    await engine.ready.wait()
+    prompts = [IDS[: 8 * count] for count in range(1, num_rows + 1)]
+
+    answers = await asyncio.gather(*(ask(engine, prompt) for prompt in prompts))
+
+    await engine.stop()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = reference(folder, [*prompt, *(token for token, _ in answer)])
+        for at, (token, logprob) in enumerate(answer, len(prompt) - 1):
+            assert abs(expected[at][token] - logprob) < 1e-3
