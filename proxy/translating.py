@@ -6,7 +6,7 @@ dialect (see `wire`), and does not know who answers.
 """
 
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from strop.proxy.call import Receive, Send
@@ -17,7 +17,7 @@ from strop.proxy.settings import Server
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import headers as wire_headers
 from strop.proxy.wire import sse
-from strop.proxy.wire.translation import Translated, Translation, Writer
+from strop.proxy.wire.translation import Translation, Writer
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ LEFT_OUT_HEADER = b"x-strop-left-out"
 
 _MAX_LEFT_OUT_CHARS = 1000
 _ID_HEADER = b"x-strop-completion-id"
+_JSON = (b"content-type", b"application/json")
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 Message = MutableMapping[str, Any]
 
@@ -55,7 +57,9 @@ class Interpreter:
         self._receive = receive
         self._send = send
         self._limits = limits
-        self._translated: Translated | None = None
+        self._make_writer: Callable[[str], Writer] | None = None
+        self._left_out: tuple[str, ...] = ()
+        self._wants_stream = False
         self._head: Message = {}
         self._body: list[bytes] = []
         self._writer: Writer | None = None
@@ -69,18 +73,27 @@ class Interpreter:
             BadRequest: the request is malformed, or asks for what no chat completion can do.
             BodyTooLarge, ClientLeft: as `read_body` has it.
         """
-        if self._translated is not None:
+        if self._make_writer is not None:
             return await self._receive()
         raw = await read_body(self._receive, self.scope["headers"], self._limits)
-        self._translated = self._translation.to_chat(wire_body.parse(raw))
-        said = wire_body.dumps(self._translated.fields)
+        translated = self._translation.to_chat(wire_body.parse(raw))
+        # The rest may be large, and whoever reads the chat holds it already.
+        self._make_writer, self._left_out = translated.writer, translated.left_out
+        self._wants_stream = translated.fields.get("stream") is True
+        said = wire_body.dumps(translated.fields)
         return {"type": "http.request", "body": said, "more_body": False}
 
     async def send(self, message: Message) -> None:
-        """Take a part of the answer, and send the client what it says."""
+        """Take a part of the answer, and send the client what it says.
+
+        Raises:
+            RuntimeError: a second answer begins behind the beginning of a stream.
+        """
         if message["type"] == "http.response.start":
-            self._head = message
-            if _is_stream(message):
+            if self._writer is not None:
+                raise RuntimeError("the client has the beginning of another answer")
+            self._head, self._body = message, []
+            if self._wants_stream and _is_stream(message):
                 await self._begin_stream()
         elif self._writer is not None:
             await self._go_on(self._writer, message)
@@ -92,7 +105,7 @@ class Interpreter:
     async def _begin_stream(self) -> None:
         head = [h for h in self._head["headers"] if h[0] != b"content-length"]
         writer = self._writer = self._new_writer()
-        await self._send({**self._head, "headers": head + self._left_out()})
+        await self._send({**self._head, "headers": head + self._own_head()})
         await self._send(_part(writer.begin()))
 
     async def _go_on(self, writer: Writer, message: Message) -> None:
@@ -112,7 +125,7 @@ class Interpreter:
             return b""
         if not data:
             # A comment, which keeps the connection open.
-            return event
+            return event.rstrip(b"\r\n") + b"\n\n"
         try:
             chunk = wire_body.parse(data)
         except BadRequest as reason:
@@ -124,34 +137,35 @@ class Interpreter:
         return writer.feed(chunk)
 
     async def _answer(self, body: bytes) -> None:
-        head, status = self._head["headers"], self._head["status"]
-        if status >= 400:
-            said = self._translation.error(status, _error_in(body))
-        else:
-            try:
-                said = self._new_writer().whole(wire_body.parse(body))
-            except BadRequest as reason:
-                status = UpstreamError.status
-                expected = "expected a chat completion from the engine, got something else"
-                said = self._translation.error(status, _as_error(f"{expected}: {reason.message}"))
+        head, status, kind = self._head["headers"], self._head["status"], _JSON
+        try:
+            if status >= 400:
+                said = self._translation.error(status, _error_in(body))
+            elif self._wants_stream:
+                kind, said = _EVENTS, _streamed(self._new_writer(), _completion_in(body))
+            else:
+                said = self._new_writer().whole(_completion_in(body))
+        except UpstreamError as error:
+            status, kind = error.status, _JSON
+            said = self._translation.error(status, _as_error(error.message))
         own = {b"content-length", b"content-type"}
-        head = [h for h in head if h[0] not in own] + self._left_out()
-        head.append((b"content-type", b"application/json"))
-        head.append((b"content-length", str(len(said)).encode()))
+        head = [h for h in head if h[0] not in own] + self._own_head()
+        head += [kind, (b"content-length", str(len(said)).encode())]
         await self._send({**self._head, "status": status, "headers": head})
         await self._send({"type": "http.response.body", "body": said})
 
     def _new_writer(self) -> Writer:
-        assert self._translated is not None
+        assert self._make_writer is not None
         # What is answered in the model's place, such as an inline command, is no completion.
         own = wire_headers.first(self._head["headers"], _ID_HEADER)
-        return self._translated.writer(digits_of(own.decode() if own else new_id("own")))
+        return self._make_writer(digits_of(own.decode() if own else new_id("own")))
 
-    def _left_out(self) -> wire_headers.Headers:
-        if self._translated is None or not self._translated.left_out:
+    def _own_head(self) -> wire_headers.Headers:
+        if not self._left_out:
             return []
-        paths = ", ".join(self._translated.left_out)
-        return [(LEFT_OUT_HEADER, paths[:_MAX_LEFT_OUT_CHARS].encode("ascii", "backslashreplace"))]
+        # A client's own names may hold line ends, which no header may.
+        paths = ", ".join(self._left_out).encode("unicode_escape")
+        return [(LEFT_OUT_HEADER, paths[:_MAX_LEFT_OUT_CHARS])]
 
 
 def _is_stream(start: Message) -> bool:
@@ -161,6 +175,31 @@ def _is_stream(start: Message) -> bool:
 
 def _part(body: bytes) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _completion_in(body: bytes) -> dict[str, object]:
+    """Return the chat completion that an engine answered with.
+
+    Raises:
+        UpstreamError: it is something else: a client would take that for an empty answer.
+    """
+    try:
+        answer = wire_body.parse(body)
+    except BadRequest as reason:
+        said = reason.message
+    else:
+        if isinstance(answer.get("choices"), list):
+            return answer
+        said = str(_error_in(body)["message"])
+    raise UpstreamError(f"expected a chat completion from the engine, got something else: {said}")
+
+
+def _streamed(writer: Writer, answer: dict[str, object]) -> bytes:
+    """Return the stream that says what came whole: some engines pass over `stream`."""
+    choices = answer["choices"]
+    assert isinstance(choices, list)
+    parts = [{**one, "delta": one.get("message")} for one in choices if isinstance(one, dict)]
+    return writer.begin() + writer.feed({**answer, "choices": parts}) + writer.end()
 
 
 def _error_in(body: bytes) -> dict[str, object]:

@@ -120,6 +120,8 @@ class Client:
 OPENAI_RESPONSES = Client("openai_responses", "python", {"openai": "3.52.0"})
 """The package of the first of `AGENTS`, by its newer API."""
 
+ANTHROPIC = Client("anthropic_python", "python", {"anthropic": "2.11.0"})
+
 AGENTS = (
     Client("openai_python", "python", {"openai": "3.52.0"}),
     OPENAI_RESPONSES,
@@ -129,7 +131,7 @@ AGENTS = (
     Client("pydantic_ai", "python", {"pydantic-ai-slim[openai]": "2.68.0"}),
     Client("openai_agents", "python", {"openai-agents": "0.24.0"}),
     Client("llm", "python", {"llm": "0.36"}),
-    Client("anthropic_python", "python", {"anthropic": "2.11.0"}),
+    ANTHROPIC,
 )
 """Clients that let the model choose its tools."""
 

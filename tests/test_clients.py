@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 import talking_model
-from client_environments import AGENTS, CODING_AGENTS, INSTRUCTOR, OPENAI_RESPONSES, Client
+from client_environments import (
+    AGENTS,
+    ANTHROPIC,
+    CODING_AGENTS,
+    INSTRUCTOR,
+    OPENAI_RESPONSES,
+    Client,
+)
 from fake_engine import FakeEngine, Handler
 from proxy_process import ProxyProcess, serving
 from scripted_models import ANSWER, REPORT
@@ -261,3 +268,23 @@ def test_an_answer_in_a_given_form_is_parsed(
     assert {"said": ANSWER} == json.loads(said)
     (row,) = proxy.completions_since(newest)
     assert "json_schema" == row["request"]["response_format"]["type"]
+
+
+def test_the_runner_of_an_sdk_runs_the_tools(
+    before_fake: tuple[ProxyProcess, Prompts], tmp_path: Path
+) -> None:
+    """It asks for a conversation kept by the vendor first, and sends the whole one where told."""
+    proxy, _ = before_fake
+    ANTHROPIC.install()
+    key = key_of(ANTHROPIC, "json")
+    newest = proxy.newest()
+
+    said = ANTHROPIC.run(
+        *(QUESTION, RATING, NEXT, "runner"),
+        env={"HOME": str(tmp_path), "OPENAI_BASE_URL": proxy.base_url, "OPENAI_API_KEY": key},
+        cwd=tmp_path,
+    )
+
+    assert ["tool_use", "end_turn"] == json.loads(said)
+    called, reported = proxy.completions_since(newest)
+    assert (called["id"], "chain") == (reported["parent"], reported["parent_by"])

@@ -14,6 +14,9 @@ from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 
 from strop.proxy.commands import MARK
+from strop.proxy.settings import Server
+from strop.proxy.translating import Interpreter
+from strop.proxy.wire.messages.dialect import MESSAGES as TRANSLATION
 
 Item = dict[str, Any]
 
@@ -69,6 +72,7 @@ class Dialect:
 
 MESSAGES = Dialect("messages", "/v1/messages")
 RESPONSES = Dialect("responses", "/v1/responses")
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 either = pytest.mark.parametrize("dialect", [MESSAGES, RESPONSES], ids=lambda one: one.name)
 json_or_stream = pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 
@@ -179,6 +183,25 @@ async def test_a_path_names_the_session(dialect: Dialect, proxy: Running) -> Non
 
 
 @either
+@json_or_stream
+@pytest.mark.parametrize("capture", [{"redact": ("sk-.*",)}, {"mode": "off"}], ids=str)
+async def test_what_is_not_to_be_recorded_is_not(
+    capture: Item, dialect: Dialect, stream: bool, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """As for chat completions; the engine gets what the client said."""
+    async with running(settings_for(engine.url, capture=capture), tmp_path / "home") as proxy:
+        answer = await dialect.post(proxy, "my key is sk-1", stream=stream)
+
+        rows = await proxy.rows()
+        assert 200 == answer.status_code
+        assert b"sk-1" in engine.requests[-1].body
+        assert ["[redacted]" in row.completion.request.decode() for row in rows] == (
+            [True] if "redact" in capture else []
+        )
+        assert not any(b"sk-1" in row.completion.request for row in rows)
+
+
+@either
 async def test_what_is_left_out_is_said(dialect: Dialect, proxy: Running) -> None:
     """In a header, by where it stands."""
     tools = [{"type": "web_search_20250305", "name": "web_search"}]
@@ -253,16 +276,76 @@ async def test_an_engines_refusal_is_said_in_the_clients_shape(
         assert "upstream_error" == (await proxy.row()).completion.state
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [(["what"], "an array"), ({"error": {"message": "no room"}}, "no room"), ({}, "{}")],
+)
 @either
+@json_or_stream
 async def test_an_engine_that_answers_with_something_else_is_an_error(
-    dialect: Dialect, tmp_path: Path
+    dialect: Dialect, stream: bool, said: object, told: str, tmp_path: Path
 ) -> None:
     """A client would take it for an empty answer."""
 
     async def handler(call: Call) -> None:
         if call.request.path != "/v1/chat/completions":
             return await FakeVllm()(call)
-        return await call.json(["what"])
+        return await call.json(said)
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        answer = await dialect.post(proxy, "hi", stream=stream)
+
+        message = answer.json()["error"]["message"]
+        assert (502, "application/json") == (answer.status_code, answer.headers["content-type"])
+        assert message.startswith("expected a chat completion")
+        assert told in message
+
+
+@either
+async def test_an_engine_that_passes_over_stream_is_streamed(
+    dialect: Dialect, tmp_path: Path
+) -> None:
+    """The client reads nothing else; what it gets is what was recorded."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "Hello", "tool_calls": [call]}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await FakeVllm()(call)
+        return await call.json({"model": "tiny", "choices": [choice], "usage": USAGE})
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        answer = await dialect.post(proxy, "hi", stream=True)
+
+        usage = {"input_tokens": 3, "output_tokens": 2}
+        assert "text/event-stream; charset=utf-8" == answer.headers["content-type"]
+        if dialect is MESSAGES:
+            *_, end, _ = events_of(answer.text)
+            assert "tool_use" == end["delta"]["stop_reason"]
+            assert usage.items() <= end["usage"].items()
+            assert '"text":"Hello"' in answer.text
+        else:
+            response = events_of(answer.text)[-1]["response"]
+            assert ["message", "function_call"] == [one["type"] for one in response["output"]]
+            assert usage.items() <= response["usage"].items()
+        assert message == json.loads((await proxy.row()).completion.choices[0].message)
+
+
+@either
+async def test_an_engine_that_streams_unasked_is_an_error(dialect: Dialect, tmp_path: Path) -> None:
+    """The client waits for JSON."""
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await FakeVllm()(call)
+        return await call.answer(b"data: [DONE]\n\n", headers=[("content-type", SSE)])
 
     async with (
         FakeEngine(handler) as engine,
@@ -272,6 +355,64 @@ async def test_an_engine_that_answers_with_something_else_is_an_error(
 
         assert 502 == answer.status_code
         assert "expected a chat completion" in answer.json()["error"]["message"]
+
+
+@either
+async def test_a_name_of_the_clients_makes_no_header(dialect: Dialect, proxy: Running) -> None:
+    """What is left out is named, and its name may hold whatever JSON can."""
+    name = "a\r\nx-evil: \u00e9"
+    fields = {"output_config": {name: 1}} if dialect is MESSAGES else {"text": {name: 1}}
+
+    answer = await dialect.post(proxy, "hi", **fields)
+
+    assert "x-evil" not in answer.headers
+    assert answer.headers["x-strop-left-out"].endswith(r".a\r\nx-evil: \xe9")
+
+
+async def interpreted(*messages: Item) -> list[Item]:
+    """Return what goes to a client of a stream when `messages` are sent."""
+    sent: list[Item] = []
+
+    async def receive() -> Item:
+        body = json.dumps(MESSAGES.ask("hi", stream=True)).encode()
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    between = Interpreter(TRANSLATION, {"headers": []}, receive, send, Server())
+    await between.receive()
+    for message in messages:
+        await between.send(message)
+    return sent
+
+
+STREAM = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", SSE.encode())],
+}
+
+
+async def test_an_answer_that_breaks_off_is_not_ended_by_another() -> None:
+    """What fails inside strop begins an answer of its own; the server refuses that, and closes."""
+    failed = {"type": "http.response.start", "status": 500, "headers": []}
+
+    with pytest.raises(RuntimeError, match="another answer"):
+        await interpreted(STREAM, failed)
+
+
+async def test_a_comment_that_is_cut_off_hides_no_event() -> None:
+    """The stream's last events stand on lines of their own."""
+    rest = b"data: [DONE]\n\n: bye"
+
+    sent = await interpreted(STREAM, {"type": "http.response.body", "body": rest})
+
+    *_, comment, end, stop = sent[-1]["body"].removesuffix(b"\n\n").split(b"\n\n")
+    assert b": bye" == comment
+    assert [b"event: message_delta", b"event: message_stop"] == [
+        event.splitlines()[0] for event in (end, stop)
+    ]
 
 
 @either
@@ -302,16 +443,22 @@ async def test_a_stream_that_breaks_off_ends_in_an_error(dialect: Dialect, tmp_p
 
 
 @either
-async def test_a_client_that_leaves_is_noticed(dialect: Dialect, tmp_path: Path) -> None:
+@json_or_stream
+@pytest.mark.parametrize("has_begun", [False, True], ids=["before", "within"])
+async def test_a_client_that_leaves_is_noticed(
+    has_begun: bool, dialect: Dialect, stream: bool, tmp_path: Path
+) -> None:
     """The engine is told at once, and what there was is recorded."""
-    left = asyncio.Event()
+    asked, left = asyncio.Event(), asyncio.Event()
 
     async def handler(call: Call) -> None:
-        if call.request.path != "/v1/chat/completions":
+        # Strop itself asks for something, too.
+        if b'"hi"' not in call.request.body:
             return await FakeVllm()(call)
-        await call.head(200, [("content-type", SSE)])
-        delta = {"index": 0, "delta": {"content": "Hel"}, "finish_reason": None}
-        await call.chunk(b"data: " + json.dumps({"choices": [delta]}).encode() + b"\n\n")
+        if has_begun:
+            await call.head(200, [("content-type", SSE if stream else "application/json")])
+            await call.chunk(b'data: {"choices":[{"delta":{"content":"Hel"}}]}\n\n')
+        asked.set()
         await call.disconnected.wait()
         left.set()
         return None
@@ -320,11 +467,9 @@ async def test_a_client_that_leaves_is_noticed(dialect: Dialect, tmp_path: Path)
         FakeEngine(handler) as engine,
         running(settings_for(engine.url), tmp_path / "home") as proxy,
     ):
-        body = dialect.ask("hi", stream=True)
-        async with proxy.client.stream("POST", dialect.path, json=body) as answer:
-            async for text in answer.aiter_text():
-                if "Hel" in text:
-                    break
+        asking = asyncio.create_task(dialect.post(proxy, "hi", stream=stream))
+        await asyncio.wait_for(asked.wait(), 10)
+        asking.cancel()
         await asyncio.wait_for(left.wait(), 10)
 
         assert "client_cancelled" == (await proxy.row()).completion.state

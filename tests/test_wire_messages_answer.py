@@ -198,7 +198,7 @@ def test_a_body_has_what_the_api_names() -> None:
         "role": "assistant",
         "model": "tiny",
         "content": [
-            {"type": "thinking", "thinking": "Let me see.", "signature": ""},
+            {"type": "thinking", "thinking": "Let me see.", "signature": "c3Ryb3A="},
             {"type": "text", "text": "I ask."},
             {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Paris"}},
         ],
@@ -225,7 +225,7 @@ def test_a_stream_has_the_apis_events_in_the_apis_order() -> None:
         ("content_block_start", "thinking", "", ""),
         ("content_block_delta", "thinking_delta", "Let me "),
         ("content_block_delta", "thinking_delta", "see."),
-        ("content_block_delta", "signature_delta", ""),
+        ("content_block_delta", "signature_delta", "c3Ryb3A="),
         ("content_block_stop",),
         ("content_block_start", "text", ""),
         ("content_block_delta", "text_delta", "I ask."),
@@ -285,6 +285,13 @@ def test_arguments_that_are_no_object_come_as_the_one_member_of_one(arguments: s
         assert {MALFORMED: arguments} == said["content"][0]["input"]
 
 
+def test_thoughts_are_found_under_either_name() -> None:
+    """Some engines give both, one of them empty."""
+    (block,) = message_of(streamed(chunk(reasoning_content="", reasoning="Hm.")))["content"]
+
+    assert "Hm." == block["thinking"]
+
+
 def test_a_call_without_an_id_gets_one_of_its_own() -> None:
     """A client names the call by it when it sends the result."""
     chunks = [chunk(tool_calls=[call(at, "{}", name="t") for at in (0, 1)]), chunk("tool_calls")]
@@ -312,6 +319,7 @@ def test_a_call_whose_name_comes_late_begins_with_it() -> None:
     [
         *((400, "invalid_request_error"), (401, "authentication_error"), (403, "permission_error")),
         *((404, "not_found_error"), (413, "request_too_large"), (429, "rate_limit_error")),
+        *((402, "billing_error"), (422, "invalid_request_error"), (504, "timeout_error")),
         *((503, "overloaded_error"), (529, "overloaded_error"), (500, "api_error")),
     ],
 )
@@ -322,6 +330,19 @@ def test_an_error_is_of_the_apis_type_for_its_status(status: int, kind: str) -> 
 
     assert expected == json.loads(MESSAGES.error(status, error))
     assert [expected] == events_of(writer().fail(error))
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("invalid_request_error", "invalid_request_error"), ("upstream_error", "api_error")],
+)
+def test_an_error_without_a_status_is_of_its_own_type(said: str, kind: str) -> None:
+    """Where the API has that type; in a stream, the code may be a word."""
+    error = {"message": "too long", "type": said, "code": "context_length_exceeded"}
+
+    (found,) = events_of(writer().fail(error))
+
+    assert kind == found["error"]["type"]
 
 
 values = st.recursive(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.proxy.commands import Command, find_command
+from strop.proxy.commands import MARK, Command, find_command, without_commands
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body
 from strop.proxy.wire.messages.dialect import MESSAGES
@@ -19,6 +19,9 @@ Item = dict[str, Any]
 TOOL: Item = {"name": "weather", "description": "In a city", "input_schema": {"type": "object"}}
 SEARCH: Item = {"type": "web_search_20250305", "name": "web_search"}
 CALL: Item = {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Paris"}}
+PNG: Item = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+IMAGE: Item = {"type": "image", "source": PNG}
+PICTURE: Item = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
 def translated(*messages: Item, **fields: Any) -> Translated:
@@ -104,15 +107,16 @@ def test_hints_and_services_of_the_cloud_are_left_out_by_name() -> None:
         user("hi"),
         thinking={"type": "adaptive"},
         context_management={"edits": []},
-        output_config={"effort": "high"},
+        output_config={"effort": "high", "verbosity": "low", "task_budget": None},
         n=3,
         logprobs=True,
     )
 
     assert {"model", "messages", "max_tokens"} == set(said.fields)
-    assert {"thinking", "context_management", "output_config.effort", "n", "logprobs"} == set(
-        said.left_out
-    )
+    assert {
+        *("thinking", "context_management", "output_config.effort", "output_config.verbosity"),
+        *("n", "logprobs"),
+    } == set(said.left_out)
 
 
 @pytest.mark.parametrize("name", ["output_format", "output_config"])
@@ -149,17 +153,19 @@ def test_the_system_prompt_is_one_message_of_text() -> None:
 
 
 def test_a_users_content_is_a_string_where_it_is_one_text_else_parts() -> None:
-    """Images go by their URL, documents and search results by their text."""
-    png = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    """Images go by their URL, documents as a file or by their text, search results by theirs."""
+    pdf = {"type": "base64", "media_type": "application/pdf", "data": "BBBB"}
 
     (one,) = chat_of(user(text("hi")))
     (several,) = chat_of(
         user(
             {**text("hi"), "cache_control": {"type": "ephemeral"}},
-            {"type": "image", "source": png},
+            IMAGE,
             {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}},
             {"type": "document", "title": "T", "source": {"type": "text", "data": "doc"}},
             {"type": "document", "source": {"type": "content", "content": [text("part")]}},
+            {"type": "document", "title": "P", "source": pdf},
+            {"type": "document", "source": pdf},
             {"type": "search_result", "title": "S", "source": "u", "content": [text("found")]},
         )
     )
@@ -167,11 +173,17 @@ def test_a_users_content_is_a_string_where_it_is_one_text_else_parts() -> None:
     assert {"role": "user", "content": "hi"} == one
     assert [
         text("hi"),
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        PICTURE,
         {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
         text("T"),
         text("doc"),
         text("part"),
+        text("P"),
+        {
+            "type": "file",
+            "file": {"file_data": "data:application/pdf;base64,BBBB", "filename": "P"},
+        },
+        {"type": "file", "file": {"file_data": "data:application/pdf;base64,BBBB"}},
         text("S\nu\nfound"),
     ] == several["content"]
 
@@ -200,6 +212,17 @@ def test_an_answers_blocks_are_one_message() -> None:
     assert ("messages[2].content[0]",) == said.left_out
 
 
+@pytest.mark.parametrize(
+    "kind", ["server_tool_use", "fallback", "advisor_tool_result", "mcp_tool_listing"]
+)
+def test_what_the_vendors_cloud_put_into_an_answer_is_left_out(kind: str) -> None:
+    """No other model knows it; the words that came of it stay."""
+    said = translated(user("hi"), assistant({"type": kind}, text("So.")), user("on"))
+
+    assert {"role": "assistant", "content": "So."} == said.fields["messages"][1]  # type: ignore[index]
+    assert ("messages[1].content[0]",) == said.left_out
+
+
 def test_results_stand_behind_their_calls_in_the_order_of_the_calls() -> None:
     """Before the user's own words, wherever these stood; some templates show no ids."""
     calls = [{**CALL, "id": name} for name in ("a", "b", "c")]
@@ -221,7 +244,8 @@ def test_results_stand_behind_their_calls_in_the_order_of_the_calls() -> None:
     [
         (result("21"), "21"),
         (result([text("21")]), "21"),
-        (result([text("2"), text("1")]), [text("2"), text("1")]),
+        (result([text("2"), text("1")]), "2\n1"),
+        (result([text("2"), IMAGE]), [text("2"), PICTURE]),
         ({"type": "tool_result", "tool_use_id": "c1"}, ""),
         (result("no such city", is_error=True), "Error: no such city"),
         (result([], is_error=True), "Error:"),
@@ -229,7 +253,7 @@ def test_results_stand_behind_their_calls_in_the_order_of_the_calls() -> None:
     ],
 )
 def test_a_result_is_a_tools_message(block: Item, content: object) -> None:
-    """With what chat has no mark for said in words."""
+    """One text where it holds no more; with what chat has no mark for said in words."""
     *_, said = chat_of(user("hi"), assistant(CALL), user(block))
 
     assert {"role": "tool", "tool_call_id": "c1", "content": content} == said
@@ -272,13 +296,11 @@ def test_a_later_system_message_stands_before_the_users_words_it_came_with() -> 
 def test_a_system_message_behind_results_stands_in_the_last() -> None:
     """A user's message there would begin a new turn."""
     said = chat_of(user("hi"), assistant(CALL), user(result("21")), system("plan"))
-    parts = chat_of(
-        user("hi"), assistant(CALL), user(result([text("2"), text("1")])), system("plan")
-    )
+    parts = chat_of(user("hi"), assistant(CALL), user(result([text("2"), IMAGE])), system("plan"))
 
     note = "<system-reminder>\nplan\n</system-reminder>"
     assert f"21\n\n{note}" == said[-1]["content"]
-    assert [text("2"), text("1"), text(note)] == parts[-1]["content"]
+    assert [text("2"), PICTURE, text(note)] == parts[-1]["content"]
 
 
 def test_a_system_message_behind_nothing_of_the_users_is_said_for_them() -> None:
@@ -311,6 +333,7 @@ def test_a_custom_command_of_claude_code_is_a_command() -> None:
 
 steps: list[list[Item]] = [
     *([user("a")], [user("/rl good")], [user()], [system("plan")], [assistant(text("c"))]),
+    [user("/rl good"), assistant(text(f"{MARK}Rated.")), user("b")],
     *([assistant(CALL), user(result("21"))], [assistant(CALL), user(result("21"), text("b"))]),
 ]
 turns = st.lists(st.sampled_from(steps), max_size=8).map(
@@ -322,17 +345,27 @@ turns = st.lists(st.sampled_from(steps), max_size=8).map(
 def test_any_history_has_the_shape_that_strict_templates_want(history: list[Item]) -> None:
     """The system first; then users and assistants in turn, results behind answers.
 
-    What is taken out before a template sees it may stand where it stood.
+    Once the commands and their answers are taken out.
     """
     said = chat_of(user("hi"), *history, user("so?"), system="Be")
 
-    head, *rest = said
+    head, *rest = without_commands(said) or said
     pairs = [(one["role"], two["role"]) for one, two in itertools.pairwise(rest)]
-    num_commands = sum(find_command([one]) is not None for one in rest)
     assert "system" == head["role"]
     assert {"system"}.isdisjoint(one["role"] for one in rest)
-    assert {("assistant", "assistant"), ("user", "tool")}.isdisjoint(pairs)
-    assert pairs.count(("user", "user")) <= 2 * num_commands
+    assert {("user", "user"), ("user", "tool")}.isdisjoint(pairs)
+
+
+def test_a_thread_is_refused_as_the_sdk_understands() -> None:
+    """By this code its tool runner learns to send all messages itself."""
+    with pytest.raises(BadRequest) as refused:
+        translated(user("hi"), thread={"type": "create"})
+
+    error = refused.value
+    said = json.loads(MESSAGES.error(400, {"message": error.message, **error.detail}))["error"]
+    assert "invalid_request_error" == said["type"]
+    assert "thread_unsupported_request" == said["details"]["error_code"]
+    assert "send them all" in said["message"]
 
 
 @given(turns, turns)
@@ -353,7 +386,7 @@ def test_the_tools_are_functions() -> None:
         tools=[
             {**TOOL, "strict": True, "cache_control": {"type": "ephemeral"}},
             SEARCH,
-            {"type": "custom", "name": "t", "input_schema": {}, "input_examples": [{}]},
+            {"type": "custom", "name": "t", "input_schema": {}, "defer_loading": True},
         ],
         tool_choice={"type": "auto", "disable_parallel_tool_use": True},
     )
@@ -371,7 +404,7 @@ def test_the_tools_are_functions() -> None:
         {"type": "function", "function": {"name": "t", "parameters": {}}},
     ] == said.fields["tools"]
     assert ("auto", False) == (said.fields["tool_choice"], said.fields["parallel_tool_calls"])
-    assert ("tools[1]", "tools[2].input_examples") == said.left_out
+    assert ("tools[1]", "tools[2].defer_loading") == said.left_out
 
 
 @pytest.mark.parametrize(
@@ -401,7 +434,7 @@ def test_a_choice_among_no_tools_is_none() -> None:
     assert {"model", "messages", "max_tokens"} == set(fields)
 
 
-PDF = {"type": "document", "source": {"type": "base64", "data": "AA"}}
+PDF = {"type": "document", "source": {"type": "url", "url": "http://x/y.pdf"}}
 
 
 @pytest.mark.parametrize(
@@ -412,6 +445,9 @@ PDF = {"type": "document", "source": {"type": "base64", "data": "AA"}}
         ({"max_tokens": True}, "max_tokens"),
         ({"messages": None}, "messages"),
         ({"messages": {}}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [system("Be")]}, "messages"),
+        ({"stream": "yes"}, "stream"),
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [user(5)]}, "messages[0].content[0]"),

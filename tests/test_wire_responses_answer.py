@@ -117,6 +117,18 @@ def test_why_an_answer_ended_is_its_status(
         assert ["completed", status] == [item["status"] for item in response["output"]]
 
 
+def test_a_response_is_the_first_choice() -> None:
+    """Some engines give more than the one that is asked for."""
+    more = {"index": 1, "delta": {"content": "Or not."}, "finish_reason": None}
+    both = chunk({"content": "Hello."})
+    both["choices"].append(more)
+
+    found = events(asked(), iter([both, chunk({}, "stop")]))
+
+    (item,) = found[-1]["response"]["output"]
+    assert "Hello." == item["content"][0]["text"]
+
+
 def test_a_text_is_streamed_piece_by_piece() -> None:
     """Between the events that open and close its response, its item and its part."""
     found = events(asked(), chunks({"content": "Hello."}))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from responses_client import DIGITS, asked, parsed
 
-from strop.proxy.commands import find_command
+from strop.proxy.commands import MARK, find_command, without_commands
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire.responses.dialect import RESPONSES
 from strop.proxy.wire.translation import Translated
@@ -173,6 +173,22 @@ def test_a_command_is_a_message_of_its_own_and_stays_the_last() -> None:
     assert ["user", "assistant", "user", "user"] == [one["role"] for one in found]
 
 
+def test_what_stood_before_a_command_is_said_with_what_comes_after_it() -> None:
+    """Where the command was, two messages of the user's would stand in a row."""
+    found = messages(
+        says("user", "<turn_aborted>"),
+        says("user", "/rl bad"),
+        says("assistant", f"{MARK}Rated."),
+        says("user", "/rl undo"),
+        says("assistant", f"{MARK}Undone."),
+        says("user", "And now?"),
+    )
+
+    assert ["user", "assistant", "user", "assistant", "user"] == [one["role"] for one in found]
+    told = [{"type": "text", "text": said} for said in ("<turn_aborted>", "And now?")]
+    assert [{"role": "user", "content": told}] == without_commands(found)
+
+
 def test_users_in_a_row_are_one_message() -> None:
     """Some templates want users and assistants in turn."""
     image = {"type": "input_image", "image_url": "data:,"}
@@ -185,7 +201,10 @@ def test_users_in_a_row_are_one_message() -> None:
 
 
 def test_results_stand_behind_the_calls_that_they_are_of() -> None:
-    """Also where a client put something between; a result of no known call stays in its place."""
+    """In the order of the calls, also where a client put something between.
+
+    Some templates show no ids. A result of no known call stays in its place.
+    """
     found = messages(
         calls("weather", "call_1"),
         calls("weather", "call_2"),
@@ -196,7 +215,7 @@ def test_results_stand_behind_the_calls_that_they_are_of() -> None:
     )
 
     assert ["assistant", "tool", "tool", "user", "tool"] == [one["role"] for one in found]
-    assert ["call_2", "call_1"] == [one["tool_call_id"] for one in found[1:3]]
+    assert ["call_1", "call_2"] == [one["tool_call_id"] for one in found[1:3]]
     assert {"role": "tool", "tool_call_id": "call_9", "content": "lost"} == found[4]
 
 
@@ -433,6 +452,7 @@ REFUSED: list[tuple[Fields, str]] = [
     ({"background": True}, "background"),
     ({"n": 2}, "n"),
     ({"stream": "yes"}, "stream"),
+    ({"stream_options": 5}, "stream_options"),
     ({"instructions": ["x"]}, "instructions"),
     ({"tools": {}}, "tools"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),

@@ -4,16 +4,25 @@ Pure. Each error names where in the client's JSON the fault stands. Does not kno
 mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NoReturn
 
 from strop.proxy.errors import BadRequest
 
 
-def refuse(path: str, expected: str, value: object, advice: str = "") -> NoReturn:
-    """Raise BadRequest: at `path` stands `value` where `expected` should."""
+def refuse(
+    path: str,
+    expected: str,
+    value: object,
+    advice: str = "",
+    detail: Mapping[str, object] | None = None,
+) -> NoReturn:
+    """Raise BadRequest: at `path` stands `value` where `expected` should.
+
+    What is in `detail` stands beside it in the error object.
+    """
     message = f"expected `{path}` to be {expected}, got {_shown(value)}"
-    raise BadRequest(f"{message}; {advice}" if advice else message, param=path)
+    raise BadRequest(f"{message}; {advice}" if advice else message, param=path, detail=detail)
 
 
 def object_in(value: object, path: str) -> Mapping[str, object]:
@@ -42,6 +51,11 @@ def optional_string(holder: Mapping[str, object], name: str, path: str) -> str |
 def name_in(holder: Mapping[str, object], name: str, path: str) -> str:
     """Return the string that `holder` calls `name`, which has to say something."""
     return string(holder, name, path) or refuse(f"{path}.{name}", "a name", "")
+
+
+def others_in(holder: Mapping[str, object], path: str, known: Collection[str]) -> list[str]:
+    """Return the paths of the members of `holder` that say something and are not `known`."""
+    return [f"{path}.{name}" for name, value in holder.items() if value and name not in known]
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from strop.proxy.wire.members import refuse
+
 
 class Writer(Protocol):
     """Writes the answer to one request in the dialect that it came in."""
@@ -66,9 +68,34 @@ class Translation(Protocol):
         ...
 
 
+def stream_members(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return what asks a chat for a stream, with its usage, where `fields` ask for one.
+
+    Raises:
+        BadRequest: `stream` is no boolean.
+    """
+    wanted = fields.get("stream")
+    if wanted is not None and not isinstance(wanted, bool):
+        refuse("stream", "true or false", wanted)
+    return {"stream": True, "stream_options": {"include_usage": True}} if wanted else {}
+
+
+def choice_in(answer: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the first choice of an answer or a chunk: no more than one is asked for."""
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) else {}
+
+
+def count_in(holder: object, name: str) -> int:
+    """Return the count that a usage object, or its details, call `name`; 0 where there is none."""
+    count = holder.get(name) if isinstance(holder, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
+
+
 def reasoning_in(holder: Mapping[str, object]) -> str:
     """Return the reasoning in a chat message or delta: engines disagree on its name."""
     for name in ("reasoning_content", "reasoning"):
-        if isinstance(said := holder.get(name), str):
+        if isinstance(said := holder.get(name), str) and said:
             return said
     return ""

@@ -1,13 +1,14 @@
 """The Anthropic SDK for Python: a tool loop, a rating, and one more message.
 
-Prints what the SDK saw as JSON. Knows nothing of strop.
+Or, where asked to, one tool loop by the SDK's own runner. Prints what the SDK saw as JSON. Knows
+nothing of strop.
 """
 
 import json
 import os
 import sys
 
-from anthropic import Anthropic
+from anthropic import Anthropic, beta_tool
 
 QUESTION, RATING, NEXT, MODE = sys.argv[1:]
 TOOLS = [
@@ -58,6 +59,19 @@ def calls_in(message):
     """Return the tool calls of a message."""
     return [block for block in message.content if block.type == "tool_use"]
 
+
+@beta_tool
+def get_weather(city: str) -> str:
+    """Current weather in a city."""
+    return "21 degrees"
+
+
+if MODE == "runner":
+    messages.append({"role": "user", "content": QUESTION})
+    asked = {"model": "tiny", "messages": messages, "max_tokens": 200}
+    said = client.beta.messages.tool_runner(**asked, tools=[get_weather])
+    print(json.dumps([message.stop_reason for message in said]))
+    sys.exit()
 
 for text in (QUESTION, RATING, NEXT):
     messages.append({"role": "user", "content": text})

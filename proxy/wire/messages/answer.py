@@ -9,28 +9,41 @@ from collections.abc import Iterator, Mapping
 from strop.proxy.message import OUTER, texts_of
 from strop.proxy.wire import body, sse
 from strop.proxy.wire.messages.call import Call
-from strop.proxy.wire.translation import reasoning_in
+from strop.proxy.wire.translation import choice_in, count_in, reasoning_in
 
 Fields = Mapping[str, object]
+
+# Of a thought, where the vendor seals it. Nobody reads ours; but some clients take an empty one for
+# that of a thought cut short, and send such as a user's words (pydantic-ai), or not at all.
+_SIGNATURE = "c3Ryb3A="
 
 _ERRORS: Mapping[int, str] = {
     400: "invalid_request_error",
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
     529: "overloaded_error",
 }
 
 
 def error_body(status: object, error: Fields) -> bytes:
     """Return the JSON body that says what the OpenAI error object `error` says."""
-    kind = _ERRORS.get(status) if isinstance(status, int) else None
-    message = error.get("message")
-    said = message if isinstance(message, str) else "the answer failed"
-    return body.dumps({"type": "error", "error": {"type": kind or "api_error", "message": said}})
+    kind, own, message = "api_error", error.get("type"), error.get("message")
+    if isinstance(status, int):
+        kind = _ERRORS.get(status, "invalid_request_error" if 400 <= status < 500 else kind)
+    elif isinstance(own, str) and own in _ERRORS.values():
+        kind = own
+    said: dict[str, object] = {"type": kind, "message": "the answer failed"}
+    if isinstance(message, str):
+        said["message"] = message
+    if isinstance(details := error.get("details"), dict):
+        said["details"] = details
+    return body.dumps({"type": "error", "error": said})
 
 
 class MessageWriter:
@@ -61,14 +74,14 @@ class MessageWriter:
 
     def whole(self, answer: Fields) -> bytes:
         """Return the JSON body that says what the chat completion `answer` says."""
-        choice = _first(answer)
+        choice = choice_in(answer)
         self._read_end(choice)
         self._usage = answer.get("usage")
         message = choice.get("message")
         said: Fields = message if isinstance(message, dict) else {}
         content: list[dict[str, object]] = []
         if (thought := reasoning_in(said)).strip(OUTER):
-            content.append({"type": "thinking", "thinking": thought, "signature": ""})
+            content.append({"type": "thinking", "thinking": thought, "signature": _SIGNATURE})
         if (text := _text_in(said)).strip(OUTER):
             content.append({"type": "text", "text": text})
         for index, part in _calls_in(said):
@@ -93,7 +106,7 @@ class MessageWriter:
         """Return the events that say what one chunk says; b"" for none yet."""
         if (usage := chunk.get("usage")) is not None:
             self._usage = usage
-        choice = _first(chunk)
+        choice = choice_in(chunk)
         self._read_end(choice)
         delta = choice.get("delta")
         if not isinstance(delta, dict):
@@ -187,7 +200,7 @@ class MessageWriter:
             return b""
         events = b""
         if kind == "thinking":
-            events = self._delta({"type": "signature_delta", "signature": ""})
+            events = self._delta({"type": "signature_delta", "signature": _SIGNATURE})
         return events + _event("content_block_stop", index=self._num_blocks - 1)
 
     def _read_end(self, choice: Fields) -> None:
@@ -216,13 +229,6 @@ def _event(name: str, **members: object) -> bytes:
     return sse.event(body.dumps({"type": name, **members}), name)
 
 
-def _first(answer: Fields) -> Fields:
-    """Return the first choice of an answer or a chunk: no more than one is asked for."""
-    choices = answer.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return choice if isinstance(choice, dict) else {}
-
-
 def _text_in(holder: Fields) -> str:
     content = holder.get("content")
     if isinstance(content, str) and content:
@@ -246,17 +252,12 @@ def _call_block(call: Call, given: Fields) -> dict[str, object]:
 
 def _usage(usage: object) -> dict[str, int]:
     """Return the usage of a chat completion; tokens from the engine's cache are counted apart."""
-    read = _count(usage, "prompt_tokens")
+    read = count_in(usage, "prompt_tokens")
     details = usage.get("prompt_tokens_details") if isinstance(usage, dict) else None
-    cached = min(_count(details, "cached_tokens"), read)
+    cached = min(count_in(details, "cached_tokens"), read)
     return {
         "input_tokens": read - cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
-        "output_tokens": _count(usage, "completion_tokens"),
+        "output_tokens": count_in(usage, "completion_tokens"),
     }
-
-
-def _count(holder: object, name: str) -> int:
-    value = holder.get(name) if isinstance(holder, dict) else None
-    return value if isinstance(value, int) and value > 0 else 0

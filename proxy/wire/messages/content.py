@@ -5,6 +5,7 @@ Pure. Does not know who says it. Blocks: Anthropic API reference, "Messages".
 
 from collections.abc import Iterator, Mapping
 
+from strop.proxy.wire.chat_messages import Part, file_part, text_part
 from strop.proxy.wire.members import (
     list_in,
     name_in,
@@ -13,9 +14,6 @@ from strop.proxy.wire.members import (
     refuse,
     string,
 )
-
-Part = dict[str, object]
-Content = str | list[Part]
 
 _INLINE = "strop keeps and fetches no files: send the content itself"
 
@@ -82,25 +80,12 @@ def parts_of(block: Mapping[str, object], path: str, left_out: list[str]) -> lis
     return refuse(f"{path}.type", "text, image, document or search_result", kind)
 
 
-def text_part(text: str) -> Part:
-    """Return a text as a part of a chat message."""
-    return {"type": "text", "text": text}
-
-
-def content_of(parts: list[Part]) -> Content:
-    """Return parts as the content of a chat message: one text is a string."""
-    if not parts:
-        return ""
-    text = parts[0].get("text") if len(parts) == 1 else None
-    return text if isinstance(text, str) else parts
-
-
 def _image(block: Mapping[str, object], path: str) -> Part:
     here = f"{path}.source"
     source = object_in(block.get("source"), here)
     kind = source.get("type")
     if kind == "base64":
-        url = f"data:{name_in(source, 'media_type', here)};base64,{string(source, 'data', here)}"
+        url = _data_url(source, here)
     elif kind == "url":
         url = string(source, "url", here)
     else:
@@ -111,14 +96,20 @@ def _image(block: Mapping[str, object], path: str) -> Part:
 def _document(block: Mapping[str, object], path: str, left_out: list[str]) -> list[Part]:
     here = f"{path}.source"
     source = object_in(block.get("source"), here)
+    title, context = (optional_string(block, name, path) for name in ("title", "context"))
     kind = source.get("type")
     if kind == "text":
         said = [text_part(string(source, "data", here))]
+    elif kind == "base64":
+        said = [file_part(_data_url(source, here), title)]
     elif kind == "content":
         said = parts_in(source.get("content"), f"{here}.content", left_out)
     else:
-        refuse(f"{here}.type", "text or content", kind, _INLINE)
+        refuse(f"{here}.type", "text, base64 or content", kind, _INLINE)
     if block.get("citations"):
         left_out.append(f"{path}.citations")
-    head = [optional_string(block, name, path) for name in ("title", "context")]
-    return [text_part(text) for text in head if text] + said
+    return [text_part(text) for text in (title, context) if text] + said
+
+
+def _data_url(source: Mapping[str, object], path: str) -> str:
+    return f"data:{name_in(source, 'media_type', path)};base64,{string(source, 'data', path)}"

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Final
 
 from strop.proxy.wire import chat
-from strop.proxy.wire.members import list_in, object_in, refuse
+from strop.proxy.wire.members import list_in, object_in, others_in, refuse
 from strop.proxy.wire.messages.answer import MessageWriter, error_body
 from strop.proxy.wire.messages.history import History
 from strop.proxy.wire.messages.tools import tools_in
-from strop.proxy.wire.translation import Translated, Translation
+from strop.proxy.wire.translation import Translated, Translation, stream_members
 
 Fields = Mapping[str, object]
 
@@ -48,6 +48,10 @@ _REFUSED = {
     "compaction": "strop keeps no messages: let your client shorten them",
     "thread": "strop keeps no messages: send them all",
 }
+# The SDK's tool runner asks for a thread first, and sends all messages where it is told this.
+_UNSUPPORTED: Final[Mapping[str, Mapping[str, object]]] = {
+    "thread": {"details": {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}},
+}
 
 
 class _Messages:
@@ -73,8 +77,7 @@ class _Messages:
             said["stop"] = stop
         if (wanted := _output_format(fields, left_out)) is not None:
             said["response_format"] = wanted
-        if fields.get("stream") is True:
-            said |= {"stream": True, "stream_options": {"include_usage": True}}
+        said |= stream_members(fields)
         model = fields.get("model")
         return Translated(
             said, tuple(left_out), partial(MessageWriter, model if isinstance(model, str) else "")
@@ -98,7 +101,7 @@ def _carried(fields: Fields, left_out: list[str]) -> dict[str, object]:
             left_out.append(name)
         elif name in _REFUSED:
             if value:
-                refuse(name, "left out", value, _REFUSED[name])
+                refuse(name, "left out", value, _REFUSED[name], _UNSUPPORTED.get(name))
         else:
             said[name] = value
     return said
@@ -122,7 +125,7 @@ def _output_format(fields: Fields, left_out: list[str]) -> dict[str, object] | N
     """Return what the answer has to look like; `output_format` is what it was called before."""
     config = fields.get("output_config")
     settings = {} if config is None else object_in(config, "output_config")
-    left_out += [f"output_config.{name}" for name in settings if name in ("effort", "task_budget")]
+    left_out += others_in(settings, "output_config", ("format",))
     for path, value in (
         ("output_config.format", settings.get("format")),
         ("output_format", fields.get("output_format")),

@@ -9,18 +9,19 @@ from collections.abc import Mapping
 
 from strop.proxy.commands import find_command
 from strop.proxy.wire import body
-from strop.proxy.wire.members import name_in, object_in, refuse, string
-from strop.proxy.wire.messages.content import (
+from strop.proxy.wire.chat_messages import (
+    Message,
     Part,
-    blocks_in,
+    add_notes,
     content_of,
-    parts_in,
-    parts_of,
+    in_order,
+    joined,
+    reminder,
+    result_of,
     text_part,
-    texts_in,
 )
-
-Message = dict[str, object]
+from strop.proxy.wire.members import name_in, object_in, refuse, string
+from strop.proxy.wire.messages.content import blocks_in, parts_in, parts_of, texts_in
 
 # Claude Code's own line for the vendor's accounts. Its number changes from one conversation to the
 # next, and with it the beginning of every prompt: an engine would compute each anew.
@@ -30,6 +31,8 @@ _BILLING = "x-anthropic-billing-header:"
 _CLOUD_BLOCKS = frozenset(
     {
         "redacted_thinking",
+        "fallback",
+        "advisor_tool_result",
         "server_tool_use",
         "web_search_tool_result",
         "web_fetch_tool_result",
@@ -39,6 +42,7 @@ _CLOUD_BLOCKS = frozenset(
         "tool_search_tool_result",
         "mcp_tool_use",
         "mcp_tool_result",
+        "mcp_tool_listing",
     }
 )
 
@@ -94,12 +98,10 @@ class History:
             self._end_answer()
             self._add_user(content, here)
         elif role == "system":
-            # No template takes a system message that is not the first: they refuse it, or drop
-            # it. What Claude Code sends before the first answer joins the first. What it sends
-            # later, such as "Plan mode is active", keeps its place in the history, so it is
-            # written into the message there, in the tag that Claude Code itself uses before
-            # servers that take none. In the first message it would change the beginning of the
-            # prompt, and an engine would compute all of it anew.
+            # What Claude Code sends before the first answer joins the first message. What it sends
+            # later, such as "Plan mode is active", keeps its place in the history: in the first
+            # message it would change the beginning of the prompt, and an engine would compute all
+            # of it anew.
             if self._has_answer:
                 self._end_answer()
                 self._notes += texts_in(content, here)
@@ -112,9 +114,11 @@ class History:
         """Return the whole chat; no more is added.
 
         Raises:
-            BadRequest: it ends with the beginning of an answer.
+            BadRequest: it is empty, or ends with the beginning of an answer.
         """
         self._end_turn()
+        if not self.messages and self._answer is None:
+            refuse("messages", "at least one message", [])
         if self._answer is not None:
             refuse(
                 "messages",
@@ -122,9 +126,10 @@ class History:
                 "one that ends with the assistant's",
                 "an answer can't be begun for the model",
             )
+        told = joined(self.messages)
         if not self._system:
-            return self.messages
-        return [{"role": "system", "content": "\n\n".join(self._system)}, *self.messages]
+            return told
+        return [{"role": "system", "content": "\n\n".join(self._system)}, *told]
 
     def _add_user(self, content: object, path: str) -> None:
         if self._command:
@@ -146,16 +151,13 @@ class History:
 
     def _end_turn(self) -> None:
         """Write down what the user's side said since the last answer."""
-        results, own = self._results, self._own
-        # Some templates tell results apart by their order alone.
-        places = {identity: place for place, identity in enumerate(self._called)}
-        results.sort(key=lambda one: places.get(one["tool_call_id"], len(places)))
+        results, own = in_order(self._results, self._called), self._own
         if self._notes and (own or results or not self._command):
-            notes = [f"<system-reminder>\n{note}\n</system-reminder>" for note in self._notes]
+            notes = list(map(reminder, self._notes))
             self._notes.clear()
             if results and not own:
                 # A user's message would end the tool loop, and begin a turn.
-                results[-1]["content"] = _with_notes(results[-1]["content"], notes)
+                add_notes(results[-1], notes)
             else:
                 own[:0] = map(text_part, notes)
         self.messages += results
@@ -214,7 +216,7 @@ def _result(block: Mapping[str, object], path: str, left_out: list[str]) -> Mess
         # Chat has no mark for it, and some tools say only what went wrong.
         parts = _marked(parts)
     identity = name_in(block, "tool_use_id", path)
-    return {"role": "tool", "tool_call_id": identity, "content": content_of(parts)}
+    return {"role": "tool", "tool_call_id": identity, "content": result_of(parts)}
 
 
 def _marked(parts: list[Part]) -> list[Part]:
@@ -222,9 +224,3 @@ def _marked(parts: list[Part]) -> list[Part]:
     if isinstance(first, str):
         return [text_part(f"Error: {first}".rstrip()), *parts[1:]]
     return [text_part("Error:"), *parts]
-
-
-def _with_notes(content: object, notes: list[str]) -> object:
-    if isinstance(content, list):
-        return [*content, *map(text_part, notes)]
-    return "\n\n".join([str(content), *notes])

@@ -10,13 +10,14 @@ from strop.proxy.wire.members import (
     name_in,
     object_in,
     optional_string,
+    others_in,
     refuse,
 )
 
 Fields = Mapping[str, object]
 
-# What says how the vendor's cloud offers a tool, not what it is.
-_HINTS = ("input_examples", "allowed_callers")
+# What says how the vendor's cloud offers a tool, not what it is, is left out.
+_MEMBERS = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control"})
 
 
 def tools_in(fields: Fields, left_out: list[str]) -> dict[str, object]:
@@ -36,7 +37,7 @@ def tools_in(fields: Fields, left_out: list[str]) -> dict[str, object]:
         if tool.get("type") not in (None, "custom"):
             left_out.append(path)
             continue
-        left_out += [f"{path}.{hint}" for hint in _HINTS if tool.get(hint)]
+        left_out += others_in(tool, path, _MEMBERS)
         name = name_in(tool, "name", path)
         if name in functions:
             refuse(f"{path}.name", "a name that no other tool has", name)

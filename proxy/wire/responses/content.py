@@ -5,14 +5,13 @@ Pure. Does not know who says it.
 
 from collections.abc import Mapping
 
+from strop.proxy.wire.chat_messages import Part, file_part, text_part
 from strop.proxy.wire.members import list_in, object_in, optional_string, refuse, string
 
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 # What chat completions have; others are hints to the vendor's models.
 _DETAILS = frozenset({"auto", "low", "high"})
 _INLINE = "strop keeps no files: send the content itself, as a data: URL"
-
-Content = str | list[dict[str, object]]
 
 
 def texts_in(content: object, path: str) -> list[str]:
@@ -37,43 +36,24 @@ def text_in(part: Mapping[str, object], path: str) -> str:
     return string(part, "text", path)
 
 
-def chat_content(content: object, path: str, left_out: list[str]) -> Content:
-    """Return content as chat has it: a string where it is one text, else parts.
+def parts_in(content: object, path: str, left_out: list[str]) -> list[Part]:
+    """Return content as the parts of a chat message; a string is one text.
 
     Raises:
         BadRequest: it is malformed, or holds what chat can't.
     """
     if isinstance(content, str):
-        return content
-    parts = [
+        return [text_part(content)]
+    return [
         _part(object_in(value, f"{path}[{position}]"), f"{path}[{position}]", left_out)
         for position, value in enumerate(list_in(content, path))
     ]
-    if not parts:
-        return ""
-    text = parts[0].get("text") if len(parts) == 1 else None
-    return text if isinstance(text, str) else parts
 
 
-def parts_of(content: object) -> list[dict[str, object]]:
-    """Return chat content as parts."""
-    return content if isinstance(content, list) else [{"type": "text", "text": content}]
-
-
-def one_text(content: Content) -> Content:
-    """Return content as one text where it holds nothing else, a part a line.
-
-    For a tool's result: some templates print a list of parts as it stands.
-    """
-    texts = [part.get("text") for part in parts_of(content)]
-    told = [text for text in texts if isinstance(text, str)]
-    return "\n".join(told) if len(told) == len(texts) else content
-
-
-def _part(part: Mapping[str, object], path: str, left_out: list[str]) -> dict[str, object]:
+def _part(part: Mapping[str, object], path: str, left_out: list[str]) -> Part:
     kind = part.get("type")
     if isinstance(kind, str) and kind in _TEXTS:
-        return {"type": "text", "text": string(part, "text", path)}
+        return text_part(string(part, "text", path))
     if kind == "input_image":
         return _image(part, path, left_out)
     if kind == "input_file":
@@ -84,7 +64,7 @@ def _part(part: Mapping[str, object], path: str, left_out: list[str]) -> dict[st
     return refuse(f"{path}.type", "input_text, input_image, input_file or input_audio", kind)
 
 
-def _image(part: Mapping[str, object], path: str, left_out: list[str]) -> dict[str, object]:
+def _image(part: Mapping[str, object], path: str, left_out: list[str]) -> Part:
     url = part.get("image_url")
     if not isinstance(url, str):
         refuse(f"{path}.image_url", "a string", url, _INLINE)
@@ -97,11 +77,8 @@ def _image(part: Mapping[str, object], path: str, left_out: list[str]) -> dict[s
     return {"type": "image_url", "image_url": image}
 
 
-def _file(part: Mapping[str, object], path: str) -> dict[str, object]:
+def _file(part: Mapping[str, object], path: str) -> Part:
     data = part.get("file_data")
     if not isinstance(data, str):
         refuse(f"{path}.file_data", "a string", data, _INLINE)
-    file: dict[str, object] = {"file_data": data}
-    if name := optional_string(part, "filename", path):
-        file["filename"] = name
-    return {"type": "file", "file": file}
+    return file_part(data, optional_string(part, "filename", path))

@@ -14,13 +14,14 @@ from strop.proxy.wire.members import (
     name_in,
     object_in,
     optional_string,
+    others_in,
     refuse,
 )
 from strop.proxy.wire.responses.history import History
 from strop.proxy.wire.responses.object import Envelope
 from strop.proxy.wire.responses.stream import ResponseWriter
 from strop.proxy.wire.responses.tools import Toolbox
-from strop.proxy.wire.translation import Translated, Translation
+from strop.proxy.wire.translation import Translated, Translation, stream_members
 
 # What chat completions call otherwise, or mean otherwise by.
 _TRANSLATED = frozenset(
@@ -103,7 +104,8 @@ class _Responses:
             said["parallel_tool_calls"] = fields["parallel_tool_calls"]
         if fields.get("max_output_tokens") is not None:
             said["max_tokens"] = fields["max_output_tokens"]
-        said |= _stream(fields, left_out)
+        said |= stream_members(fields)
+        left_out += _stream_options(fields)
         said |= _format(fields, left_out)
         said |= _logprobs(fields, left_out)
         said |= _reasoning(fields, left_out)
@@ -137,23 +139,18 @@ def _instruct(history: History, instructions: object) -> None:
     history.instruct(instructions)
 
 
-def _stream(fields: Mapping[str, object], left_out: list[str]) -> dict[str, object]:
+def _stream_options(fields: Mapping[str, object]) -> list[str]:
     options = fields.get("stream_options")
-    if isinstance(options, dict):
-        left_out += [f"stream_options.{name}" for name, value in options.items() if value]
-    wanted = fields.get("stream")
-    if wanted is not None and not isinstance(wanted, bool):
-        refuse("stream", "true or false", wanted)
-    return {"stream": True, "stream_options": {"include_usage": True}} if wanted else {}
+    if options is None:
+        return []
+    return others_in(object_in(options, "stream_options"), "stream_options", ())
 
 
 def _format(fields: Mapping[str, object], left_out: list[str]) -> dict[str, object]:
     if fields.get("text") is None:
         return {}
     text = object_in(fields["text"], "text")
-    left_out += [
-        f"text.{name}" for name, value in text.items() if name != "format" and value is not None
-    ]
+    left_out += others_in(text, "text", ("format",))
     if text.get("format") is None:
         return {}
     wanted = object_in(text["format"], "text.format")
@@ -190,12 +187,7 @@ def _reasoning(fields: Mapping[str, object], left_out: list[str]) -> dict[str, o
     if fields.get("reasoning") is None:
         return {}
     reasoning = object_in(fields["reasoning"], "reasoning")
-    served = {"effort", "summary", "generate_summary"}
-    left_out += [
-        f"reasoning.{name}"
-        for name, value in reasoning.items()
-        if name not in served and value is not None
-    ]
+    left_out += others_in(reasoning, "reasoning", ("effort", "summary", "generate_summary"))
     effort = optional_string(reasoning, "effort", "reasoning")
     if effort is None:
         return {}

@@ -12,6 +12,7 @@ from typing import Final
 from strop.proxy.commands import find_command
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body
+from strop.proxy.wire.chat_messages import Content, content_of, joined, reminder, result_of
 from strop.proxy.wire.members import (
     list_in,
     name_in,
@@ -20,13 +21,7 @@ from strop.proxy.wire.members import (
     refuse,
     string,
 )
-from strop.proxy.wire.responses.content import (
-    Content,
-    chat_content,
-    one_text,
-    text_in,
-    texts_in,
-)
+from strop.proxy.wire.responses.content import parts_in, text_in, texts_in
 from strop.proxy.wire.responses.tools import custom_arguments, function_name
 from strop.proxy.wire.responses.turns import Asked, Said
 
@@ -108,10 +103,10 @@ class History:
         for entry in self._entries:
             if isinstance(entry, Said):
                 # Right behind the calls, where templates want them.
-                messages += [entry.message(), *entry.results]
+                messages += [entry.message(), *entry.told()]
             else:
                 messages.append(entry.message() if isinstance(entry, Asked) else entry)
-        return messages
+        return joined(messages)
 
     def _read(self, item: Mapping[str, object], path: str) -> None:
         kind = item.get("type")
@@ -154,7 +149,7 @@ class History:
         if not isinstance(content, str | list):
             refuse(here, "a string or an array of parts", content)
         if role == "user":
-            self._ask(chat_content(content, here, self.left_out))
+            self._ask(content_of(parts_in(content, here, self.left_out)))
         elif role in ("system", "developer"):
             for text in texts_in(content, here):
                 self._note(text)
@@ -175,7 +170,6 @@ class History:
     def _note(self, text: str) -> None:
         """Take what the system or a developer says.
 
-        Templates such as Qwen's know no developers, and take a system message only as the first.
         Codex begins with some; later ones, on a change of mode or permissions, stay where they
         stand: in the first message they would change where every prompt begins, and an engine
         would compute all of it anew. They are told as a user would, but begin no turn in a tool
@@ -184,10 +178,10 @@ class History:
         if not any(isinstance(entry, Said) for entry in self._entries):
             self._instructions.append(text)
             return
-        note = f"<system-reminder>\n{text}\n</system-reminder>"
+        note = reminder(text)
         last = self._entries[-1]
         if isinstance(last, Said) and last.results:
-            last.note(note)
+            last.notes.append(note)
             return
         held = self._entries.pop() if isinstance(last, Asked) and last.is_command else None
         self._ask(note)
@@ -245,7 +239,7 @@ class History:
         message: dict[str, object] = {
             "role": "tool",
             "tool_call_id": identity,
-            "content": one_text(chat_content(output, f"{path}.output", self.left_out)),
+            "content": result_of(parts_in(output, f"{path}.output", self.left_out)),
         }
         if caller := self._callers.get(identity):
             caller.results.append(message)

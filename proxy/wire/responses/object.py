@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from strop.proxy.wire.responses.tools import Tool, Toolbox
+from strop.proxy.wire.translation import count_in
 
 # Why an answer was cut short, in chat's words and in this dialect's.
 _CUT_SHORT: Mapping[str, str] = {
@@ -126,20 +127,15 @@ def _usage(usage: object) -> dict[str, object] | None:
     """Return chat's usage in this dialect's words; None for none."""
     if not isinstance(usage, dict):
         return None
-    read, written = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    read, written = count_in(usage, "prompt_tokens"), count_in(usage, "completion_tokens")
     of_read, of_written = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
     return {
         "input_tokens": read,
         "input_tokens_details": {
-            "cached_tokens": _count(of_read, "cached_tokens"),
-            "cache_write_tokens": _count(of_read, "cache_write_tokens"),
+            "cached_tokens": count_in(of_read, "cached_tokens"),
+            "cache_write_tokens": count_in(of_read, "cache_write_tokens"),
         },
         "output_tokens": written,
-        "output_tokens_details": {"reasoning_tokens": _count(of_written, "reasoning_tokens")},
-        "total_tokens": _count(usage, "total_tokens") or read + written,
+        "output_tokens_details": {"reasoning_tokens": count_in(of_written, "reasoning_tokens")},
+        "total_tokens": count_in(usage, "total_tokens") or read + written,
     }
-
-
-def _count(holder: object, name: str) -> int:
-    count = holder.get(name) if isinstance(holder, dict) else None
-    return count if isinstance(count, int) else 0

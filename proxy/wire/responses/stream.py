@@ -22,7 +22,7 @@ from strop.proxy.wire.responses.output import (
     TextItem,
     logprobs_in,
 )
-from strop.proxy.wire.translation import reasoning_in
+from strop.proxy.wire.translation import choice_in, reasoning_in
 
 
 class ResponseWriter:
@@ -87,15 +87,12 @@ class ResponseWriter:
             self._usage = part["usage"]
         if self._model is None:
             self._model = part.get("model")
-        choices = part.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if not isinstance(choice, dict):
-                continue
-            said = choice.get(holder)
-            if isinstance(said, dict):
-                self._take_message(said, choice, events)
-                self._take_calls(said.get("tool_calls"), events, are_pieces=holder == "delta")
-            self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        choice = choice_in(part)
+        said = choice.get(holder)
+        if isinstance(said, dict):
+            self._take_message(said, choice, events)
+            self._take_calls(said.get("tool_calls"), events, are_pieces=holder == "delta")
+        self._finish_reason = choice.get("finish_reason") or self._finish_reason
         return events
 
     def _take_message(

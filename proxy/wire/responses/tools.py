@@ -16,6 +16,7 @@ from strop.proxy.wire.members import (
     name_in,
     object_in,
     optional_string,
+    others_in,
     refuse,
 )
 
@@ -23,6 +24,7 @@ INPUT: Final = "input"
 """What the one parameter of a function is called that stands for a custom tool."""
 
 _FUNCTION_MEMBERS = frozenset({"type", "name", "description", "parameters", "strict"})
+_NAMESPACE_MEMBERS = frozenset({"type", "name", "tools"})
 _CUSTOM_MEMBERS = frozenset({"type", "name", "description", "format"})
 _MODES = ("none", "auto", "required")
 
@@ -88,7 +90,7 @@ class Toolbox:
             elif kind == "custom":
                 self._add_custom(tool, here, namespace)
             elif kind == "namespace" and namespace is None:
-                self._leave_out(tool, here, frozenset({"type", "name", "tools"}))
+                self.left_out += others_in(tool, here, _NAMESPACE_MEMBERS)
                 self.add(tool.get("tools"), f"{here}.tools", name_in(tool, "name", here))
             elif isinstance(kind, str):
                 self.left_out.append(here)
@@ -122,14 +124,14 @@ class Toolbox:
         }
 
     def _add_function(self, tool: Mapping[str, object], path: str, namespace: str | None) -> None:
-        self._leave_out(tool, path, _FUNCTION_MEMBERS)
+        self.left_out += others_in(tool, path, _FUNCTION_MEMBERS)
         name = self._named(tool, path, namespace)
         members = ("description", "parameters", "strict")
         said = {key: tool[key] for key in members if tool.get(key) is not None}
         self.functions.append({"type": "function", "function": {"name": name, **said}})
 
     def _add_custom(self, tool: Mapping[str, object], path: str, namespace: str | None) -> None:
-        self._leave_out(tool, path, _CUSTOM_MEMBERS)
+        self.left_out += others_in(tool, path, _CUSTOM_MEMBERS)
         name = self._named(tool, path, namespace)
         texts = [optional_string(tool, "description", path) or ""]
         form = tool.get("format")
@@ -159,11 +161,6 @@ class Toolbox:
             advice = f"the model would know another tool as `{name}`, too; rename one of them"
             refuse(f"{path}.name", "a name of its own", own, advice)
         return name
-
-    def _leave_out(self, tool: Mapping[str, object], path: str, carried: frozenset[str]) -> None:
-        self.left_out += [
-            f"{path}.{key}" for key, value in tool.items() if key not in carried and value
-        ]
 
     def _allowed(self, choice: Mapping[str, object]) -> tuple[list[dict[str, object]], object]:
         names: set[str | None] = set()

@@ -5,7 +5,7 @@ Pure. Does not know what an item is.
 
 from dataclasses import dataclass, field
 
-from strop.proxy.wire.responses.content import Content, parts_of
+from strop.proxy.wire.chat_messages import Content, add_notes, in_order, parts_of
 
 
 @dataclass(slots=True)
@@ -14,6 +14,7 @@ class Said:
 
     Attributes:
         answer: the digits of the answer that it was, where its items have ids of ours.
+        notes: what the system says behind the results.
     """
 
     answer: str | None
@@ -22,6 +23,7 @@ class Said:
     refusals: list[str] = field(default_factory=list)
     calls: list[dict[str, object]] = field(default_factory=list)
     results: list[dict[str, object]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def message(self) -> dict[str, object]:
         """Return it as chat has it."""
@@ -39,14 +41,12 @@ class Said:
             message["tool_calls"] = self.calls
         return message
 
-    def note(self, text: str) -> None:
-        """Add a note behind the last result."""
-        result = self.results[-1]
-        content = result["content"]
-        if isinstance(content, str):
-            result["content"] = f"{content}\n\n{text}"
-        else:
-            result["content"] = [*parts_of(content), *parts_of(text)]
+    def told(self) -> list[dict[str, object]]:
+        """Return the results as chat has them; no more is added."""
+        results = in_order(self.results, (call["id"] for call in self.calls))
+        if self.notes:
+            add_notes(results[-1], self.notes)
+        return results
 
 
 @dataclass(slots=True)
