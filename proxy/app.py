@@ -6,6 +6,7 @@ paths is closed, so an engine's own admin routes can't be reached through here.
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, MutableMapping
 from typing import Any, Generic, TypeVar
@@ -18,10 +19,11 @@ from strop.proxy.engines.base import Dialect
 from strop.proxy.errors import RETRY_HEADER, SOURCE_HEADER, ShuttingDown, StropError, render
 from strop.proxy.passing import pass_through
 from strop.proxy.services import Front
-from strop.proxy.translating import Interpreter
+from strop.proxy.translating import Interpreter, earlier_in
+from strop.proxy.wire.headers import Headers
 from strop.proxy.wire.messages.dialect import MESSAGES
 from strop.proxy.wire.responses.dialect import RESPONSES
-from strop.proxy.wire.translation import Translation
+from strop.proxy.wire.translation import Earlier, Translation
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ class App(Generic[F]):
         translation = _TRANSLATED.get(path) if scope["method"] == "POST" else None
         if translation is not None:
             limits = self.services.settings.server
-            between = Interpreter(translation, scope, receive, send, limits)
+            recall = functools.partial(self._recall, scope["headers"])
+            between = Interpreter(translation, scope, receive, send, limits, recall)
             scope, receive, send = between.scope, between.receive, between.send
         try:
             await self._dispatch(scope, receive, send, path, session)
@@ -120,6 +123,14 @@ class App(Generic[F]):
             # Where an answer has begun, the server refuses a second head and closes the connection.
             with contextlib.suppress(RuntimeError):
                 await self._answer(StropError("strop failed to serve this; see its log"), send)
+
+    async def _recall(self, headers: Headers, digits: str) -> Earlier | None:
+        """Return what a client was answered before, if it is recorded as it was."""
+        services = self.services
+        if services.settings.capture.redact:
+            return None
+        found = await services.store.get_completion(f"cmp_{digits}")
+        return earlier_in(found, services.keys.caller(headers).key_id) if found else None
 
     async def _answer(self, error: StropError, send: Send) -> None:
         self.services.metrics.refused.labels(error.code).inc()

@@ -6,7 +6,7 @@ dialect (see `wire`), and does not know who answers.
 """
 
 import logging
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from strop.proxy.call import Receive, Send
@@ -14,10 +14,11 @@ from strop.proxy.errors import BadRequest, UpstreamError
 from strop.proxy.ids import digits_of, new_id
 from strop.proxy.intake import read_body
 from strop.proxy.settings import Server
+from strop.proxy.store.records import StoredCompletion
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import headers as wire_headers
 from strop.proxy.wire import sse
-from strop.proxy.wire.translation import Translation, Writer
+from strop.proxy.wire.translation import Earlier, Translation, Writer
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ _JSON = (b"content-type", b"application/json")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 Message = MutableMapping[str, Any]
+Recall = Callable[[str], Awaitable[Earlier | None]]
 
 
 class Interpreter:
@@ -41,6 +43,7 @@ class Interpreter:
         receive: gives the request's body, and says when the client leaves.
         send: takes the answer for the client.
         limits: how large the body may be.
+        recall: finds the client's earlier completions, by the digits of their ids.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Interpreter:
         receive: Receive,
         send: Send,
         limits: Server,
+        recall: Recall,
     ) -> None:
         # A path of its own has a query of its own, such as `?beta=true`.
         self.scope = {**scope, "query_string": b""}
@@ -57,9 +61,11 @@ class Interpreter:
         self._receive = receive
         self._send = send
         self._limits = limits
+        self._recall = recall
         self._make_writer: Callable[[str], Writer] | None = None
         self._left_out: tuple[str, ...] = ()
         self._wants_stream = False
+        self._follows: str | None = None
         self._head: Message = {}
         self._body: list[bytes] = []
         self._writer: Writer | None = None
@@ -76,10 +82,16 @@ class Interpreter:
         if self._make_writer is not None:
             return await self._receive()
         raw = await read_body(self._receive, self.scope["headers"], self._limits)
-        translated = self._translation.to_chat(wire_body.parse(raw))
+        fields = wire_body.parse(raw)
+        earlier = {}
+        for answer in self._translation.refers_to(fields):
+            if (found := await self._recall(answer)) is not None:
+                earlier[answer] = found
+        translated = self._translation.to_chat(fields, earlier)
         # The rest may be large, and whoever reads the chat holds it already.
         self._make_writer, self._left_out = translated.writer, translated.left_out
         self._wants_stream = translated.fields.get("stream") is True
+        self._follows = translated.follows
         said = wire_body.dumps(translated.fields)
         return {"type": "http.request", "body": said, "more_body": False}
 
@@ -156,9 +168,11 @@ class Interpreter:
 
     def _new_writer(self) -> Writer:
         assert self._make_writer is not None
-        # What is answered in the model's place, such as an inline command, is no completion.
+        # What is answered in the model's place, such as an inline command, is no completion: a
+        # conversation goes on from the answer before it.
         own = wire_headers.first(self._head["headers"], _ID_HEADER)
-        return self._make_writer(digits_of(own.decode() if own else new_id("own")))
+        digits = digits_of(own.decode()) if own else self._follows
+        return self._make_writer(digits or digits_of(new_id("own")))
 
     def _own_head(self) -> wire_headers.Headers:
         if not self._left_out:
@@ -166,6 +180,19 @@ class Interpreter:
         # A client's own names may hold line ends, which no header may.
         paths = ", ".join(self._left_out).encode("unicode_escape")
         return [(LEFT_OUT_HEADER, paths[:_MAX_LEFT_OUT_CHARS])]
+
+
+def earlier_in(found: StoredCompletion, key_id: str) -> Earlier | None:
+    """Return a whole chat that was asked with this key, as what a later request may go on from."""
+    stored = found.completion
+    is_chat = stored.dialect == "chat" and stored.state == "complete" and bool(stored.choices)
+    if not is_chat or stored.key_id != key_id:
+        return None
+    messages = wire_body.parse(stored.request).get("messages")
+    if not isinstance(messages, list):
+        return None
+    answer = wire_body.parse(stored.choices[0].message)
+    return Earlier([one for one in messages if isinstance(one, dict)], answer)
 
 
 def _is_stream(start: Message) -> bool:

@@ -127,6 +127,7 @@ AGENTS = (
     OPENAI_RESPONSES,
     Client("openai_node", "node", {"openai": "6.49.0"}),
     Client("ai_sdk", "node", {"ai": "6.0.326", "@ai-sdk/openai-compatible": "2.0.87"}),
+    Client("ai_sdk_openai", "node", {"ai": "6.0.326", "@ai-sdk/openai": "3.0.141"}),
     Client("langchain_openai", "python", {"langchain-openai": "1.7.3"}),
     Client("pydantic_ai", "python", {"pydantic-ai-slim[openai]": "2.68.0"}),
     Client("openai_agents", "python", {"openai-agents": "0.24.0"}),

@@ -69,7 +69,7 @@ async def test_a_base_url_without_its_v1_or_with_two_is_said(
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("/v1/responses/resp_1", "let yours send the whole input each time"),
+        ("/v1/responses/resp_1", "only POST /v1/responses is spoken here"),
         ("/v1/messages/count_tokens?beta=true", "only POST /v1/messages is spoken here"),
         ("/v1/v1/messages?beta=true", "let the base URL of your client end without /v1"),
         ("/messages", "let the base URL of your client end without /v1"),

@@ -380,7 +380,10 @@ async def interpreted(*messages: Item) -> list[Item]:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    between = Interpreter(TRANSLATION, {"headers": []}, receive, send, Server())
+    async def recall(_digits: str) -> None:
+        return None
+
+    between = Interpreter(TRANSLATION, {"headers": []}, receive, send, Server(), recall)
     await between.receive()
     for message in messages:
         await between.send(message)

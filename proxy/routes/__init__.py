@@ -51,7 +51,7 @@ _CONTROL_PATHS: Final = (
 
 
 _UNSPOKEN: Final = {
-    "/v1/responses/": "no response is kept for clients: let yours send the whole input each time",
+    "/v1/responses/": "of the Responses API only POST /v1/responses is spoken here",
     "/v1/messages/": "of Anthropic's Messages API only POST /v1/messages is spoken here",
 }
 

@@ -5,9 +5,10 @@ answers it with a snapshot, and it is recorded, rated and learned from like any 
 written back in the dialect. Knows no dialect.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from strop.proxy.wire.members import refuse
 
@@ -37,6 +38,14 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Earlier:
+    """An earlier completion, as chat has it: the messages that it was asked for, and its answer."""
+
+    messages: Sequence[Mapping[str, object]]
+    answer: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class Translated:
     """A request of another dialect, as a chat completion.
 
@@ -45,18 +54,36 @@ class Translated:
         left_out: where in the request stands what no chat completion can carry and what may be
             missing without changing what the model is asked, such as `tools[3]`.
         writer: makes what writes the answer, given the hexadecimal digits of its id.
+        follows: the digits of the answer whose conversation goes on, where the client names one.
     """
 
     fields: dict[str, object]
     left_out: tuple[str, ...]
     writer: Callable[[str], Writer]
+    follows: str | None = None
+
+
+NOTHING: Final[Mapping[str, Earlier]] = MappingProxyType({})
 
 
 class Translation(Protocol):
     """One dialect."""
 
-    def to_chat(self, fields: Mapping[str, object]) -> Translated:
+    def refers_to(self, fields: Mapping[str, object]) -> Collection[str]:
+        """Return the digits of the earlier answers that a request names instead of repeating them.
+
+        Takes whatever JSON can hold.
+        """
+        ...
+
+    def to_chat(
+        self, fields: Mapping[str, object], earlier: Mapping[str, Earlier] = NOTHING
+    ) -> Translated:
         """Return the chat completion that asks for what a request asks for.
+
+        Args:
+            fields: the request's members.
+            earlier: what is known of the answers that it refers to, by their digits.
 
         Raises:
             BadRequest: it is malformed, or asks for what no chat completion can do.

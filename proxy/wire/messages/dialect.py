@@ -4,7 +4,7 @@ Pure. Of the request, this has all but its messages and tools. Fields: Anthropic
 "Messages", of the versions 2023-06-01 to 2026-10-21.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
@@ -13,7 +13,7 @@ from strop.proxy.wire.members import list_in, object_in, others_in, refuse
 from strop.proxy.wire.messages.answer import MessageWriter, error_body
 from strop.proxy.wire.messages.history import History
 from strop.proxy.wire.messages.tools import tools_in
-from strop.proxy.wire.translation import Translated, Translation, stream_members
+from strop.proxy.wire.translation import NOTHING, Earlier, Translated, Translation, stream_members
 
 Fields = Mapping[str, object]
 
@@ -57,7 +57,15 @@ _UNSUPPORTED: Final[Mapping[str, Mapping[str, object]]] = {
 class _Messages:
     """The dialect."""
 
-    def to_chat(self, fields: Fields) -> Translated:
+    def refers_to(self, fields: Fields) -> Collection[str]:  # noqa: ARG002
+        """Return nothing: a request repeats all that was said."""
+        return ()
+
+    def to_chat(
+        self,
+        fields: Fields,
+        earlier: Mapping[str, Earlier] = NOTHING,  # noqa: ARG002
+    ) -> Translated:
         """Return the chat completion that asks for what a request asks for.
 
         Raises:

@@ -5,7 +5,7 @@ left out where it is a hint, and refused where the answer would be another. Fiel
 reference, "Responses".
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from strop.proxy.wire import body
@@ -19,9 +19,16 @@ from strop.proxy.wire.members import (
 )
 from strop.proxy.wire.responses.history import History
 from strop.proxy.wire.responses.object import Envelope
+from strop.proxy.wire.responses.references import SEND_ALL, answer_of, answers_in
 from strop.proxy.wire.responses.stream import ResponseWriter
 from strop.proxy.wire.responses.tools import Toolbox
-from strop.proxy.wire.translation import Translated, Translation, stream_members
+from strop.proxy.wire.translation import (
+    NOTHING,
+    Earlier,
+    Translated,
+    Translation,
+    stream_members,
+)
 
 # What chat completions call otherwise, or mean otherwise by.
 _TRANSLATED = frozenset(
@@ -32,6 +39,7 @@ _TRANSLATED = frozenset(
         "instructions",
         "max_output_tokens",
         "parallel_tool_calls",
+        "previous_response_id",
         "reasoning",
         "stream",
         "stream_options",
@@ -53,13 +61,8 @@ _HINTS: Final[Mapping[str, tuple[object, ...]]] = {
     "prompt_cache_retention": (),
     "truncation": ("disabled",),
 }
-_SEND_ALL = (
-    "strop keeps no conversations for clients: send the whole one in `input` (in most SDKs:"
-    " store=False)"
-)
 _REFUSED: Final[Mapping[str, str]] = {
-    "previous_response_id": _SEND_ALL,
-    "conversation": _SEND_ALL,
+    "conversation": "strop keeps no such objects: send `input`, or `previous_response_id`",
     "prompt": "strop keeps no templates: send the text itself in `instructions` and `input`",
     "n": "a response is one answer: ask several times",
     "messages": "this is the Responses dialect: send `input`, or use /v1/chat/completions",
@@ -71,7 +74,13 @@ _EFFORTS: Final = frozenset({"none", "minimal", "low", "medium", "high", "xhigh"
 class _Responses:
     """The dialect."""
 
-    def to_chat(self, fields: Mapping[str, object]) -> Translated:
+    def refers_to(self, fields: Mapping[str, object]) -> Collection[str]:
+        """Return the digits of the response before, and of the answers that items refer to."""
+        return answers_in(fields)
+
+    def to_chat(
+        self, fields: Mapping[str, object], earlier: Mapping[str, Earlier] = NOTHING
+    ) -> Translated:
         """Return the chat completion that asks for what a request asks for.
 
         Raises:
@@ -88,9 +97,10 @@ class _Responses:
         said = {
             key: value for key, value in fields.items() if key not in read and value is not None
         }
-        history = History()
+        history = History(earlier)
         if instructions := fields.get("instructions"):
             _instruct(history, instructions)
+        follows = _resume(history, fields, earlier)
         history.read(fields.get("input"))
         said["messages"] = history.messages()
         if not said["messages"]:
@@ -114,6 +124,7 @@ class _Responses:
             fields=said,
             left_out=(*left_out, *tools.left_out, *history.left_out),
             writer=lambda digits: ResponseWriter(envelope, digits),
+            follows=follows,
         )
 
     def error(self, status: int, error: Mapping[str, object]) -> bytes:  # noqa: ARG002
@@ -137,6 +148,21 @@ def _instruct(history: History, instructions: object) -> None:
     if not isinstance(instructions, str):
         refuse("instructions", "a string", instructions)
     history.instruct(instructions)
+
+
+def _resume(
+    history: History, fields: Mapping[str, object], earlier: Mapping[str, Earlier]
+) -> str | None:
+    """Take the conversation that goes on; return the digits of its last answer."""
+    name = fields.get("previous_response_id")
+    if name is None:
+        return None
+    answer = answer_of(name)
+    before = earlier.get(answer) if answer else None
+    if answer is None or before is None:
+        refuse("previous_response_id", "a response that strop has", name, SEND_ALL)
+    history.resume(before, answer)
+    return answer
 
 
 def _stream_options(fields: Mapping[str, object]) -> list[str]:

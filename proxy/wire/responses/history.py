@@ -7,10 +7,9 @@ which tools there are.
 
 import re
 from collections.abc import Mapping
-from typing import Final
 
 from strop.proxy.commands import find_command
-from strop.proxy.errors import BadRequest
+from strop.proxy.message import texts_of
 from strop.proxy.wire import body
 from strop.proxy.wire.chat_messages import Content, content_of, joined, reminder, result_of
 from strop.proxy.wire.members import (
@@ -22,40 +21,18 @@ from strop.proxy.wire.members import (
     string,
 )
 from strop.proxy.wire.responses.content import parts_in, text_in, texts_in
+from strop.proxy.wire.responses.items import (
+    BUILT_IN_CALLS,
+    OF_THE_CLOUD,
+    RESULTS,
+    call_id,
+    is_content,
+)
+from strop.proxy.wire.responses.references import SEND_ALL, answer_of
 from strop.proxy.wire.responses.tools import custom_arguments, function_name
 from strop.proxy.wire.responses.turns import Asked, Said
+from strop.proxy.wire.translation import Earlier
 
-# Calls that only the vendor's models know how to make, and the member that says what is called.
-_BUILT_IN_CALLS: Final = {
-    "local_shell_call": "action",
-    "shell_call": "action",
-    "apply_patch_call": "operation",
-}
-_RESULTS: Final = frozenset(
-    {
-        "function_call_output",
-        "custom_tool_call_output",
-        "local_shell_call_output",
-        "shell_call_output",
-        "apply_patch_call_output",
-    }
-)
-_OF_THE_CLOUD: Final = frozenset(
-    {
-        "web_search_call",
-        "file_search_call",
-        "code_interpreter_call",
-        "image_generation_call",
-        "mcp_call",
-        "mcp_list_tools",
-        "mcp_approval_request",
-        "mcp_approval_response",
-        "tool_search_call",
-        "tool_search_output",
-    }
-)
-# As the items of an answer are called.
-_OUR_ID = re.compile(r"(?:rs|msg|fc|ctc)_([0-9a-f]{32})(?:_\d+)?")
 # As pydantic-ai writes reasoning back: a message of its own.
 _THOUGHT = re.compile(r"<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
 
@@ -63,12 +40,16 @@ _THOUGHT = re.compile(r"<think>\n?(.*?)\n?</think>\s*", re.DOTALL)
 class History:
     """What the items read so far say.
 
+    Args:
+        earlier: the completions that items refer to, by their answers' digits.
+
     Attributes:
         tools: where in the request stand further tools, and they themselves.
         left_out: where in the request stands what chat can't say.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Mapping[str, Earlier]) -> None:
+        self._earlier = earlier
         self.tools: list[tuple[str, object]] = []
         self.left_out: list[str] = []
         self._instructions: list[str] = []
@@ -78,6 +59,25 @@ class History:
     def instruct(self, text: str) -> None:
         """Take what the model is told before the conversation."""
         self._instructions.append(text)
+
+    def resume(self, before: Earlier, answer: str) -> None:
+        """Take a conversation with its answer, of which these are the digits.
+
+        What the model was told before it counts only where nothing was said in its place.
+        """
+        for message in before.messages:
+            content, role = message.get("content"), message.get("role")
+            if role == "assistant":
+                self._add(Said.of(message, None))
+            elif role == "tool":
+                self._add_result(dict(message))
+            elif role == "user":
+                self._entries.append(
+                    Asked([content if isinstance(content, list) else str(content)])
+                )
+            elif not self._instructions:
+                self._instructions += texts_of(message)
+        self._add(Said.of(before.answer, answer))
 
     def read(self, items: object) -> None:
         """Take a request's `input`.
@@ -124,25 +124,39 @@ class History:
                 string(item, "name", path), optional_string(item, "namespace", path)
             )
             self._read_call(item, path, name, custom_arguments(string(item, "input", path)))
-        elif kind in _BUILT_IN_CALLS:
-            given = body.dumps(item.get(_BUILT_IN_CALLS[kind])).decode()
+        elif kind in BUILT_IN_CALLS:
+            given = body.dumps(item.get(BUILT_IN_CALLS[kind])).decode()
             self._read_call(item, path, kind.removesuffix("_call"), given)
-        elif kind in _RESULTS:
+        elif kind in RESULTS:
             self._read_result(item, path)
         elif kind == "reasoning":
             self._read_reasoning(item, path)
         elif kind == "additional_tools":
             self.tools.append((f"{path}.tools", item.get("tools")))
-        elif kind in _OF_THE_CLOUD:
+        elif kind in OF_THE_CLOUD:
             self.left_out.append(path)
         elif kind == "item_reference":
-            raise BadRequest(
-                f"expected the item itself at `{path}`, got a reference to it; strop keeps no items"
-                " for clients: send the whole conversation in `input` (in most SDKs: store=False)",
-                param=path,
-            )
+            self._read_reference(item, path)
         else:
             refuse(f"{path}.type", "an item that a chat can hold", kind, "leave the item out")
+
+    def _read_reference(self, item: Mapping[str, object], path: str) -> None:
+        """Take an item of an earlier answer: with it come the others, since all are one message."""
+        answer = answer_of(name_in(item, "id", path))
+        before = self._earlier.get(answer) if answer else None
+        last = self._entries[-1] if self._entries else None
+        if before is None:
+            if isinstance(last, Asked) and last.is_command:
+                # Strop's own words, which leave the history with the command.
+                return
+            refuse(f"{path}.id", "an item of an answer that strop has", item["id"], SEND_ALL)
+        if not (isinstance(last, Said) and last.answer == answer):
+            self._add(Said.of(before.answer, answer))
+
+    def _add(self, said: Said) -> None:
+        self._entries.append(said)
+        for call in said.calls:
+            self._callers[str(call.get("id"))] = said
 
     def _read_message(self, item: Mapping[str, object], path: str) -> None:
         role, content, here = item.get("role"), item.get("content"), f"{path}.content"
@@ -224,33 +238,34 @@ class History:
             self.left_out.append(f"{path}.encrypted_content")
 
     def _read_call(self, item: Mapping[str, object], path: str, name: str, arguments: str) -> None:
-        identity = _call_id(item, path)
+        identity = call_id(item, path)
         function = {"name": name, "arguments": arguments}
         said = self._saying(item, is_call=True)
         said.calls.append({"id": identity, "type": "function", "function": function})
         self._callers[identity] = said
 
     def _read_result(self, item: Mapping[str, object], path: str) -> None:
-        identity, output = _call_id(item, path), item.get("output")
+        identity, output = call_id(item, path), item.get("output")
         if output is None:
             output = optional_string(item, "status", path) or ""
-        if not _is_content(output):
+        if not is_content(output):
             output = body.dumps(output).decode()
         message: dict[str, object] = {
             "role": "tool",
             "tool_call_id": identity,
             "content": result_of(parts_in(output, f"{path}.output", self.left_out)),
         }
-        if caller := self._callers.get(identity):
+        self._add_result(message)
+
+    def _add_result(self, message: dict[str, object]) -> None:
+        if caller := self._callers.get(str(message.get("tool_call_id"))):
             caller.results.append(message)
         else:
             self._entries.append(message)
 
     def _saying(self, item: Mapping[str, object], *, is_call: bool = False) -> Said:
         """Return the assistant message that `item` is part of."""
-        identity = item.get("id")
-        ours = _OUR_ID.fullmatch(identity) if isinstance(identity, str) else None
-        answer = ours[1] if ours else None
+        answer = answer_of(item.get("id"))
         last = self._entries[-1] if self._entries else None
         if isinstance(last, Said):
             if answer and last.answer:
@@ -265,15 +280,3 @@ class History:
         said = Said(answer)
         self._entries.append(said)
         return said
-
-
-def _call_id(item: Mapping[str, object], path: str) -> str:
-    """Return the id that a call and its result share."""
-    return name_in(item, "id" if item.get("call_id") is None else "call_id", path)
-
-
-def _is_content(output: object) -> bool:
-    """Whether `output` is a text or content parts, and not the record of what a shell did."""
-    if isinstance(output, list):
-        return all(isinstance(part, dict) and "type" in part for part in output)
-    return isinstance(output, str)

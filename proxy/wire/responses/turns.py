@@ -3,9 +3,12 @@
 Pure. Does not know what an item is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from strop.proxy.message import texts_of
 from strop.proxy.wire.chat_messages import Content, add_notes, in_order, parts_of
+from strop.proxy.wire.translation import reasoning_in
 
 
 @dataclass(slots=True)
@@ -25,6 +28,24 @@ class Said:
     results: list[dict[str, object]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, message: Mapping[str, object], answer: str | None) -> "Said":
+        """Return what a chat's assistant message says."""
+        thought, refusal, calls = (
+            reasoning_in(message),
+            message.get("refusal"),
+            message.get("tool_calls"),
+        )
+        return cls(
+            answer,
+            thoughts=[thought] if thought else [],
+            texts=texts_of(message),
+            refusals=[refusal] if isinstance(refusal, str) else [],
+            calls=[call for call in calls if isinstance(call, dict)]
+            if isinstance(calls, list)
+            else [],
+        )
+
     def message(self) -> dict[str, object]:
         """Return it as chat has it."""
         text = "".join(self.texts)
@@ -43,7 +64,7 @@ class Said:
 
     def told(self) -> list[dict[str, object]]:
         """Return the results as chat has them; no more is added."""
-        results = in_order(self.results, (call["id"] for call in self.calls))
+        results = in_order(self.results, (call.get("id") for call in self.calls))
         if self.notes:
             add_notes(results[-1], self.notes)
         return results

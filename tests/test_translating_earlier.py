@@ -1,0 +1,198 @@
+"""Clients of /v1/responses may name what was said before, instead of sending it again."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from running import Running, running, settings_for
+from scripted_models import REPORT, TOOLS
+from scripted_vllm import ScriptedVllm
+
+from strop.proxy.commands import MARK
+
+Item = dict[str, Any]
+
+FUNCTION = {"type": "function", **TOOLS[0]["function"]}
+QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[FakeEngine]:
+    """An engine that calls a tool where it has one."""
+    async with FakeEngine(ScriptedVllm()) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def proxy(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Running]:
+    """A proxy in front of it."""
+    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def client(proxy: Running) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's own client of the proxy."""
+    async with openai.AsyncOpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0) as client:
+        yield client
+
+
+def told(engine: FakeEngine) -> list[Item]:
+    """Return the messages that the engine got last."""
+    messages: list[Item] = engine.requests[-1].json()["messages"]
+    return messages
+
+
+async def ask(proxy: Running, *, headers: Item | None = None, **fields: Any) -> httpx.Response:
+    """Ask for a response."""
+    body = {"model": "tiny", **fields}
+    return await proxy.client.post("/v1/responses", json=body, headers=headers)
+
+
+async def test_a_conversation_goes_on_from_a_response(
+    engine: FakeEngine, proxy: Running, client: openai.AsyncOpenAI
+) -> None:
+    """Told all that was said; of the instructions, the newest count, and else those from before."""
+    first = await client.responses.create(model="tiny", input="hi", instructions="Be brief.")
+    second = await client.responses.create(
+        model="tiny", input="and now?", previous_response_id=first.id
+    )
+    after_second = told(engine)
+    await client.responses.create(
+        model="tiny", input="why?", previous_response_id=second.id, instructions="Be long."
+    )
+
+    said = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "and now?"},
+    ]
+    assert [{"role": "system", "content": "Be brief."}, *said] == after_second
+    assert [
+        {"role": "system", "content": "Be long."},
+        *said,
+        {"role": "assistant", "content": second.output_text},
+        {"role": "user", "content": "why?"},
+    ] == told(engine)
+    assert first.id == second.previous_response_id
+    rows = await proxy.rows()
+    assert [None, rows[0].completion.id, rows[1].completion.id] == [row.parent for row in rows]
+    assert 1 == len({row.session for row in rows})
+
+
+@pytest.mark.parametrize("names_items", [False, True], ids=["response", "items"])
+async def test_a_tools_result_follows_the_call_that_is_named(
+    names_items: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """By the response that it stands in, or by the call's own id; all of one turn."""
+    first = (await ask(proxy, input=[QUESTION], tools=[FUNCTION])).json()
+    (call,) = [item for item in first["output"] if item["type"] == "function_call"]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "21 degrees"}
+    before: Item = {"previous_response_id": first["id"], "input": [result]}
+    if names_items:
+        items = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+        before = {"input": [QUESTION, *items, result]}
+
+    second = await ask(proxy, tools=[FUNCTION], **before)
+
+    assert REPORT == second.json()["output"][-1]["content"][0]["text"]
+    asked, called, answered = told(engine)
+    assert QUESTION == asked
+    assert [call["call_id"]] == [one["id"] for one in called["tool_calls"]]
+    assert (call["call_id"], "21 degrees") == (answered["tool_call_id"], answered["content"])
+    parent, follower = await proxy.rows()
+    assert parent.completion.id == follower.parent == follower.turn
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_rating_typed_behind_a_response_leaves_no_trace(
+    stream: bool, engine: FakeEngine, client: openai.AsyncOpenAI, proxy: Running
+) -> None:
+    """It lands on that answer, and what follows the rating's own response goes on from there."""
+    first = await client.responses.create(model="tiny", input="hi")
+    if stream:
+        async with client.responses.stream(
+            model="tiny", input="/rl good short", previous_response_id=first.id
+        ) as events:
+            rated = await events.get_final_response()
+    else:
+        rated = await client.responses.create(
+            model="tiny", input="/rl good short", previous_response_id=first.id
+        )
+    await client.responses.create(model="tiny", input="more", previous_response_id=rated.id)
+
+    assert rated.output_text.startswith(f"{MARK}Rated the answer above good")
+    assert ["hi", first.output_text, "more"] == [one["content"] for one in told(engine)]
+    parent, follower = await proxy.rows()
+    assert parent.completion.id == follower.parent
+    (rating,) = (await proxy.services.store.list_feedback(limit=9)).data
+    assert (parent.completion.id, 1.0) == (rating.completion, rating.rating)
+
+
+async def test_a_rating_typed_between_items_that_are_named_leaves_no_trace(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Strop's own answer is no recorded one, and goes with the command."""
+    first = (await ask(proxy, input=[QUESTION])).json()
+    said = [{"type": "item_reference", "id": item["id"]} for item in first["output"]]
+    command = {"role": "user", "content": "/rl bad dull"}
+    rated = (await ask(proxy, input=[QUESTION, *said, command])).json()
+    told_of_it = [{"type": "item_reference", "id": item["id"]} for item in rated["output"]]
+    more = {"role": "user", "content": "more"}
+
+    answer = await ask(proxy, input=[QUESTION, *said, command, *told_of_it, more])
+
+    assert 200 == answer.status_code
+    assert ["user", "assistant", "user"] == [one["role"] for one in told(engine)]
+    (rating,) = (await proxy.services.store.list_feedback(limit=9)).data
+    assert ((await proxy.rows())[0].completion.id, -1.0) == (rating.completion, rating.rating)
+
+
+@pytest.mark.parametrize(
+    "capture", [{"redact": ("secret",)}, {"mode": "off"}], ids=["redacted", "off"]
+)
+async def test_what_is_not_recorded_as_it_was_is_not_gone_on_from(
+    capture: Item, tmp_path: Path
+) -> None:
+    """The model would be told something else: the client is asked to send it all."""
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, capture=capture), tmp_path / "home") as proxy,
+    ):
+        first = (await ask(proxy, input="hi")).json()
+        refused = await ask(proxy, input="more", previous_response_id=first["id"])
+
+    error = refused.json()["error"]
+    assert (400, "previous_response_id") == (refused.status_code, error["param"])
+    assert "send the whole conversation in `input`" in error["message"]
+
+
+async def test_what_another_key_was_answered_is_unknown(tmp_path: Path) -> None:
+    """As it is where nobody was answered so, and where it is no response of ours at all."""
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(
+            settings_for(engine.url, server={"client_keys": ("mine", "theirs")}), tmp_path / "home"
+        ) as proxy,
+    ):
+        mine, theirs = {"x-api-key": "mine"}, {"x-api-key": "theirs"}
+        first = (await ask(proxy, input="Hortensia", headers=mine)).json()
+        named = {"type": "item_reference", "id": first["output"][0]["id"]}
+        unknown = f"resp_{'0' * 32}"
+        refused = [
+            await ask(proxy, input="more", previous_response_id=first["id"], headers=theirs),
+            await ask(proxy, input=[named], headers=theirs),
+            await ask(proxy, input="more", previous_response_id=unknown, headers=mine),
+            await ask(proxy, input="more", previous_response_id="resp_abc", headers=mine),
+            await ask(proxy, input="more", previous_response_id=5, headers=mine),
+        ]
+        served = await ask(proxy, input="more", previous_response_id=first["id"], headers=mine)
+
+    assert [400] * 5 == [one.status_code for one in refused]
+    assert 200 == served.status_code
+    assert not any("Hortensia" in one.text for one in refused)
