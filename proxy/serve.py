@@ -187,12 +187,14 @@ def banner(
     headers = "-H 'Content-Type: application/json'"
     if needs_key:
         headers += ' -H "Authorization: Bearer $OPENAI_API_KEY"'
+    key = "KEY" if needs_key else "strop"
     lines = [
         "",
         f"strop serves {model} ({version}), by {engine}",
         "",
         "  Point an agent at it" + (" (KEY: one of server.client_keys):" * needs_key or ":"),
-        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={'KEY' if needs_key else 'strop'}",
+        f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}",
+        f"    export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}    # Claude Code",
         "  Try it:",
         f"    curl {url}/v1/chat/completions {headers} -d '{body}'",
         "  Rate an answer: type /rl good or /rl bad [why] as your next message, or run",
