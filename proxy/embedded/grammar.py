@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from strop.proxy.embedded.errors import BadRequest
 from strop.proxy.embedded.forms import Form
 
-# A small model would go on with spaces for ever; some indent what they write.
-_SPACES = r"[ \n]{0,20}"
+# Between the parts of JSON: nothing, a space, or a new line with its indent. A small model would go
+# on with spaces for ever.
+_SPACES = r"( |\n[ \t]{0,16})?"
 
 
 @dataclass(frozen=True, slots=True)
