@@ -80,6 +80,20 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return files
 
 
+def ties_head(folder: Path) -> bool:
+    """Return whether the head is the embedding, and has no weights of its own.
+
+    Published configs of models that always tie them (Gemma) don't say so: then the files do.
+
+    Raises:
+        InvalidBase: the config or a header is broken, or a file is missing.
+    """
+    said = read_config(folder).get("tie_word_embeddings")
+    if said is not None:
+        return bool(said)
+    return not any(path.rpartition(".")[2] == "lm_head" for path in layer_sizes(folder))
+
+
 def layer_sizes(folder: Path) -> dict[str, tuple[int, int] | None]:
     """Return (out, in) of each weight matrix by module path, as the files' headers say.
 
@@ -90,24 +104,26 @@ def layer_sizes(folder: Path) -> dict[str, tuple[int, int] | None]:
         InvalidBase: the config or a header is broken, or a file is missing.
     """
     quantization = read_config(folder).get("quantization")
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, tensor_file.Tensor] = {}
     for path in weight_files(folder):
         try:
-            header = tensor_file.read_header(path)
+            tensors |= tensor_file.read_header(path)
         except tensor_file.BrokenTensorFile as error:
             raise InvalidBase(f"{folder}: {error}") from error
-        shapes |= {name: tensor.shape for name, tensor in header.items()}
     sizes: dict[str, tuple[int, int] | None] = {}
-    for name, shape in shapes.items():
+    for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         if kind in ("qweight", "weight_packed"):
             sizes[module] = None
-        elif kind == "weight" and len(shape) == 2:
-            sizes[module] = (
-                _mlx_quantised(module, shape[0], shapes[f"{module}.scales"], quantization)
-                if f"{module}.scales" in shapes
-                else (shape[0], shape[1])
-            )
+        elif kind == "weight" and len(tensor.shape) == 2:
+            num_out, num_in = tensor.shape
+            if f"{module}.scales" in tensors:
+                scales = tensors[f"{module}.scales"].shape
+                sizes[module] = _mlx_quantised(module, num_out, scales, quantization)
+            else:
+                # Integers hold several weights each (bitsandbytes, ModelOpt), in any shape.
+                is_plain = tensor.dtype.startswith(("F", "BF"))
+                sizes[module] = (num_out, num_in) if is_plain else None
     return sizes
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from strop.adapters import base_model, peft
+from strop.adapters import base_model, durable, peft
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,12 +103,12 @@ def convert(
     arrays: dict[str, NDArray[Any]] = {}
     for path, module in sorted(adapter.modules.items()):
         name = names.get_name(path)
-        if name is None or (path == "lm_head" and config.get("tie_word_embeddings")):
+        if name is None or (path == "lm_head" and base_model.ties_head(base)):
             raise peft.InvalidAdapter(
                 f"it adapts {path}, for which llama.cpp's {gguf.MODEL_ARCH_NAMES[arch]} models "
                 "have no place; train it on attention and MLP layers"
             )
-        b = module.b * np.float32(module.scale * module.a.shape[0] / alpha)
+        b = peft.scaled(path, module.b, module.scale * module.a.shape[0] / alpha)
         if architecture.interleaves:
             b = _interleaved(path, b, config)
         arrays[f"{name}.weight.lora_a"] = _as(dtype, module.a, path)
@@ -119,7 +119,7 @@ def convert(
     os.close(handle)
     try:
         _write(Path(scratch), gguf.MODEL_ARCH_NAMES[arch], alpha, arrays)
-        Path(scratch).rename(file)
+        durable.publish(Path(scratch), file)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise

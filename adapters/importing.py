@@ -1,4 +1,4 @@
-"""A PEFT adapter that someone else made: checked against a base, and copied.
+"""A PEFT or mlx_lm adapter that someone else made: checked against a base, and copied.
 
 Refuses what no engine could serve, and says what it found, for an engine may serve less. Runs no
 model and knows no engine.
@@ -6,15 +6,17 @@ model and knows no engine.
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from strop.adapters import base_model, peft
+from strop.adapters import base_model, leftovers, peft
 
-_MAX_BYTES = {peft.CONFIG: 2**20, peft.WEIGHTS: 16 * 2**30}
+_MLX_WEIGHTS = "adapters.safetensors"
+_MAX_BYTES = {peft.CONFIG: 2**20, peft.WEIGHTS: 16 * 2**30, _MLX_WEIGHTS: 16 * 2**30}
 _COPY_BYTES = 2**20
 
 
@@ -80,10 +82,11 @@ def check_import(folder: Path, base: Path | None, *, max_rank: int) -> Found:
 def bring_in(source: Path, folder: Path, base: Path | None, *, max_rank: int) -> Found:
     """Copy the adapter at `source` into the empty `folder`, check the copy, and say what it is.
 
-    The two files of an adapter are copied, by name, and nothing else that lies there. Where
-    modules have ranks or scales of their own, the copy is one with a single rank and scale that
-    computes the same, because engines that read both from the config serve the others wrongly,
-    without a word.
+    The two files of an adapter are copied, by name, and nothing else that lies there; one of
+    mlx_lm's becomes PEFT's. The base's own embedding and head, which peft saves with adapters of
+    them, are left out. Where modules have ranks or scales of their own, the copy is one with a
+    single rank and scale that computes the same, because engines that read both from the config
+    serve the others wrongly, without a word.
 
     Raises:
         AdapterNotFound: one of the two files isn't there.
@@ -91,15 +94,36 @@ def bring_in(source: Path, folder: Path, base: Path | None, *, max_rank: int) ->
         InvalidBase: `base` is broken.
         OSError: it can't be read or written.
     """
-    for name in (peft.CONFIG, peft.WEIGHTS):
-        if not os.path.lexists(source / name):
-            peft.read_shapes(source)  # says what is missing, and what is there instead
-        _copy(source, folder, name)
-    found = check_import(folder, base, max_rank=max_rank)
+    there = {name for name in _MAX_BYTES if os.path.lexists(source / name)}
+    if there == {peft.CONFIG, _MLX_WEIGHTS}:
+        _bring_in_mlx(source, folder, base)
+    else:
+        for name in (peft.CONFIG, peft.WEIGHTS):
+            if name not in there:
+                peft.read_shapes(source)  # says what is missing, and what is there instead
+            _copy(source, folder, name)
     config = peft.read_config(folder)
+    leftovers.remove(folder, base)
+    found = check_import(folder, base, max_rank=max_rank)
     if config.rank_pattern or config.alpha_pattern:
         peft.write(peft.folded(peft.read(folder, with_embeddings=True)), folder)
     return found
+
+
+def _bring_in_mlx(source: Path, folder: Path, base: Path | None) -> None:
+    """Write the mlx_lm adapter at `source` into `folder` as PEFT."""
+    if base is None:
+        raise peft.InvalidAdapter(
+            "it is one of mlx_lm's, whose layers are called as in PEFT for some models only; set "
+            "model.base, so that it is known which this is"
+        )
+    from strop.adapters import from_mlx
+
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        scratch = Path(name)
+        _copy(source, scratch, peft.CONFIG)
+        _copy(source, scratch, _MLX_WEIGHTS)
+        from_mlx.convert(scratch / peft.CONFIG, scratch / _MLX_WEIGHTS, base, folder)
 
 
 def _copy(source: Path, folder: Path, name: str) -> None:
@@ -142,15 +166,19 @@ def _plain_file(folder: Path, name: str) -> Iterator[BinaryIO]:
 def _check_fit(shapes: Mapping[str, peft.ModuleShape], base: Path) -> None:
     """Refuse modules that the base doesn't have, or has in other sizes."""
     sizes = base_model.layer_sizes(base)
-    is_tied = bool(base_model.read_config(base).get("tie_word_embeddings"))
     by_place: dict[str, list[str]] = {}
     for path in sizes:
         by_place.setdefault(_place(path), []).append(path)
     for path, shape in shapes.items():
         # Models of text and images name their blocks otherwise in memory than in their files.
         candidates = [path] if path in sizes else by_place.get(_place(path), [])
-        if not candidates and path == "lm_head" and is_tied:
+        if not candidates and path == "lm_head" and base_model.ties_head(base):
             candidates = [name for name in sizes if name.endswith("embed_tokens")]
+        if path.startswith("layers.") and f"model.{path}" in sizes:
+            raise peft.InvalidAdapter(
+                f"it adapts {path}, which is model.{path} in the base {base}: it was trained on "
+                "the blocks alone (AutoModel); train it on AutoModelForCausalLM"
+            )
         if not candidates:
             raise peft.InvalidAdapter(
                 f"it adapts {path}, which the base {base} doesn't have: was it trained on "

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from strop.adapters import durable
 from strop.adapters import manifest as manifests
 from strop.adapters.manifest import Manifest
 from strop.adapters.peft_config import AdapterNotFound, InvalidAdapter
@@ -75,14 +76,14 @@ class Library:
             (scratch / manifests.FILE).write_bytes(manifests.dumps(manifest.with_files(files)))
             for path in _plain_files(scratch):
                 path.chmod(0o600)
-                _sync(path)
-            _sync(scratch)
+                durable.sync(path)
+            durable.sync(scratch)
             # Another writer's may have other digits, and a rename replaces an empty folder.
             with _locked(self.folder, fcntl.LOCK_EX):
                 _refuse_existing(self.path_of(version))
                 scratch.rename(target)
         try:
-            _sync(self.folder)
+            durable.sync(self.folder)
         except OSError:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -146,7 +147,7 @@ class Library:
         with self.scratch() as scratch:
             with suppress(FileNotFoundError):
                 self.path_of(version).rename(scratch / version)
-            _sync(self.folder)
+            durable.sync(self.folder)
 
     def clean(self) -> tuple[str, ...]:
         """Delete what writers left that died, and return the names; what is being written stays."""
@@ -205,15 +206,6 @@ def _digits(files: Mapping[str, str]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Return once a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

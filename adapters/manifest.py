@@ -85,11 +85,9 @@ def dumps(manifest: Manifest) -> bytes:
         "created_ms": manifest.created_ms,
     }
     _parse(raw)
-    try:
-        encoded = json.dumps({**raw, "digest": _digest(raw)}, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidManifest(f"the manifest has a value that JSON can't hold: {error}") from error
-    return encoded.encode() + b"\n"
+    # The digest is of what will be read: JSON's names are strings, and are sorted as such.
+    read = json.loads(_canonical(raw))
+    return json.dumps({**read, "digest": _digest(read)}, indent=1).encode() + b"\n"
 
 
 def loads(data: bytes) -> Manifest:
@@ -117,11 +115,14 @@ def loads(data: bytes) -> Manifest:
 
 
 def _digest(raw: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(raw).encode()).hexdigest()
+
+
+def _canonical(raw: Mapping[str, Any]) -> str:
     try:
-        canonical = json.dumps(raw, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return json.dumps(raw, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidManifest(f"the manifest has a value that JSON can't hold: {error}") from error
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _parse(raw: Mapping[str, Any]) -> Manifest:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from strop.adapters import base_model, peft, tensor_file
+from strop.adapters import base_model, durable, peft, tensor_file
 
 WEIGHTS = "adapters.safetensors"
 
@@ -80,7 +80,7 @@ def convert(source: Path, base: Path, folder: Path) -> None:
             keys.add(match["inner"])
         else:
             keys.add(path)
-        _check(path, tied=bool(config.get("tie_word_embeddings")))
+        _check(path, base)
     if layers and max(layers) >= num_layers:
         raise peft.InvalidAdapter(
             f"it adapts block {max(layers)}; the base has {num_layers}: is it another's?"
@@ -107,20 +107,20 @@ def convert(source: Path, base: Path, folder: Path) -> None:
     try:
         (scratch / peft.CONFIG).write_text(json.dumps(raw, indent=2), encoding="utf-8")
         tensor_file.write(scratch / WEIGHTS, arrays)
-        scratch.rename(folder)
+        durable.publish(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
 
 
-def _check(path: str, *, tied: bool) -> None:
+def _check(path: str, base: Path) -> None:
     """Refuse what mlx_lm has no LoRA place for."""
     if ".experts." in path:
         raise peft.InvalidAdapter(
             f"{path} is one expert; mlx_lm keeps all experts of a block in one layer. Train the "
             "attention only"
         )
-    if path == "lm_head" and tied:
+    if path == "lm_head" and base_model.ties_head(base):
         raise peft.InvalidAdapter(
             "it adapts lm_head, which this base shares with its embedding: mlx_lm has no such layer"
         )

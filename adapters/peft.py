@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG",
+    "PREFIX",
     "WEIGHTS",
     "Adapter",
     "AdapterNotFound",
@@ -40,12 +41,13 @@ __all__ = [
     "read",
     "read_config",
     "read_shapes",
+    "scaled",
     "write",
 ]
 
 WEIGHTS = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _TENSOR_NAME = re.compile(r"(.{1,256})\.lora_(?:([AB])\.weight|embedding_([AB]))")
 
 
@@ -139,11 +141,11 @@ def write(adapter: Adapter, folder: Path, *, base_model: str | None = None) -> N
     """
     arrays = {}
     for path, module in adapter.modules.items():
-        arrays[f"{_PREFIX}{path}.lora_A.weight"] = module.a
-        arrays[f"{_PREFIX}{path}.lora_B.weight"] = module.b
+        arrays[f"{PREFIX}{path}.lora_A.weight"] = module.a
+        arrays[f"{PREFIX}{path}.lora_B.weight"] = module.b
     for path, module in adapter.embeddings.items():
-        arrays[f"{_PREFIX}{path}.lora_embedding_A"] = module.a
-        arrays[f"{_PREFIX}{path}.lora_embedding_B"] = module.b
+        arrays[f"{PREFIX}{path}.lora_embedding_A"] = module.a
+        arrays[f"{PREFIX}{path}.lora_embedding_B"] = module.b
     for path, module in {**adapter.modules, **adapter.embeddings}.items():
         if not math.isclose(module.scale, adapter.config.scale_of(path), rel_tol=1e-9):
             raise ValueError(
@@ -171,18 +173,36 @@ def folded(adapter: Adapter) -> Adapter:
     scales = Counter(module.scale for module in modules.values() if module.scale)
     scale = scales.most_common(1)[0][0] if scales else 0.0
 
-    def fold(module: LoraModule) -> LoraModule:
+    def fold(path: str, module: LoraModule) -> LoraModule:
         missing = rank - module.a.shape[0]
-        b = module.b if module.scale == scale else module.b * np.float32(module.scale / scale)
+        b = module.b if module.scale == scale else scaled(path, module.b, module.scale / scale)
         return LoraModule(
             np.pad(module.a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing))), scale
         )
 
     return Adapter(
         LoraConfig(rank, alpha=scale * rank, base_model=adapter.config.base_model),
-        {path: fold(module) for path, module in adapter.modules.items()},
-        {path: fold(module) for path, module in adapter.embeddings.items()},
+        {path: fold(path, module) for path, module in adapter.modules.items()},
+        {path: fold(path, module) for path, module in adapter.embeddings.items()},
     )
+
+
+def scaled(path: str, b: "NDArray[np.float32]", factor: float) -> "NDArray[np.float32]":
+    """Return B times a factor.
+
+    Raises:
+        InvalidAdapter: float32 can't hold it.
+    """
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = b * np.float32(factor)
+    if not np.isfinite(product).all():
+        raise InvalidAdapter(
+            f"{path} has a scale {factor:g} times that of other layers, which float32 can't hold; "
+            "train it with one lora_alpha"
+        )
+    return product
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +226,10 @@ def _halves(folder: Path) -> dict[str, dict[str, _Half]]:
         raise InvalidAdapter(str(error)) from error
     halves: dict[str, dict[str, _Half]] = {}
     for name, tensor in sorted(header.items()):
-        match = _TENSOR_NAME.fullmatch(name.removeprefix(_PREFIX))
-        if not name.startswith(_PREFIX) or match is None:
+        match = _TENSOR_NAME.fullmatch(name.removeprefix(PREFIX))
+        if not name.startswith(PREFIX) or match is None:
             raise InvalidAdapter(
-                f"unexpected tensor {name!r}; expected {_PREFIX}<module>.lora_A.weight and lora_B"
+                f"unexpected tensor {name!r}; expected {PREFIX}<module>.lora_A.weight and lora_B"
             )
         if tensor.dtype not in tensor_file.READABLE:
             raise InvalidAdapter(

@@ -19,14 +19,16 @@ CONFIG = "adapter_config.json"
 _MAX_CONFIG_BYTES = 2**20
 _MAX_PATTERN_KEYS = 4096
 _MAX_PATTERN_CHARS = 500
-# What lets one expression try many ways; each may multiply its time by the length of a path.
-_REPEAT = re.compile(r"[*+{]")
+_MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
+# What lets one expression try many ways. Each may multiply its time by the length of a path.
+_REPEAT = re.compile(r"[*+{]|(?<!\()\?")
+_MAX_PATH = 256
+_MAX_WAYS = 2**20
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _IN_BLOCK = re.compile(r"(?P<blocks>.+?)\.(?P<layer>\d+)\.(?P<inner>.+)")
 
 # Settings that change what the weights mean, with the values that mean nothing special.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "use_dora": (None, False),
     "bias": (None, "none"),
     "lora_bias": (None, False),
     "modules_to_save": (None, []),
@@ -35,8 +37,6 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "layer_replication": (None, []),
     "fan_in_fan_out": (None, False),
     "ensure_weight_tying": (None, False),
-    "use_qalora": (None, False),
-    "use_bdlora": (None, False),
     "alora_invocation_tokens": (None, []),
     "arrow_config": (None,),
     "kasa_config": (None,),
@@ -94,14 +94,18 @@ def read_config(folder: Path) -> LoraConfig:
     if not isinstance(raw, dict):
         raise InvalidAdapter(f"{CONFIG} must be a JSON object, got {type(raw).__name__}")
     if raw.get("peft_type") != "LORA":
-        raise InvalidAdapter(f"peft_type must be LORA, got {raw.get('peft_type')!r}")
+        raise InvalidAdapter(f"peft_type must be LORA, got {_said(raw.get('peft_type'))}")
     for key, harmless in _UNSUPPORTED.items():
         if raw.get(key) not in harmless:
-            raise InvalidAdapter(f"{key} = {raw[key]!r} is not supported; train without it")
+            raise InvalidAdapter(f"{key} = {_said(raw[key])} is not supported; train without it")
+    for key, value in raw.items():
+        # Each variant of LoRA that peft has added is switched on by a setting called so.
+        if key.startswith("use_") and key != "use_rslora" and value not in (None, False):
+            raise InvalidAdapter(f"{key[:80]} = {_said(value)} is not supported; train without it")
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise InvalidAdapter(
-            f"init_lora_weights = {init!r} changes the base; convert the adapter to plain LoRA"
+            f"init_lora_weights = {_said(init)} changes the base; convert the adapter to plain LoRA"
         )
     base = raw.get("base_model_name_or_path")
     return LoraConfig(
@@ -187,12 +191,12 @@ def _pattern(raw: Mapping[str, Any], key: str) -> Mapping[str, object]:
         # A foreign expression must not be able to search for years.
         if (
             len(expression) > _MAX_PATTERN_CHARS
-            or len(_REPEAT.findall(expression)) > 2
+            or _num_ways(expression) > _MAX_WAYS
             or _REPEATED_GROUP.search(expression)
         ):
             raise InvalidAdapter(
                 f"{key} has an expression that may take too long: {expression[:80]!r}; use one "
-                "with at most two repetitions, and none of a group"
+                "with at most two repetitions, none of a group, and few groups with alternatives"
             )
         try:
             _compiled(expression)
@@ -201,9 +205,22 @@ def _pattern(raw: Mapping[str, Any], key: str) -> Mapping[str, object]:
     return value
 
 
+def _num_ways(expression: str) -> int:
+    """Return an upper bound of the ways in which an expression may try to match a path."""
+    num_choices = 1 + expression.count("|")
+    return int(
+        _MAX_PATH ** len(_REPEAT.findall(expression)) * num_choices ** max(expression.count("("), 1)
+    )
+
+
+def _said(value: object) -> str:
+    """Return a foreign value for an error: it may be a megabyte long."""
+    return repr(value)[:80]
+
+
 def _positive_int(value: object, key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidAdapter(f"{key} must be an integer of at least 1, got {value!r}")
+        raise InvalidAdapter(f"{key} must be an integer of at least 1, got {_said(value)}")
     return value
 
 
@@ -212,6 +229,6 @@ def _finite(value: object, key: str) -> float:
         number = float(value) if isinstance(value, int | float) else math.nan
     except OverflowError:
         number = math.inf
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise InvalidAdapter(f"{key} must be a finite number, got {str(value)[:80]!r}")
+    if isinstance(value, bool) or not abs(number) <= _MAX_FLOAT32:
+        raise InvalidAdapter(f"{key} must be a number within float32, got {_said(value)}")
     return number

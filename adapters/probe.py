@@ -11,6 +11,7 @@ from typing import Literal
 from strop.adapters.probe_values import Item, Judgement, Measured, Outcome, Probe
 
 __all__ = [
+    "BADNESS",
     "MIN_TOKENS",
     "Item",
     "Judgement",
@@ -90,10 +91,11 @@ def judge(probe: Probe, measured: Sequence[Measured], *, tolerance: float) -> Ju
     verdicts.append(warm_verdict)
     if any(each.scored is not None for each in measured):
         verdicts.append(_verdict(_scored(pairs, offsets), tolerance, has_offsets=bool(raw)))
-    return max(verdicts, key=lambda verdict: _BADNESS[verdict.outcome])
+    return max(verdicts, key=lambda verdict: BADNESS[verdict.outcome])
 
 
-_BADNESS: Mapping[Outcome, int] = {"proven": 0, "indistinguishable": 1, "unproven": 2, "failed": 3}
+BADNESS: Mapping[Outcome, int] = {"proven": 0, "indistinguishable": 1, "unproven": 2, "failed": 3}
+"""Of several judgements, the one with the most stands."""
 
 
 @dataclass(frozen=True, slots=True)

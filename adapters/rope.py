@@ -1,6 +1,6 @@
 """Rotary embeddings as transformers 5 writes them down, in the places where mlx-lm looks for them.
 
-Works on configs alone: loads nothing, and computes no angle.
+Imports no mlx: loads nothing, and computes no angle.
 """
 
 from collections.abc import Mapping
@@ -31,3 +31,18 @@ def flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     if text_config := config.get("text_config"):
         missing["text_config"] = {**text_config, **flat_rope(text_config)}
     return missing
+
+
+def turn_partly(model: Any, config: Mapping[str, Any]) -> None:
+    """Let a loaded model turn the part of each head that its config says.
+
+    mlx-lm's `glm` turns whole heads, and published GLM-4 models half of them.
+    """
+    if config.get("model_type") != "glm":
+        return
+    rope = config.get("rope_parameters") or config
+    share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    for layer in model.layers:
+        attention = layer.self_attn
+        # What transformers takes where nothing is said.
+        attention.rope.dims = int(attention.head_dim * (0.5 if share is None else share))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
-from strop.adapters.probe import Judgement, Probe
+from strop.adapters.probe import BADNESS, Judgement, Probe
 
 T = TypeVar("T")
 
@@ -191,10 +191,11 @@ class Switch:
         accepted = {"proven", "indistinguishable"}
         if self.may_be_unproven:
             accepted.add("unproven")
-        for judgement in judgements:
-            if judgement.outcome not in accepted:
-                raise NotProven(judgement)
-        self.done.judgement = judgements[0]
+        # What is said of a version holds on every engine, so the worst of them says it.
+        worst = max(judgements, key=lambda judgement: BADNESS[judgement.outcome])
+        if worst.outcome not in accepted:
+            raise NotProven(worst)
+        self.done.judgement = worst
 
     async def _quietly(self, effects: Iterable[Awaitable[None]]) -> None:
         """Undo; what can't be undone now is found when the engine is looked at next."""

@@ -188,7 +188,7 @@ def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
 @home_option
 @json_option
 def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
-    """Take a PEFT adapter from FOLDER as a new version.
+    """Take a LoRA adapter of peft or mlx_lm from FOLDER as a new version.
 
     Its probe is made by loading the base once more. Where that can't be done, the version can't be
     proven to serve, and is activated with --force.

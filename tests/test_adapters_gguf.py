@@ -4,7 +4,9 @@ The reference for names and orders is llama.cpp's converter; here the files are 
 gguf package, and the order of rows undone as llama.cpp's rotary embedding takes them.
 """
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -212,13 +214,28 @@ def test_what_llama_cpp_has_no_place_for_is_refused(
 
 def test_a_head_of_its_own_is_converted(tmp_path: Path) -> None:
     """Where the base has one."""
-    source, base = adapter_of("lm_head", tmp_path / "peft"), base_of(tmp_path / "base", **LLAMA)
+    source = adapter_of("lm_head", tmp_path / "peft")
+    base = base_of(tmp_path / "base", **LLAMA, tie_word_embeddings=False)
 
     gguf_lora.convert(source, base, tmp_path / "lora.gguf")
 
     assert {"output.weight.lora_a", "output.weight.lora_b"} == set(
         read_back(tmp_path / "lora.gguf")[1]
     )
+
+
+def test_a_head_that_is_tied_without_a_word_is_refused(tmp_path: Path) -> None:
+    """The configs of Gemma leave it to the library; the weights have no head."""
+    from safetensors.numpy import save_file
+
+    source = adapter_of("lm_head", tmp_path / "peft")
+    base = base_of(tmp_path / "base", **{**LLAMA, "model_type": "gemma3_text"})
+    save_file(
+        {"model.embed_tokens.weight": np.ones((64, 16), np.float32)}, base / "model.safetensors"
+    )
+
+    with pytest.raises(InvalidAdapter, match="it adapts lm_head"):
+        gguf_lora.convert(source, base, tmp_path / "lora.gguf")
 
 
 @pytest.mark.parametrize("missing", ["num_hidden_layers", "num_attention_heads"])
@@ -229,6 +246,23 @@ def test_a_config_that_lacks_a_number_is_said_clearly(missing: str, tmp_path: Pa
 
     with pytest.raises(InvalidBase, match=missing):
         gguf_lora.convert(source, base_of(tmp_path / "base", **config), tmp_path / "lora.gguf")
+
+
+def test_what_does_not_reach_the_disk_is_not_there(
+    qwen3: Path, peft_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name without its bytes, after a power cut, would be taken for a converted version."""
+
+    def fail(_: int) -> None:
+        assert not (tmp_path / "lora.gguf").exists()
+        raise OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(OSError, match="the disk fails"):
+        gguf_lora.convert(peft_a, qwen3, tmp_path / "lora.gguf")
+
+    assert [] == [*tmp_path.iterdir()]
 
 
 def test_a_file_is_never_written_again(qwen3: Path, peft_a: Path, tmp_path: Path) -> None:

@@ -244,6 +244,42 @@ def test_sizes_that_can_not_be_told_are_none(tmp_path: Path) -> None:
     assert {"a": None, "b": None} == base_model.layer_sizes(tmp_path)
 
 
+@pytest.mark.parametrize("shape", [(2048, 1), (64, 32)])
+def test_sizes_of_packed_integers_are_not_told(shape: tuple[int, int], tmp_path: Path) -> None:
+    """One column of bytes (bitsandbytes in 4 bits), or two weights in each (ModelOpt)."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    packed = np.zeros(shape, np.uint8)
+    save_file({"a.weight": packed, "a.weight.absmax": packed}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+
+    assert {"a": None} == base_model.layer_sizes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "ties"),
+    [
+        ({"tie_word_embeddings": True}, ["model.embed_tokens", "lm_head"], True),
+        ({"tie_word_embeddings": False}, ["model.embed_tokens", "lm_head"], False),
+        ({}, ["model.embed_tokens", "lm_head"], False),
+        ({}, ["model.embed_tokens"], True),
+    ],
+)
+def test_a_head_is_tied_where_config_or_files_say_so(
+    config: dict[str, bool], names: list[str], ties: bool, tmp_path: Path
+) -> None:
+    """The configs of published Gemma models leave it to the library."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    weights = {f"{name}.weight": np.ones((4, 2), np.float32) for name in names}
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert ties == base_model.ties_head(tmp_path)
+
+
 def test_a_broken_header_is_said_clearly(base: Path) -> None:
     """The file is named."""
     (base / "model.safetensors").write_bytes(b"12345678")

@@ -111,6 +111,11 @@ def add_router(tensors: dict[str, np.ndarray]) -> None:
     tensors[f"{prefix}.lora_B.weight"] = np.ones((4, 8), np.float32)
 
 
+def leave_out_the_head(tensors: dict[str, np.ndarray]) -> None:
+    for name in [*tensors]:
+        tensors[name.replace("model.model.layers", "model.layers")] = tensors.pop(name)
+
+
 def poison(tensors: dict[str, np.ndarray]) -> None:
     next(iter(tensors.values()))[0, 0] = math.nan
 
@@ -120,6 +125,7 @@ def poison(tensors: dict[str, np.ndarray]) -> None:
     [
         (widen, "up_proj is adapted as a layer of 192 inputs and 256 outputs"),
         (add_block, r"adapts model\.layers\.3\.mlp\.down_proj, which the base .* doesn't have"),
+        (leave_out_the_head, "which is model.layers.0.mlp.down_proj in the base"),
         (add_router, r"adapts model\.layers\.0\.mlp\.gate, which"),
         (poison, "NaN or infinity"),
     ],

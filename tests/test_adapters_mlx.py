@@ -1,6 +1,8 @@
 """PEFT to MLX: mlx_lm's own models with a converted adapter, against transformers and peft."""
 
+import errno
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -286,6 +288,35 @@ def test_what_mlx_lm_has_no_place_for_is_refused(
         mlx_lora.convert(source, base, tmp_path / "mlx")
 
     assert {"peft", "base"} == {each.name for each in tmp_path.iterdir()}
+
+
+def test_a_head_that_is_tied_without_a_word_is_refused(qwen3: Path, tmp_path: Path) -> None:
+    """The configs of Gemma leave it to the library; the weights have no head."""
+    source, base = adapter_of("lm_head", tmp_path / "peft"), tmp_path / "base"
+    shutil.copytree(qwen3, base)
+    config = json.loads((base / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (base / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(InvalidAdapter, match="shares with its embedding"):
+        mlx_lora.convert(source, base, tmp_path / "mlx")
+
+
+def test_what_does_not_reach_the_disk_is_not_there(
+    qwen3: Path, peft_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name without its bytes, after a power cut, would be taken for a converted version."""
+
+    def fail(_: int) -> None:
+        assert not (tmp_path / "mlx").exists()
+        raise OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+    with pytest.raises(OSError, match="the disk fails"):
+        mlx_lora.convert(peft_a, qwen3, tmp_path / "mlx")
+
+    assert [] == [*tmp_path.iterdir()]
 
 
 def test_a_folder_is_never_written_again(qwen3: Path, peft_a: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.adapters import peft
+from strop.adapters import peft, tensor_file
 
 
 @pytest.fixture
@@ -131,12 +131,17 @@ def test_half_precision_is_read_exactly(copy_of_a: Path, dtype: str) -> None:
         ({"lora_alpha": "x"}, "lora_alpha"),
         ({"lora_alpha": math.nan}, "lora_alpha"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
+        ({"lora_alpha": 1e39}, "lora_alpha must be a number within float32"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"use_what_peft_adds_next": {"block_size": 4}}, "use_what_peft_adds_next"),
         ({"kasa_config": {}}, "kasa_config"),
         ({"ensure_weight_tying": True}, "ensure_weight_tying"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern"),
         ({"rank_pattern": {"(a+)+": 4}}, "may take too long"),
         ({"rank_pattern": {"a*b*c*": 4}}, "may take too long"),
         ({"rank_pattern": {"q" * 501: 4}}, "may take too long"),
+        ({"rank_pattern": {"a?" * 40 + "a" * 40: 4}}, "may take too long"),
+        ({"alpha_pattern": {"(a|a)" * 40: 4}}, "may take too long"),
         ({"alpha_pattern": {str(n): 4 for n in range(4097)}}, "at most 4096"),
         ({"rank_pattern": []}, None),
     ],
@@ -244,6 +249,7 @@ def test_a_truncated_file_is_refused(copy_of_a: Path, kept: int) -> None:
         b'{"a": {"dtype": "F32", "shape": ["x", 1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": [0]}}',
         b'{"a": {"dtype": "F32", "shape": [1, 1], "data_offsets": ["0", "4"]}}',
+        b'{"a": {"dtype": "F32", "shape": [1e999, 1], "data_offsets": [0, 4]}}',
     ],
 )
 def test_a_lying_header_is_refused(copy_of_a: Path, header: bytes) -> None:
@@ -252,6 +258,26 @@ def test_a_lying_header_is_refused(copy_of_a: Path, header: bytes) -> None:
 
     with pytest.raises(peft.InvalidAdapter):
         peft.read(copy_of_a)
+
+
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    """Its JSON may take 25 times its size, and no other work is done meanwhile."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**24 + 1) + b"{}".ljust(2**24 + 1))
+
+    with pytest.raises(tensor_file.BrokenTensorFile, match="a header of 16777217 bytes"):
+        tensor_file.read_header(path)
+
+
+@pytest.mark.parametrize("numbers", ['"shape": [2.0, 1]', '"data_offsets": [0.0, 8.0]'])
+def test_sizes_and_places_are_whole_numbers(tmp_path: Path, numbers: str) -> None:
+    """A file can't be read from its byte 0.0 on, which would be found out only there."""
+    header = f'{{"a": {{"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8], {numbers}}}}}'
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(8))
+
+    with pytest.raises(tensor_file.BrokenTensorFile, match="broken header"):
+        tensor_file.read_header(path)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +290,37 @@ def test_a_hostile_config_is_refused(copy_of_a: Path, text: str, says: str) -> N
 
     with pytest.raises(peft.InvalidAdapter, match=says):
         peft.read(copy_of_a)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"modules_to_save": ["x" * 100_000]},
+        {"peft_type": "x" * 100_000},
+        {"use_" + "x" * 100_000: True},
+        {"r": "x" * 100_000},
+    ],
+)
+def test_an_error_is_no_longer_than_a_line(copy_of_a: Path, changes: dict[str, Any]) -> None:
+    """What a stranger wrote is kept with the version, and shown in lists."""
+    change_config(copy_of_a, **changes)
+
+    with pytest.raises(peft.InvalidAdapter) as caught:
+        peft.read(copy_of_a)
+
+    assert len(str(caught.value)) < 250
+
+
+def test_a_name_without_end_is_refused(copy_of_a: Path) -> None:
+    """No layer of any model is called so, and it would stand in every message."""
+    tensors = tensors_of(copy_of_a)
+    write_tensors(copy_of_a, {**tensors, "x" * 10_000: next(iter(tensors.values()))})
+
+    with pytest.raises(peft.InvalidAdapter) as caught:
+        peft.read(copy_of_a)
+
+    assert "a name of 10000 characters" in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 def test_a_pickle_is_never_read(copy_of_a: Path) -> None:
@@ -401,6 +458,18 @@ def test_a_scale_of_nothing_folds_to_nothing() -> None:
         folded.modules["a"].b.max(),
         folded.modules["c"].b.max(),
     )
+
+
+def test_scales_too_far_apart_do_not_fold() -> None:
+    """B would be infinite, which no check of the original's values can show."""
+    config = peft.LoraConfig(1, 1e-3, alpha_pattern={"b": 1e38})
+    module = np.full((1, 1), 2.0, np.float32)
+    modules = {
+        path: peft.LoraModule(module, module, config.scale_of(path)) for path in ("a", "b", "c")
+    }
+
+    with pytest.raises(peft.InvalidAdapter, match=r"b has a scale 1e\+41 times that of"):
+        peft.folded(peft.Adapter(config, modules))
 
 
 def test_a_scale_that_the_config_does_not_give_is_not_written(peft_a: Path, tmp_path: Path) -> None:

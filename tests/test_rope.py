@@ -46,6 +46,11 @@ def training(folder: Path) -> Any:
             "Phi3Config",
             {"rope_type": "default", "rope_theta": 70_000.0, "partial_rotary_factor": 0.5},
         ),
+        (
+            "GlmConfig",
+            {"rope_type": "default", "rope_theta": 70_000.0, "partial_rotary_factor": 0.25},
+        ),
+        ("GlmConfig", {"rope_type": "default", "rope_theta": 70_000.0}),
     ],
 )
 def test_a_model_turns_as_its_folder_says(

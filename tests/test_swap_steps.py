@@ -165,6 +165,20 @@ async def test_a_failed_probe_is_never_accepted() -> None:
         await switch_of(FakeEffects(judgement=FAILED), unproven=True).load()
 
 
+@pytest.mark.parametrize("places", [(0, 1), (1, 0)])
+async def test_of_several_engines_the_least_sure_one_says_what_is_known(
+    places: tuple[int, int],
+) -> None:
+    """A version is not proven while one engine can't tell it from its parent."""
+    unsure = Judgement("indistinguishable", "too near", {}, 24)
+    engines = [FakeEffects(judgement=PROVEN), FakeEffects(judgement=unsure)]
+    switch = Switch(NEW, engines[0].verify, [engines[place] for place in places])
+
+    done = await switch.load()
+
+    assert unsure == done.judgement
+
+
 async def test_the_base_needs_no_files_and_no_probe() -> None:
     """It is what the engine serves by itself."""
     effects = FakeEffects()

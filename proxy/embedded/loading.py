@@ -13,7 +13,7 @@ import huggingface_hub
 import mlx.core as mx
 import mlx_lm
 
-from strop.adapters.rope import flat_rope
+from strop.adapters.rope import flat_rope, turn_partly
 from strop.proxy.embedded.grammar import Grammars
 from strop.proxy.embedded.lora import LinearShape, shapes_of
 from strop.proxy.embedded.options import Options
@@ -54,6 +54,7 @@ def load(options: Options) -> LoadedModel:
     module, tokenizer, config = mlx_lm.load(
         options.model, model_config=flat_rope(_config(options.model)), return_config=True
     )
+    turn_partly(module, config)
     model = Float32Logits(module)
     # The width of the logits, which may be more than the tokenizer has names for.
     vocab_size = model(mx.array([[0]])).shape[-1]

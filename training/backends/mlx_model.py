@@ -17,7 +17,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.utils import load_model
 
 from strop.adapters import peft
-from strop.adapters.rope import flat_rope
+from strop.adapters.rope import flat_rope, turn_partly
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
@@ -80,6 +80,7 @@ def load(base: BaseFiles) -> nn.Module:
         model, _ = load_model(base.folder, model_config=flat_rope(base.config))
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise BackendUnavailable(f"mlx-lm can't load {base.folder}: {error}") from error
+    turn_partly(model, base.config)
     model.freeze()
     model.eval()
     return model
