@@ -5,6 +5,7 @@ Asks only, and loads nothing. Does not know what strop then does with one: `engi
 
 import asyncio
 import contextlib
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ USUAL: Final = (
 """Where local servers listen unless they are told otherwise."""
 
 TIMEOUT_S = 1.0
+# A list of models is the longest that an engine says.
+MAX_ANSWER_BYTES = 4 * 2**20
 _PATHS = ("/v1/models", "/version", "/api/version", "/props", "/model_info", "/api/v0/models")
 
 _DOES: Mapping[Kind, str] = {
@@ -144,13 +147,14 @@ def identify(url: str, said: Mapping[str, Said]) -> Found | None:
     """Return what listens at `url`, given what it said to each path; None if it is no engine."""
     listed = said.get("/v1/models", Said(0))
     cards = _cards(listed)
-    owners = {card.get("owned_by") for card in cards}
+    owners = [card.get("owned_by") for card in cards]
     models = tuple(str(card["id"]) for card in cards if not card.get("parent"))
 
     def found(kind: Kind, label: str, version: object = None) -> Found:
         return Found(kind, label, url, version if isinstance(version, str) else None, models)
 
-    if version := _member(said, "/api/version", "version"):
+    # Open WebUI, for one, has that path too, and answers the other with a page.
+    if (version := _member(said, "/api/version", "version")) and isinstance(listed.payload, dict):
         return found("ollama", "Ollama", version)
     if listed.server == "llama.cpp" or _member(said, "/props", "default_generation_settings"):
         return found("llama_server", "llama-server", _member(said, "/props", "build_info"))
@@ -174,14 +178,21 @@ async def _look(client: httpx.AsyncClient, url: str) -> Found | None:
 
 
 async def _ask(client: httpx.AsyncClient, url: str) -> Said | None:
+    said = bytearray()
     try:
-        answer = await client.get(url)
-    except httpx.HTTPError:
+        # httpx's own limit is for each read, and what listens there may go on for ever.
+        async with asyncio.timeout(2 * TIMEOUT_S), client.stream("GET", url) as answer:
+            async for part in answer.aiter_bytes():
+                said += part
+                if len(said) > MAX_ANSWER_BYTES:
+                    return None
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ExceptionGroup):
+        # The last: what anyio makes of a port that there can't be.
         return None
     payload = None
     if answer.status_code == httpx.codes.OK:
-        with contextlib.suppress(ValueError):
-            payload = answer.json()
+        with contextlib.suppress(ValueError, RecursionError):
+            payload = json.loads(said)
     return Said(answer.status_code, answer.headers.get("server", ""), payload)
 
 

@@ -77,8 +77,9 @@ class VersionKeeper:
     async def _admit(self, loader: Loader, lacking: set[str]) -> None:
         """Let each of several engines have requests that holds what it should, once it does."""
         for replica in self._serving.engine.replicas:
-            url, control = replica.engine.upstream.url, replica.engine.adapters
-            if replica.state is None or control is None or (replica.is_in and url not in lacking):
+            url = replica.engine.upstream.url
+            control = loader.residents.control.members().get(url)
+            if control is None or (replica.is_in and url not in lacking):
                 continue
             if not replica.is_in and time.monotonic() < replica.retry_at:
                 continue

@@ -16,7 +16,7 @@ from strop.adapters.peft import InvalidAdapter
 from strop.adapters.probe import Judgement
 from strop.adapters.swap import NotProven, Release, Step, Switch
 from strop.proxy.alias import BASE
-from strop.proxy.engines.base import AdapterControl
+from strop.proxy.engines.base import AdapterControl, AdapterControls
 from strop.proxy.errors import (
     ActivationFailed,
     Conflict,
@@ -66,7 +66,7 @@ class Loader:
         self,
         shelf: Shelf,
         serving: Serving,
-        control: AdapterControl,
+        control: AdapterControls,
         *,
         hold_s: float,
         on_unloaded: Callable[[str], None],

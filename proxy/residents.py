@@ -17,8 +17,8 @@ from pathlib import Path
 from strop.adapters.probe import Judgement
 from strop.adapters.swap import Release
 from strop.proxy.alias import BASE, Alias, Served
-from strop.proxy.engines.base import AdapterControl
-from strop.proxy.errors import Conflict, StropError
+from strop.proxy.engines.base import AdapterControl, AdapterControls
+from strop.proxy.errors import Conflict, EngineNotReady, StropError
 from strop.proxy.pairing import Pairings
 from strop.proxy.serving import Serving
 from strop.proxy.target import Target
@@ -54,7 +54,7 @@ class Residents:
     def __init__(
         self,
         serving: Serving,
-        control: AdapterControl,
+        control: AdapterControls,
         pairings: Pairings,
         on_unloaded: Callable[[str], None],
     ) -> None:
@@ -89,8 +89,17 @@ class Residents:
         return Release(BASE, self._serving.alias.base.name)
 
     def targets(self) -> list[Target]:
-        """Return every engine that can be asked now, as a switch sees it."""
-        return [self.target(control) for control in self.control.members().values()]
+        """Return every engine that can be asked now, as a switch sees it.
+
+        Raises:
+            EngineNotReady: there is none: what is done to all of them would be done to nobody.
+        """
+        return [self.target(control) for control in self._members().values()]
+
+    def _members(self) -> Mapping[str, AdapterControl]:
+        if members := self.control.members():
+            return members
+        raise EngineNotReady("no engine answers now, so none can be asked for its versions")
 
     def target(self, control: AdapterControl) -> Target:
         """Return one engine as a switch sees it."""
@@ -113,25 +122,8 @@ class Residents:
     async def name_for(self, version: str, folder: Path, suffix: str) -> str:
         """Return the name to load `version` under: with `suffix` where another home has it."""
         name, own = f"{self._serving.alias.name}@{version}", str(folder)
-        loaded = (await self._loaded()).values()
+        loaded = (await _loaded(self._members())).values()
         return name if all(held.get(name, own) == own for held in loaded) else f"{name}.{suffix}"
-
-    async def _loaded(self) -> dict[str, Mapping[str, str]]:
-        """Return what each engine holds, by label; of several, those that answer."""
-        members = self.control.members()
-        asked = (control.loaded() for control in members.values())
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        held, error = {}, None
-        for label, answer in zip(members, answers, strict=True):
-            if isinstance(answer, StropError):
-                error = answer
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                held[label] = answer
-        if not held and error is not None:
-            raise error
-        return held
 
     def add(self, release: Release, judgement: Judgement | None) -> None:
         """Note that the engine holds `release`, proven; at one slot, nothing else any more."""
@@ -226,7 +218,9 @@ class Residents:
         Raises:
             UpstreamError: the engine can't be asked.
         """
-        loaded = await self._loaded()
+        # One may leave meanwhile, and can be asked all the same.
+        members = self._members()
+        loaded = await _loaded(members)
         lacking: set[str] = set()
         for version, resident in [*self._held.items()]:
             release = resident.release
@@ -242,7 +236,7 @@ class Residents:
         names = {resident.release.name for resident in self._held.values()}
         for label, held in loaded.items():
             strays = [n for n, folder in held.items() if n not in names and is_stray(folder)]
-            await self._unload(self.control.members()[label], strays)
+            await _unload(members[label], strays)
         self._show()
         return lacking
 
@@ -252,7 +246,25 @@ class Residents:
         if self._serving.alias.versions != alias.versions:
             self._serving.put(alias)
 
-    async def _unload(self, control: AdapterControl, names: Iterable[str]) -> None:
-        for name in names:
-            log.info("unloading a version that is not wanted", extra={"served": name})
-            await control.unload(name)
+
+async def _loaded(members: Mapping[str, AdapterControl]) -> dict[str, Mapping[str, str]]:
+    """Return what each engine holds, by label; of several, those that answer."""
+    asked = (control.loaded() for control in members.values())
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    held, error = {}, None
+    for label, answer in zip(members, answers, strict=True):
+        if isinstance(answer, StropError):
+            error = answer
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            held[label] = answer
+    if not held and error is not None:
+        raise error
+    return held
+
+
+async def _unload(control: AdapterControl, names: Iterable[str]) -> None:
+    for name in names:
+        log.info("unloading a version that is not wanted", extra={"served": name})
+        await control.unload(name)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import fake_ollama_messages
 from fake_engine import SSE, Call
 from fake_ollama_answers import Answer, Sampled, Vocabulary, sample
 
@@ -107,6 +108,7 @@ class FakeOllama:
         method, path = call.request.method, call.request.path
         routes: dict[tuple[str, str], Callable[[Call], Awaitable[None]]] = {
             ("GET", "/api/version"): self._version,
+            ("GET", "/v1/models"): self._cards,
             ("GET", "/api/tags"): self._tags,
             ("GET", "/api/ps"): self._loaded,
             ("POST", "/api/create"): self._create,
@@ -125,6 +127,10 @@ class FakeOllama:
 
     async def _version(self, call: Call) -> None:
         await call.json({"version": self.version})
+
+    async def _cards(self, call: Call) -> None:
+        cards = [{"id": tag, "object": "model", "owned_by": "library"} for tag in self.models]
+        await call.json({"object": "list", "data": cards or None})
 
     async def _tags(self, call: Call) -> None:
         listed = [
@@ -247,8 +253,12 @@ class FakeOllama:
 
     async def _chat(self, call: Call) -> None:
         fields = call.request.json()
-        prompt = self.prompt_of(fields["messages"])
+        try:
+            prompt = self.prompt_of(fake_ollama_messages.read(fields))
+        except fake_ollama_messages.UnreadableError as error:
+            return await _refuse(call, 400, str(error), "invalid_request_error")
         await self._complete(call, fields, prompt, is_chat=True)
+        return None
 
     async def _completion(self, call: Call) -> None:
         fields = call.request.json()

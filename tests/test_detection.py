@@ -28,11 +28,15 @@ def listed(**card: object) -> Said:
     return Said(200, payload={"object": "list", "data": [CARD | card]})
 
 
+# As Ollama says that it has no model.
+EMPTY = Said(200, "", {"object": "list", "data": None})
 SAYINGS: list[tuple[str | None, dict[str, Said]]] = [
     ("vllm", {"/v1/models": listed(owned_by="vllm"), "/version": Said(200, "", {"version": "1"})}),
     ("openai", {"/v1/models": listed(owned_by="sglang")}),
     ("ollama", {"/v1/models": listed(), "/api/version": Said(200, "", {"version": "0.33.0"})}),
-    ("ollama", {"/api/version": Said(200, "", {"version": "0.33.0"})}),
+    ("ollama", {"/v1/models": EMPTY, "/api/version": Said(200, "", {"version": "0.33.0"})}),
+    ("openai", {"/v1/models": listed(owned_by=["whoever"])}),
+    (None, {"/v1/models": Said(200), "/api/version": Said(200, "", {"version": "0.6.36"})}),
     ("llama_server", {"/v1/models": Said(200, "llama.cpp", {"data": [CARD]})}),
     ("llama_server", {"/v1/models": Said(503, "llama.cpp")}),
     ("mlx_server", {"/v1/models": Said(200, "BaseHTTP/0.6 Python/3.11.7")}),
@@ -93,6 +97,32 @@ async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.Monke
 
     async with engines(silent, FakeVllm()) as urls:
         found = await detection.find(urls)
+
+    assert ["vllm"] == [one.kind for one in found]
+
+
+async def endless(call: Call) -> None:
+    await call.head(200, [("content-type", "text/plain")])
+    while True:
+        await call.chunk(b"tick\n")
+        await asyncio.sleep(0.1)
+
+
+async def huge(call: Call) -> None:
+    await call.head(200, [("content-type", "text/plain")])
+    while True:
+        await call.chunk(b" " * 2**20)
+
+
+async def deep(call: Call) -> None:
+    await call.answer(b"[" * 200_000, headers=[("content-type", "application/json")])
+
+
+@pytest.mark.parametrize("handler", [endless, huge, deep])
+async def test_a_port_that_speaks_something_else_holds_nobody_up(handler: Handler) -> None:
+    """Whatever listens there; the others are still found."""
+    async with engines(handler, FakeVllm()) as urls:
+        found = await detection.find([*urls, "http://127.0.0.1:99999", "http://\x00"])
 
     assert ["vllm"] == [one.kind for one in found]
 

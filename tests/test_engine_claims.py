@@ -12,10 +12,11 @@ from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
 
-from strop.proxy.engines import claims
+from strop.proxy.engines import claims, control
 from strop.proxy.engines.base import AdaptersFolder
+from strop.proxy.engines.calls import credentials
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.errors import UpstreamError
+from strop.proxy.errors import UpstreamError, UpstreamUnreachable
 from strop.proxy.upstream import Upstream
 
 Change = Callable[[dict[str, Any]], None]
@@ -183,6 +184,65 @@ async def test_an_engine_that_answers_nothing_is_taken_at_its_word_and_asked_aga
     assert not is_verified
     assert driver.capabilities.token_ids
     assert "could not be verified" in caplog.text
+
+
+async def test_an_engine_that_can_not_force_a_token_is_found_out_too() -> None:
+    """But for what its logprobs are: a vLLM that decodes by speculation refuses a bias."""
+
+    async def handler(call: Call) -> None:
+        if b"logit_bias" in call.request.body:
+            await call.json({"error": {"message": "not yet supported"}}, 400)
+        else:
+            await FakeVllm()(call)
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        found = await claims.find(upstream, [], "tiny")
+        await upstream.aclose()
+
+    assert found.token_ids
+    assert found.stream_logprobs
+    assert found.kind is None
+
+
+async def test_what_an_engine_refuses_is_said() -> None:
+    """Also where it answers streams alone."""
+
+    async def handler(call: Call) -> None:
+        if call.request.json().get("stream"):
+            await FakeVllm()(call)
+        else:
+            await call.json({"error": {"message": "streams only"}}, 400)
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        with pytest.raises(UpstreamError, match=r"status 400.*streams only"):
+            await claims.find(upstream, [], "tiny")
+        await upstream.aclose()
+
+
+async def test_an_answer_that_can_not_be_unpacked_is_the_engines_error() -> None:
+    """Whatever a proxy before it does to its answers."""
+
+    async def handler(call: Call) -> None:
+        await call.answer(b"no gzip", headers=[("content-encoding", "gzip")])
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        with pytest.raises(UpstreamUnreachable, match="expected an answer"):
+            await control.ask(upstream, "GET", "/v1/models", credentials=[])
+        await upstream.aclose()
+
+
+async def test_a_key_may_be_any_text() -> None:
+    """As bytes it goes out as it is."""
+    async with FakeEngine(FakeVllm()) as engine:
+        upstream = Upstream(engine.url)
+        await control.ask(upstream, "GET", "/v1/models", credentials=credentials("schlüssel"))
+        await upstream.aclose()
+
+    sent = engine.requests[0].header("authorization") or ""
+    assert "Bearer schlüssel" == sent.encode("latin-1").decode()
 
 
 async def test_an_engine_is_verified_again_when_it_comes_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import Running, running, settings_for
 
-from strop.proxy.engines.base import Ask
+from strop.proxy.engines.base import AdaptersFolder, Ask, EngineState
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.replicas import MAX_CONVERSATIONS, SLACK, Replicas, conversation_of
+from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import EngineNotReady
 from strop.proxy.upstream import Upstream
 
@@ -92,6 +94,19 @@ async def test_a_conversation_moves_when_its_server_is_much_busier() -> None:
 
     assert 1 - first == moved
     assert moved == at(replicas, ask("hello", "yes?", "go on", "so"))
+
+
+async def test_versions_are_for_all_servers_or_for_none(tmp_path: Path) -> None:
+    """One that was started without adapters can't serve what the others can."""
+    folder = AdaptersFolder(tmp_path)
+    able = Vllm(Upstream("http://127.0.0.1:1"), adapters=folder)
+    unable = Vllm(Upstream("http://127.0.0.1:2"), adapters=folder)
+    unable.capabilities = replace(unable.capabilities, adapters=0)
+    replicas = Replicas([able, unable])
+    for replica in replicas.replicas:
+        replica.state = EngineState(("tiny",), None)
+
+    assert 0 == replicas.capabilities.adapters
 
 
 async def test_a_sessions_label_decides_over_how_it_began() -> None:
@@ -241,18 +256,22 @@ async def test_a_dead_replica_costs_no_request(tmp_path: Path) -> None:
         assert ["complete"] * 10 == [row.completion.state for row in await proxy.rows()]
 
 
-async def test_a_replica_that_serves_another_model_is_left_out(tmp_path: Path) -> None:
-    """And /health and /metrics say so."""
+@pytest.mark.parametrize("changed", [0, 1])
+async def test_a_replica_that_serves_another_model_is_left_out(
+    changed: int, tmp_path: Path
+) -> None:
+    """Whichever comes back with it; and /health and /metrics say so."""
     async with two(tmp_path) as (engines, proxy):
-        engines[1].handler = FakeVllm(base="another")
-        await until(proxy, [True, False])
+        await until(proxy, [True, True])
+        engines[changed].handler = FakeVllm(base="another")
+        await until(proxy, [changed != 0, changed != 1])
         health = (await proxy.client.get("/health")).json()["engine"]
         metrics = (await proxy.client.get("/metrics")).text
         answers = [await proxy.chat(f"chat {number}") for number in range(3)]
 
-        assert "expected it to serve tiny, got another" in health["replicas"][1]["reason"]
-        assert f'strop_replica_ready{{url="{engines[1].url}"}} 0.0' in metrics
-        assert f'strop_replica_ready{{url="{engines[0].url}"}} 1.0' in metrics
+        assert "expected it to serve tiny, got another" in health["replicas"][changed]["reason"]
+        assert f'strop_replica_ready{{url="{engines[changed].url}"}} 0.0' in metrics
+        assert f'strop_replica_ready{{url="{engines[1 - changed].url}"}} 1.0' in metrics
         assert [200] * 3 == [answer.status_code for answer in answers]
 
 

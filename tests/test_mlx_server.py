@@ -24,6 +24,7 @@ from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
 from strop.proxy.errors import BadRequest, Unavailable, UpstreamError
 from strop.proxy.upstream import Upstream
+from strop.training.tokenizer import BaseTokenizer
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]
 PROMPT = "def main(argv):\n    return"
@@ -177,6 +178,49 @@ async def test_alternatives_are_not_asked_for(proxy: Running) -> None:
     assert list(first or ()) == list(second or ()) == [entry["id"] for entry in content]
 
 
+async def test_alternatives_alone_do_not_spoil_the_snapshot(proxy: Running) -> None:
+    """The server gives them without `logprobs` too, and with them the wrong ids."""
+    fields = {"model": "qwen3", "max_tokens": 6, "temperature": 0.0}
+    await proxy.chat(**fields)
+    await proxy.chat(**fields, top_logprobs=5)
+
+    first, second = (row.completion.choices[0] for row in await proxy.rows())
+    assert list(first.token_ids or ()) == list(second.token_ids or ())
+    assert pytest.approx(list(first.logprobs or ()), abs=1e-4) == list(second.logprobs or ())
+
+
+async def test_a_text_stream_may_ask_for_logprobs(proxy: Running) -> None:
+    """Its streams have none, and it refuses a number; a client is not refused for that."""
+    body = {"model": "qwen3", "prompt": PROMPT, "max_tokens": 4, "logprobs": 2, "stream": True}
+
+    answer = await proxy.client.post("/v1/completions", json=body)
+
+    assert 200 == answer.status_code
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_prompt_has_as_many_tokens_as_the_trainer_makes_of_it(
+    qwen3: Path, proxy: Running
+) -> None:
+    """Texts in parts, a developer, thoughts: by itself the server would read some otherwise."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    said = [
+        {"role": "developer", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}],
+        },
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "done"}]},
+    ]
+
+    answer = await proxy.chat(model="qwen3", max_tokens=2, messages=said)
+
+    rendered = BaseTokenizer(qwen3).encode_chat({"messages": said})
+    assert 200 == answer.status_code
+    assert len(rendered) == answer.json()["usage"]["prompt_tokens"]
+
+
 async def test_nulls_are_left_out(proxy: Running) -> None:
     """Clients send them for what they don't set; the server refuses a null temperature."""
     answer = await proxy.chat(model="qwen3", max_tokens=2, temperature=None, stop=None)
@@ -230,6 +274,15 @@ async def test_weights_are_not_the_clients_to_choose() -> None:
 
     with pytest.raises(BadRequest, match="adapters"):
         driver.plan(Ask("chat", json.dumps(fields).encode(), fields, "default_model"))
+
+
+async def test_what_a_chat_lacks_is_not_added() -> None:
+    """The server says best itself that there are no messages."""
+    driver = MlxServer(Upstream("http://127.0.0.1:1"))
+
+    plan = driver.plan(Ask("chat", b"{}", {}, "default_model"))
+
+    assert "messages" not in json.loads(plan.body)
 
 
 async def test_a_list_of_models_that_breaks_off_leaves_the_one_of_its_command_line() -> None:
@@ -327,6 +380,18 @@ async def test_versions_and_base_take_turns(peft_a: Path, peft_b: Path, swapped:
     said = [json.dumps(one["choices"][0]["logprobs"]) for one in (base, first, second)]
     assert 3 == len(set(said))
     assert base["choices"] == again["choices"]
+
+
+async def test_a_server_started_anew_with_another_model_has_lost_its_versions(
+    peft_a: Path, swapped: Swapped
+) -> None:
+    """It would be asked for them on that one, and answer."""
+    await swapped.control.load("qwen3@v1", peft_a)
+
+    swapped.control.serves("/another/model", "model")
+
+    assert {} == await swapped.control.loaded()
+    assert swapped.control.path_of("qwen3@v1") is None
 
 
 async def test_what_can_not_be_converted_never_reaches_the_server(

@@ -294,6 +294,22 @@ async def test_ollama_comes_back(tmp_path: Path) -> None:
             assert 200 == back.status_code
 
 
+async def test_what_its_weights_are_kept_in_is_that_of_the_model_it_has_now(
+    ollama: FakeOllama, engine: FakeEngine
+) -> None:
+    """A pull may bring another under the same name; how far a probe may be off hangs on it."""
+    upstream = Upstream(engine.url)
+    driver = Ollama(upstream)
+    await driver.check()
+    await driver.verify("tiny")
+
+    ollama.quantization = "Q8_0"
+    await driver.check()
+
+    assert "q8_0" == driver.capabilities.dtype
+    await upstream.aclose()
+
+
 async def test_a_pull_beside_it_leaves_what_serves_alone(
     ollama: FakeOllama, engine: FakeEngine, tmp_path: Path
 ) -> None:

@@ -356,6 +356,8 @@ async def test_what_would_end_the_engine_is_refused(proxy: Running) -> None:
     echoed = await proxy.client.post(
         "/v1/completions", json={"model": NAME, "prompt": "x", "echo": True, "logprobs": 1}
     )
+    chatted = await proxy.chat(echo=True)
 
+    assert (400, "echo") == (chatted.status_code, chatted.json()["error"]["param"])
     assert (400, "prompt_logprobs") == (scored.status_code, scored.json()["error"]["param"])
     assert (400, "echo") == (echoed.status_code, echoed.json()["error"]["param"])

@@ -45,6 +45,8 @@ PARSED: list[dict[str, Any]] = [
     {**_HELLO, "temperature": 0, "include_reasoning": False, "return_token_ids": True},
     {**_HELLO, "temperature": 0, "tools": TOOLS},
     {**_HELLO, "temperature": 0, "tools": TOOLS, "include_reasoning": False},
+    {**_HELLO, "temperature": 0, "tools": TOOLS, "logprobs": True},
+    {**_HELLO, "temperature": 0, "tools": TOOLS, "return_token_ids": True},
     {**_HELLO, "temperature": 0, "tools": TOOLS, "tool_choice": "required"},
 ]
 """For the scripted model, with parsers of tool calls and reasoning on."""

@@ -13,6 +13,7 @@ from strop.proxy.wire.restore import Restorer
 
 if TYPE_CHECKING:
     from strop.proxy.engines.findings import Findings
+    from strop.proxy.engines.replica import Replica
 
 Dialect = Literal["chat", "completions"]
 
@@ -134,16 +135,12 @@ class AdaptersFolder:
 
 
 class AdapterControl(Protocol):
-    """What an engine that can serve adapter versions is asked about them.
+    """What a server that can serve adapter versions is asked about them.
 
     Names are served names, unique for each version of a home. Folders are never used again for
     other weights, not even by another home in the place of this one. Every method raises
     UpstreamError where the engine isn't there, or says no; the message is its own.
     """
-
-    def members(self) -> "Mapping[str, AdapterControl]":
-        """Return the engines behind this one that can be asked now, by label; one: itself."""
-        ...
 
     async def prepare(self, name: str, folder: Path) -> None:
         """Validate, convert and upload, so that `load` is quick; nothing that serves changes."""
@@ -190,13 +187,21 @@ class AdapterControl(Protocol):
         ...
 
 
+class AdapterControls(Protocol):
+    """The controls of an engine's servers."""
+
+    def members(self) -> Mapping[str, AdapterControl]:
+        """Return those of the servers that can be asked now, by label."""
+        ...
+
+
 class Engine(Protocol):
     """One engine, local or remote, or several that serve the same."""
 
     label: str
 
     @property
-    def adapters(self) -> AdapterControl | None:
+    def adapters(self) -> AdapterControls | None:
         """How its adapter versions are loaded; None where it can't serve any."""
         ...
 
@@ -267,48 +272,3 @@ class Engine(Protocol):
     def adopt(self, findings: "Findings") -> None:
         """Take over what another process has found out."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """One of several servers, and whether requests may go to it.
-
-    Attributes:
-        engine: its driver.
-        state: what it said last; None while it doesn't answer.
-        reason: why it gets no requests, for people.
-        is_in: whether it gets any: it answers, and holds what it should.
-        is_suspect: whether a request could not reach it since.
-        is_verified: whether its claims are.
-        picked: the number of the last choice that fell on it.
-        retry_at: the monotonic time before which it is not worth loading anything there again.
-    """
-
-    engine: Engine
-    state: EngineState | None = None
-    reason: str = "it has not answered yet"
-    is_in: bool = False
-    is_suspect: bool = False
-    is_verified: bool = False
-    picked: int = 0
-    retry_at: float = 0.0
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests go to it."""
-        return self.is_in and not self.is_suspect
-
-    @property
-    def num_in_flight(self) -> int:
-        """How many requests it has of strop's."""
-        return self.engine.upstream.num_busy
-
-    def enter(self) -> None:
-        """Let it have requests."""
-        self.is_in, self.reason = True, ""
-
-    def leave(self, reason: str, *, answers: bool = False) -> None:
-        """Let it have none; unless it `answers`, it can't be asked for anything else either."""
-        self.is_in, self.reason = False, reason
-        if not answers:
-            self.state, self.is_verified, self.retry_at = None, False, 0.0

@@ -96,13 +96,17 @@ async def find(upstream: Upstream, credentials: Headers, model: str) -> Found:
             get(dialect, stream=True, temperature=0.0),
             get(dialect, include_reasoning=False),
         )
-        is_ok = whole.status_code == stream.status_code == httpx.codes.OK
-        if is_ok and not _read_stream(dialect, stream.content).error:
+        if whole.is_client_error:
+            # Some engines can't force a token, as vLLM that decodes by speculation.
+            whole = await get(dialect)
+        refused = next((one for one in (whole, stream) if one.status_code != httpx.codes.OK), None)
+        if refused is None and not _read_stream(dialect, stream.content).error:
             has_hidden = hidden.status_code == httpx.codes.OK
             return judge(
                 dialect, whole.content, stream.content, hidden.content if has_hidden else b""
             )
-        said = f"status {stream.status_code}: {stream.text[:200]}"
+        answer = refused or stream
+        said = f"status {answer.status_code}: {answer.text[:200]}"
     raise UpstreamError(
         f"expected a token or two from {model} to see what a snapshot can have, got {said}"
     )

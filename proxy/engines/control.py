@@ -39,7 +39,6 @@ async def ask(
         UpstreamUnreachable: nobody answers there, or not all of it within `timeout_s`.
         UpstreamError: the answer is longer than `MAX_ANSWER_BYTES`.
     """
-    headers = {name.decode(): value.decode() for name, value in credentials}
     async with httpx.AsyncClient(
         transport=_Shared(upstream), base_url=upstream.url, timeout=timeout_s
     ) as client:
@@ -48,11 +47,11 @@ async def ask(
             async with (
                 asyncio.timeout(timeout_s),
                 client.stream(
-                    method, path, json=json, content=content, headers=headers
+                    method, path, json=json, content=content, headers=credentials
                 ) as response,
             ):
                 return await _whole(response)
-        except (httpx.TransportError, TimeoutError) as error:
+        except (httpx.RequestError, TimeoutError) as error:
             said = str(error) or f"none within {timeout_s:g} s"
             raise UpstreamUnreachable(
                 f"expected an answer from {upstream.url}{path}, got: {said}"

@@ -8,7 +8,7 @@ them. It takes adapters only when it is started, so it serves no versions. Measu
 from collections.abc import Mapping
 from dataclasses import replace
 
-from strop.proxy.engines.base import AdapterControl, Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.base import AdapterControls, Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, credentials, json_of
 from strop.proxy.engines.control import list_models
 from strop.proxy.engines.single import SingleServer
@@ -34,7 +34,7 @@ class LlamaServer(SingleServer):
     """
 
     label = "llama_server"
-    adapters: AdapterControl | None = None
+    adapters: AdapterControls | None = None
 
     def __init__(self, upstream: Upstream, *, key: str = "") -> None:
         self.upstream = upstream

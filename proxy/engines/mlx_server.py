@@ -12,6 +12,7 @@ from dataclasses import replace
 import httpx
 import orjson
 
+from strop.proxy.engines import messages
 from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, credentials, json_of, reason_in
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
@@ -89,15 +90,20 @@ class MlxServer(SingleServer):
         asked = fields.get("logprobs")
         wants_logprobs = asked is True or (ask.dialect == "completions" and type(asked) is int)
         top = fields.get("top_logprobs")
-        if wants_logprobs and type(top) is int and 0 < top <= _MOST_TOP_LOGPROBS:
-            # With it, it reports the id of a token that it did not sample.
+        if isinstance(top, int) and 0 < top <= _MOST_TOP_LOGPROBS:
+            # With it, it reports the id of a token that it did not sample; without `logprobs` too.
             del fields["top_logprobs"]
+        if ask.dialect == "chat" and "messages" in fields:
+            fields["messages"] = messages.plain(fields["messages"])
+        if wants_logprobs:
+            # It takes no number, not even in a stream, which has none.
+            fields["logprobs"] = True
         rechunks = self._rechunks and ask.is_stream and ask.is_captured
         restore = None
         if rechunks or not ask.is_stream:
             if ask.is_captured and not wants_logprobs and asked in (None, False):
                 restore = Restore(absent=("logprobs",))
-            if restore is not None or wants_logprobs:
+            if restore is not None:
                 fields["logprobs"] = True
         options = fields.get("stream_options")
         wants_usage = isinstance(options, Mapping) and options.get("include_usage") is True

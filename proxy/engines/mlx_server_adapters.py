@@ -43,7 +43,12 @@ class MlxServerAdapters:
         self._tokens: TokenText | None = None
 
     def serves(self, model: str, name: str) -> None:
-        """Note what the server calls the base, and what strop does."""
+        """Note what the server calls the base, and what strop does.
+
+        Started anew with another, it would be asked for versions on that one, and answer.
+        """
+        if self._model not in ("", model):
+            self._sources, self.active = {}, None
         self._model, self._base_name = model, name
 
     def path_of(self, name: str) -> str | None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from strop.proxy.engines import messages
 from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Plan
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
@@ -22,6 +23,9 @@ from strop.proxy.wire.restore import Restore
 
 LOGPROBS_SINCE = (0, 12, 11)
 ADAPTERS_SINCE = (0, 30, 0)
+
+# Of OpenAI's efforts, those that it refuses, and what comes nearest.
+_EFFORTS = {"minimal": "low", "xhigh": "high"}
 
 # Sent only for its logprobs: the token that ends a text, or one that a parser still holds back.
 _EXTRA_CHUNK: Mapping[Dialect, tuple[bytes, ...]] = {
@@ -57,7 +61,7 @@ class Ollama(SingleServer):
         self.upstream = upstream
         self.adapters = adapters
         self.shortfalls: tuple[str, ...] = ()
-        self.capabilities = self._claimed = Capabilities(
+        self.capabilities = Capabilities(
             token_ids=False,
             prompt_ids=False,
             stream_logprobs=True,
@@ -72,7 +76,6 @@ class Ollama(SingleServer):
         self._calls = Calls(upstream, self._credentials)
         self._model = model
         self._version = ""
-        self._dtype = ""
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with logprobs and usage asked for, and what to take out again."""
@@ -87,6 +90,8 @@ class Ollama(SingleServer):
         if limit is not None and fields.get("max_tokens") is None:
             # It knows only the old name, and would not stop.
             changes["max_tokens"] = limit
+        if ask.dialect == "chat":
+            changes |= _said_for_it(fields)
         if ask.is_captured:
             if _asks_no_logprobs(ask):
                 changes["logprobs"] = True if ask.dialect == "chat" else 1
@@ -137,7 +142,8 @@ class Ollama(SingleServer):
             self._model = next(iter(digests))
         self._version = version
         first = _full(self._model)
-        self._dtype = _dtype_of(found[first])
+        # Another may be pulled under the same name at any time.
+        self.capabilities = replace(self.capabilities, dtype=_dtype_of(found[first]))
         rest = sorted(set(digests) - {first})
         if self.adapters is not None:
             self.adapters.serves(first)
@@ -156,7 +162,7 @@ class Ollama(SingleServer):
                 f"Ollama {self._version} gives no logprobs, so what it answers is learned from"
                 " without; update it to 0.12.11 or newer"
             )
-        adapters = self._claimed.adapters
+        adapters = 1 if self.adapters is not None else 0
         if adapters and version < ADAPTERS_SINCE:
             adapters = 0
             missing.append(
@@ -165,16 +171,30 @@ class Ollama(SingleServer):
             )
         self.shortfalls = tuple(missing)
         self.capabilities = replace(
-            self._claimed,
+            self.capabilities,
             logprobs=has_logprobs,
             stream_logprobs=has_logprobs,
             adapters=adapters,
-            dtype=self._dtype,
         )
 
     def _tag_of(self, served: str) -> str:
         tag = self.adapters.tag_of(served) if self.adapters is not None else None
         return tag or served
+
+
+def _said_for_it(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return what a chat has to say otherwise: a form that Ollama refuses, or passes over.
+
+    It makes a message of each part, forgetting whose answer or tool's result that is; of what a
+    model thought it reads `reasoning` only; it refuses an answer of nothing but that.
+    """
+    said: dict[str, object] = {}
+    if (plain := messages.plain(fields.get("messages"))) is not fields.get("messages"):
+        said["messages"] = plain
+    effort = fields.get("reasoning_effort")
+    if isinstance(effort, str) and effort in _EFFORTS:
+        said["reasoning_effort"] = _EFFORTS[effort]
+    return said
 
 
 def _asks_no_logprobs(ask: Ask) -> bool:

@@ -4,7 +4,8 @@ What answers there is not the person's own model, so its completions are recorde
 off-policy for training.
 """
 
-from strop.proxy.engines.base import AdapterControl, Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.base import AdapterControls, Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.calls import credentials
 from strop.proxy.engines.control import list_models
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.upstream import Upstream
@@ -26,11 +27,11 @@ class OpenAI(SingleServer):
         token_ids=False, stream_logprobs=False, score_tokens=False, adapters=0, is_local=False
     )
 
-    adapters: AdapterControl | None = None
+    adapters: AdapterControls | None = None
 
     def __init__(self, upstream: Upstream, *, key: str = "", forwards_key: bool = False) -> None:
         self.upstream = upstream
-        self._credentials: Headers = [(b"authorization", b"Bearer " + key.encode())] if key else []
+        self._credentials = credentials(key)
         self._forwards_key = forwards_key and not key
 
     def plan(self, ask: Ask) -> Plan:

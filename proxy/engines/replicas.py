@@ -12,20 +12,20 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from strop.proxy.engines import claims
 from strop.proxy.engines.base import (
     AdapterControl,
+    AdapterControls,
     Ask,
     Capabilities,
     Engine,
     EngineState,
     Plan,
-    Replica,
 )
 from strop.proxy.engines.findings import Findings, ReplicaFindings
+from strop.proxy.engines.replica import Replica
 from strop.proxy.errors import EngineNotReady, StropError
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers
@@ -54,11 +54,12 @@ class Replicas:
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.replicas = tuple(Replica(engine) for engine in engines)
         self.label = engines[0].label
-        self.adapters: AdapterControl | None = None
+        self.adapters: AdapterControls | None = None
         if all(engine.adapters is not None for engine in engines):
             self.adapters = ReplicaAdapters(self.replicas)
         self._conversations: OrderedDict[Hashable, Replica] = OrderedDict()
         self._num_picks = 0
+        self._models: tuple[str, ...] = ()
 
     @property
     def _first(self) -> Engine:
@@ -78,6 +79,8 @@ class Replicas:
         first = self._first.capabilities
         return replace(
             first,
+            # Versions are loaded on all or on none.
+            adapters=min(one.adapters for one in known or [first]),
             token_ids=all(one.token_ids for one in known or [first]),
             prompt_ids=all(one.prompt_ids for one in known or [first]),
             logprobs=all(one.logprobs for one in known or [first]),
@@ -157,15 +160,19 @@ class Replicas:
     async def check(self) -> EngineState:
         """Look at each, and return what the first that answers says of itself.
 
+        One that still serves what they served before speaks rather than one that came back with
+        another model.
+
         Raises:
             StropError: none answers.
         """
         await asyncio.gather(*(self._look(replica) for replica in self.replicas))
-        states = [replica.state for replica in self.replicas]
-        known = next((state for state in states if state is not None), None)
-        if known is None:
+        states = [r.state for r in self.replicas if r.state is not None]
+        if not states:
             reasons = "; ".join(r.reason for r in self.replicas)
             raise EngineNotReady(f"none of {len(self.replicas)} engines is ready: {reasons}")
+        known = next((state for state in states if state.models == self._models), states[0])
+        self._models = known.models
         for replica in self.replicas:
             if replica.state is not None and replica.state.models != known.models:
                 expected, got = ", ".join(known.models), ", ".join(replica.state.models)
@@ -203,10 +210,10 @@ def _key(value: object) -> Hashable:
 
 
 class ReplicaAdapters:
-    """The adapter control of all servers together.
+    """The adapter controls of all servers.
 
     Args:
-        replicas: the servers; those that answer are asked.
+        replicas: the servers.
     """
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
@@ -215,44 +222,8 @@ class ReplicaAdapters:
     def members(self) -> Mapping[str, AdapterControl]:
         """Return the control of each server that answers, by its address."""
         return {
-            replica.engine.upstream.url: replica.engine.adapters
+            replica.engine.upstream.url: control
             for replica in self._replicas
             if replica.state is not None and replica.engine.adapters is not None
+            for control in replica.engine.adapters.members().values()
         }
-
-    async def prepare(self, name: str, folder: Path) -> None:
-        """Prepare it for each."""
-        await asyncio.gather(*(one.prepare(name, folder) for one in self.members().values()))
-
-    async def load(self, name: str, folder: Path) -> None:
-        """Load it on each."""
-        await asyncio.gather(*(one.load(name, folder) for one in self.members().values()))
-
-    async def unload(self, name: str) -> None:
-        """Unload it from each."""
-        await asyncio.gather(*(one.unload(name) for one in self.members().values()))
-
-    async def loaded(self) -> Mapping[str, str]:
-        """Return what each of them holds."""
-        held = await asyncio.gather(*(one.loaded() for one in self.members().values()))
-        if not held:
-            return {}
-        return dict(set.intersection(*(set(one.items()) for one in held)))
-
-    async def generate(
-        self, name: str, prompt_ids: Sequence[int], num_tokens: int, *, uses_cache: bool
-    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Ask one of them."""
-        return await self._one().generate(name, prompt_ids, num_tokens, uses_cache=uses_cache)
-
-    async def score(
-        self, name: str, prompt_ids: Sequence[int], ids: Sequence[int]
-    ) -> tuple[float, ...]:
-        """Ask one of them."""
-        return await self._one().score(name, prompt_ids, ids)
-
-    def _one(self) -> AdapterControl:
-        members = self.members()
-        if not members:
-            raise EngineNotReady(f"none of {len(self._replicas)} engines answers; try again soon")
-        return next(iter(members.values()))

@@ -5,8 +5,9 @@ Knows no engine.
 
 from typing import Self
 
-from strop.proxy.engines.base import Ask, Replica
+from strop.proxy.engines.base import Ask
 from strop.proxy.engines.findings import Findings
+from strop.proxy.engines.replica import Replica
 
 
 class SingleServer:

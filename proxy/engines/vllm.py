@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from strop.proxy.engines import claims, control
 from strop.proxy.engines.base import (
-    AdapterControl,
+    AdapterControls,
     AdaptersFolder,
     Ask,
     Capabilities,
     EngineState,
     Plan,
 )
+from strop.proxy.engines.calls import credentials
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm_adapters import VllmAdapters
@@ -29,15 +30,13 @@ from strop.proxy.wire.restore import Restore, Restorer
 # These choose weights or files on the engine's side: only strop's own model names do that.
 REFUSED = ("adapters", "draft_model", "lora", "lora_request", "lora_path")
 
+# These without `logprobs` are an error of a chat, and must stay one.
+_NEEDS_LOGPROBS = ("top_logprobs", "logprob_token_ids")
+
 # Sent only for its ids: a piece of a character, or of a tool call's markup.
 _EXTRA_CHUNK = (b'"delta":{}', b'"finish_reason":null')
 # What each injected field fills that would be null without it.
-_NULLS = {
-    (): (),
-    ("logprobs",): ("logprobs",),
-    ("return_token_ids",): ("token_ids", "prompt_token_ids"),
-    ("return_token_ids", "logprobs"): ("logprobs", "token_ids", "prompt_token_ids"),
-}
+_FILLS = {"logprobs": ("logprobs",), "return_token_ids": ("token_ids", "prompt_token_ids")}
 
 _NO_IDS = (
     "it accepts `return_token_ids` and returns no ids, so what it answers can't be learned from;"
@@ -91,8 +90,8 @@ class Vllm(SingleServer):
         )
         self._claimed = self.capabilities
         self.hides_ids = False
-        self._credentials: Headers = [(b"authorization", b"Bearer " + key.encode())] if key else []
-        self.adapters: AdapterControl | None = None
+        self._credentials = credentials(key)
+        self.adapters: AdapterControls | None = None
         if adapters is not None:
             self.adapters = VllmAdapters(upstream, self._credentials, label=label, folder=adapters)
 
@@ -103,8 +102,10 @@ class Vllm(SingleServer):
             _refuse_scoring(ask)
         wants_snapshot = ask.is_captured and not _changes_the_answer(ask)
         changes = _snapshot(ask) if wants_snapshot else {}
-        nulls = _NULLS[tuple(changes)]
-        extra = _EXTRA_CHUNK if ask.is_stream and ask.dialect == "chat" and nulls else ()
+        nulls = tuple(null for name in _FILLS if name in changes for null in _FILLS[name])
+        # Who asks for ids or logprobs gets all of them.
+        is_ours = ask.is_stream and ask.dialect == "chat" and len(changes) == len(_FILLS)
+        extra = _EXTRA_CHUNK if is_ours else ()
         restore: Restorer | None = Restore(nulls, extra) if nulls else None
         if ask.fields.get("include_reasoning") is False and self.hides_ids and wants_snapshot:
             changes["include_reasoning"] = True
@@ -182,8 +183,7 @@ def _snapshot(ask: Ask) -> dict[str, object]:
     if ask.dialect == "completions":
         if wanted is None or wanted is False:
             add["logprobs"] = 0
-    elif wanted is not True and not ask.fields.get("top_logprobs"):
-        # top_logprobs alone is an error, and must stay one.
+    elif wanted is not True and not any(map(ask.fields.get, _NEEDS_LOGPROBS)):
         add["logprobs"] = True
     return add
 
@@ -220,9 +220,9 @@ def _refuse_scoring(ask: Ask) -> None:
     """Raise BadRequest for what ends a vLLM that can load adapters, as soon as it is not alone."""
     fields = ask.fields
     name = "prompt_logprobs" if fields.get("prompt_logprobs") is not None else ""
-    # A text completion means the same by asking for both.
-    is_text = ask.dialect == "completions"
-    if is_text and fields.get("echo") and fields.get("logprobs") is not None:
+    # A text completion means the same by asking for both; a chat, in vLLM, by `echo` alone.
+    is_chat = ask.dialect == "chat"
+    if fields.get("echo") and (is_chat or fields.get("logprobs") is not None):
         name = "echo"
     if name:
         raise BadRequest(

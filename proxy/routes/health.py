@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from strop.proxy.auth import scrub_url
-from strop.proxy.engines.base import Replica
+from strop.proxy.engines.replica import Replica
 from strop.proxy.errors import EngineNotReady
 from strop.proxy.routes.requests import control
 from strop.proxy.routes.responses import json_response

@@ -34,6 +34,12 @@ _REQUEST_STAYS = _HOP_BY_HOP | {
     b"cookie",
     b"origin",
     b"referer",
+    b"forwarded",
+    b"via",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-real-ip",
     b"x-request-id",
 }
 _RESPONSE_STAYS = _HOP_BY_HOP | {b"content-length"}

@@ -1,0 +1,53 @@
+"""One of several servers of an engine, and whether requests may go to it.
+
+Asks nothing: `replicas` looks, and `keeping` lets it in.
+"""
+
+from dataclasses import dataclass
+
+from strop.proxy.engines.base import Engine, EngineState
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One of several servers, and whether requests may go to it.
+
+    Attributes:
+        engine: its driver.
+        state: what it said last; None while it doesn't answer.
+        reason: why it gets no requests, for people.
+        is_in: whether it gets any: it answers, and holds what it should.
+        is_suspect: whether a request could not reach it since.
+        is_verified: whether its claims are.
+        picked: the number of the last choice that fell on it.
+        retry_at: the monotonic time before which it is not worth loading anything there again.
+    """
+
+    engine: Engine
+    state: EngineState | None = None
+    reason: str = "it has not answered yet"
+    is_in: bool = False
+    is_suspect: bool = False
+    is_verified: bool = False
+    picked: int = 0
+    retry_at: float = 0.0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests go to it."""
+        return self.is_in and not self.is_suspect
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many requests it has of strop's."""
+        return self.engine.upstream.num_busy
+
+    def enter(self) -> None:
+        """Let it have requests."""
+        self.is_in, self.reason = True, ""
+
+    def leave(self, reason: str, *, answers: bool = False) -> None:
+        """Let it have none; unless it `answers`, it can't be asked for anything else either."""
+        self.is_in, self.reason = False, reason
+        if not answers:
+            self.state, self.is_verified, self.retry_at = None, False, 0.0

@@ -1,0 +1,76 @@
+"""What the vLLM driver asks for, and what it must not ask for or pass on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from running import running, settings_for
+
+from strop.proxy.engines.base import AdaptersFolder, Ask
+from strop.proxy.engines.vllm import Vllm
+from strop.proxy.errors import BadRequest
+from strop.proxy.upstream import Upstream
+
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def asked(driver: Vllm, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what the driver sends for a chat."""
+    plan = driver.plan(Ask("chat", json.dumps(fields).encode(), fields, served="tiny"))
+    return json.loads(plan.body)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "own", [{"logprobs": True}, {"return_token_ids": True}], ids=lambda own: next(iter(own))
+)
+async def test_events_with_what_a_client_asked_for_reach_it(
+    own: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also those without text: a part of a tool call's markup, say, has its logprob and its id."""
+    body = {**CHAT, **own, "stream": True, "max_tokens": 40}
+    async with (
+        FakeEngine(FakeVllm(has_parser=True)) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+        httpx.AsyncClient(base_url=engine.url) as direct,
+    ):
+        expected = await direct.post("/v1/chat/completions", json=body)
+        relayed = await proxy.client.post("/v1/chat/completions", json=body)
+
+    assert '"delta":{},' in expected.text
+    assert expected.text.count("data: ") == relayed.text.count("data: ")
+    assert expected.text.count('"logprob":') == relayed.text.count('"logprob":')
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({**CHAT, "echo": True}, "echo"),
+        ({**CHAT, "prompt_logprobs": 0}, "prompt_logprobs"),
+    ],
+    ids=["echo", "prompt_logprobs"],
+)
+async def test_a_chat_that_would_end_the_engine_is_refused(
+    fields: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """Of a chat with `echo`, vLLM computes the logprobs of the prompt, whether wanted or not."""
+    driver = Vllm(Upstream("http://127.0.0.1:1"), adapters=AdaptersFolder(tmp_path))
+
+    with pytest.raises(BadRequest) as raised:
+        asked(driver, fields)
+
+    assert named == raised.value.param
+
+
+async def test_an_engine_without_adapters_echoes_a_chat() -> None:
+    """Nothing ends there."""
+    assert asked(Vllm(Upstream("http://127.0.0.1:1")), {**CHAT, "echo": True})["echo"]
+
+
+@pytest.mark.parametrize("alone", [{"top_logprobs": 2}, {"logprob_token_ids": [5]}], ids=str)
+async def test_what_is_an_error_without_logprobs_stays_one(alone: dict[str, Any]) -> None:
+    """They would be asked for in its place, and the error be gone."""
+    assert "logprobs" not in asked(Vllm(Upstream("http://127.0.0.1:1")), {**CHAT, **alone})
