@@ -98,10 +98,11 @@ async def proxy_of(
         yield proxy
         # Servers are shared, and names are for one set of weights.
         await proxy.services.swapper.activate("base", actor="test")
-        control = proxy.services.serving.engine.adapters
-        assert control is not None
-        for name in await control.loaded():
-            await control.unload(name)
+        controls = proxy.services.serving.engine.adapters
+        assert controls is not None
+        for control in controls.members().values():
+            for name in await control.loaded():
+                await control.unload(name)
 
 
 async def activate(proxy: Running, version: str) -> httpx.Response:
