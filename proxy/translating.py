@@ -188,11 +188,8 @@ def earlier_in(found: StoredCompletion, key_id: str) -> Earlier | None:
     is_chat = stored.dialect == "chat" and stored.state == "complete" and bool(stored.choices)
     if not is_chat or stored.key_id != key_id:
         return None
-    messages = wire_body.parse(stored.request).get("messages")
-    if not isinstance(messages, list):
-        return None
-    answer = wire_body.parse(stored.choices[0].message)
-    return Earlier([one for one in messages if isinstance(one, dict)], answer)
+    # The request is large, and most that is referred to is an answer alone.
+    return Earlier(stored.request, wire_body.parse(stored.choices[0].message))
 
 
 def _is_stream(start: Message) -> bool:

@@ -5,7 +5,7 @@ answers it with a snapshot, and it is recorded, rated and learned from like any 
 written back in the dialect. Knows no dialect.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -39,9 +39,9 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """An earlier completion, as chat has it: the messages that it was asked for, and its answer."""
+    """An earlier completion: the chat request as it was recorded, in JSON, and its answer."""
 
-    messages: Sequence[Mapping[str, object]]
+    request: bytes
     answer: Mapping[str, object]
 
 

@@ -65,7 +65,9 @@ class History:
 
         What the model was told before it counts only where nothing was said in its place.
         """
-        for message in before.messages:
+        for message in list_in(body.parse(before.request).get("messages"), "messages"):
+            if not isinstance(message, dict):
+                continue
             content, role = message.get("content"), message.get("role")
             if role == "assistant":
                 self._add(Said.of(message, None))
