@@ -156,3 +156,24 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
     """Some have no vocabulary that can be read."""
     with pytest.raises(BadRequest, match="tokenizer"):
         Grammars(object(), 5).compile(CHOICE, Beside())
+
+
+def test_answers_follow_one_grammar_each_on_its_own(grammars: Grammars, tokenizer: Any) -> None:
+    """What one has read is nothing to the next."""
+    grammar = grammars.compile(CHOICE, Beside())
+    stop_ids = frozenset(tokenizer.eos_token_ids)
+
+    said = [tokenizer.decode(walk(grammar, stop_ids, seed=1)) for _ in range(3)]
+
+    assert 1 == len(set(said))
+    assert said[0] in ("yes", "no")
+
+
+def test_a_tokenizer_without_an_end_is_refused(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer could not end where its form does."""
+    monkeypatch.setattr(tokenizer, "_eos_token_ids", set())
+
+    with pytest.raises(BadRequest, match="no token that ends them"):
+        Grammars(tokenizer, VOCAB_SIZE).compile(CHOICE, Beside())
