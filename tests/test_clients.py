@@ -250,23 +250,26 @@ def test_the_model_never_sees_a_rating(talk: Talk) -> None:
     assert MARK not in after
 
 
+def once(client: Client, mode: str, proxy: ProxyProcess, place: Path) -> tuple[Any, list[Row]]:
+    """Return what a client said in a mode of its own, and what strop recorded of it."""
+    client.install()
+    key = key_of(client, "json")
+    newest = proxy.newest()
+    said = client.run(
+        *(QUESTION, RATING, NEXT, mode),
+        env={"HOME": str(place), "OPENAI_BASE_URL": proxy.base_url, "OPENAI_API_KEY": key},
+        cwd=place,
+    )
+    return json.loads(said), proxy.completions_since(newest)
+
+
 def test_an_answer_in_a_given_form_is_parsed(
     before_fake: tuple[ProxyProcess, Prompts], tmp_path: Path
 ) -> None:
     """The schema reaches the engine, and its answer the client's own class."""
-    proxy, _ = before_fake
-    OPENAI_RESPONSES.install()
-    key = key_of(OPENAI_RESPONSES, "json")
-    newest = proxy.newest()
+    said, (row,) = once(OPENAI_RESPONSES, "parse", before_fake[0], tmp_path)
 
-    said = OPENAI_RESPONSES.run(
-        *(QUESTION, RATING, NEXT, "parse"),
-        env={"HOME": str(tmp_path), "OPENAI_BASE_URL": proxy.base_url, "OPENAI_API_KEY": key},
-        cwd=tmp_path,
-    )
-
-    assert {"said": ANSWER} == json.loads(said)
-    (row,) = proxy.completions_since(newest)
+    assert {"said": ANSWER} == said
     assert "json_schema" == row["request"]["response_format"]["type"]
 
 
@@ -274,17 +277,7 @@ def test_the_runner_of_an_sdk_runs_the_tools(
     before_fake: tuple[ProxyProcess, Prompts], tmp_path: Path
 ) -> None:
     """It asks for a conversation kept by the vendor first, and sends the whole one where told."""
-    proxy, _ = before_fake
-    ANTHROPIC.install()
-    key = key_of(ANTHROPIC, "json")
-    newest = proxy.newest()
+    said, (called, reported) = once(ANTHROPIC, "runner", before_fake[0], tmp_path)
 
-    said = ANTHROPIC.run(
-        *(QUESTION, RATING, NEXT, "runner"),
-        env={"HOME": str(tmp_path), "OPENAI_BASE_URL": proxy.base_url, "OPENAI_API_KEY": key},
-        cwd=tmp_path,
-    )
-
-    assert ["tool_use", "end_turn"] == json.loads(said)
-    called, reported = proxy.completions_since(newest)
+    assert ["tool_use", "end_turn"] == said
     assert (called["id"], "chain") == (reported["parent"], reported["parent_by"])
