@@ -194,7 +194,7 @@ class Relay:
                 await send({"type": "http.response.body", "body": out, "more_body": True})
         if not tap.is_ended:
             raise UpstreamDied("the engine ended its stream before its answer was finished")
-        await self._ledger.commit(call, "complete")
+        await self._ledger.commit(call, "upstream_error" if tap.has_failed else "complete")
         await send({"type": "http.response.body", "body": tap.flush()})
 
     def _head(self, call: Call) -> Headers:

@@ -281,6 +281,27 @@ async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event(
     assert "upstream_error" == row.state
 
 
+async def test_an_error_that_an_engine_ends_its_stream_with_is_no_whole_answer(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """vLLM sends [DONE] behind it; the client has both, and the record says what happened."""
+    half = b'data: {"choices":[{"index":0,"delta":{"content":"half"},"token_ids":null}]}\n\n'
+    end = b'data: {"error":{"message":"out of memory","code":500}}\n\ndata: [DONE]\n\n'
+
+    async def handler(call: Call) -> None:
+        await call.head(200, [("content-type", SSE)])
+        await call.chunk(half)
+        await call.chunk(end)
+        await call.end()
+
+    engine.handler = handler
+    answer = await proxy.chat(stream=True)
+
+    assert half + end == answer.content
+    row = (await proxy.row()).completion
+    assert ("upstream_error", False, "out of memory") == (row.state, row.delivered, row.error)
+
+
 async def test_an_engine_that_says_nothing_is_a_504(engine: FakeEngine, tmp_path: Path) -> None:
     """After `engine.first_byte_timeout_s`."""
     settings = settings_for(engine.url, engine={"first_byte_timeout_s": 0.05})

@@ -81,6 +81,28 @@ def test_a_streams_tool_calls_join_by_index() -> None:
     assert {"role": "assistant", "content": None, "tool_calls": calls} == answer.choices[0].message
 
 
+def test_a_new_id_begins_a_new_call_under_the_same_index() -> None:
+    """Some engines number each call 0; some give each piece an id of its own."""
+
+    def call(id_: str | None, **function: str) -> bytes:
+        part = {"index": 0, "function": function} | ({"id": id_} if id_ else {})
+        return orjson.dumps(entry({"tool_calls": [part]}, None))
+
+    answer = chat.read_stream(
+        [
+            call("c0", name="f", arguments="{"),
+            call("other", arguments="}"),
+            call("c1", name="g", arguments="["),
+            call(None, arguments="]"),
+        ]
+    )
+
+    assert [
+        {"id": "other", "function": {"name": "f", "arguments": "{}"}},
+        {"id": "c1", "function": {"name": "g", "arguments": "[]"}},
+    ] == answer.choices[0].message["tool_calls"]
+
+
 def test_reasoning_and_text_join_apart() -> None:
     """Reasoning is part of the message and not of its text."""
     answer = chat.read_stream(

@@ -314,6 +314,20 @@ def test_a_call_whose_name_comes_late_begins_with_it() -> None:
     assert {("c1", "t"), ("c2", "u")} == {(block["id"], block["name"]) for block in content}
 
 
+def test_calls_that_share_an_index_are_calls_of_their_own() -> None:
+    """Some engines number each 0."""
+    chunks = [
+        chunk(tool_calls=[call(0, '{"a":1}', id="c1", name="t")]),
+        chunk(tool_calls=[call(0, '{"b":2}', id="c2", name="u")]),
+    ]
+
+    content = message_of(streamed(*chunks))["content"]
+
+    assert [("c1", "t", {"a": 1}), ("c2", "u", {"b": 2})] == [
+        (block["id"], block["name"], block["input"]) for block in content
+    ]
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [

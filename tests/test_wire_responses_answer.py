@@ -223,6 +223,16 @@ def test_a_call_that_comes_in_one_piece_or_without_an_id_is_a_call() -> None:
     assert item["call_id"]
 
 
+def test_calls_that_share_an_index_are_calls_of_their_own() -> None:
+    """Some engines number each 0."""
+    calls = [{"index": 0, **called("weather", "{}", identity)} for identity in ("a", "b")]
+
+    found = streamed(asked(tools=TOOLS), *(chunk({"tool_calls": [one]}) for one in calls))
+
+    output = found[-1]["response"]["output"]
+    assert [("a", "{}"), ("b", "{}")] == [(item["call_id"], item["arguments"]) for item in output]
+
+
 def test_an_answer_of_nothing_is_an_empty_text() -> None:
     """Clients wait for a message, and go on asking without."""
     (item,) = answer(asked(), completion({"content": None}))["output"]

@@ -79,7 +79,19 @@ def test_a_done_mark_ends_a_stream_whose_choices_never_finished() -> None:
     passed = tap.feed(sse.event(b'{"error":{"message":"x"}}') + DONE)
 
     assert sse.event(b'{"error":{"message":"x"}}') == passed
-    assert (True, DONE) == (tap.is_ended, tap.flush())
+    assert (True, True, DONE) == (tap.is_ended, tap.has_failed, tap.flush())
+
+
+@pytest.mark.parametrize(
+    "last", [chunk('{"error": 1}'), sse.event(b'{"error":null,"choices":[]}'), b": ping\n\n", b""]
+)
+def test_a_stream_that_only_speaks_of_an_error_has_not_failed(last: bytes) -> None:
+    """A done mark may end it without a finish reason."""
+    tap = Tap(None, 1, 1 << 20)
+
+    tap.feed(last + DONE)
+
+    assert (True, False) == (tap.is_ended, tap.has_failed)
 
 
 @pytest.mark.parametrize("end", [DONE, chunk("", reason="stop")], ids=["done", "reason"])

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body, sse
 from strop.proxy.wire.answer import Answer
+from strop.proxy.wire.calls import CallPlaces
 
 
 def messages_of(fields: Mapping[str, object]) -> list[object]:
@@ -53,7 +54,10 @@ class _Text(list[str]):
 
 
 class _Calls(dict[int, dict[str, object]]):
-    """The tool calls of a message, by their index, while its deltas come."""
+    """The tool calls of a message, by their places, while its deltas come."""
+
+    def __init__(self) -> None:
+        self.places = CallPlaces()
 
 
 def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
@@ -64,12 +68,8 @@ def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
             calls = message.get(key)
             if not isinstance(calls, _Calls):
                 calls = message[key] = _Calls()
-            for position, part in enumerate(value):
-                if isinstance(part, dict):
-                    index = part.get("index")
-                    _merge_call(
-                        calls.setdefault(index if isinstance(index, int) else position, {}), part
-                    )
+            for place, part in calls.places.read(delta):
+                _merge_call(calls.setdefault(place, {}), part)
         elif value is not None:
             message[key] = value
 
@@ -103,7 +103,7 @@ def _finish(message: dict[str, object]) -> None:
     """Make of a message that was merged what it would be in a body."""
     calls = message.get("tool_calls")
     if isinstance(calls, _Calls):
-        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+        message["tool_calls"] = [calls[place] for place in sorted(calls)]
         for call in calls.values():
             if isinstance(function := call.get("function"), dict):
                 _join_texts(function)

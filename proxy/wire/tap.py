@@ -26,10 +26,15 @@ class Tap:
         restore: what to take out for the client; None passes every byte on.
         num_choices: how many choices the client asked for.
         limit_bytes: how much of the stream is kept; a longer one is relayed but not recorded.
+
+    Attributes:
+        is_ended: whether the engine has said that there is no more.
+        has_failed: whether what it said last, before [DONE], was an error.
     """
 
     def __init__(self, restore: Restorer | None, num_choices: int, limit_bytes: int) -> None:
         self.is_ended = False
+        self.has_failed = False
         self.is_over_limit = False
         self._restore = restore
         self._splitter = sse.Splitter()
@@ -98,6 +103,7 @@ class Tap:
     def _ends(self, event: bytes) -> bool:
         data = sse.data_of(event)
         if data == sse.DONE:
+            self.has_failed = _ends_in_error(self.kept)
             return True
         if not _FINISH.search(data):
             return False
@@ -122,6 +128,17 @@ class Tap:
         elif not self.is_over_limit:
             self.is_over_limit = True
             self._kept.clear()
+
+
+def _ends_in_error(stream: bytes) -> bool:
+    """Return whether the last event of `stream` that isn't [DONE] is an error."""
+    said = [data for data in sse.payloads(stream) if data != sse.DONE]
+    if not said or b'"error"' not in said[-1]:
+        return False
+    try:
+        return bool(body.parse(said[-1]).get("error"))
+    except BadRequest:
+        return False
 
 
 def _mark(events: bytes) -> int | None:

@@ -4,10 +4,11 @@ Pure. Takes whatever an engine may answer: what is no chat completion says nothi
 Anthropic API reference, "Messages", "Streaming" and "Errors".
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from strop.proxy.message import OUTER, texts_of
 from strop.proxy.wire import body, sse
+from strop.proxy.wire.calls import CallPlaces
 from strop.proxy.wire.messages.call import Call
 from strop.proxy.wire.translation import choice_in, count_in, reasoning_in
 
@@ -65,6 +66,7 @@ class MessageWriter:
         self._open: str | None = None
         self._blank: dict[str, list[str]] = {}
         self._calls: dict[int, Call] = {}
+        self._places = CallPlaces()
         self._begun: Call | None = None
         self._goes_on = b""
         self._late: list[tuple[str, str]] = []
@@ -84,8 +86,8 @@ class MessageWriter:
             content.append({"type": "thinking", "thinking": thought, "signature": _SIGNATURE})
         if (text := _text_in(said)).strip(OUTER):
             content.append({"type": "text", "text": text})
-        for index, part in _calls_in(said):
-            self._calls.setdefault(index, Call(self._call_id(index))).add(part)
+        for place, part in self._places.read(said, are_pieces=False):
+            self._calls.setdefault(place, Call(self._call_id(place))).add(part)
         content += [_call_block(call, call.input()) for call in self._calls.values()]
         model = answer.get("model")
         if isinstance(model, str) and model:
@@ -168,10 +170,10 @@ class MessageWriter:
         """Take pieces of tool calls; return what shows that the answer goes on."""
         # Clients give up on a stream that is silent for long, and `ping` is no sign of life to all.
         events = self._goes_on
-        for index, part in _calls_in(delta):
-            call = self._calls.get(index)
+        for place, part in self._places.read(delta):
+            call = self._calls.get(place)
             if call is None:
-                call = self._calls[index] = Call(self._call_id(index))
+                call = self._calls[place] = Call(self._call_id(place))
             call.add(part)
             if self._begun is None and call.name:
                 events = self._close() + self._begin_call(call)
@@ -183,8 +185,8 @@ class MessageWriter:
         self._goes_on = self._delta({"type": "input_json_delta", "partial_json": ""})
         return events
 
-    def _call_id(self, index: int) -> str:
-        return f"toolu_{self._digits}_{index}"
+    def _call_id(self, place: int) -> str:
+        return f"toolu_{self._digits}_{place}"
 
     def _begin_block(self, block: Fields) -> bytes:
         self._open = str(block["type"])
@@ -235,15 +237,6 @@ def _text_in(holder: Fields) -> str:
         return content
     refusal = holder.get("refusal")
     return "".join(texts_of(holder)) or (refusal if isinstance(refusal, str) else "")
-
-
-def _calls_in(holder: Fields) -> Iterator[tuple[int, Fields]]:
-    """Yield each tool call, or piece of one, with its index."""
-    calls = holder.get("tool_calls")
-    for position, part in enumerate(calls if isinstance(calls, list) else ()):
-        if isinstance(part, dict):
-            index = part.get("index")
-            yield (index if isinstance(index, int) else position), part
 
 
 def _call_block(call: Call, given: Fields) -> dict[str, object]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from strop.proxy.message import texts_of
 from strop.proxy.wire import body, sse
+from strop.proxy.wire.calls import CallPlaces
 from strop.proxy.wire.responses.object import Envelope, closed, failed
 from strop.proxy.wire.responses.output import (
     COMPLETED,
@@ -41,6 +42,7 @@ class ResponseWriter:
         # The one text that goes on; calls go on until the end, as engines may mix their pieces.
         self._text: TextItem | None = None
         self._calls: dict[int, CallItem] = {}
+        self._places = CallPlaces()
         self._sequence = 0
         self._finish_reason: object = None
         self._usage: object = None
@@ -91,7 +93,8 @@ class ResponseWriter:
         said = choice.get(holder)
         if isinstance(said, dict):
             self._take_message(said, choice, events)
-            self._take_calls(said.get("tool_calls"), events, are_pieces=holder == "delta")
+            for place, part in self._places.read(said, are_pieces=holder == "delta"):
+                self._add_call(part, place, events)
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
         return events
 
@@ -107,13 +110,6 @@ class ResponseWriter:
         refusal = said.get("refusal")
         if refusal and isinstance(refusal, str):
             self._add_text(REFUSAL, refusal, events)
-
-    def _take_calls(self, calls: object, events: list[Event], *, are_pieces: bool) -> None:
-        for position, call in enumerate(calls if isinstance(calls, list) else ()):
-            if isinstance(call, dict):
-                index = call.get("index") if are_pieces else None
-                place = index if isinstance(index, int) else position
-                self._add_call(call, place, events)
 
     def _add_text(
         self, kind: Kind, piece: str, events: list[Event], logprobs: list[object] | None = None
