@@ -67,6 +67,11 @@ class FakeLlamaServer:
                 await _answer(
                     call, [{"id": 0, "path": "lora.gguf", "scale": one} for one in scales]
                 )
+            case ("POST", "/apply-template"):
+                await _answer(call, {"prompt": json.dumps(request.json()["messages"])})
+            case ("POST", "/tokenize"):
+                prompt = request.json()["content"]
+                await _answer(call, {"tokens": sample(MODEL_PATH, prompt, 0, 1).prompt_ids})
             case ("POST", "/v1/chat/completions"):
                 await self._complete(call, is_chat=True)
             case ("POST", "/v1/completions"):

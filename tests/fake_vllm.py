@@ -55,6 +55,8 @@ class FakeVllm:
                 await self._complete(call, is_chat=True)
             case ("POST", "/v1/completions"):
                 await self._complete(call, is_chat=False)
+            case ("POST", "/tokenize"):
+                await self._tokenize(call)
             case ("POST", "/v1/load_lora_adapter"):
                 await self._load(call)
             case ("POST", "/v1/unload_lora_adapter"):
@@ -76,6 +78,14 @@ class FakeVllm:
             {"id": name, **rest, **base, "root": path, "parent": self.base, "max_model_len": None}
             for name, path in self.adapters.items()
         ]
+
+    async def _tokenize(self, call: Call) -> None:
+        fields = call.request.json()
+        if any("role" not in message for message in fields["messages"]):
+            return await _refuse(call, "1 validation error:\n  role", "Bad Request", 400)
+        ids = ChatCompletion(self.base, fields, self.has_parser).choices[0].prompt_ids
+        count = {"count": len(ids), "max_model_len": 1024, "tokens": ids, "token_strs": None}
+        return await call.json(count)
 
     async def _load(self, call: Call) -> None:
         fields = call.request.json()

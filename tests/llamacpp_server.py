@@ -4,6 +4,7 @@ Needs what `llamacpp_build` builds. Knows nothing of the answers.
 """
 
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import models
 from llamacpp_build import SERVER, SOURCE
 
 from strop.proxy.engines.embedded import free_port
@@ -32,13 +34,20 @@ runpy.run_path({source!r} + "/convert_hf_to_gguf.py", run_name="__main__")
 EXACT = ("-fa", "off", "-ctk", "f32", "-ctv", "f32")
 
 
-def make_gguf(base: Path, file: Path) -> Path:
-    """Write the model in `base` to `file` as llama.cpp reads it, in f32."""
+@functools.cache
+def gguf(folder: Path) -> Path:
+    """Return a fixture model as a GGUF file in f32, made once."""
+    made = models.cached(f"{folder.name}-gguf", lambda to: _make(folder, to))
+    return made / "tiny.gguf"
+
+
+def _make(folder: Path, to: Path) -> None:
+    to.mkdir()
     code = _CONVERT.format(source=str(SOURCE))
-    command = [sys.executable, "-c", code, str(base), "--outtype", "f32", "--outfile", str(file)]
+    command = [sys.executable, "-c", code, str(folder), "--outtype", "f32"]
+    command += ["--outfile", str(to / "tiny.gguf")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert 0 == done.returncode, done.stdout + done.stderr
-    return file
 
 
 @contextlib.contextmanager

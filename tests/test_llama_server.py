@@ -1,6 +1,5 @@
 """The driver for llama-server, against a fake in its shapes and in its lane the real one."""
 
-import functools
 import re
 from array import array
 from collections import deque
@@ -13,7 +12,7 @@ import models
 import pytest
 from fake_engine import FakeEngine
 from fake_llama_server import FakeLlamaServer
-from llamacpp_server import EXACT, llama_server, make_gguf
+from llamacpp_server import EXACT, gguf, llama_server
 from openai import AsyncOpenAI, BadRequestError
 from running import Running, running, settings_for
 
@@ -25,18 +24,6 @@ from strop.proxy.upstream import Upstream
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-
-
-@functools.cache
-def gguf(folder: Path) -> Path:
-    """Return a fixture model as a GGUF file, made once."""
-    made = models.cached(f"{folder.name}-gguf", lambda to: _make(folder, to))
-    return made / "tiny.gguf"
-
-
-def _make(folder: Path, to: Path) -> None:
-    to.mkdir()
-    make_gguf(folder, to / "tiny.gguf")
 
 
 @pytest.fixture(params=["fake", pytest.param("real", marks=pytest.mark.llamacpp)])

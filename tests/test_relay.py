@@ -284,7 +284,7 @@ async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event(
 async def test_an_error_that_an_engine_ends_its_stream_with_is_no_whole_answer(
     engine: FakeEngine, proxy: Running
 ) -> None:
-    """vLLM sends [DONE] behind it; the client has both, and the record says what happened."""
+    """As vLLM ends it, with [DONE] behind; the client has both, the record what happened."""
     half = b'data: {"choices":[{"index":0,"delta":{"content":"half"},"token_ids":null}]}\n\n'
     end = b'data: {"error":{"message":"out of memory","code":500}}\n\ndata: [DONE]\n\n'
 

@@ -249,6 +249,16 @@ class Engine(Protocol):
         """Return the request headers to send, from those the client sent."""
         ...
 
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:
+        """Return how many tokens the model that the engine calls `served` reads of a chat.
+
+        Raises:
+            NotFound: this engine can't tell.
+            BadRequest: it can't read the chat; the message is its own.
+            UpstreamError: it isn't there, or fails.
+        """
+        ...
+
     async def check(self) -> EngineState:
         """Return what the engine says of itself, once it is ready to answer.
 

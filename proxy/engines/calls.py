@@ -8,12 +8,18 @@ from typing import Any
 import httpx
 
 from strop.proxy.engines.control import CHECK_TIMEOUT_S, ask
-from strop.proxy.errors import UpstreamError
+from strop.proxy.errors import BadRequest, NotFound, UpstreamError
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers
 
 # Reading the weights of a large model from a slow disk.
 LOAD_TIMEOUT_S = 600.0
+# Rendering and encoding a prompt of a million tokens.
+READ_TIMEOUT_S = 60.0
+NO_COUNT = (
+    "this engine can't tell how many tokens a prompt has without answering it; vLLM, llama-server"
+    " and strop's own engine can"
+)
 
 
 class Calls:
@@ -74,6 +80,27 @@ class Calls:
                 f" {answer.status_code}: {reason_in(answer)}"
             )
         return json_of(answer)
+
+    async def read(self, path: str, fields: object, member: str) -> Any:
+        """Return `member` of what the engine makes of a prompt in `fields`.
+
+        Raises:
+            NotFound: it has no such route.
+            BadRequest: it can't read the prompt; the message is its own.
+            UpstreamError: it isn't there, or fails.
+        """
+        answer = await self.ask("POST", path, fields, timeout_s=READ_TIMEOUT_S)
+        if answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
+            raise NotFound(NO_COUNT)
+        if answer.is_client_error:
+            raise BadRequest(f"the engine can't read the prompt: {reason_in(answer)}")
+        read = json_of(answer)
+        if answer.is_error or not isinstance(read, dict) or member not in read:
+            raise UpstreamError(
+                f"expected `{member}` from {self.url}{path}, got status {answer.status_code}:"
+                f" {reason_in(answer)}"
+            )
+        return read[member]
 
 
 def credentials(key: str) -> Headers:

@@ -72,6 +72,12 @@ class LlamaServer(SingleServer):
         """Return the client's headers with the engine's own key."""
         return to_engine(client, self._credentials)
 
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
+        """Return how many tokens it makes of the prompt that it renders."""
+        prompt = await self._calls.read("/apply-template", chat, "prompt")
+        text = {"content": prompt, "add_special": True, "parse_special": True}
+        return len(await self._calls.read("/tokenize", text, "tokens"))
+
     async def check(self) -> EngineState:
         """Return what `/v1/models` says, files by their names alone.
 

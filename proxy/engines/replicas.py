@@ -139,6 +139,10 @@ class Replicas:
         """Return the headers for any of them."""
         return self._first.headers(client)
 
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:
+        """Ask one that answers: all read alike."""
+        return await self._first.count_prompt(served, chat)
+
     async def verify(self, model: str) -> None:
         """Do nothing: each is verified as it is checked."""
 

@@ -3,11 +3,14 @@
 Knows no engine.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 from strop.proxy.engines.base import Ask
+from strop.proxy.engines.calls import NO_COUNT
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.replica import Replica
+from strop.proxy.errors import NotFound
 
 
 class SingleServer:
@@ -22,6 +25,10 @@ class SingleServer:
 
     def suspect(self, engine: object) -> None:
         """Do nothing: there is no other to prefer."""
+
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
+        """Raise NotFound: most engines count what they have read, not what they would read."""
+        raise NotFound(NO_COUNT)
 
     async def verify(self, model: str) -> None:
         """Claim nothing that would have to be found out."""

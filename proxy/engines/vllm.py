@@ -16,7 +16,7 @@ from strop.proxy.engines.base import (
     EngineState,
     Plan,
 )
-from strop.proxy.engines.calls import credentials
+from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm_adapters import VllmAdapters
@@ -32,6 +32,9 @@ REFUSED = ("adapters", "draft_model", "lora", "lora_request", "lora_path")
 
 # These without `logprobs` are an error of a chat, and must stay one.
 _NEEDS_LOGPROBS = ("top_logprobs", "logprob_token_ids")
+
+# What of a chat makes its prompt.
+_RENDERED = ("messages", "tools", "tool_choice", "chat_template_kwargs")
 
 # Sent only for its ids: a piece of a character, or of a tool call's markup.
 _EXTRA_CHUNK = (b'"delta":{}', b'"finish_reason":null')
@@ -91,6 +94,7 @@ class Vllm(SingleServer):
         self._claimed = self.capabilities
         self.hides_ids = False
         self._credentials = credentials(key)
+        self._calls = Calls(upstream, self._credentials)
         self.adapters: AdapterControls | None = None
         if adapters is not None:
             self.adapters = VllmAdapters(upstream, self._credentials, label=label, folder=adapters)
@@ -119,6 +123,12 @@ class Vllm(SingleServer):
     def headers(self, client: Headers) -> Headers:
         """Return the client's headers with the engine's own key."""
         return to_engine(client, self._credentials)
+
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:
+        """Return what `/tokenize` counts."""
+        asked = {name: chat[name] for name in _RENDERED if name in chat}
+        count: int = await self._calls.read("/tokenize", {"model": served, **asked}, "count")
+        return count
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` and `/version` say."""

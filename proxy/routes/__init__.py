@@ -17,7 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.proxy.auth import Keys
 from strop.proxy.errors import MethodNotAllowed, NotFound, StropError
-from strop.proxy.routes import adapters, completions, feedback, health, models, openapi, runs
+from strop.proxy.routes import (
+    adapters,
+    completions,
+    feedback,
+    health,
+    messages,
+    models,
+    openapi,
+    runs,
+)
 from strop.proxy.routes.operations import RELAYED
 from strop.proxy.routes.requests import services
 from strop.proxy.routes.responses import error_response
@@ -41,7 +50,10 @@ class AdminOnly:
         await self._app(scope, receive, send)
 
 
-_FRONT: Final = [*health.ROUTES, *openapi.ROUTES, *models.ROUTES, *feedback.ROUTES]
+_FRONT: Final = [
+    *(*health.ROUTES, *openapi.ROUTES, *models.ROUTES),
+    *(*messages.ROUTES, *feedback.ROUTES),
+]
 _DECIDED: Final = [*adapters.ROUTES, *runs.ROUTES]
 _CONTROL_PATHS: Final = (
     *(route.path for route in health.CONTROL_ROUTES),
@@ -52,7 +64,7 @@ _CONTROL_PATHS: Final = (
 
 _UNSPOKEN: Final = {
     "/v1/responses/": "of the Responses API only POST /v1/responses is spoken here",
-    "/v1/messages/": "of Anthropic's Messages API only POST /v1/messages is spoken here",
+    "/v1/messages/": "this is not a part of Anthropic's Messages API that is spoken here",
 }
 
 

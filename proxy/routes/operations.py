@@ -224,6 +224,15 @@ def paths() -> Schema:
                 _LEFT_OUT,
             )
         },
+        "/v1/messages/count_tokens": {
+            "post": operation(
+                "Count the tokens of a prompt, where the engine can; not recorded.",
+                200,
+                "TokenCount",
+                (*BODY, 401, 404, 502, 503),
+                "CountRequest",
+            )
+        },
         "/v1/embeddings": {
             "post": operation(
                 "Embed texts; passed through.",

@@ -295,6 +295,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Response": _relayed("responses/object", goes="from a chat completion"),
     "MessagesRequest": _of_anthropic("messages", "max_tokens"),
     "Message": _of_anthropic("id", "content"),
+    "CountRequest": _of_anthropic("messages"),
+    "TokenCount": object_of({"input_tokens": integer()}),
     "EmbeddingsRequest": _relayed("embeddings/create", "input"),
     "Embeddings": _relayed("embeddings/object"),
 }
