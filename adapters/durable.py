@@ -4,7 +4,10 @@ A rename may reach the disk before the bytes of what it renames; whoever finds t
 crash would take an empty file for a whole one. Knows nothing of what the files hold.
 """
 
+import contextlib
+import fcntl
 import os
+import sys
 from pathlib import Path
 
 
@@ -12,6 +15,11 @@ def sync(path: Path) -> None:
     """Return once a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        if sys.platform == "darwin":
+            # There, fsync alone leaves what was written in the drive's own cache.
+            with contextlib.suppress(OSError):  # not every file system can
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+                return
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

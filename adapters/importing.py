@@ -139,7 +139,7 @@ def _copy(source: Path, folder: Path, name: str) -> None:
 @contextmanager
 def _plain_file(folder: Path, name: str) -> Iterator[BinaryIO]:
     """Open a file that is no link, no device and not absurdly large."""
-    path = folder / name
+    path = _in_hub_cache(folder, name) or folder / name
     try:
         # Without O_NONBLOCK, a named pipe would hold us here until someone writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -161,6 +161,18 @@ def _plain_file(folder: Path, name: str) -> Iterator[BinaryIO]:
             yield file
     finally:
         os.close(descriptor)
+
+
+def _in_hub_cache(folder: Path, name: str) -> Path | None:
+    """Return the blob that a file in a snapshot of Hugging Face's cache is a link to, if it is one.
+
+    `<repository>/snapshots/<revision>/<name>` links to `<repository>/blobs/<digest>`.
+    """
+    snapshots = folder.absolute().parent
+    if snapshots.name != "snapshots" or not (folder / name).is_symlink():
+        return None
+    blob = (folder / name).resolve()
+    return blob if blob.parent == (snapshots.parent / "blobs").resolve() else None
 
 
 def _check_fit(shapes: Mapping[str, peft.ModuleShape], base: Path) -> None:

@@ -259,6 +259,41 @@ def test_files_that_are_not_what_they_should_be_are_refused(
         check_import(foreign, qwen3, max_rank=8)
 
 
+def in_hub_cache(foreign: Path, cache: Path, blobs: str) -> Path:
+    """Return a snapshot with the files of `foreign`, as links to a folder beside the snapshots."""
+    snapshot = cache / "models--org--lora" / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / blobs).mkdir()
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        (foreign / name).rename(snapshot.parents[1] / blobs / f"digest of {name}")
+        (snapshot / name).symlink_to(Path("..") / ".." / blobs / f"digest of {name}")
+    return snapshot
+
+
+def test_what_the_hubs_cache_holds_comes_in(
+    qwen3: Path, foreign: Path, target: Path, tmp_path: Path
+) -> None:
+    """Where `hf download` says that it is: a folder of links to the cache's blobs."""
+    snapshot = in_hub_cache(foreign, tmp_path / "hub", "blobs")
+
+    found = bring_in(snapshot, target, qwen3, max_rank=8)
+
+    assert check_import(snapshot, qwen3, max_rank=8) == found
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        assert not (target / name).is_symlink()
+        assert (snapshot / name).read_bytes() == (target / name).read_bytes()
+
+
+def test_a_link_out_of_the_hubs_cache_is_refused(
+    qwen3: Path, foreign: Path, target: Path, tmp_path: Path
+) -> None:
+    """As anywhere else."""
+    snapshot = in_hub_cache(foreign, tmp_path / "hub", "elsewhere")
+
+    with pytest.raises(InvalidAdapter, match="is a link"):
+        bring_in(snapshot, target, qwen3, max_rank=8)
+
+
 @pytest.mark.parametrize("name", [peft.CONFIG, peft.WEIGHTS])
 def test_what_is_not_there_is_told_apart(
     qwen3: Path, foreign: Path, target: Path, name: str
