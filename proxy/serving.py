@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from strop.proxy.alias import BASE, Alias, Leases
-from strop.proxy.engines import claims
 from strop.proxy.engines.base import Engine, EngineState
+from strop.proxy.engines.claims import Verification
 from strop.proxy.engines.findings import Findings
 from strop.proxy.errors import EngineNotReady, StropError
 
@@ -118,7 +118,7 @@ class Serving:
         self._first = active if engine.adapters is not None else BASE
         self._alias: Alias | None = None
         self._models: tuple[str, ...] = ()
-        self._is_verified = False
+        self._verification = Verification()
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._let_go: asyncio.Event | None = None
@@ -242,11 +242,9 @@ class Serving:
         try:
             state = await self.engine.check()
         except BaseException:
-            # What comes back may be another, or be started in another way.
-            self._is_verified = False
+            self._verification.forget()
             raise
-        if not self._is_verified:
-            self._is_verified = await claims.verify(self.engine, state.models[0])
+        await self._verification.attempt(self.engine, state.models[0])
         return state
 
     def _answered(self, state: EngineState) -> None:

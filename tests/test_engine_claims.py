@@ -164,26 +164,33 @@ async def test_an_engine_without_a_chat_template_is_asked_for_text() -> None:
     assert found.stream_logprobs
 
 
-async def test_an_engine_that_answers_nothing_is_taken_at_its_word_and_asked_again(
+async def test_an_engine_that_answers_nothing_is_taken_at_its_word(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A full one, say."""
+    """A full one, say: it is asked again, but not at once, unless it has been away."""
 
     async def handler(call: Call) -> None:
         await call.json({"error": {"message": "no room"}}, 503)
 
     async with FakeEngine(handler) as engine:
         upstream = Upstream(engine.url)
-        driver = Vllm(upstream)
+        driver, verification = Vllm(upstream), claims.Verification()
         with caplog.at_level(logging.WARNING):
-            is_verified = await claims.verify(driver, "tiny")
-        with pytest.raises(UpstreamError, match="no room"):
-            await claims.find(upstream, [], "tiny")
+            await verification.attempt(driver, "tiny")
+        num_asked = len(engine.requests)
+        await verification.attempt(driver, "tiny")
+        assert (False, num_asked) == (verification.is_done, len(engine.requests))
+        assert driver.capabilities.token_ids
+
+        engine.handler = FakeVllm()
+        verification.forget()
+        await verification.attempt(driver, "tiny")
         await upstream.aclose()
 
-    assert not is_verified
-    assert driver.capabilities.token_ids
-    assert "could not be verified" in caplog.text
+    assert num_asked > 0
+    assert verification.is_done
+    assert 1 == caplog.text.count("could not be verified")
+    assert "no room" in caplog.records[0].__dict__["reason"]
 
 
 async def test_an_engine_that_can_not_force_a_token_is_found_out_too() -> None:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Literal
 
 import httpx
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # A full engine lets even this wait; then it is served from unchecked, and checked later.
 TIMEOUT_S = 15.0
+RETRY_S = 60.0
 
 _REQUESTS: Mapping[Dialect, Mapping[str, object]] = {
     "chat": {"messages": [{"role": "user", "content": "Hi"}], "logprobs": True},
@@ -57,21 +59,36 @@ class Found:
     hides_ids: bool
 
 
-async def verify(engine: Engine, model: str) -> bool:
-    """Let a driver find out what its engine delivers, and log what is missing; False: it couldn't.
+@dataclass(slots=True)
+class Verification:
+    """Whether an engine's claims were checked; until they are, it is taken at its word."""
 
-    Then it is taken at its word, and may be asked again.
-    """
-    at = {"engine": engine.label, "url": engine.upstream.url}
-    try:
-        await engine.verify(model)
-    except StropError as error:
-        log.warning("the engine could not be verified", extra={**at, "reason": error.message})
-        return False
-    # Each of several was verified before, by itself.
-    for what in () if engine.replicas else engine.shortfalls:
-        log.warning("the engine falls short", extra={**at, "what": what})
-    return True
+    is_done: bool = False
+    _retry_at: float = 0.0
+
+    async def attempt(self, engine: Engine, model: str) -> None:
+        """Let a driver find out what its engine delivers, and log what is missing.
+
+        Does nothing where it was found out, or tried within `RETRY_S`: an engine that is too busy
+        to be asked should not be asked all the time.
+        """
+        if self.is_done or monotonic() < self._retry_at:
+            return
+        at = {"engine": engine.label, "url": engine.upstream.url}
+        try:
+            await engine.verify(model)
+        except StropError as error:
+            self._retry_at = monotonic() + RETRY_S
+            log.warning("the engine could not be verified", extra={**at, "reason": error.message})
+            return
+        self.is_done = True
+        # Each of several was verified before, by itself.
+        for what in () if engine.replicas else engine.shortfalls:
+            log.warning("the engine falls short", extra={**at, "what": what})
+
+    def forget(self) -> None:
+        """What comes back may be another engine, or be started in another way."""
+        self.is_done, self._retry_at = False, 0.0
 
 
 async def find(upstream: Upstream, credentials: Headers, model: str) -> Found:

@@ -3,9 +3,10 @@
 Asks nothing: `replicas` looks, and `keeping` lets it in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from strop.proxy.engines.base import Engine, EngineState
+from strop.proxy.engines.claims import Verification
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +19,7 @@ class Replica:
         reason: why it gets no requests, for people.
         is_in: whether it gets any: it answers, and holds what it should.
         is_suspect: whether a request could not reach it since.
-        is_verified: whether its claims are.
+        verification: of its claims.
         picked: the number of the last choice that fell on it.
         retry_at: the monotonic time before which it is not worth loading anything there again.
     """
@@ -28,7 +29,7 @@ class Replica:
     reason: str = "it has not answered yet"
     is_in: bool = False
     is_suspect: bool = False
-    is_verified: bool = False
+    verification: Verification = field(default_factory=Verification)
     picked: int = 0
     retry_at: float = 0.0
 
@@ -50,4 +51,5 @@ class Replica:
         """Let it have none; unless it `answers`, it can't be asked for anything else either."""
         self.is_in, self.reason = False, reason
         if not answers:
-            self.state, self.is_verified, self.retry_at = None, False, 0.0
+            self.state, self.retry_at = None, 0.0
+            self.verification.forget()

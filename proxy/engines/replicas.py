@@ -14,7 +14,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from strop.proxy.engines import claims
 from strop.proxy.engines.base import (
     AdapterControl,
     AdapterControls,
@@ -189,8 +188,7 @@ class Replicas:
         except StropError as error:
             replica.leave(error.message)
             return
-        if not replica.is_verified:
-            replica.is_verified = await claims.verify(replica.engine, state.models[0])
+        await replica.verification.attempt(replica.engine, state.models[0])
         replica.state, replica.is_suspect = state, False
 
 
