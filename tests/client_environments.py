@@ -20,7 +20,8 @@ import pytest
 SCRIPTS = Path(__file__).parent / "clients"
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "clients"
 
-RUN_TIMEOUT_S = 120
+# OpenClaw takes twenty seconds for each message.
+RUN_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Client:
         else:
             # Node looks for packages beside the script.
             script = shutil.copy(f"{SCRIPTS / self.script}.mjs", self.folder)
-            command = ["node", script]
+            own = self._own_node
+            command = ["node" if own is None else str(own / "node"), script]
         done = subprocess.run(
             [*command, *arguments],
             env={"PATH": os.environ["PATH"], **env},
@@ -108,12 +110,34 @@ class Client:
         )
 
     def _install_node(self) -> None:
-        package = {"private": True, "dependencies": self.packages}
+        if "node" in self.packages:
+            # What is installed after it looks which Node installs it.
+            self._npm_install({"node": self.packages["node"]})
+        self._npm_install(self.packages)
+
+    def _npm_install(self, packages: Mapping[str, str]) -> None:
+        package = {"private": True, "dependencies": packages}
         (self.folder / "package.json").write_text(json.dumps(package), encoding="utf-8")
         self._call("npm", "install", "--no-audit", "--no-fund", "--loglevel=error")
 
+    @property
+    def _own_node(self) -> Path | None:
+        """The folder of a Node that is among the packages, once it is installed."""
+        folder = self.folder / "node_modules" / ".bin"
+        return folder if (folder / "node").exists() else None
+
     def _call(self, *command: str) -> None:
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        path = os.environ["PATH"]
+        if self._own_node is not None:
+            path = f"{self._own_node}{os.pathsep}{path}"
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert 0 == done.returncode, f"could not install {self.script}:\n{done.stderr}"
 
 
@@ -144,5 +168,6 @@ CODING_AGENTS = (
     Client("opencode", "node", {"opencode-ai": "1.18.33"}, tool="bash", has_side_requests=True),
     Client("codex", "node", {"@openai/codex": "0.169.0"}, tool="exec_command"),
     Client("claude_code", "node", {"@anthropic-ai/claude-code": "2.1.197"}, tool="Bash"),
+    Client("openclaw", "node", {"openclaw": "2026.9.6", "node": "26.10.0"}, tool="exec"),
 )
 """They are large, and so are their prompts."""

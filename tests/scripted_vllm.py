@@ -19,6 +19,7 @@ CALLS: Mapping[str, Mapping[str, str]] = {
     "bash": {"command": "echo 21 degrees", "description": "Ask for the weather"},
     "Bash": {"command": "echo 21 degrees", "description": "Ask for the weather"},
     "exec_command": {"cmd": "echo 21 degrees"},
+    "exec": {"command": "echo 21 degrees"},
 }
 """The tools it knows, and the arguments that it gives them."""
 
@@ -82,7 +83,8 @@ class _Scripted(ChatCompletion):
 
 
 def _is_reported(fields: Fields) -> bool:
-    return bool(fields["messages"][-1]["role"] == "tool")
+    # OpenClaw puts something of its own behind it.
+    return any(message["role"] == "tool" for message in fields["messages"][-2:])
 
 
 def _chosen(fields: Fields) -> str | None:
