@@ -44,11 +44,15 @@ RETRY_S = 60.0
 BUSY: Final = "busy"
 """In the detail of a failure: the version was not tried, since other answers took too long."""
 
+GONE: Final = "engine_gone"
+"""In the detail of a failure: the engine went away meanwhile, be it for this version or not."""
+
 # What an effect of a switch may fail with, and a person has to be told.
 REASONS = (StropError, NotProven, InvalidAdapter, OSError)
 # Of these, what says nothing about the version: the engine is gone, and may be back at once, or
 # requests hold it up.
-_PASSING = (UpstreamUnreachable, UpstreamDied, UpstreamTimeout, EngineNotReady, SwitchingVersions)
+_GONE = (UpstreamUnreachable, UpstreamDied, UpstreamTimeout, EngineNotReady)
+_PASSING = (*_GONE, SwitchingVersions)
 
 
 class Loader:
@@ -205,6 +209,8 @@ class Loader:
         said: dict[str, object] = {"reason": reason}
         if isinstance(error, SwitchingVersions):
             said[BUSY] = True
+        elif isinstance(error, _GONE):
+            said[GONE] = True
         if isinstance(error, NotProven):
             said["probe"] = _judged(error.judgement)
         detail = orjson.dumps(said)

@@ -15,6 +15,7 @@ from strop import configs
 from strop.adapters.identity import identify
 from strop.adapters.probe import Judgement
 from strop.proxy.engines.base import EngineState
+from strop.proxy.errors import StoreUnavailable
 from strop.proxy.settings import Settings
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Pairing
@@ -117,11 +118,16 @@ class Pairings:
             self.measured(pairing.error)
 
     async def note(self, base: str | None, judgement: Judgement | None) -> None:
-        """Keep what a probe has shown: an adapter of `base` does on it what it did in training."""
+        """Keep what a probe has shown: an adapter of `base` does on it what it did in training.
+
+        Where the store can't, that is logged: the version serves all the same.
+        """
         is_proven = judgement is not None and judgement.outcome == "proven"
         if base is None or self.error is None or not is_proven:
             return
         now_ms = time.time_ns() // 1_000_000
-        await self._store.versions.set_pairing(
-            Pairing(self._engine, self._digest, base, self.error, now_ms)
-        )
+        shown = Pairing(self._engine, self._digest, base, self.error, now_ms)
+        try:
+            await self._store.versions.set_pairing(shown)
+        except StoreUnavailable as error:
+            log.warning("a pairing was not kept", extra={"reason": error.message})

@@ -21,7 +21,7 @@ from strop.proxy.errors import (
     UpstreamTimeout,
 )
 from strop.proxy.live_rate import PROMOTER, complaint, is_followed
-from strop.proxy.loading import BUSY
+from strop.proxy.loading import BUSY, GONE
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
@@ -33,6 +33,9 @@ FOLLOW_INTERVAL_S: Final = 30.0
 RETRY_AFTER_S: Final = 600.0
 """How long what could not be activated is left before it is looked at again: requests may have
 been held for it."""
+
+MAX_GONE: Final = 3
+"""At how many attempts the engine may go away: then it may well be the version that ends it."""
 
 # What says nothing about the version: it was not tried, and may be soon.
 _PASSING: Final = (EngineNotReady, StoreUnavailable, UpstreamError, UpstreamTimeout)
@@ -124,8 +127,9 @@ class Promoter:
         if made.stale is not None:
             return f"it is stale: {made.stale}"
         events = await self._store.versions.list_events(made.id)
-        failed = [event for event in events if event.kind == "activation_failed"]
-        if not all(orjson.loads(event.detail).get(BUSY) for event in failed):
+        details = [orjson.loads(e.detail) for e in events if e.kind == "activation_failed"]
+        tried = [detail for detail in details if not detail.get(BUSY)]
+        if len(tried) >= MAX_GONE or not all(detail.get(GONE) for detail in tried):
             return "an activation of it failed"
         active, parent = (await self._store.versions.activation()).version, run.parent or BASE
         if active != parent:

@@ -16,7 +16,13 @@ import orjson
 from strop.adapters.swap import Done, Release, Step
 from strop.proxy.activation import Loaded, Progress, Switched, Wish
 from strop.proxy.alias import BASE
-from strop.proxy.errors import ActivationFailed, Conflict, EngineNotReady, StropError
+from strop.proxy.errors import (
+    ActivationFailed,
+    Conflict,
+    EngineNotReady,
+    StoreUnavailable,
+    StropError,
+)
 from strop.proxy.keeping import VersionKeeper
 from strop.proxy.loading import REASONS, Loader
 from strop.proxy.metrics import Metrics
@@ -90,6 +96,7 @@ class Swapper:
             NotFound: there is no such version.
             Conflict: another activation runs, or this version can't be activated.
             ActivationFailed: it was tried; the version before serves on.
+            StoreUnavailable: it can't be recorded; the version before serves on.
         """
         return await self._join(version, Wish(actor, force, "activated"))
 
@@ -203,7 +210,12 @@ class Swapper:
             try:
                 done = await self._switch(loader, release, wish)
             except REASONS as error:
-                raise await self._not_activated(loader, version, actor, error) from error
+                await self._look_again(loader)
+                if isinstance(error, StoreUnavailable):
+                    # That says nothing of the version: another try may well succeed.
+                    raise
+                reason = await loader.note_failure(version, actor, error)
+                raise ActivationFailed(reason) from error
             loader.residents.make_room()
         loader.try_again()
         self._metrics.activations.labels("switched").inc()
@@ -246,18 +258,14 @@ class Swapper:
         await loader.pairings.note(self._serving.base, done.judgement)
         return done
 
-    async def _not_activated(
-        self, loader: Loader, version: str, actor: str, error: BaseException
-    ) -> ActivationFailed:
-        """Return the error to raise, once what failed is noted, and what it left is known."""
-        reason = await loader.note_failure(version, actor, error)
+    async def _look_again(self, loader: Loader) -> None:
+        """Find out what an activation that failed has left."""
         self._metrics.activations.labels("failed").inc()
         try:
             await loader.reconcile()
         except StropError as unreachable:
             log.warning("the engine can't be asked", extra={"reason": unreachable.message})
         self._serving.suspect()
-        return ActivationFailed(reason)
 
     def _ready_loader(self, version: str) -> Loader:
         engine = self._serving.engine

@@ -73,6 +73,7 @@ async def swapped(
     base: Path | None = None,
     num_kept: int = 10,
     health_interval_s: float = 0.05,
+    capture: dict[str, Any] | None = None,
 ) -> AsyncIterator[Swapped]:
     """Run a proxy behind a fake engine; behind `engine`, if one runs already.
 
@@ -94,6 +95,7 @@ async def swapped(
             settings_for(
                 engine.url,
                 engine={"health_interval_s": health_interval_s},
+                capture=capture,
                 model={"base": str(base)} if base else {},
             ),
             adapters=Adapters(swap_hold_s=hold_s, keep=num_kept),

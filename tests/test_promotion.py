@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import orjson
 import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record
@@ -18,7 +19,8 @@ from strop.proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from strop.proxy.promotion import Promoter
+from strop.proxy.loading import GONE
+from strop.proxy.promotion import MAX_GONE, Promoter
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
@@ -164,6 +166,22 @@ async def test_what_could_not_be_activated_is_not_tried_again(
     await promoter(store, swapper).promote()
 
     assert 1 == swapper.asked
+
+
+async def test_an_engine_that_goes_away_is_tried_again_but_not_for_ever(store: Store) -> None:
+    """It may have been started again; or the version is what ends it."""
+    detail = orjson.dumps({"reason": "it died", GONE: True})
+    v1 = await passed(store)
+    swapper = FakeSwapper(store)
+    swapper.error = ActivationFailed("the engine died")
+
+    for _ in range(MAX_GONE + 2):
+        num_asked = swapper.asked
+        await promoter(store, swapper).promote()
+        if swapper.asked > num_asked:
+            await store.versions.add_event(v1, "activation_failed", actor="gate", detail=detail)
+
+    assert MAX_GONE == swapper.asked
 
 
 async def rated(store: Store, version: str, num_good: int, num_bad: int) -> None:

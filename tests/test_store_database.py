@@ -1,9 +1,11 @@
 """The database file: made, brought up to date, refused, kept private."""
 
+import asyncio
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from pathlib import Path
@@ -14,6 +16,7 @@ from store_values import KEY, MODEL, NOON_MS, completion, database_in, rate
 
 from strop.proxy.errors import ConfigError, StoreUnavailable
 from strop.proxy.store import completions, database
+from strop.proxy.store.database import Query
 from strop.proxy.store.records import Completion
 from strop.proxy.store.store import Store
 
@@ -214,6 +217,29 @@ def test_a_file_that_others_can_read_is_made_private(tmp_path: Path) -> None:
     assert 0o600 == mode_of(path)
 
 
+def test_what_a_killed_process_left_is_made_private(tmp_path: Path) -> None:
+    """SQLite goes on with a WAL and an index that are there, whatever their mode."""
+    (tmp_path / "elsewhere").mkdir()
+    there = database_in(tmp_path / "elsewhere")
+    running = database.connect(database_in(tmp_path))
+    running.execute("INSERT INTO write_probe (payload) VALUES (x'01')")
+    for name in ("strop.db", "strop.db-wal", "strop.db-shm"):
+        copy = there.with_name(name)
+        copy.write_bytes(database_in(tmp_path).with_name(name).read_bytes())
+        copy.chmod(0o644)
+    running.close()
+    link = tmp_path / "link.db"
+    link.symlink_to(there)
+
+    connection = database.connect(link)
+    rows = connection.execute("SELECT payload FROM write_probe").fetchall()
+    modes = {file.name: mode_of(file) for file in there.parent.iterdir()}
+    connection.close()
+
+    assert [(b"\x01",)] == rows
+    assert {"strop.db": 0o600, "strop.db-wal": 0o600, "strop.db-shm": 0o600} == modes
+
+
 def test_its_pragmas_are_set(tmp_path: Path) -> None:
     """WAL, the chosen synchronous level, foreign keys and the busy timeout hold on a connection."""
     connection = database.connect(database_in(tmp_path), synchronous="normal", busy_timeout_s=1.5)
@@ -314,8 +340,65 @@ async def test_a_reader_cannot_write(tmp_path: Path) -> None:
         await reader.close()
 
 
+def test_what_is_said_of_any_path_can_be_sent() -> None:
+    """A folder's name may be no UTF-8; errors and health are."""
+    error = sqlite3.OperationalError("disk I/O error")
+
+    said = database.unavailable(error, Path("/home/\udcff/strop.db")).message
+
+    assert "the database /home/?/strop.db can't be used" in said
+    assert said == said.encode().decode()
+
+
 def test_text_that_sqlite_cannot_hold_is_replaced() -> None:
     """Lone surrogates, which JSON can smuggle in, become question marks; all else stays."""
     assert "a?b" == database.storable("a\ud800b")
     assert "naïve 日本 😀" == database.storable("naïve 日本 😀")
     assert database.storable(None) is None
+
+
+def threads() -> int:
+    """How many there are, but for those that asyncio lends."""
+    return sum(not one.name.startswith("asyncio") for one in threading.enumerate())
+
+
+async def test_a_store_whose_opening_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Neither the writer's thread nor the reader's, though it is as good as open."""
+    await (await Store.open(database_in(tmp_path))).close()
+    before = threads()
+    other = sqlite3.connect(database_in(tmp_path), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    opening = asyncio.create_task(
+        Store.open(database_in(tmp_path), busy_timeout_s=0.2, is_server=True)
+    )
+    async with asyncio.timeout(30):
+        while threads() < before + 2:
+            await asyncio.sleep(0.005)
+
+    opening.cancel()
+    await asyncio.wait([opening])
+    other.close()
+
+    assert opening.cancelled()
+    assert before == threads()
+
+
+async def test_a_store_whose_closing_is_given_up_still_writes_what_waits(tmp_path: Path) -> None:
+    """A long read must not keep it from that."""
+    store = await Store.open(database_in(tmp_path))
+    endless = Query(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n LIMIT ?",
+        (300_000,),
+        tuple,
+    )
+    reading = asyncio.create_task(store._reader.all(endless))
+    await asyncio.sleep(0)
+
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing, reading])
+
+    assert store.health.ok
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        await store.withdraw("fb_1", None)

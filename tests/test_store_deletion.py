@@ -1,5 +1,6 @@
 """Completions that are deleted: what goes with them, and what others keep."""
 
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from store_values import (
     MODEL,
     NOON_MS,
+    always,
     choice,
     completion,
     database_in,
@@ -20,8 +22,8 @@ from store_values import (
 )
 
 from strop.proxy.errors import UnknownCompletion
-from strop.proxy.store import rated_turns, training_queries
-from strop.proxy.store.records import FeedbackFilter, StoredCompletion
+from strop.proxy.store import rated_turns, training_queries, writer
+from strop.proxy.store.records import CompletionFilter, FeedbackFilter, StoredCompletion
 from strop.proxy.store.store import Store
 
 SECRET = b"sk-do-not-keep"
@@ -135,6 +137,82 @@ async def test_what_was_said_is_not_left_in_the_file(tmp_path: Path) -> None:
     with sqlite3.connect(database_in(tmp_path)) as connection:
         assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()
     connection.close()
+
+
+def traces(folder: Path) -> dict[str, int]:
+    """How often the secret stands in each of the files."""
+    return {file.name: file.read_bytes().count(SECRET) for file in folder.iterdir()}
+
+
+async def test_nor_beside_the_file_while_strop_runs(tmp_path: Path) -> None:
+    """The WAL holds pages as they were before; it is emptied, whoever else has it open."""
+    server = await Store.open(database_in(tmp_path), is_server=True)
+    await record(server, "cmp_1", request=b'{"prompt": "%b"}' % SECRET, session="mine")
+    await record(server, "cmp_2", request=b'{"prompt": "%b"}' % SECRET, created_ms=NOON_MS - 1)
+    await record(server, "cmp_3", choices=(choice(message=b'{"text": "%b"}' % SECRET),))
+    before = traces(tmp_path)
+    left: list[bool] = []
+
+    command = await Store.open(database_in(tmp_path))
+    for deleting in (
+        command.deletion.session("mine"),
+        command.deletion.unrated(NOON_MS),
+        command.deletion.completions(["cmp_3"]),
+    ):
+        await deleting
+        left.append((tmp_path / "strop.db-wal").stat().st_size > 0)
+    after = traces(tmp_path)
+    await record(server, "cmp_4")
+    found = await command.get_completion("cmp_4")
+    await command.close()
+    await server.close()
+
+    assert before["strop.db-wal"] > 2
+    assert [False] * 3 == left
+    assert {"strop.db": 0, "strop.db-wal": 0, "strop.db-shm": 0} == after
+    assert found is not None
+
+
+async def test_what_a_reader_keeps_in_the_wal_is_said(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was deleted is, and is counted; the trace goes later."""
+    monkeypatch.setattr(writer, "EMPTYING_S", 0.01)
+    await record(store, "cmp_1")
+    with contextlib.closing(sqlite3.connect(database_in(tmp_path), isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM completions").fetchall()
+
+        assert 1 == await store.deletion.completions(["cmp_1"])
+
+    assert "can still be found in the file that ends in -wal" in caplog.text
+
+
+async def test_what_is_said_of_an_answer_in_flight_waits_for_it(store: Store) -> None:
+    """There is nothing to delete yet."""
+    given = (await store.add_feedback(rating("cmp_1"), always)).feedback
+
+    assert 0 == await store.deletion.completions(["cmp_1"])
+    await record(store, "cmp_1")
+
+    found = await store.get_feedback(given.id)
+    assert found is not None
+    assert ("standing", None) == (found.state, found.note)
+
+
+async def test_a_label_is_found_as_it_was_written(store: Store) -> None:
+    """What SQLite can't hold is replaced on both ways."""
+    await record(store, "cmp_1", session="mine \udcff")
+    await record(store, "cmp_2")
+
+    page = await store.list_completions(CompletionFilter(session="mine \udcff"))
+    num = await store.deletion.session("mine \udcff")
+
+    assert ["cmp_1"] == [one.id for one in page.data]
+    assert (1, ["cmp_2"]) == (num, await left(store))
 
 
 def stored(id_: str, *indices: int) -> StoredCompletion:

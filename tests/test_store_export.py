@@ -3,15 +3,19 @@
 import json
 import math
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from store_values import KEY, OTHER_KEY, choice, database_in, rate, record
 
+from strop.proxy.store.database import Query
+from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
 from strop.proxy.store.store import ALL_FEEDBACK, Store
+
+T = TypeVar("T")
 
 QUESTION = {"role": "user", "content": "What is a strop?"}
 ANSWER = {"role": "assistant", "content": "A leather for blades."}
@@ -207,6 +211,21 @@ async def test_what_is_not_text_is_left_out(store: Store) -> None:
     assert ["cmp_1", "cmp_2", "cmp_3"] == [row["id"] for row in await rows(store, "raw")]
 
 
+async def test_an_empty_answer_is_kept_in_a_prompt_alone(store: Store) -> None:
+    """What came after it was said to that; one that says something else instead is not text."""
+    nothing = {"role": "assistant", "content": ""}
+    refusal = {"role": "assistant", "content": None, "refusal": "No."}
+    await record(store, "cmp_1", request=asks(QUESTION, nothing, QUESTION))
+    await record(store, "cmp_2", request=asks(QUESTION, refusal, QUESTION))
+    await record(store, "cmp_3", choices=(choice(message=says("")),))
+    for number in (1, 2, 3):
+        await rate(store, f"cmp_{number}")
+
+    (row,) = await rows(store, "kto")
+
+    assert [QUESTION, nothing, QUESTION] == row["prompt"]
+
+
 async def test_commands_and_our_answers_to_them_are_left_out(store: Store) -> None:
     """What the model never saw is not in a prompt."""
     command = {"role": "user", "content": "/rl good"}
@@ -240,6 +259,50 @@ async def test_text_completions_are_plain_strings(store: Store) -> None:
     assert 1 == len(await rows(store, "kto"))
 
 
+async def test_a_prompt_that_is_repeated_is_no_answer(store: Store) -> None:
+    """With `echo`, what the model said begins after it; where that can't be told, there is none."""
+    text = {"dialect": "completions", "choices": (choice(message=b'{"text":"One two"}'),)}
+    await record(store, "cmp_1", request=b'{"prompt": "One", "echo": true}', **text)
+    await record(store, "cmp_2", request=b'{"prompt": ["One"], "echo": true}', **text)
+    await record(store, "cmp_3", request=b'{"prompt": "Two", "echo": true}', **text)
+    await record(store, "cmp_4", request=b'{"prompt": "One two", "echo": true}', **text)
+    for number in (1, 2, 3, 4):
+        await rate(store, f"cmp_{number}", correction=" three")
+
+    expected = {"prompt": "One", "completion": " two", "label": True}
+    assert [expected] * 2 == await rows(store, "kto", dialect="completions")
+    pair = {"prompt": "One", "chosen": " three", "rejected": " two"}
+    assert [pair] * 2 == await rows(store, "dpo", dialect="completions")
+
+
+class Deleting(Reader):
+    """Beside which completions are deleted, just before the choices of one are read."""
+
+    delete: Callable[[], Awaitable[int]]
+
+    async def all(self, query: Query[T]) -> list[T]:
+        if "FROM choices" in query.sql:
+            await self.delete()
+        return await super().all(query)
+
+
+async def test_what_is_deleted_while_it_is_read_is_left_out(tmp_path: Path) -> None:
+    """Half a completion is none."""
+    store = await Store.open(database_in(tmp_path))
+    for number in range(3):
+        await record(store, f"cmp_{number}")
+        await rate(store, f"cmp_{number}")
+    reader = await Deleting.open(database_in(tmp_path))
+    assert isinstance(reader, Deleting)
+    reader.delete = lambda: store.deletion.completions(["cmp_1"])
+
+    exported = await rows(Store(store._writer, reader), "raw")
+    await reader.close()
+    await store.close()
+
+    assert ["cmp_0", "cmp_2"] == [row["id"] for row in exported]
+
+
 async def test_raw_has_all_that_is_stored(store: Store) -> None:
     """Texts, ids, logprobs, sampling, versions, and the standing feedback."""
     await record(
@@ -252,9 +315,9 @@ async def test_raw_has_all_that_is_stored(store: Store) -> None:
     (row,) = await rows(store, "raw")
 
     assert [QUESTION] == row["request"]["messages"]
-    assert ({"temperature": 0.5}, "v3", "sha256:0123", [5, 6], "mine", "cmp_1", None) == (
+    assert ({"temperature": 0.5}, "v3", "sha256:0123", [5, 6], "mine", "cmp_1", True, None) == (
         row["sampling"], row["version"], row["base"], row["prompt_ids"], row["session"],
-        row["turn"], row["request_base64"],
+        row["turn"], row["starts_turn"], row["request_base64"],
     )  # fmt: skip
     assert [
         {

@@ -437,6 +437,29 @@ async def test_other_words_during_the_run_are_learned(store: Store) -> None:
     assert {"v1"} == set(await stale(store))
 
 
+@pytest.mark.parametrize("is_undone", [False, True], ids=["at once", "after an undo"])
+async def test_the_same_rating_once_more_during_the_run_is_learned(
+    store: Store, is_undone: bool
+) -> None:
+    """The version has learned the one that stands at its end."""
+    id_ = first_of_session(1)
+    await record(store, id_, base=MODEL)
+    given = (await rate(store, id_)).feedback
+    await store.versions.reserve(base=MODEL)
+    if is_undone:
+        await store.withdraw(given.id, KEY)
+    again = (await rate(store, id_, comment="as I said")).feedback
+
+    published = await store.versions.publish(
+        "v1", b"{}", [(given.id, 1)], state="ready", actor="gate"
+    )
+
+    assert published.stale is None
+    assert set() == await fresh(store, "v1")
+    await store.withdraw(again.id, KEY)
+    assert {"v1": f"v1 learned from {again.id}, which was withdrawn since"} == await stale(store)
+
+
 async def test_a_candidate_of_a_version_that_becomes_stale_is_stale_too(store: Store) -> None:
     """It descends from it; being published doesn't take the mark away."""
     given = await learnable(store, 1)

@@ -47,6 +47,28 @@ def test_an_answer_is_text_where_it_is_nothing_else(
     assert text == prompt.text(asked, choice(message=message))
 
 
+@pytest.mark.parametrize(
+    ("prompt_json", "message", "text"),
+    [
+        (b'"A strop is"', b'{"text": "A strop is a leather."}', " a leather."),
+        (b'["A strop is"]', b'{"text": "A strop is a leather."}', " a leather."),
+        (b'""', b'{"text": " a leather."}', " a leather."),
+        (b'"A strop is"', b'{"text": "A str"}', None),
+        (b"[1, 2]", b'{"text": "A strop is a leather."}', None),
+        (b'["A strop", "A blade"]', b'{"text": "A strop is a leather."}', None),
+        (b'"A strop is"', b'{"text": null}', None),
+    ],
+)
+def test_a_prompt_that_is_repeated_is_no_answer(
+    prompt_json: bytes, message: bytes, text: str | None
+) -> None:
+    """`echo` has the engine say it before its own words, and only a text can be taken out again."""
+    request = b'{"model": "m", "echo": true, "prompt": %b}' % prompt_json
+    asked = completion("cmp_1", dialect="completions", request=request)
+
+    assert text == prompt.text(asked, choice(message=message))
+
+
 def test_what_was_taken_out_left_its_mark() -> None:
     """As `redaction` leaves it."""
     assert [True, False] == [prompt.is_redacted(b'"[redacted]"'), prompt.is_redacted(b'"all"')]

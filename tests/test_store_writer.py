@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -355,6 +356,53 @@ async def test_a_checkpoint_comes_after_so_many_writes(
     assert "COMMIT" == order[order.index("checkpoint") - 1]
 
 
+async def test_a_stall_ends_though_nothing_is_written(writer: Writer) -> None:
+    """It may be said when all is written, and where answers must be recorded none comes then."""
+    (thread,) = (one for one in threading.enumerate() if one.name == "strop-writer")
+    assert thread.ident is not None
+    number = thread.ident
+    await until(lambda: sys._current_frames()[number].f_code.co_name == "_work")
+
+    writer.stall("the disk is too slow")
+
+    assert "the disk is too slow" == writer.reason
+    await until(lambda: writer.reason is None)
+
+
+async def test_emptying_the_wal_waits_no_longer_than_it_may(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of another program keeps it; the writer waits for locks as long as before."""
+    monkeypatch.setattr(writing, "EMPTYING_S", 0.01)
+    wal = tmp_path / "strop.db-wal"
+    other = sqlite3.connect(database_in(tmp_path), isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM notes").fetchall()
+    await writer.submit(note(1))
+
+    kept = await writer.empty_wal()
+    size_bytes = wal.stat().st_size
+    other.close()
+    emptied = await writer.empty_wal()
+
+    assert (False, True) == (kept, emptied)
+    assert size_bytes > 0 == wal.stat().st_size
+    assert [1] == notes_in(tmp_path)
+    assert (50,) == await writer.submit(lambda c: c.execute("PRAGMA busy_timeout").fetchone())
+
+
+async def test_a_wal_that_cannot_be_emptied_is_said(writer: Writer) -> None:
+    """The error is the store's own."""
+
+    def refuse(_: int, pragma: str | None, *__: object) -> int:
+        return sqlite3.SQLITE_DENY if pragma == "wal_checkpoint" else sqlite3.SQLITE_OK
+
+    await writer.submit(lambda c: c.set_authorizer(refuse))
+    with pytest.raises(StoreUnavailable, match="not authorized"):
+        await writer.empty_wal()
+    await writer.submit(lambda c: c.set_authorizer(None))
+
+
 async def test_closing_writes_what_waits(writer: Writer, tmp_path: Path) -> None:
     """Everything accepted before the close is written by it, and acknowledged."""
     release = hold(writer)
@@ -444,3 +492,20 @@ async def test_a_database_that_cannot_be_opened_is_said_by_open(tmp_path: Path) 
     with pytest.raises(StoreUnavailable, match="its folder must exist"):
         await writer.open()
     await writer.aclose()
+
+
+async def test_opening_can_be_given_up(tmp_path: Path) -> None:
+    """The thread finds out by itself, and ends when it is told to."""
+    other = sqlite3.connect(database_in(tmp_path), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer = Writer(database_in(tmp_path), busy_timeout_s=0.1)
+    opening = asyncio.create_task(writer.open())
+    await until(lambda: "strop-writer" in [one.name for one in threading.enumerate()])
+
+    opening.cancel()
+    other.close()
+    await writer.aclose()
+
+    assert opening.cancelled()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        writer.submit(note(1))

@@ -3,6 +3,7 @@
 Does not know what the tables hold.
 """
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -137,7 +138,11 @@ async def connect_reader(path: Path, *, busy_timeout_s: float = 5.0) -> aiosqlit
         reader = await connecting
     except sqlite3.Error as error:
         raise unavailable(error, path) from error
-    await reader.execute_fetchall("PRAGMA query_only = ON")
+    try:
+        await reader.execute_fetchall("PRAGMA query_only = ON")
+    except BaseException:
+        await reader.close()
+        raise
     return reader
 
 
@@ -171,7 +176,9 @@ def unavailable(error: sqlite3.Error, path: Path) -> StoreUnavailable:
     """Return `error` as what to tell people: which file, what is wrong, what to do."""
     advice = _ADVICE.get(_primary_code(error), "see the error, and the log for its cause")
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return StoreUnavailable(f"the database {path} can't be used: {advice} ({name}: {error})")
+    # What is said here is sent as UTF-8, which not every path is.
+    said = f"the database {path} can't be used: {advice} ({name}: {error})"
+    return StoreUnavailable(storable(said))
 
 
 def _primary_code(error: sqlite3.Error) -> int:
@@ -180,13 +187,17 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 
 def _restrict(path: Path) -> None:
-    """Make the file 0600 before SQLite opens it: the WAL takes its mode from it."""
+    """Make the file 0600 before SQLite opens it: a new WAL takes its mode from it."""
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        # By name: closing a descriptor of it would drop this process's other locks on the file.
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
+        # What a killed process left beside it is used as it is. (SQLite follows links, too.)
+        for suffix in ("", "-wal", "-shm"):
+            file = Path(f"{os.path.realpath(path)}{suffix}")
+            with contextlib.suppress(FileNotFoundError):
+                # By name: closing a descriptor of it would drop this process's locks on the file.
+                if file.stat().st_mode & 0o077:
+                    file.chmod(0o600)
 
 
 def _pragmas(synchronous: Synchronous) -> Iterator[str]:

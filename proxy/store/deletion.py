@@ -10,6 +10,7 @@ from typing import Final
 
 from strop.proxy.store import feedback
 from strop.proxy.store.completion_queries import Position
+from strop.proxy.store.database import storable
 
 OLDEST: Final[Position] = (-1, -1)
 """The position that every completion is newer than."""
@@ -38,7 +39,10 @@ def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -
     """
     num_deleted = 0
     for id_ in ids:
-        num_deleted += connection.execute(_DELETE, (id_,)).rowcount
+        if not connection.execute(_DELETE, (id_,)).rowcount:
+            # What is said of one in flight waits for it.
+            continue
+        num_deleted += 1
         for (rating,) in connection.execute(_RATINGS, (id_,)).fetchall():
             feedback.withdraw(connection, rating, None, now_ms=now_ms, note=_NOTE)
             connection.execute(_FORGET, (rating,))
@@ -49,8 +53,8 @@ def delete_of_session(
     connection: sqlite3.Connection, session: str, limit: int, *, now_ms: int
 ) -> int:
     """Delete up to `limit` completions of a session; return how many."""
-    ids = [id_ for (id_,) in connection.execute(_OF_SESSION, (session, limit)).fetchall()]
-    return delete(connection, ids, now_ms=now_ms)
+    found = connection.execute(_OF_SESSION, (storable(session), limit)).fetchall()
+    return delete(connection, [id_ for (id_,) in found], now_ms=now_ms)
 
 
 def delete_unrated(

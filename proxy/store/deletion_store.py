@@ -4,6 +4,7 @@ Deletes a few completions at a time: what is to be recorded meanwhile waits for 
 Does not know why they go, or who asked for it.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -13,14 +14,18 @@ from strop.proxy.store.clock import now_ms
 from strop.proxy.store.completion_queries import Position
 from strop.proxy.store.writer import Writer
 
+log = logging.getLogger(__name__)
+
 _BATCH: Final = 64
 
 
 class DeletionStore:
     """Deletes completions, and what was said of them; see `deletion`.
 
-    Each call returns how many it deleted, once that is durable. What a completion's successors
-    repeat of it in their requests stays in these.
+    Each call returns how many it deleted, once that is durable, and what stood there is overwritten
+    in the file and gone from the WAL; where another program keeps that, it is logged. What a
+    completion's successors repeat of it in their requests stays in these, and the ids of its prompt
+    in the probe of a version that was made with it.
     """
 
     def __init__(self, writer: Writer) -> None:
@@ -32,6 +37,7 @@ class DeletionStore:
         for start in range(0, len(ids), _BATCH):
             batch = tuple(ids[start : start + _BATCH])
             num += await self._writer.submit(partial(deletion.delete, ids=batch, now_ms=now_ms()))
+        await self._erase()
         return num
 
     async def session(self, session: str) -> int:
@@ -40,6 +46,7 @@ class DeletionStore:
         delete = partial(deletion.delete_of_session, session=session, limit=_BATCH, now_ms=now_ms())
         while num := await self._writer.submit(delete):
             total += num
+        await self._erase()
         return total
 
     async def unrated(self, before_ms: int) -> int:
@@ -57,4 +64,12 @@ class DeletionStore:
                 )
             )
             total += num
+        await self._erase()
         return total
+
+    async def _erase(self) -> None:
+        if not await self._writer.empty_wal():
+            log.warning(
+                "what was deleted can still be found in the file that ends in -wal, since another"
+                " program keeps the database busy; it goes when that one and strop have ended"
+            )

@@ -3,7 +3,7 @@
 Pure. Does not know where the values come from. Only standing feedback counts; a choice is good if
 the mean of its ratings lies above 0, bad below.
 
-    raw   one line a completion: all that is stored of it, and its feedback
+    raw   one line a completion: all that is stored of it, but for hashes; and its feedback
     kto   {"prompt", "completion", "label"}    one line a choice that is good or bad
     dpo   {"prompt", "chosen", "rejected"}     each correction over its answer, and each good choice
                                                over each bad one of the same completion
@@ -28,6 +28,7 @@ from typing import Final
 
 from strop.proxy.commands import without_commands
 from strop.proxy.errors import BadRequest
+from strop.proxy.store import prompt as prompts
 from strop.proxy.store.records import (
     Choice,
     Dialect,
@@ -71,7 +72,7 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
     prompt = read.prompt(request)
     if prompt is None:
         return
-    examples = list(_examples(rated, prompt, read))
+    examples = list(_examples(rated, request, prompt, read))
     tools = request.get("tools") if dialect == "chat" else None
     beside = {"tools": body.dumps(tools).decode()} if tools else {}
     for row in _ROWS[format_](examples):
@@ -126,11 +127,11 @@ class _Dialect:
     """How a dialect's prompt, answers and corrections are read; None where there is no text."""
 
     prompt: Callable[[Json], object]
-    answer: Callable[[object], object]
+    answer: Callable[[Json, object], object]
     correction: Callable[[str], object]
 
 
-def _examples(rated: Rated, prompt: object, read: _Dialect) -> Iterator[_Example]:
+def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> Iterator[_Example]:
     for choice in rated.stored.completion.choices:
         given = [f for f in rated.feedback if f.choice == choice.index]
         if given:
@@ -138,7 +139,7 @@ def _examples(rated: Rated, prompt: object, read: _Dialect) -> Iterator[_Example
             texts = dict.fromkeys(f.correction for f in given if f.correction is not None)
             yield _Example(
                 prompt,
-                read.answer(_json(choice.message)),
+                read.answer(request, _json(choice.message)),
                 sum(f.rating for f in given) / len(given),
                 tuple(read.correction(text) for text in texts),
             )
@@ -153,42 +154,39 @@ def _chat_prompt(request: Json) -> object:
     return None if not read or None in read else read
 
 
-def _chat_answer(message: object) -> object:
+def _chat_answer(_request: Json, message: object) -> object:
     read = _message(message)
-    return None if read is None else [{**read, "role": "assistant"}]
+    if read is None or not (read["content"] or "tool_calls" in read):
+        return None
+    return [{**read, "role": "assistant"}]
 
 
 def _chat_correction(text: str) -> object:
     return [{"role": "assistant", "content": text}]
 
 
-def _text_prompt(request: Json) -> object:
-    prompt = request.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    return prompt if isinstance(prompt, str) else None
-
-
-def _text_answer(message: object) -> object:
-    text = message.get("text") if isinstance(message, dict) else None
-    return text if isinstance(text, str) else None
+def _text_answer(request: Json, message: object) -> object:
+    said = prompts.continuation(request, message) if isinstance(message, dict) else None
+    return said or None
 
 
 _CHAT: Final = _Dialect(_chat_prompt, _chat_answer, _chat_correction)
-_TEXT: Final = _Dialect(_text_prompt, _text_answer, str)
+_TEXT: Final = _Dialect(prompts.only_prompt, _text_answer, str)
 
 
 def _message(message: object) -> Json | None:
     """Return a chat message as TRL reads it, or None if it holds more than text and tool calls."""
     if not isinstance(message, dict):
         return None
-    content, calls = _content(message.get("content")), message.get("tool_calls")
+    said, calls = message.get("content"), message.get("tool_calls")
+    content = _content(said)
     if content is None:
         return None
     read: Json = {"role": str(message.get("role", "assistant")), "content": content}
     if isinstance(calls, list) and calls:
         read["tool_calls"] = calls
-    elif not content and read["role"] == "assistant":
+    elif said is None and read["role"] == "assistant":
+        # It said something else, such as a refusal.
         return None
     for key in ("name", "tool_call_id"):
         if isinstance(message.get(key), str):
@@ -224,6 +222,7 @@ def _raw(rated: Rated) -> Json:
         "served": c.served,
         "version": c.version,
         "base": c.base,
+        "starts_turn": c.starts_turn,
         "state": c.state,
         "delivered": c.delivered,
         "stream": c.stream,

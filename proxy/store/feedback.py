@@ -1,8 +1,8 @@
 """Feedback as rows: bound to its completion, one standing rating each, every revision kept.
 
-Does not know how a rating was given, or who learns from it. Each function here is one operation:
-the writer runs it in a savepoint, so it happens whole or not at all. Whoever learned from what no
-longer stands is marked as stale in the same one (see `lineage`).
+Does not know how a rating was given, or who learns from it. Each function here is one operation
+of the writer, so it happens whole or not at all. Whoever learned from what no longer stands is
+marked as stale in the same one (see `lineage`).
 
     pending     its completion is in flight; becomes standing (or withdrawn) when that is recorded
     standing    the one that counts, of this completion, choice, rater and key

@@ -48,11 +48,14 @@ _CARRY_OVER: Final = """
 INSERT OR REPLACE INTO version_feedback (feedback, version, revision)
 SELECT ?, version, ? FROM version_feedback WHERE feedback = ? AND revision = ?"""
 _LEARN: Final = "INSERT INTO version_feedback (feedback, version, revision) VALUES (?, ?, ?)"
-_LEARN_REVISION: Final = """
-UPDATE version_feedback SET revision = ? WHERE feedback = ? AND version = ?"""
+_LEARN_INSTEAD: Final = """
+INSERT OR REPLACE INTO version_feedback (feedback, version, revision) VALUES (?, ?, ?)"""
+# What is not as it was learned, and what stands in its place.
 _CHANGED: Final = """
-SELECT f.id, f.state, l.revision FROM version_feedback AS l
+SELECT f.id, l.revision, f.state, s.id FROM version_feedback AS l
 CROSS JOIN feedback AS f ON f.id = l.feedback
+LEFT JOIN feedback AS s ON s.state = 'standing' AND s.completion = f.completion
+AND s.choice = f.choice AND s.rater = f.rater AND s.key_id = f.key_id
 WHERE l.version = ? AND (f.state <> 'standing' OR f.revision <> l.revision)
 ORDER BY f.num"""
 
@@ -116,13 +119,13 @@ def learn(
             " as the store gave them"
         ) from error
     changed = []
-    for id_, state, revision in connection.execute(_CHANGED, (num,)).fetchall():
+    for id_, revision, state, standing in connection.execute(_CHANGED, (num,)).fetchall():
         said = {one.revision: one for one in feedback_queries.revisions(id_).run(connection)}
         if revision not in said:
             raise NotFound(f"{id_} has no revision {revision}, but {sorted(said)}")
-        current = max(said)
-        if state == "standing" and says_the_same(said[revision], said[current]):
-            connection.execute(_LEARN_REVISION, (current, id_, num))
+        current = [] if standing is None else feedback_queries.by_id(standing).run(connection)
+        if current and says_the_same(said[revision], current[0]):
+            connection.execute(_LEARN_INSTEAD, (current[0].id, num, current[0].revision))
         else:
             changed.append(f"{id_}, which was {'revised' if state == 'standing' else state} since")
     if not changed:

@@ -3,6 +3,8 @@
 Pure. Encodes nothing: it tells the trainer what to encode where the snapshot has no ids.
 """
 
+from collections.abc import Mapping
+
 from strop.proxy.commands import without_commands
 from strop.proxy.errors import BadRequest
 from strop.proxy.redaction import MARK
@@ -35,12 +37,37 @@ def text(completion: Completion, choice: Choice) -> str | None:
     if not isinstance(message, dict):
         return None
     if completion.dialect == "completions":
-        said = message.get("text")
-    elif message.get("tool_calls") or message.get("reasoning") or message.get("reasoning_content"):
+        return continuation(fields(completion) or {}, message)
+    if message.get("tool_calls") or message.get("reasoning") or message.get("reasoning_content"):
         return None
-    else:
-        said = message.get("content")
+    said = message.get("content")
     return said if isinstance(said, str) else None
+
+
+def continuation(asked: Mapping[str, object], message: Mapping[str, object]) -> str | None:
+    """Return what a text completion says after its prompt, which `echo` lets it repeat.
+
+    Args:
+        asked: the request's members.
+        message: the answer.
+    """
+    said = message.get("text")
+    if not isinstance(said, str):
+        return None
+    if not asked.get("echo"):
+        return said
+    repeated = only_prompt(asked)
+    if repeated is None or not said.startswith(repeated):
+        return None
+    return said.removeprefix(repeated)
+
+
+def only_prompt(asked: Mapping[str, object]) -> str | None:
+    """Return the prompt of a text completion, where it is one, and text."""
+    prompt = asked.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    return prompt if isinstance(prompt, str) else None
 
 
 def is_redacted(recorded: bytes) -> bool:

@@ -11,7 +11,7 @@ import aiosqlite
 
 from strop.proxy.errors import BadRequest, StoreUnavailable
 from strop.proxy.store import database
-from strop.proxy.store.database import Query
+from strop.proxy.store.database import Query, storable
 
 T = TypeVar("T")
 
@@ -40,8 +40,10 @@ class Reader:
         """
         if self._connection is None:
             raise StoreUnavailable(database.CLOSED)
+        # Lone surrogates were replaced in what is stored, too.
+        parameters = [storable(p) if isinstance(p, str) else p for p in query.parameters]
         try:
-            rows = await self._connection.execute_fetchall(query.sql, query.parameters)
+            rows = await self._connection.execute_fetchall(query.sql, parameters)
         except sqlite3.Error as error:
             raise database.unavailable(error, self._path) from error
         return [query.decode(tuple(row)) for row in rows]

@@ -108,16 +108,16 @@ class Store:
             max_queued=max_queued,
             max_queued_bytes=max_queued_bytes,
         )
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(writer.aclose)
             await writer.open()
             reader = await Reader.open(path, busy_timeout_s=busy_timeout_s)
-        except BaseException:
-            await writer.aclose()
-            raise
-        if is_server:
-            # Whether the store takes writes is asked of its health, not found out here.
-            with contextlib.suppress(StoreUnavailable):
-                await writer.submit(feedback.withdraw_lost)
+            undo.push_async_callback(reader.close)
+            if is_server:
+                # Whether the store takes writes is asked of its health, not found out here.
+                with contextlib.suppress(StoreUnavailable):
+                    await writer.submit(feedback.withdraw_lost)
+            undo.pop_all()
         return cls(writer, reader)
 
     @property
@@ -272,7 +272,8 @@ class Store:
             rated = [
                 export.Rated(stored[id_], tuple(f for f in given if f.completion == id_))
                 for id_ in ids
-                if id_ in stored
+                # What is rated has choices, unless it was deleted before they were read.
+                if id_ in stored and stored[id_].completion.choices
             ]
             for line in await asyncio.to_thread(_render, rated, format_, dialect):
                 yield line
@@ -280,8 +281,10 @@ class Store:
 
     async def close(self) -> None:
         """Write what waits and close the database; may be called again."""
-        await self._reader.close()
-        await self._writer.aclose()
+        try:
+            await self._reader.close()
+        finally:
+            await self._writer.aclose()
 
     async def _completions(self, ids: list[str]) -> dict[str, StoredCompletion]:
         rows = await self._reader.all(completion_queries.whole(ids))

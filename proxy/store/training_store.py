@@ -22,7 +22,7 @@ _ALL: Final = FeedbackFilter()
 
 
 class TrainingStore:
-    """What may be learned from: standing ratings of complete answers of one base.
+    """What may be learned from: standing ratings of what the model itself said, of one base.
 
     Fresh is what no version of a lineage, which ends with `active`, has learned from. With
     `reopen`, what a version learned that was rolled back is fresh again; without, what no version

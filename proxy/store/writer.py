@@ -41,6 +41,8 @@ RETRY_S: Final = 1.0
 # Some 8,000 pages of WAL. Fewer checkpoints write a page that changes often fewer times.
 CHECKPOINT_JOBS: Final = 1024
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+# Nobody can write meanwhile, here or in another process.
+EMPTYING_S: Final = 1.0
 # Enough that the write needs fresh pages, so that a full disk shows.
 _FILL_PROBE: Final = "INSERT OR REPLACE INTO write_probe (num, payload) VALUES (1, zeroblob(65536))"
 _EMPTY_PROBE: Final = "DELETE FROM write_probe WHERE num = 1"
@@ -49,7 +51,7 @@ _EMPTY_PROBE: Final = "DELETE FROM write_probe WHERE num = 1"
 class Writer:
     """Runs operations in the order of their submission, and acknowledges them once durable.
 
-    `submit`, `submit_prepared` and `health` belong to the loop that opened the writer.
+    All but `close` belongs to the loop that opened the writer.
 
     Args:
         path: the database.
@@ -79,6 +81,8 @@ class Writer:
         self._queued_bytes = 0
         self._num_refused = 0
         self._is_closing = False
+        # The thread's own.
+        self._connection: sqlite3.Connection
         # Written by the thread, but for `stall`.
         self._num_failed = 0
         self._reason: str | None = None
@@ -96,6 +100,8 @@ class Writer:
         Raises:
             ConfigError, StoreUnavailable: see `database.connect`.
         """
+        # Else who gives up waiting would cancel it, and the thread trip over that.
+        self._opened.set_running_or_notify_cancel()
         self._thread.start()
         await asyncio.wrap_future(self._opened)
 
@@ -159,6 +165,17 @@ class Writer:
         self._queue.put(Job(prepare, future, size_bytes))
         return future
 
+    def empty_wal(self) -> "asyncio.Future[bool]":
+        """Take from the WAL what was overwritten in the database, or deleted there, before this.
+
+        The future says whether it is gone: not if another program reads, or writes, for longer than
+        EMPTYING_S.
+
+        Raises:
+            StoreUnavailable: too much waits already, or the writer is closed.
+        """
+        return self.submit_prepared(self._prepare_empty)
+
     def close(self) -> None:
         """Write what waits, checkpoint, close the database. Blocks; may be called again.
 
@@ -176,7 +193,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            connection = database.connect(
+            self._connection = database.connect(
                 self._path, synchronous=self._synchronous, busy_timeout_s=self._busy_timeout_s
             )
         except Exception as error:  # noqa: BLE001  the opener gets it
@@ -186,17 +203,19 @@ class Writer:
         self._turn = Turns.at(self._path) or self._turn
         self._opened.set_result(None)
         try:
-            while self._work(connection):
+            while self._work():
                 pass
         finally:
-            self._shut(connection)
+            self._shut()
 
-    def _work(self, connection: sqlite3.Connection) -> bool:
+    def _work(self) -> bool:
         """Write one batch; return whether there may be more."""
         try:
-            first = self._queue.get(timeout=None if self._reason is None else RETRY_S)
+            first = self._queue.get(timeout=RETRY_S)
         except queue.Empty:
-            self._retry(connection)
+            # Asked each time: `stall` may come while nothing is queued, and then nothing may be.
+            if self._reason is not None:
+                self._retry()
             return True
         if first is None:
             return False
@@ -212,10 +231,10 @@ class Writer:
                 break
             jobs.append(job)
             num_bytes += job.size_bytes
-        self._write(connection, jobs)
+        self._write(jobs)
         return job is not None
 
-    def _write(self, connection: sqlite3.Connection, jobs: list[Job]) -> None:
+    def _write(self, jobs: list[Job]) -> None:
         for job in jobs:
             job.prepare()
         ready = [job for job in jobs if job.operation is not None]
@@ -224,7 +243,7 @@ class Writer:
         elif ready:
             try:
                 with self._turn:
-                    batch.write(connection, ready)
+                    batch.write(self._connection, ready)
             except sqlite3.Error as error:
                 self._fail(ready, database.unavailable(error, self._path).message)
             else:
@@ -236,9 +255,9 @@ class Writer:
             self._num_since_checkpoint >= CHECKPOINT_JOBS
             or self._bytes_since_checkpoint >= CHECKPOINT_BYTES
         ):
-            self._checkpoint(connection)
+            self._checkpoint()
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint(self) -> None:
         """Bring the WAL into the database, now that nobody waits for this batch any more.
 
         Passive: it waits for no reader, and for no other process. Where several write, none adds to
@@ -247,9 +266,26 @@ class Writer:
         self._num_since_checkpoint = self._bytes_since_checkpoint = 0
         try:
             with self._turn:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         except sqlite3.Error as error:
             log.warning("a checkpoint failed", extra={"reason": str(error)})
+
+    def _prepare_empty(self) -> Operation[bool]:
+        """Bring the WAL into the database, outside a transaction, and cut it off."""
+        try:
+            with self._turn:
+                self._wait_for_others(EMPTYING_S)
+                try:
+                    found = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:
+                    self._wait_for_others(self._busy_timeout_s)
+        except sqlite3.Error as error:
+            raise database.unavailable(error, self._path) from error
+        is_busy = bool(found[0])
+        return lambda _: not is_busy
+
+    def _wait_for_others(self, seconds: float) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
 
     def _acknowledge(self, jobs: list[Job]) -> None:
         try:
@@ -290,18 +326,18 @@ class Writer:
             self._since_ms = now_ms()
             log.info("the store takes writes again")
 
-    def _retry(self, connection: sqlite3.Connection) -> None:
+    def _retry(self) -> None:
         """Find out with a small write whether the store works again."""
         try:
             # Each commits by itself: pages that are freed before the commit are never written.
-            connection.execute(_FILL_PROBE)
-            connection.execute(_EMPTY_PROBE)
+            self._connection.execute(_FILL_PROBE)
+            self._connection.execute(_EMPTY_PROBE)
         except sqlite3.Error as error:
             self._reason = database.unavailable(error, self._path).message
         else:
             self._heal()
 
-    def _shut(self, connection: sqlite3.Connection) -> None:
+    def _shut(self) -> None:
         self._is_closing = True
         left = []
         while True:
@@ -314,9 +350,9 @@ class Writer:
         if left:
             self._fail(left, database.CLOSED)
             self._acknowledge(left)
-        self._checkpoint(connection)
+        self._checkpoint()
         try:
-            connection.close()
+            self._connection.close()
         except sqlite3.Error as error:
             log.error("the database was not closed cleanly", extra={"reason": str(error)})
         if isinstance(self._turn, Turns):
