@@ -105,11 +105,10 @@ class Call:
     def draft(self, state: State, redaction: Redaction) -> Draft:
         """Return what is to be recorded of it, as it is now; it ends as `state`."""
         incoming, engine = self.incoming, self.engine
-        answer, error = self.answer, self.error
-        if self.tap is not None:
-            answer = self.tap.kept
-            if self.tap.is_over_limit:
-                error = "the answer was longer than capture.max_answer_bytes, so it was not kept"
+        stream = self.tap.copy if self.tap is not None else None
+        error = self.error
+        if stream is not None and stream.is_over_limit:
+            error = "the answer was longer than capture.max_answer_bytes, so it was not kept"
         now = monotonic()
         # What never went out was ours alone.
         sent_at = self.exchange.sent_at or now
@@ -126,8 +125,8 @@ class Call:
             delivered=state == "complete" and not self.is_client_gone,
             status=self.exchange.status or None,
             error=error,
-            answer=answer,
-            is_event_stream=self.tap is not None,
+            answer=self.answer,
+            stream=stream,
             ttft_ms=1000 * (first_byte_at - incoming.started) if first_byte_at else None,
             total_ms=1000 * (now - incoming.started),
             overhead_ms=1000 * (self.overhead_s or max(0.0, sent_at - incoming.started)),

@@ -5,6 +5,7 @@ Relays nothing, and does not know how a completion is stored.
 
 import asyncio
 import logging
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 class Ledger:
     """The calls from their admission until they are in the store, or known to be lost.
 
+    Attributes:
+        num_begun: how many there have been.
+
     Args:
         capture: whether answers are recorded, and what if they can't be.
         serving: whose versions the calls hold a lease of.
@@ -39,6 +43,7 @@ class Ledger:
         self._loop = asyncio.get_running_loop()
         self._redaction = Redaction.of(capture.redact)
         self._calls: dict[str, Call] = {}
+        self.num_begun = 0
         metrics.in_flight.set_function(self._num_unended)
 
     @property
@@ -64,6 +69,7 @@ class Ledger:
         """Enter a call; its lease is held until it ends."""
         self._serving.leases.take(call.served)
         self._calls[call.incoming.id] = call
+        self.num_begun += 1
 
     def end(self, call: Call, state: State) -> "asyncio.Future[Any] | None":
         """End a call as `state`, unless it has ended; return its commit, None where none is due."""
@@ -76,9 +82,9 @@ class Ledger:
             del self._calls[call.incoming.id]
             return None
         draft = call.draft(state, self._redaction)
-        size = len(draft.answer) + len(draft.ask.raw)
+        build = partial(recording.complete, draft)
         try:
-            committed = self._store.commit_completion(lambda: recording.complete(draft), size)
+            committed = self._store.commit_completion(build, draft.num_bytes)
         except StoreUnavailable as error:
             committed = self._loop.create_future()
             committed.set_exception(error)

@@ -5,6 +5,8 @@ not write anything.
 """
 
 from array import array
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import msgspec
 
@@ -17,6 +19,7 @@ from strop.proxy.store.records import Choice, Completion, LogprobsKind, State
 from strop.proxy.wire import body, chat, completions, sse
 from strop.proxy.wire.answer import Answer, AnsweredChoice, text_of_tokens
 from strop.proxy.wire.restore import Split
+from strop.proxy.wire.stream_copy import StreamCopy
 
 # What decided the sampling, as the client asked for it; what is absent was the engine's default.
 SAMPLING = (
@@ -38,8 +41,8 @@ _PENALTIES = {
 class Draft(msgspec.Struct, frozen=True):
     """What the relay knows of one request when it is over.
 
-    `answer` is the engine's body, or its stream, exactly as sent; `split` is the body in two, where
-    that was done for the client. Times are in milliseconds.
+    `answer` is the engine's body, exactly as sent, or else `stream` is what it streamed; `split` is
+    the body in two, where that was done for the client. Times are in milliseconds.
     """
 
     id: str
@@ -54,7 +57,7 @@ class Draft(msgspec.Struct, frozen=True):
     status: int | None
     error: str | None
     answer: bytes
-    is_event_stream: bool
+    stream: StreamCopy | None
     ttft_ms: float | None
     total_ms: float
     overhead_ms: float
@@ -63,16 +66,21 @@ class Draft(msgspec.Struct, frozen=True):
     redaction: Redaction
     split: Split | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """About how much memory it takes."""
+        num_answered = len(self.answer) if self.stream is None else self.stream.num_held_bytes
+        return num_answered + len(self.ask.raw)
+
 
 def complete(draft: Draft) -> Completion:
     """Return the completion that `draft` amounts to."""
-    pieces = _pieces(draft)
-    ask, answer = draft.ask, _read(draft, pieces)
+    ask, answer = draft.ask, _read(draft)
     if ask.dialect == "chat":
         history = conversation.read(chat.messages_of(ask.fields), draft.key_id)
     else:
         history = conversation.read_prompt(draft.key_id)
-    if draft.capabilities.may_drop_tokens and not _has_each_token(answer, pieces):
+    if draft.capabilities.may_drop_tokens and not _has_each_token(answer, draft):
         answer.forget_tokens()
     choices = []
     for choice in sorted(answer.choices.values(), key=lambda c: c.index):
@@ -124,22 +132,34 @@ def complete(draft: Draft) -> Completion:
     )
 
 
-def _pieces(draft: Draft) -> list[bytes]:
-    """Return the body, or the chunks of the stream."""
-    if not draft.is_event_stream:
+def _pieces(draft: Draft) -> Iterable[bytes]:
+    """Return the body, or the chunks of the stream; of a long one never all at once."""
+    if draft.stream is None:
         return [draft.answer] if draft.answer else []
+    return chain.from_iterable(map(_chunks, _runs(draft.stream)))
+
+
+def _runs(stream: StreamCopy) -> Iterator[bytes]:
+    """Yield the stream in runs of whole events, and what is left at its end."""
+    splitter = sse.Splitter()
+    yield from map(splitter.feed, stream)
+    yield splitter.rest
+
+
+def _chunks(events: bytes) -> list[bytes]:
     # Half an event, where a stream was cut off, and [DONE] are no chunks.
-    return [one for one in sse.payloads(draft.answer) if one[:1] == b"{" and one[-1:] == b"}"]
+    return [one for one in sse.payloads(events) if one[:1] == b"{" and one[-1:] == b"}"]
 
 
-def _read(draft: Draft, pieces: list[bytes]) -> Answer:
+def _read(draft: Draft) -> Answer:
     is_chat = draft.ask.dialect == "chat"
     if draft.split is not None and not draft.capabilities.may_drop_tokens:
         answer = chat.read_json(draft.split.rest)
         if answer.put_back(draft.split.snapshot):
             return answer
-    if not draft.is_event_stream:
+    if draft.stream is None:
         return chat.read_json(draft.answer) if is_chat else completions.read_json(draft.answer)
+    pieces = _pieces(draft)
     return chat.read_stream(pieces) if is_chat else completions.read_stream(pieces)
 
 
@@ -157,7 +177,7 @@ def _num_tokens(*ids: "array[int] | None") -> int | None:
     return sum(known) if known and len(known) == len(ids) else None
 
 
-def _has_each_token(answer: Answer, pieces: list[bytes]) -> bool:
+def _has_each_token(answer: Answer, draft: Draft) -> bool:
     """Whether there is a logprob for each token that the engine says it sampled.
 
     Some engines leave out the token that ends a text. What they leave out besides are parts of
@@ -174,7 +194,7 @@ def _has_each_token(answer: Answer, pieces: list[bytes]) -> bool:
     if all(_json(message).isascii() for message in messages):
         return True
     said = "".join(str(message.get("content") or message.get("text") or "") for message in messages)
-    return said == text_of_tokens(pieces)
+    return said == text_of_tokens(_pieces(draft))
 
 
 def _choice(

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 from time import monotonic
 
-from strop.proxy import waiting
+from strop.proxy import heap, waiting
 from strop.proxy.alias import BASE
 from strop.proxy.attempts import Attempts
 from strop.proxy.call import Call, Incoming, Receive, Send, exchange_of
@@ -259,15 +259,29 @@ class Relay:
         await self._answer_error(call, error, send)
 
     async def sweep(self) -> None:
-        """Give up calls that make no progress, and commits that come late. Runs until cancelled."""
+        """Give up calls that make no progress, and commits that come late. Runs until cancelled.
+
+        After an interval in which there was none, gives back the memory that they took.
+        """
+        num_seen = num_trimmed = 0
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            now = monotonic()
-            for call in self._ledger.calls:
-                if call.state is None:
-                    self._give_up_if_stuck(call, now)
-                else:
-                    self._ledger.let_go_if_late(call, now)
+            num_begun = self._ledger.num_begun
+            if self.num_calls:
+                self._look_after(self._ledger.calls)
+            elif num_trimmed < num_seen == num_begun:
+                # Elsewhere: it takes milliseconds.
+                await asyncio.to_thread(heap.trim)
+                num_trimmed = num_begun
+            num_seen = num_begun
+
+    def _look_after(self, calls: list[Call]) -> None:
+        now = monotonic()
+        for call in calls:
+            if call.state is None:
+                self._give_up_if_stuck(call, now)
+            else:
+                self._ledger.let_go_if_late(call, now)
 
     def _give_up_if_stuck(self, call: Call, now: float) -> None:
         exchange, engine = call.exchange, self._settings.engine

@@ -22,6 +22,7 @@ from strop.proxy.engines.base import Ask, Capabilities
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.store import Store
 from strop.proxy.wire import tap as wire_tap
+from strop.proxy.wire.stream_copy import StreamCopy
 
 pytestmark = pytest.mark.faults
 
@@ -121,6 +122,12 @@ def mutated(value: Any, chance: random.Random) -> Any:
     return value
 
 
+def copied(stream: bytes) -> StreamCopy:
+    whole = StreamCopy(len(stream))
+    whole.add(stream)
+    return whole
+
+
 def draft(id_: str, chance: random.Random) -> recording.Draft:
     """Return what the relay knows after an engine has answered nonsense."""
     is_stream = chance.random() < 0.6
@@ -144,8 +151,8 @@ def draft(id_: str, chance: random.Random) -> recording.Draft:
         delivered=True,
         status=200,
         error=None,
-        answer=answer,
-        is_event_stream=is_stream,
+        answer=b"" if is_stream else answer,
+        stream=copied(answer) if is_stream else None,
         ttft_ms=1.0,
         total_ms=1.0,
         overhead_ms=1.0,
@@ -179,7 +186,7 @@ def test_a_stream_of_half_surrogates_is_read_whole() -> None:
     stream = b"".join(b"data: " + half + b"\n\n" for half in halves)
     ask_ = Ask("chat", b"{}", {"messages": [], "stream": True}, "m")
     fields = {name: getattr(one, name) for name in recording.Draft.__slots__}
-    whole = recording.Draft(**{**fields, "answer": stream, "is_event_stream": True, "ask": ask_})
+    whole = recording.Draft(**{**fields, "answer": b"", "stream": copied(stream), "ask": ask_})
 
     (choice,) = recording.complete(whole).choices
 

@@ -77,7 +77,7 @@ def recorded(
             status=200,
             error=None,
             answer=answer,
-            is_event_stream=False,
+            stream=None,
             ttft_ms=1.0,
             total_ms=1.0,
             overhead_ms=1.0,

@@ -19,6 +19,8 @@ from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 
 from strop.proxy import call as relayed
+from strop.proxy import heap
+from strop.proxy import relay as relay_module
 from strop.proxy.exchange import Exchange
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -392,8 +394,35 @@ async def test_what_was_cut_off_is_freed_at_once(
         gc.enable()
         gc.unfreeze()
 
-    # The sweeper may hold the last that it saw.
-    assert 2 >= len(kept)
+    assert [] == kept
+
+
+async def test_the_memory_that_calls_took_goes_back_once_none_is_left(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not beside one, and not again until there was another."""
+    num_calls: list[int] = []
+    is_back, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def trim() -> bool:
+        num_calls.append(proxy.services.relay.num_calls)
+        loop.call_soon_threadsafe(is_back.set)
+        return True
+
+    async def slow(call: Call) -> None:
+        # The sweeper, of the same loop, is due many times before it.
+        await asyncio.sleep(0.1)
+        await FakeVllm()(call)
+
+    monkeypatch.setattr(relay_module, "SWEEP_INTERVAL_S", 0.001)
+    monkeypatch.setattr(heap, "trim", trim)
+    engine.handler = slow
+    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
+        await proxy.chat()
+        await is_back.wait()
+        await asyncio.sleep(0.05)
+
+    assert [0] == num_calls
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
@@ -461,7 +490,7 @@ async def test_stopping_cuts_what_the_drain_did_not_wait_for_and_records_it(
     async with running(settings, home) as proxy:
         engine.handler = Call.hang
         waiting = asyncio.create_task(proxy.chat())
-        await engine.until(lambda: any(r.method == "POST" for r in engine.requests))
+        await engine.until(lambda: proxy.services.relay.num_calls == 1)
         proxy.server.should_exit = True
         answer = await waiting
 

@@ -8,6 +8,7 @@ import re
 from strop.proxy.errors import BadRequest, UpstreamError
 from strop.proxy.wire import body, sse
 from strop.proxy.wire.restore import Restorer
+from strop.proxy.wire.stream_copy import StreamCopy
 
 # What may wait: one event that is not whole yet, and what comes after the answer's end.
 MAX_WAITING_BYTES = 32 * 2**20
@@ -25,35 +26,29 @@ class Tap:
     Args:
         restore: what to take out for the client; None passes every byte on.
         num_choices: how many choices the client asked for.
-        limit_bytes: how much of the stream is kept; a longer one is relayed but not recorded.
+        limit_bytes: how long a stream is copied; a longer one is relayed but not recorded.
 
     Attributes:
+        copy: the stream as the engine sent it.
         is_ended: whether the engine has said that there is no more.
         has_failed: whether what it said last, before [DONE], was an error.
     """
 
     def __init__(self, restore: Restorer | None, num_choices: int, limit_bytes: int) -> None:
+        self.copy = StreamCopy(limit_bytes)
         self.is_ended = False
         self.has_failed = False
-        self.is_over_limit = False
         self._restore = restore
         self._splitter = sse.Splitter()
         self._num_choices = num_choices
         self._ended_choices: set[object] = set()
-        self._kept: list[bytes] = []
-        self._room_bytes = limit_bytes
         self._held: list[bytes] = []
         self._num_held_bytes = 0
 
     @property
-    def kept(self) -> bytes:
-        """The stream as the engine sent it, as far as it was kept."""
-        return b"".join(self._kept)
-
-    @property
     def answer_id(self) -> str | None:
         """The id that the engine gave the answer, once it has come; None where none was kept."""
-        found = _ID.search(self._kept[0]) if self._kept else None
+        found = _ID.search(self.copy.head)
         return found[1].decode("utf-8", "replace") if found else None
 
     def feed(self, data: bytes) -> bytes:
@@ -63,7 +58,7 @@ class Tap:
             UpstreamError: more than `MAX_WAITING_BYTES` wait for the end of an event or of the
                 stream.
         """
-        self._keep(data)
+        self.copy.add(data)
         whole = self._splitter.feed(data)
         if len(self._splitter.rest) + self._num_held_bytes > MAX_WAITING_BYTES:
             raise UpstreamError(
@@ -103,7 +98,7 @@ class Tap:
     def _ends(self, event: bytes) -> bool:
         data = sse.data_of(event)
         if data == sse.DONE:
-            self.has_failed = _ends_in_error(self.kept)
+            self.has_failed = _ends_in_error(b"".join(self.copy))
             return True
         if not _FINISH.search(data):
             return False
@@ -120,14 +115,6 @@ class Tap:
 
     def _restored(self, data: bytes) -> bytes:
         return self._restore.apply(data) if self._restore and data else data
-
-    def _keep(self, data: bytes) -> None:
-        self._room_bytes -= len(data)
-        if self._room_bytes >= 0:
-            self._kept.append(data)
-        elif not self.is_over_limit:
-            self.is_over_limit = True
-            self._kept.clear()
 
 
 def _ends_in_error(stream: bytes) -> bool:
