@@ -190,10 +190,15 @@ def load_or_create_admin_key(home: Path) -> str:
             key = path.read_text(encoding="utf-8").strip()
         else:
             key = "strop-admin-" + secrets.token_urlsafe(32)
-            with os.fdopen(file, "w", encoding="utf-8") as out:
-                out.write(key + "\n")
-                out.flush()
-                os.fsync(out.fileno())
+            try:
+                with os.fdopen(file, "w", encoding="utf-8") as out:
+                    out.write(key + "\n")
+                    out.flush()
+                    os.fsync(out.fileno())
+            except OSError:
+                # An empty one would be refused for ever, when there is room again too.
+                path.unlink(missing_ok=True)
+                raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected a readable admin key in {path}: {error}") from error
     if not key:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STOP_TIMEOUT_S = 10.0
+_LAST_BYTES = 4096
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
@@ -117,7 +118,10 @@ def follow_parent(fd: int, grace_s: float) -> None:
 def last_words(log_path: Path) -> str:
     """Return the last line that a child wrote, for people; empty where there is none."""
     try:
-        lines = log_path.read_bytes()[-4096:].decode("utf-8", "replace").splitlines()
+        with log_path.open("rb") as file:
+            # An engine's log grows for as long as the home is used.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

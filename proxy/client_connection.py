@@ -3,7 +3,7 @@
 Knows HTTP, and neither paths nor what is asked for.
 
     no HTTP                       400
-    a head of over MAX_HEAD_BYTES 431
+    a head of over MAX_HEAD_BYTES 431, and trailers of as many too
     half a request                408 after `server.body_timeout_s`, for its head and for its body;
                                   silence is just closed
     a client that stops reading   cut off after `server.stall_timeout_s` without a byte taken
@@ -16,7 +16,11 @@ from typing import Any
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from strop.proxy.errors import SOURCE_HEADER, BadRequest, BodyTimeout, HeadTooLarge, render
@@ -37,6 +41,20 @@ class ClientConnection(HttpToolsProtocol):
         limits: the server's settings.
     """
 
+    # With uvicorn's own attributes these would be over 30, and Python packs no more than that into
+    # an object: each connection would take 1.3 KB more.
+    __slots__ = (
+        "_has_body_come",
+        "_is_arriving",
+        "_is_in_head",
+        "_limits",
+        "_num_head_bytes",
+        "_num_unsent_bytes",
+        "_request_timer",
+        "_served",
+        "_stall_timer",
+    )
+
     def __init__(
         self,
         config: Config,
@@ -51,6 +69,9 @@ class ClientConnection(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._is_in_head = False
         self._is_arriving = False
+        self._has_body_come = False
+        # The request that is served now; `cycle` is the one that came last, and may wait for it.
+        self._served: RequestResponseCycle | None = None
         self._request_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._num_unsent_bytes = 0
@@ -67,11 +88,11 @@ class ClientConnection(HttpToolsProtocol):
         self._stop_timers()
         # uvicorn's own timer would hold a connection that was reset until it fires.
         self._unset_keepalive_if_required()
+        self._tell_that_it_left(self._served)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read what the client sent."""
-        self._unset_keepalive_if_required()
         try:
             try:
                 self.parser.feed_data(data)
@@ -80,22 +101,16 @@ class ClientConnection(HttpToolsProtocol):
         except httptools.HttpParserError:
             self.send_400_response("")
             return
-        if self._is_in_head:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(
-                    HeadTooLarge(
-                        f"expected a request line and headers of at most {MAX_HEAD_BYTES} bytes,"
-                        " got more; shorten them"
-                    )
-                )
         # Most requests come whole, and cost no timer.
-        if self._is_arriving and self._request_timer is None:
-            self._await_rest()
+        if self._is_arriving:
+            if self._request_timer is None:
+                self._await_rest()
+            self._bound_head(len(data))
 
     def on_message_begin(self) -> None:
         """Note that a head has begun."""
         super().on_message_begin()
+        self._num_head_bytes = 0
         self._is_in_head = self._is_arriving = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -106,10 +121,16 @@ class ClientConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start on a request, unless it offers an upgrade: then it is read again without."""
         self._is_in_head = False
-        self._num_head_bytes = 0
         self._stop_waiting()
+        # Not at each byte: a line end between two requests begins none, and would end all waiting.
+        self._unset_keepalive_if_required()
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body."""
+        self._has_body_come = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note the end of a request; the parser takes an offer's head for the whole of it."""
@@ -117,6 +138,11 @@ class ClientConnection(HttpToolsProtocol):
             self._is_arriving = False
             self._stop_waiting()
             super().on_message_complete()
+            if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+                # It was answered before its end, and the time of an idle connection begins here.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own words
         """Refuse what isn't HTTP."""
@@ -141,10 +167,32 @@ class ClientConnection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, at once if the client has not even read its last answer."""
-        if self.transport.get_write_buffer_size():
+        if self._is_arriving:
+            # A request, or the rest of one that was answered, is coming: another timer bounds that.
+            self.timeout_keep_alive_task = None
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             super().timeout_keep_alive_handler()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _bound_head(self, num_bytes: int) -> None:
+        """Count what came without a body: a head, or trailers, whose end the parser waits for."""
+        if self._has_body_come:
+            self._has_body_come = False
+            self._num_head_bytes = 0
+            return
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                HeadTooLarge(
+                    f"expected a request line and headers of at most {MAX_HEAD_BYTES} bytes, got"
+                    " more; shorten them"
+                )
+            )
 
     def _await_rest(self) -> None:
         self._request_timer = self.loop.call_later(self._limits.body_timeout_s, self._no_rest)
@@ -156,6 +204,10 @@ class ClientConnection(HttpToolsProtocol):
 
     def _no_rest(self) -> None:
         self._request_timer = None
+        if self.pipeline:
+            # Nothing is read before the requests in front of it are answered.
+            self._await_rest()
+            return
         # A body may go on after its answer: it was too large, say.
         is_answered = not self._is_in_head and self.cycle and self.cycle.response_started
         if self._is_arriving and not is_answered:
@@ -198,8 +250,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def _refuse(self, error: BadRequest) -> None:
         """Answer with `error`, and close. An answer under way is cut off: two would mix."""
-        cycle = self.cycle
-        is_answering = cycle and cycle.response_started and not cycle.response_complete
+        served = self._served
+        is_answering = served and served.response_started and not served.response_complete
         if not self.transport.is_closing() and not is_answering:
             body = render(error)
             head = [
@@ -210,8 +262,12 @@ class ClientConnection(HttpToolsProtocol):
                 b"connection: close\r\n\r\n",
             ]
             self.transport.write(b"".join(head) + body)
+        self._tell_that_it_left(served)
+        self._is_in_head = self._is_arriving = False
+        self.transport.close()
+
+    def _tell_that_it_left(self, cycle: RequestResponseCycle | None) -> None:
+        """Let a request know that nobody waits for its answer any more."""
         if cycle and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
-        self._is_in_head = self._is_arriving = False
-        self.transport.close()

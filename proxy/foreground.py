@@ -3,7 +3,9 @@
 The same row and the same process as beside a proxy; here a person waits for it. Activates nothing.
 """
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ import orjson
 from strop.proxy import run_requests
 from strop.proxy.errors import ConfigError, Conflict
 from strop.proxy.pairing import base_folder, identity_of
-from strop.proxy.run_requests import Base, Wanted
+from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings import Settings
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
@@ -53,19 +55,32 @@ async def _base(settings: Settings, home: Path) -> Base:
     return Base(folder, identity)
 
 
-def see_through(home: Path, run: str, *, is_quiet: bool) -> None:
+def see_through(
+    home: Path, run: str, *, is_quiet: bool, command: TrainCommand = run_requests.command
+) -> None:
     """Run the process of `run` until it ends; Ctrl-C stops it at its next step, to be resumed.
 
-    It shows its progress on a terminal; `is_quiet` keeps standard output free.
+    So does the end of this process, however it comes. It shows its progress on a terminal;
+    `is_quiet` keeps standard output free.
     """
     output = _STANDARD_ERROR if is_quiet else None
-    with subprocess.Popen(run_requests.command(home, run), stdout=output) as process:
-        while process.returncode is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                # The terminal has told the process too.
-                continue
+    read_end, write_end = os.pipe()
+    line = [*command(home, run), "--parent-fd", str(read_end)]
+    try:
+        with subprocess.Popen(line, stdout=output, pass_fds=(read_end,)) as process:
+            while process.returncode is None:
+                try:
+                    process.wait()
+                except KeyboardInterrupt:
+                    # The terminal has told the process too.
+                    print(
+                        f"\n{run} stops at its next step, to be resumed; while its version is"
+                        " judged, it goes on to the end",
+                        file=sys.stderr,
+                    )
+    finally:
+        os.close(read_end)
+        os.close(write_end)
 
 
 async def cancel(store: Store, home: Path, id_: str) -> Run:

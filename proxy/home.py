@@ -30,21 +30,26 @@ def hold(home: Path, url: str) -> Iterator[None]:
     What others may do in it is taken away: its settings may hold keys.
 
     Raises:
-        ConfigError: another process serves from it.
+        ConfigError: another process serves from it, or it can't be written to.
     """
     _close_to_others(home)
-    file = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if not _lock(file):
+    with contextlib.ExitStack() as stack:
+        try:
+            file = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, file)
+            if not _lock(file):
+                raise ConfigError(
+                    f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose"
+                    " another folder with --home"
+                )
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps({"url": url, "pid": os.getpid()}).encode(), 0)
+        except OSError as error:
             raise ConfigError(
-                f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose"
+                f"expected to write {home / LOCK_FILE}: {error.strerror}; mend that, or choose"
                 " another folder with --home"
-            )
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps({"url": url, "pid": os.getpid()}).encode(), 0)
+            ) from error
         yield
-    finally:
-        os.close(file)
 
 
 def _close_to_others(home: Path) -> None:

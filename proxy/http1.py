@@ -80,7 +80,10 @@ class Answer:
             self.is_reusable = False
             # Whatever follows a whole answer is not its fault.
             if not self.is_complete:
-                raise AnswerError(f"something that isn't HTTP/1.1 ({error})") from error
+                said = f"something that isn't HTTP/1.1 ({error})"
+                if isinstance(error.__context__, AnswerError):
+                    said = str(error.__context__)  # a callback of ours has raised it
+                raise AnswerError(said) from error
         if self.is_complete:
             del self._parser  # it refers to us: without it, no garbage collection is needed
         elif not self.has_head:
@@ -132,11 +135,11 @@ class Answer:
         if self.has_head:
             return
         self.status = self._parser.get_status_code()
+        if not 100 <= self.status <= 599:
+            raise AnswerError(f"the status {self.status}, which HTTP does not have")
         if self.status < 200:
             self.headers.clear()
             return
-        if self.status > 599:
-            raise AnswerError(f"the status {self.status}, which HTTP does not have")
         self.has_head = True
         self.is_complete = not self._has_body
 

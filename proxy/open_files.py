@@ -1,10 +1,11 @@
-"""How many files and sockets this process may have open: as many as the system lets it.
+"""How many files and sockets this process may have open, and what the first three of them are.
 
-Opens none. Each answer in flight needs two, the client's and the engine's; a terminal's limit is
-often 256 or 1024.
+Knows none of the others. Each answer in flight needs two, the client's and the engine's; a
+terminal's limit is often 256 or 1024.
 """
 
 import logging
+import os
 import resource
 from typing import Final
 
@@ -14,6 +15,19 @@ WANTED: Final = 65_536
 # macOS takes no more of a process that isn't root's.
 _WANTED_ELSEWHERE: Final = 10_240
 _ENOUGH: Final = 4_096
+
+
+def hold_standard() -> None:
+    """Open those of standard input, output and error that are closed, on nothing.
+
+    A socket would get their number, and libuv aborts the process that closes such a one.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def raise_limit() -> int:

@@ -9,12 +9,14 @@ import functools
 import gc
 import json
 import logging
+import os
 import signal
 import socket
+import sys
 import types
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import uvicorn
 
@@ -24,12 +26,14 @@ from strop.proxy.client_connection import ClientConnection
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import hold
 from strop.proxy.services import Control, Front, Services, run_services
-from strop.proxy.settings import Settings
+from strop.proxy.settings import Settings, home_hint
 
 log = logging.getLogger(__name__)
 
 # New containers less freed ones between two collections; Python's own is 700.
 _GC_THRESHOLD = 20_000
+BACKLOG: Final = 2048
+"""How many connections may wait to be accepted."""
 
 F = TypeVar("F", bound=Front)
 
@@ -40,14 +44,14 @@ def serve(settings: Settings, home: Path) -> int:
     Raises:
         ConfigError: the settings don't allow it.
     """
+    open_files.hold_standard()
     auth.check_bind(settings.server.host, settings.server.client_keys)
     choice = asyncio.run(detection.detect(settings))
-    for line in choice.says:
-        print(line, flush=True)
+    _tell("\n".join(choice.says))
     settings = choice.settings
     configured_engine.check(settings)
     open_files.raise_limit()
-    listener = _listen(settings.server.host, settings.server.port)
+    listener = listen(settings.server.host, settings.server.port)
     url = url_of(settings.server.host, listener.getsockname()[1])
     with listener, hold(home, url):
         if settings.server.workers > 1:
@@ -57,7 +61,9 @@ def serve(settings: Settings, home: Path) -> int:
             return run(settings, home, listener, lambda it: say_when_ready(it, url))
         app = App(_services(settings, home, url), routes.make)
         server = Server(uvicorn_config(settings, app))
-        server.run(sockets=[listener])
+        # Where start-up fails uvicorn says why, and leaves with a status of its own.
+        with contextlib.suppress(SystemExit):
+            server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
@@ -88,7 +94,7 @@ def uvicorn_config(
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        backlog=2048,
+        backlog=BACKLOG,
         timeout_keep_alive=round(settings.server.keep_alive_s),
         timeout_graceful_shutdown=round(settings.server.drain_s),
     )
@@ -116,12 +122,19 @@ def collect_rarely() -> None:
     gc.set_threshold(_GC_THRESHOLD)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; who connects waits until it is served from.
+
+    Raises:
+        ConfigError: the address is taken, or none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host.strip("[]"), port))
+        # Now: Linux lets two be bound to one port as long as neither listens.
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -154,11 +167,20 @@ class Server(uvicorn.Server):
 
 
 async def say_when_ready(services: Control, url: str) -> None:
-    """Say how to use strop, once the engine is ready."""
-    await services.serving.wait_until_ready()
-    alias, engine = services.serving.alias, services.serving.engine
+    """Say how to use strop, once the engine is ready; and until then, that it isn't."""
+    serving, engine = services.serving, services.serving.engine
+    if services.process is None:
+        await serving.wait_until_asked()
+        if not serving.is_ready:
+            extra = {"url": auth.scrub_url(engine.upstream.url), "reason": serving.reason}
+            log.warning("waiting for the engine", extra=extra)
+    else:
+        log_file = services.home / configured_engine.LOG_FILE
+        log.info("waiting for the engine to load its model", extra={"log": str(log_file)})
+    await serving.wait_until_ready()
+    alias = serving.alias
     is_demo = services.process is not None and not services.settings.model.path
-    print(
+    _tell(
         banner(
             url=url,
             model=alias.name,
@@ -167,9 +189,23 @@ async def say_when_ready(services: Control, url: str) -> None:
             home=services.home,
             is_demo=is_demo,
             needs_key=bool(services.settings.server.client_keys),
-        ),
-        flush=True,
+        )
     )
+
+
+def _tell(text: str) -> None:
+    """Print `text`; who reads it may be gone, and strop serves all the same."""
+    try:
+        if text:
+            print(text, flush=True)
+    except ValueError as error:
+        # It is closed, or can't write a letter of the home's name.
+        log.warning("standard output does not take this", extra={"reason": str(error)})
+    except OSError as error:
+        log.warning("standard output takes nothing", extra={"reason": str(error)})
+        # What it did not take is tried again at exit, and would be an error then.
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def banner(
@@ -188,6 +224,7 @@ def banner(
     if needs_key:
         headers += ' -H "Authorization: Bearer $OPENAI_API_KEY"'
     key = "KEY" if needs_key else "strop"
+    at = home_hint(home)
     lines = [
         "",
         f"strop serves {model} ({version}), by {engine}",
@@ -198,9 +235,9 @@ def banner(
         "  Try it:",
         f"    curl {url}/v1/chat/completions {headers} -d '{body}'",
         "  Rate an answer: type /rl good or /rl bad [why] as your next message, or run",
-        "    strop good    strop bad -m 'too long'",
+        f"    strop good{at}    strop bad{at} -m 'too long'",
         f"  What is recorded stays in {home}; see it with",
-        "    strop completions list    strop status",
+        f"    strop completions list{at}    strop status{at}",
     ]
     if is_demo:
         lines += [

@@ -1,6 +1,7 @@
 """Who may ask: keys, hosts, origins, and what is hidden from logs."""
 
 import re
+import resource
 import stat
 from pathlib import Path
 
@@ -238,6 +239,19 @@ def test_an_admin_key_that_is_none_is_explained(tmp_path: Path) -> None:
         auth.load_or_create_admin_key(tmp_path)
     with pytest.raises(ConfigError, match=r"expected a readable admin key in .*admin\.key"):
         auth.load_or_create_admin_key(tmp_path / "missing")
+
+
+def test_an_admin_key_that_could_not_be_written_is_made_later(tmp_path: Path) -> None:
+    """A full disk leaves no empty file, which would be refused for ever."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="File too large"):
+            auth.load_or_create_admin_key(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert auth.load_or_create_admin_key(tmp_path)
 
 
 @pytest.mark.parametrize(

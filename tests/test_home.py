@@ -68,5 +68,16 @@ def test_a_folder_for_all_stays_so(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert ["1777"] == [vars(record)["mode"] for record in caplog.records]
 
 
+def test_a_home_that_takes_no_file_is_refused(tmp_path: Path) -> None:
+    """A full disk, a read-only one: whatever it is, the error says it."""
+    (tmp_path / LOCK_FILE).mkdir()
+
+    with (
+        pytest.raises(ConfigError, match=re.escape(f"{tmp_path / LOCK_FILE}: Is a directory")),
+        hold(tmp_path, "http://127.0.0.1:1"),
+    ):
+        raise AssertionError("it was held")
+
+
 def _refused(*_: object) -> None:
     raise PermissionError(1, "Operation not permitted")

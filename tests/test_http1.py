@@ -192,6 +192,13 @@ def test_what_is_not_http_is_an_error(data: bytes) -> None:
         read(data)
 
 
+@pytest.mark.parametrize("status", [0, 99, 600, 999])
+def test_a_status_that_there_is_not_is_an_error(status: int) -> None:
+    """It says so, and what came with it is not the body of a later answer."""
+    with pytest.raises(AnswerError, match=f"the status {status}, which HTTP does not have"):
+        read(b"HTTP/1.1 %03d Odd\r\ncontent-length: 2\r\n\r\nhi" % status)
+
+
 def test_head_without_end_is_an_error() -> None:
     """A head may not grow for ever."""
     line = b"x: " + b"y" * 995 + b"\r\n"

@@ -1,7 +1,8 @@
-"""A low limit of open files is raised where it can be, and said where it can't."""
+"""A low limit of open files is raised where it can be; the first three are what they should be."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,15 @@ logging.basicConfig(format="%(message)s limit=%(limit)s at_once=%(answers_at_onc
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 from strop.proxy import open_files
 print(open_files.raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+OPENS_A_FILE = """
+import os, sys
+from strop.proxy import open_files
+os.closerange(0, 3)
+open_files.hold_standard()
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+os.write(file, str(file).encode())
 """
 
 
@@ -35,3 +45,11 @@ def test_the_limit_is_raised_as_far_as_it_goes(soft: int, hard: int, limit: int,
 
     assert f"{limit} ({limit}, {hard})" == ran.stdout.strip()
     assert says == ran.stderr.strip()
+
+
+def test_no_file_passes_for_standard_output(tmp_path: Path) -> None:
+    """A process may be started with its first three files closed."""
+    command = [sys.executable, "-c", OPENS_A_FILE, str(tmp_path / "number")]
+    subprocess.run(command, check=True)
+
+    assert 3 == int((tmp_path / "number").read_text())

@@ -1,8 +1,17 @@
-"""What serving tells people."""
+"""Where serving listens, and what it tells people."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from running import running, settings_for
 
-from strop.proxy.serve import url_of
+from strop.proxy.errors import ConfigError
+from strop.proxy.serve import banner, listen, say_when_ready, url_of
 
 
 @pytest.mark.parametrize(
@@ -17,3 +26,67 @@ from strop.proxy.serve import url_of
 def test_the_url_of_an_address_can_be_opened(host: str, url: str) -> None:
     """An IPv6 address has its brackets once, however the setting spells it."""
     assert url == url_of(host, 8484)
+
+
+def test_a_port_is_taken_from_the_start() -> None:
+    """Of two that start at once, one is told so, though neither has accepted anything yet."""
+    with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="is strop running"):
+        listen("127.0.0.1", first.getsockname()[1])
+
+
+def test_a_serving_process_imports_nothing_that_only_training_or_a_terminal_needs() -> None:
+    """Each worker would have its own of it, for as long as it runs."""
+    unneeded = "{'torch', 'mlx', 'transformers', 'numpy', 'peft'}"
+    script = (
+        "import sys, strop.proxy.cli, strop.proxy.serve, strop.proxy.workers.process;"
+        f" print(sorted({unneeded} & set(sys.modules)))"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+
+    assert "[]\n" == result.stdout
+
+
+async def test_strop_serves_whoever_reads_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `strop serve | head` does, which leaves after a few lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        with os.fdopen(writer, "w") as unread:
+            monkeypatch.setattr(sys, "stdout", unread)
+            await say_when_ready(proxy.services, proxy.url)
+            monkeypatch.undo()
+
+    assert "standard output takes nothing" in caplog.text
+
+
+def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as they are, they rate what this strop has recorded."""
+    monkeypatch.setenv("STROP_HOME", str(tmp_path / "default"))
+
+    def said(home: Path) -> str:
+        return banner(
+            url="http://127.0.0.1:8484",
+            model="tiny",
+            version="base",
+            engine="embedded",
+            home=home,
+            is_demo=False,
+            needs_key=False,
+        )
+
+    other = tmp_path / "other"
+    assert f"    strop good --home {other}    strop bad --home {other} -m" in said(other)
+    assert f"    strop completions list --home {other}    strop status --home {other}" in said(
+        other
+    )
+    assert "    strop good    strop bad -m 'too long'" in said(tmp_path / "default")

@@ -14,24 +14,51 @@ from strop.proxy.alias import Alias
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.errors import Unavailable, UnknownModel
 from strop.proxy.serving import Serving
+from strop.proxy.settings import Settings
+from strop.proxy.store.records import StoreHealth
 from strop.proxy.upstream import Upstream
 from strop.proxy.workers import crew as crew_module
+from strop.proxy.workers import processes as processes_module
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.door import Door, Passage
 from strop.proxy.workers.link import Link
 from strop.proxy.workers.messages import (
     Answer,
+    Begin,
     Bring,
     Call,
     Done,
     Held,
     Holds,
+    Hurry,
     Key,
     KeyOf,
+    Look,
+    Looks,
     Moved,
     Serve,
     Started,
 )
+from strop.proxy.workers.processes import WorkerProcesses
+
+WELL = StoreHealth(ok=True, reason=None, since_ms=0, num_failed=0, num_queued=0, queued_bytes=0)
+
+# Takes connections, and serves none.
+WORKER = """
+import asyncio, socket, sys
+from strop.proxy.workers.link import Link
+from strop.proxy.workers.messages import Moved, Started
+
+async def main(end):
+    link = await Link.open(end)
+    begin = await link.first()
+    link.tell(Started())
+    link.tell(Moved(begin.turn, {}))
+    await link.run(lambda note: None, None)
+
+number = sys.argv[sys.argv.index("--link-fd") + 1]
+asyncio.run(main(socket.socket(fileno=int(number))))
+"""
 
 
 @dataclass
@@ -42,6 +69,7 @@ class Hand:
     in_flight: dict[str, str] = field(default_factory=dict)
     is_deaf: bool = False
     turns: list[int] = field(default_factory=list)
+    num_looks: int = 0
     held: Held = field(default_factory=dict)
 
     async def run(self) -> None:
@@ -49,15 +77,20 @@ class Hand:
         await self.link.run(self._note, self._answer)
 
     def _note(self, note: object) -> None:
+        if isinstance(note, Hurry):
+            return
         assert isinstance(note, Serve)
         self.turns.append(note.turn)
         if not self.is_deaf:
             self.link.tell(Moved(note.turn, self.held))
 
     async def _answer(self, call: Call) -> Answer:
-        assert isinstance(call, KeyOf)
+        self.num_looks += isinstance(call, Look)
         if self.is_deaf:
             await asyncio.Event().wait()
+        if isinstance(call, Look):
+            return Looks(0, 0, WELL, [], {})
+        assert isinstance(call, KeyOf)
         return Key(self.in_flight.get(call.completion))
 
 
@@ -213,6 +246,94 @@ async def test_leases_are_those_of_all(office: Office) -> None:
     assert (3, 1, 4, 5.0) == counted
     assert waits
     assert (0, 7.0) == (leases.total, leases.idle_since("v1"))
+
+
+async def test_a_worker_that_hangs_is_killed(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look after look it says nothing; the other one is left alone."""
+    monkeypatch.setattr(crew_module, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", 0.2)
+    (one, _), (_, deaf) = await office.hire(1), await office.hire(2)
+    deaf.is_deaf = True
+    watching = asyncio.create_task(office.crew.watch())
+    async with asyncio.timeout(60):
+        await office.until(lambda: (one,) == office.crew.members)
+    watching.cancel()
+
+    assert crew_module.HUNG_AFTER_LOOKS == deaf.num_looks
+
+
+async def test_a_worker_that_does_not_hurry_is_killed(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever presses Ctrl-C twice does not wait for the whole drain."""
+    monkeypatch.setattr(crew_module, "HURRY_TIMEOUT_S", 0.01)
+    await office.hire(1)
+    office.crew.hurry()
+    async with asyncio.timeout(60):
+        await office.until(lambda: not office.crew.members)
+
+    assert () == office.crew.members
+
+
+async def test_a_machine_that_slept_kills_no_worker(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may be slow to say how it is after hours in which nobody asked it."""
+    monkeypatch.setattr(crew_module, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", 0.2)
+    member, slow = await office.hire(1)
+    slow.is_deaf = True
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + 8 * 3600)
+    watching = asyncio.create_task(office.crew.watch())
+    async with asyncio.timeout(30):
+        while slow.num_looks < 2:
+            await asyncio.sleep(0)
+        slow.is_deaf = False
+        while slow.num_looks < 4:
+            await asyncio.sleep(0)
+    watching.cancel()
+
+    assert (member,) == office.crew.members
+    assert member.looks is not None
+
+
+async def test_what_died_with_a_worker_is_settled_in_the_end(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may be too busy at first to say what they have in flight."""
+    monkeypatch.setattr(processes_module, "COMMAND", (sys.executable, "-c", WORKER))
+    monkeypatch.setattr(processes_module, "AGAIN_S", 0.01)
+    tries: list[int] = []
+
+    async def settle() -> None:
+        tries.append(office.crew.members[0].pid)
+        if len(tries) < 3:
+            raise Unavailable("busy")
+
+    def begin(number: int) -> Begin:
+        turn, view = office.crew.present()
+        return Begin(number, Settings(), home="", engine_url="", turn=turn, view=view)
+
+    async def answer(_: Member, call: Call) -> Answer:
+        return await _serve(call)
+
+    processes = WorkerProcesses(1, office.crew, begin=begin, answer=answer, on_replaced=settle)
+    await processes.start()
+    first = office.crew.members[0]
+    first.kill()
+    try:
+        async with asyncio.timeout(60):
+            while len(tries) < 3:
+                await asyncio.sleep(0.005)
+    finally:
+        await processes.stop(0)
+
+    assert [tries[0]] * 3 == tries
+    assert first.pid != tries[0]
 
 
 async def test_what_is_in_flight_is_asked_of_the_others(

@@ -208,6 +208,24 @@ async def test_a_worker_that_takes_no_more_gets_no_more(house: House) -> None:
     assert [b"a", b"a"] == [await house.ask() for _ in range(2)]
 
 
+async def test_an_option_that_is_refused_turns_nobody_away(tmp_path: Path) -> None:
+    """As macOS refuses TCP_NODELAY to whom has left; here the connection is not TCP's."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "door"))
+    listener.listen()
+    house = House(Door(listener), 0)
+    house.worker(b"a")
+    reader, writer = await asyncio.open_unix_connection(str(tmp_path / "door"))
+    async with asyncio.timeout(30):
+        said = await reader.read(100)
+    writer.close()
+    await writer.wait_closed()
+    house.door.close()
+    house.arrivals[0].stop()
+
+    assert b"a" == said
+
+
 async def test_a_closed_door_lets_nobody_in(house: House) -> None:
     """What was handed down and not taken is cut off, once the worker takes no more either."""
     passage = house.worker(b"a", takes=False)

@@ -40,10 +40,16 @@ A = TypeVar("A")
 MOVE_TIMEOUT_S: Final = 10.0
 """How long a worker may take to follow a switch; then it is killed, and another replaces it."""
 
+HURRY_TIMEOUT_S: Final = 10.0
+"""How long a worker may take to end that was told to hurry: what it cuts off is recorded."""
+
 ANSWER_TIMEOUT_S: Final = 2.0
 LOOK_INTERVAL_S: Final = 5.0
-HUNG_AFTER_S: Final = 30.0
-"""How long a worker may say nothing of itself before it is killed."""
+HUNG_AFTER_LOOKS: Final = 5
+"""How many looks in a row a worker may leave unanswered before it is killed: half a minute.
+
+No span of time: the whole machine may have slept through it.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +63,7 @@ class Member:
         is_in: whether it does.
         held: what its requests hold.
         looks: what it said of itself last.
-        looked_at: when, in the loop's time.
+        num_unanswered: how many looks it has left unanswered since.
     """
 
     number: int
@@ -70,7 +76,7 @@ class Member:
     is_in: bool = False
     held: Held = field(default_factory=dict)
     looks: Looks | None = None
-    looked_at: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    num_unanswered: int = 0
 
 
 class Crew:
@@ -144,9 +150,10 @@ class Crew:
             await self._until(lambda: not late())
 
     def hurry(self) -> None:
-        """Let every worker cut off what runs, and end."""
+        """Let every worker cut off what runs, and end, by force where it takes too long."""
         for member in self._members:
             member.link.tell(Hurry())
+            asyncio.get_running_loop().call_later(HURRY_TIMEOUT_S, member.kill)
 
     async def run(self, member: Member, answer: Callable[[Call], Awaitable[Answer]]) -> None:
         """Let a worker be one of them until it is gone; `answer` answers its calls."""
@@ -190,18 +197,19 @@ class Crew:
 
     async def watch(self) -> None:
         """Look at them again and again, and kill those that hang. Runs until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
+            for member in self._members:
+                member.num_unanswered += 1
             for member in await self.look():
-                if loop.time() - member.looked_at > HUNG_AFTER_S:
+                if member.num_unanswered >= HUNG_AFTER_LOOKS:
                     log.error("a worker hangs, so it ends", extra=_who(member))
                     member.kill()
 
     async def _look_at(self, member: Member) -> None:
         with contextlib.suppress(StropError, TimeoutError):
             member.looks = await _within(member.link.ask(Look(), Looks))
-            member.looked_at = asyncio.get_running_loop().time()
+            member.num_unanswered = 0
 
     def _note(self, member: Member, note: Note) -> None:
         match note:

@@ -6,6 +6,7 @@ dies is lost. Here they are dealt by count, and what a dying worker has not take
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -107,7 +108,6 @@ class Door:
 
     def __init__(self, listener: socket.socket) -> None:
         listener.setblocking(False)
-        listener.listen(2048)
         self._listener: socket.socket | None = listener
         self._loop = asyncio.get_running_loop()
         self._passages: list[Passage] = []
@@ -162,7 +162,9 @@ class Door:
                 self._loop.remove_reader(self._listener)
                 self._loop.call_later(_PAUSE_S, self._watch)
                 return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):
+                # macOS refuses it for one whose client has left already.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._left.append(connection)
             self._hand_on()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
+import uvloop
 
 from strop.proxy import auth, configured_engine, logs, routes
 from strop.proxy.app import App
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 
 ORPHAN_GRACE_S: Final = 5.0
 """How long a worker may take to end by itself once the process that decides is gone."""
-
 
 _HURRY_S = 1.0
 
@@ -231,8 +231,6 @@ def main() -> int:
     threading.Thread(
         target=follow_parent, args=(given.parent_fd, ORPHAN_GRACE_S), daemon=True
     ).start()
-    import uvloop
-
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_main(given.link_fd, given.door_fd))
 

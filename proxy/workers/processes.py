@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 COMMAND: Final = (sys.executable, "-m", "strop.proxy.workers.process")
 
+AGAIN_S: Final = 10.0
+"""How long until what another's death left behind is settled, where it can't be now."""
+
 _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 _HEALTHY_AFTER_S = 30.0
 # Beyond the drain: what was cut off is written, and the database closed.
@@ -37,7 +40,8 @@ class WorkerProcesses:
         crew: where each is a member while it runs.
         begin: returns what to tell the worker of a number first.
         answer: answers the calls of a worker.
-        on_replaced: called when another has taken the place of one that died.
+        on_replaced: called when another has taken the place of one that died, and again while it
+            raises StropError.
     """
 
     def __init__(
@@ -145,7 +149,10 @@ class WorkerProcesses:
         while not member.is_in:
             self._crew.changed.clear()
             await self._crew.changed.wait()
-        try:
-            await self._on_replaced()
-        except StropError as error:
-            log.warning("left undone", extra={"reason": error.message})
+        while True:
+            try:
+                await self._on_replaced()
+                return
+            except StropError as error:
+                log.warning("left undone; it is tried again", extra={"reason": error.message})
+                await asyncio.sleep(AGAIN_S)

@@ -1,0 +1,72 @@
+"""A training run in a terminal."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from faults_process import until
+
+from strop.proxy.store import run_lock
+from strop.proxy.store.store import Store
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import fake_run
+from strop.proxy import foreground
+command = fake_run.command("waits")
+foreground.see_through(Path(sys.argv[1]), sys.argv[2], is_quiet=False, command=command)
+"""
+
+
+@contextlib.asynccontextmanager
+async def waiting_run(home: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """Start a command that sees a run through, which waits; end it."""
+    runs = home / "runs"
+    runs.mkdir()
+    store = await Store.open(home / "strop.db")
+    run = await store.runs.create(
+        objective="kto",
+        preset="default",
+        parent="base",
+        base="sha256:1",
+        requested_by="cli",
+        config=b"{}",
+    )
+    await store.close()
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SCRIPT, str(home), run.id),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        await until(lambda: run_lock.is_held(runs))
+        yield command, run.id
+    finally:
+        if command.returncode is None:
+            command.kill()
+        await command.communicate()
+        await until(lambda: not run_lock.is_held(runs))
+
+
+async def test_a_run_stops_with_the_command_that_it_was_started_by(tmp_path: Path) -> None:
+    """However that ends: nobody would know of it any more, and no other could be begun."""
+    async with waiting_run(tmp_path) as (command, _):
+        command.kill()
+        await command.wait()
+
+        await until(lambda: not run_lock.is_held(tmp_path / "runs"))
+
+
+async def test_an_interrupt_says_what_becomes_of_the_run(tmp_path: Path) -> None:
+    """A step may take a minute, and the gate several."""
+    async with waiting_run(tmp_path) as (command, run):
+        command.send_signal(signal.SIGINT)
+        assert command.stderr is not None
+        said = [await command.stderr.readline(), await command.stderr.readline()]
+
+    assert f"{run} stops at its next step, to be resumed" in b"".join(said).decode()
