@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("mlx_lm")
 
-from strop.proxy.embedded.parts import Delta, Markup, Splitter
+from strop.proxy.embedded.calls import Delta
+from strop.proxy.embedded.parts import Markup, Splitter
 
 TOOLS = [
     {

@@ -13,7 +13,8 @@ pytest.importorskip("mlx_lm")
 from mlx_lm.tool_parsers import json_tools
 from tokenizers import AddedToken
 
-from strop.proxy.embedded.parts import Delta, Markup, Splitter
+from strop.proxy.embedded.calls import Delta
+from strop.proxy.embedded.parts import Markup, Splitter
 from strop.proxy.embedded.text import Detokenizer, StopStrings, Vocabulary
 
 THINK = ("<think>", "</think>")

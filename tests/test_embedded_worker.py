@@ -15,7 +15,7 @@ pytest.importorskip("mlx.core")
 
 import mlx.core as mx
 
-from strop.proxy.embedded import lora
+from strop.proxy.embedded import completions, lora
 from strop.proxy.embedded.completions import Completions
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.options import Options
@@ -150,6 +150,23 @@ async def test_a_prompt_that_takes_long_to_encode_holds_up_nobody(engine: Engine
     await asyncio.gather(run("book", "words and " * 120_000), run("word", "Hello"))
 
     assert [("word", 200), ("book", 400)] == ended
+
+
+async def test_a_stream_that_stands_still_says_that_it_lives(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comments come between its events, which clients pass over; JSON has nothing of it."""
+    monkeypatch.setattr(completions, "_QUIET_S", 0.0)
+
+    stream = Call(engine, model="base", stream=True, max_tokens=20)
+    whole = Call(engine, model="base", max_tokens=20)
+    await asyncio.gather(stream.task, whole.task)
+
+    parts = stream.body.decode().split("\n\n")
+    assert {"data", ""} == {part.split(":")[0] for part in parts}
+    assert ": waiting" in parts
+    assert 21 == stream.body.count(b"data: ")
+    assert 20 == json.loads(whole.body)["usage"]["completion_tokens"]
 
 
 async def test_an_error_midway_ends_only_the_streams_of_its_version(engine: Engine) -> None:

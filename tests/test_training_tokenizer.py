@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import harmony_models
 import models
 import pytest
 
@@ -190,6 +191,25 @@ def test_an_answer_without_thoughts_begins_as_after_that_very_prompt(
 
     assert tokenizer.decode(asked).endswith(prompt_ends)
     assert expected == tokenizer.decode(opening)
+
+
+def test_an_answer_in_harmony_is_a_final_message(tmp_path: Path) -> None:
+    """Where the template drops what the answer makes needless, too, as beside an earlier call."""
+    spoken = harmony_models.make_tokenizer()
+    spoken.save_pretrained(tmp_path)
+    config = {"model_type": "gpt_oss", "eos_token_id": spoken.eos_token_id}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = BaseTokenizer(tmp_path)
+    call, result = BODIES["tool loop"]["messages"][-2:]
+    beside = {**call, "content": "I look."}
+    chats = ([USER], [USER, call, result], [USER, beside, result])
+
+    for messages in chats:
+        asked = tokenizer.encode_chat({"messages": messages})
+        opening = tokenizer.encode_opening(asked, {"messages": messages})
+        assert tokenizer.decode(asked).endswith("<|start|>assistant")
+        assert "<|channel|>final<|message|>" == tokenizer.decode(opening)
+    assert "Rain.<|return|>" == tokenizer.decode(tokenizer.encode_answer("Rain."))
 
 
 def test_a_model_that_does_not_think_has_no_opening() -> None:

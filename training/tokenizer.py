@@ -28,6 +28,7 @@ _THINKING = (
     ("<|channel>", "<channel|>"),
 )
 _PLACEHOLDER = "answer"  # an assistant's message whose beginning and end are looked for
+_ASKED = {"role": "user", "content": "question"}
 _ANSWERED = {"role": "assistant", "content": _PLACEHOLDER}
 # More ids than any template puts between the last message and the answer.
 _HEADER = 64
@@ -148,12 +149,16 @@ class BaseTokenizer:
         try:
             messages, arguments = self._chat(fields)
             arguments |= {"add_generation_prompt": False, "tokenize": False}
-            chat: str = self._apply(messages, **arguments)
-            answered: str = self._apply([*messages, _ANSWERED], **arguments)
+            # An answer changes what some templates write before it: gpt-oss's drops thoughts then.
+            for asked in (messages, [_ASKED]):
+                chat: str = self._apply(asked, **arguments)
+                answered: str = self._apply([*asked, _ANSWERED], **arguments)
+                before = answered.rpartition(_PLACEHOLDER)[0]
+                if before.startswith(chat):
+                    return before.removeprefix(chat)
         except ValueError:
-            return ""
-        before = answered.rpartition(_PLACEHOLDER)[0]
-        return before.removeprefix(chat) if before.startswith(chat) else ""
+            pass
+        return ""
 
     def _template_arguments(self, fields: Mapping[str, object]) -> dict[str, Any]:
         named = fields.get("chat_template_kwargs") or {}
@@ -188,8 +193,9 @@ class BaseTokenizer:
         """
         ends = self._files.end_ids
         if self._tokenizer.chat_template is not None:
-            chat = [{"role": "user", "content": "question"}, _ANSWERED]
-            rendered: str = self._apply(chat, tokenize=False, add_generation_prompt=False)
+            rendered: str = self._apply(
+                [_ASKED, _ANSWERED], tokenize=False, add_generation_prompt=False
+            )
             after = rendered.rpartition(_PLACEHOLDER)[2]
             for token in self._tokenizer.encode(after, add_special_tokens=False):
                 if token in ends:

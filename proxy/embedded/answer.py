@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from strop.proxy.embedded.calls import Delta, ToolCall
+from strop.proxy.embedded.channels import Channels
 from strop.proxy.embedded.jobs import Sampled, Scored
-from strop.proxy.embedded.parts import Delta, Markup, Splitter, ToolCall
+from strop.proxy.embedded.parts import Markup, Parts, Splitter
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.text import Detokenizer, StopStrings, Vocabulary
 
@@ -50,21 +52,33 @@ class Answer:
     vocabulary: Vocabulary
     markup: Markup
     pieces: list[Piece] = field(default_factory=list)
-    _detokenizer: Detokenizer = field(init=False)
     _stops: StopStrings = field(init=False)
-    _splitter: Splitter = field(init=False)
+    _reader: Channels | Parts = field(init=False)
 
     def __post_init__(self) -> None:
+        request, vocabulary, markup = self.request, self.vocabulary, self.markup
         silent = (
-            self.vocabulary.silent(keeps_markers=self.request.dialect == "chat")
-            if self.request.skip_special_tokens
+            vocabulary.silent(keeps_markers=request.dialect == "chat")
+            if request.skip_special_tokens
             else frozenset()
         )
-        self._detokenizer = Detokenizer(self.vocabulary, silent, self.prompt[-4:])
-        self._stops = StopStrings(self.request.stop, self.request.include_stop)
-        self._splitter = Splitter(
-            self.markup, self.request.tools, is_single=self.request.wants_one_call
-        )
+        self._stops = StopStrings(request.stop, request.include_stop)
+        is_single = request.wants_one_call
+        if markup.marks:
+            self._reader = Channels(
+                markup.marks,
+                markup.opening,
+                lambda: Detokenizer(vocabulary, silent),
+                self._stops,
+                request.tools,
+                is_single=is_single,
+            )
+        else:
+            self._reader = Parts(
+                Splitter(markup, request.tools, is_single=is_single),
+                Detokenizer(vocabulary, silent, self.prompt[-4:]),
+                self._stops,
+            )
 
     @property
     def is_finished(self) -> bool:
@@ -82,25 +96,19 @@ class Answer:
         before = tuple(piece.token.id for piece in self.pieces[-4:])
         # As in vLLM, what stops an answer is part of its text only where that is asked for.
         is_shown = sampled.finish != "stop" or self.request.include_stop
-        text = ""
-        if is_shown:
-            # Some models write special tokens between the parts of a call.
-            in_call = self._splitter.is_in_call
-            text = self._detokenizer.add(token.id, keeps_special=in_call)
         may_end = len(self.pieces) >= self.request.sampling.min_tokens
-        text = self._stops.add(text, may_end=may_end)
+        delta = self._reader.add(token.id, is_shown=is_shown, may_end=may_end)
         finish: str | None = sampled.finish
         stop_reason: str | int | None = None
         if self._stops.found is not None:
             finish, stop_reason = "stop", self._stops.found
-        elif finish:
-            text += self._stops.flush()
-            if finish == "stop" and token.id in self.request.stop_token_ids:
-                stop_reason = token.id
-        delta = self._splitter.add(text, is_last=finish is not None, is_cut=finish == "length")
+        elif finish == "stop" and token.id in self.request.stop_token_ids:
+            stop_reason = token.id
+        if finish:
+            self._reader.end(delta, is_cut=finish == "length")
         if not self.request.include_reasoning:
             delta.reasoning = ""
-        if finish == "stop" and self._splitter.has_called:
+        if finish == "stop" and self._reader.has_called:
             finish = "tool_calls"
         piece = Piece(
             token,

@@ -31,7 +31,6 @@ from strop.proxy.embedded.errors import (
     NotFound,
 )
 from strop.proxy.embedded.fields import Fields, token_ids
-from strop.proxy.embedded.loading import LoadedModel
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_chat, parse_completion
 
@@ -78,7 +77,7 @@ def build(options: Options) -> Starlette:
 
     async def tokenize(request: HttpRequest) -> Response:
         body = await read_json(request.receive)
-        return JSONResponse(await asyncio.to_thread(_tokenize, engine().model(), body))
+        return JSONResponse(await asyncio.to_thread(_tokenize, engine(), body))
 
     async def detokenize(request: HttpRequest) -> Response:
         fields = Fields(await read_json(request.receive))
@@ -143,7 +142,11 @@ async def _follow(app: Starlette) -> None:
     engine: Engine = app.state.engine
     await engine.ready.wait()
     if not engine.failure:
-        _log.info("serving %s", engine.options.name)
+        _log.info(
+            "serving %s, with a context of up to %d tokens",
+            engine.options.name,
+            engine.max_model_len,
+        )
     await engine.failed.wait()
     _log.error("can't serve %s: %s", engine.options.model, engine.failure)
     app.state.has_failed = True
@@ -151,14 +154,14 @@ async def _follow(app: Starlette) -> None:
 
 
 def _models(engine: Engine, created: int) -> dict[str, Any]:
-    options, loaded = engine.options, engine.model()
+    options = engine.options
     head = {"object": "model", "created": created, "owned_by": "strop"}
     base = {
         "id": options.name,
         **head,
         "root": options.model,
         "parent": None,
-        "max_model_len": loaded.max_model_len,
+        "max_model_len": engine.max_model_len,
     }
     versions = [
         {"id": name, **head, "root": path, "parent": options.name, "max_model_len": None}
@@ -167,8 +170,8 @@ def _models(engine: Engine, created: int) -> dict[str, Any]:
     return {"object": "list", "data": [base, *versions]}
 
 
-def _tokenize(loaded: LoadedModel, body: object) -> dict[str, Any]:
-    fields = Fields(body)
+def _tokenize(engine: Engine, body: object) -> dict[str, Any]:
+    loaded, fields = engine.model(), Fields(body)
     if "messages" in fields:
         ids = prompts.encode_chat(parse_chat(body), loaded.tokenizer)
     else:
@@ -177,7 +180,7 @@ def _tokenize(loaded: LoadedModel, body: object) -> dict[str, Any]:
     is_named = fields.flag("return_token_strs")
     return {
         "count": len(ids),
-        "max_model_len": loaded.max_model_len,
+        "max_model_len": engine.max_model_len,
         "tokens": list(ids),
         "token_strs": loaded.tokenizer.convert_ids_to_tokens(list(ids)) if is_named else None,
     }

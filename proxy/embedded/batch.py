@@ -4,7 +4,7 @@ Written against mlx-lm 0.32.2. Every call must come from the thread that made th
 adapters: whoever steps it has set them.
 """
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,14 +46,17 @@ class Batch:
         model: gives float32 logits of shape (rows, positions, vocabulary).
         max_rows: how many rows decode at once; further ones wait their turn.
         prefill_chunk: prompt tokens per step, of all prompts together.
+        max_padding: tokens of padding that each stack may have.
     """
 
-    def __init__(self, model: Any, *, max_rows: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, model: Any, *, max_rows: int, prefill_chunk: int, max_padding: float = math.inf
+    ) -> None:
         self._model = model
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
-        self._numbers = itertools.count()
-        self._stacks = {next(self._numbers): self._new_stack()}
+        self._max_padding = max_padding
+        self._stacks = {0: self._new_stack()}
 
     def insert(
         self,
@@ -78,8 +81,11 @@ class Batch:
             processors: change logits; called once per step, one step ahead of delivery.
         """
         number = self._stack_for(len(prompt))
+        if number not in self._stacks:
+            self._stacks[number] = self._new_stack()
         uid = self._stacks[number].insert(
             len(prompt),
+            len(prompt) + max_tokens,
             [list(prompt[num_cached:])],
             max_tokens=[max_tokens],
             caches=[cache],
@@ -120,6 +126,27 @@ class Batch:
         self._drop_empty()
         return (left[0], left[1]) if left and left[0] and left[1] else None
 
+    def drop(self, uid: int) -> None:
+        """End a row at any stage, and keep nothing of it."""
+        if stack := self._stacks.get(uid >> _UID_BITS):
+            stack.drop(uid & (1 << _UID_BITS) - 1)
+        self._drop_empty()
+
+    def extents(
+        self, ahead: int = 0, joining: Sequence[tuple[int, int]] = ()
+    ) -> list[tuple[int, int]]:
+        """Return how many rows each stack has, and how long its KV cache is for each of them.
+
+        Args:
+            ahead: tokens that each row draws until then.
+            joining: rows that are added, all as long: their length, and the most that it may be.
+        """
+        lengths = {number: stack.lengths(ahead) for number, stack in self._stacks.items()}
+        if joining:
+            place = lengths.setdefault(self._stack_for(joining[0][0]), [])
+            place += [min(length + ahead, end) for length, end in joining]
+        return [(len(each), max(each)) for each in lengths.values() if each]
+
     def close(self) -> None:
         """Give back what the batch holds of the device; it isn't used after that."""
         # The first last: it gives back what there was before it.
@@ -142,16 +169,22 @@ class Batch:
         return mx.stream(next(iter(self._stacks.values())).stream)
 
     def _new_stack(self) -> Stack:
-        return Stack(self._model, max_rows=self._max_rows, prefill_chunk=self._prefill_chunk)
+        return Stack(
+            self._model,
+            max_rows=self._max_rows,
+            prefill_chunk=self._prefill_chunk,
+            max_padding=self._max_padding,
+        )
 
     def _stack_for(self, length: int) -> int:
-        """Return the number of the stack where a row of this length needs the least padding."""
+        """Return the number of the stack where a row of this length needs the least padding.
+
+        Where it fits in none, that is the number of a new one.
+        """
         fitting = [number for number, stack in self._stacks.items() if stack.takes(length)]
         if fitting:
             return min(fitting, key=lambda number: self._stacks[number].cost_of(length))
-        number = next(self._numbers)
-        self._stacks[number] = self._new_stack()
-        return number
+        return max(self._stacks) + 1
 
     def _num_decoding(self) -> int:
         return sum(stack.num_decoding for stack in self._stacks.values())

@@ -24,6 +24,8 @@ from strop.proxy.embedded.render import Envelope, Part, Renderer
 from strop.proxy.wire import sse
 
 _MAX_BODY_BYTES = 64 << 20
+_QUIET_S = 15.0  # after which a stream that waits for memory says that it lives
+_COMMENT = b": waiting\n\n"
 _FINGERPRINT = f"strop-{version('strop')}-mlx-lm-{version('mlx-lm')}"
 
 
@@ -79,7 +81,7 @@ class _Reply:
     async def run(self, send: Send) -> None:
         """Send the answer, or the error that it ended with."""
         try:
-            while (events := await self._exchange.events()) is not None:
+            while (events := await self._events(send)) is not None:
                 chunks = b"".join([self._take(place, event) for place, event in events])
                 is_complete = all(a.is_finished for part in self._parts for a in part.answers)
                 self._exchange.is_complete = is_complete
@@ -95,6 +97,16 @@ class _Reply:
             await self._fail(send, Overloaded("The engine is stopping; ask again when it is back."))
         except EngineError as error:
             await self._fail(send, error)
+
+    async def _events(self, send: Send) -> list[tuple[int, Event]] | None:
+        """Return the next events; None if the client left."""
+        while True:
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    return await self._exchange.events()
+            except TimeoutError:
+                if self._is_started:
+                    await self._send_chunks(send, _COMMENT, is_last=False)
 
     async def _fail(self, send: Send, error: EngineError) -> None:
         if self._is_started:

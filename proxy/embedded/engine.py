@@ -7,6 +7,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,9 +76,15 @@ class Engine:
             raise unknown_model(name)
 
     async def encode(self, request: Request) -> list[Job]:
-        """Return the request's jobs; raises BadRequest where they can't be made."""
+        """Return the request's jobs; raises BadRequest where they can't be made or answered."""
         loaded = self.model()
-        return await self._loop.run_in_executor(self._encoders, prompts.jobs, request, loaded)
+        jobs = await self._loop.run_in_executor(self._encoders, prompts.jobs, request, loaded)
+        return [self._bounded(job) for job in jobs]
+
+    @property
+    def max_model_len(self) -> int:
+        """The context limit in tokens: the model's, or what there is memory for."""
+        return min(self.model().max_model_len, self._worker.room.longest)
 
     def open(self, jobs: Sequence[Job]) -> "Exchange":
         """Start jobs; all of them or none.
@@ -160,10 +167,15 @@ class Engine:
         self.versions.pop(name, None)
 
     def metrics(self) -> dict[str, int]:
-        """Return counts by vLLM's names."""
+        """Return counts by vLLM's names, and the memory of KV caches in bytes."""
+        worker = self._worker
         return {
-            "vllm:num_requests_running": self._worker.num_rows,
-            "vllm:generation_tokens_total": self._worker.num_generated,
+            "vllm:num_requests_running": worker.num_rows,
+            "vllm:num_requests_waiting": worker.num_waiting,
+            "vllm:num_preemptions_total": worker.num_withdrawn,
+            "vllm:generation_tokens_total": worker.num_generated,
+            "strop:kv_cache_used_bytes": worker.num_bytes,
+            "strop:kv_cache_max_bytes": worker.room.max_bytes if self.loaded else 0,
         }
 
     @property
@@ -176,6 +188,26 @@ class Engine:
         self._worker.stop()
         await asyncio.to_thread(self._worker.join, 5.0)
         self._encoders.shutdown(wait=False, cancel_futures=True)
+
+    def _bounded(self, job: Job) -> Job:
+        """Return the job with no more tokens than there is memory for.
+
+        Clients ask for far more than they use, so an answer is cut there and not refused.
+
+        Raises:
+            BadRequest: there is none for its prompt.
+        """
+        limit = self._worker.room.longest
+        num_left = limit - len(job.prompt)
+        if num_left < 1:
+            raise BadRequest(
+                f"This engine's maximum context length is {limit} tokens, for which it has memory."
+                f" However, your request has {len(job.prompt)} input tokens. Please reduce the "
+                "length of the input messages, or start the engine with more --kv-cache-bytes than "
+                f"{self._worker.room.max_bytes}.",
+                param="input_tokens",
+            )
+        return replace(job, max_tokens=min(job.max_tokens, num_left))
 
     def _in_loop(self, function: Callable[[T], None], argument: T) -> None:
         if not self._loop.is_closed():

@@ -9,6 +9,12 @@ from typing import Literal
 
 from strop.proxy.embedded.fields import Fields, wrong
 
+SPACES = r"( |\n[ \t]{0,16})?"
+"""What may stand between the parts of JSON: nothing, a space, or a new line with its indent.
+
+A small model would go on with spaces for ever.
+"""
+
 _ANY_OBJECT = '{"type": "object"}'
 
 

@@ -3,6 +3,7 @@
 Compiles and follows grammars with llguidance, as vLLM can. Knows no logits, no batch and no HTTP.
 """
 
+import json
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,10 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from strop.proxy.embedded.errors import BadRequest
-from strop.proxy.embedded.forms import Form
+from strop.proxy.embedded.forms import SPACES, Form
 
-# Between the parts of JSON: nothing, a space, or a new line with its indent. A small model would go
-# on with spaces for ever.
-_SPACES = r"( |\n[ \t]{0,16})?"
+FORM = "@form"
+"""The form, in the grammar of a frame around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,13 @@ class Grammars:
         self._tokens: LLTokenizer | None = None
         self._lock = threading.Lock()
 
-    def compile(self, form: Form, beside: Beside) -> Grammar:
+    def compile(self, form: Form, beside: Beside, frame: str = "") -> Grammar:
         """Return the grammar of `form`.
+
+        Args:
+            form: what to follow.
+            beside: what else the answer may have.
+            frame: a grammar in Lark's notation in which the form is `FORM`; "" for the form alone.
 
         Raises:
             BadRequest: it is no schema or expression, or has what llguidance can't follow.
@@ -75,12 +80,14 @@ class Grammars:
         try:
             if form.kind == "json":
                 text = LLMatcher.grammar_from_json_schema(
-                    form.text, defaults={"whitespace_pattern": _SPACES}
+                    form.text, defaults={"whitespace_pattern": SPACES}
                 )
             elif form.kind == "regex":
                 text = LLMatcher.grammar_from_regex(form.text)
             else:
                 text = LLMatcher.grammar_from_lark(form.text)
+            if frame:
+                text = _framed(text, frame)
             fault = LLMatcher.validate_grammar(text, tokens)
         except ValueError as error:
             fault = str(error)
@@ -106,6 +113,14 @@ class Grammars:
                     eos_token=sorted(self._tokenizer.eos_token_ids),
                 )
             return self._tokens
+
+
+def _framed(form: str, frame: str) -> str:
+    """Return llguidance's list of grammars, of which the first is followed and names the second."""
+    listed = json.loads(form) if form.startswith("{") else {"grammars": [{"lark_grammar": form}]}
+    (grammar,) = listed["grammars"]
+    named = {**grammar, "name": FORM.removeprefix("@")}
+    return json.dumps({**listed, "grammars": [{"name": "frame", "lark_grammar": frame}, named]})
 
 
 class Follower:

@@ -13,9 +13,10 @@ import mlx.core as mx
 
 from strop.proxy.embedded.batch import Batch, Drawn, KVCache, materialise
 from strop.proxy.embedded.errors import EngineError
-from strop.proxy.embedded.jobs import Event, Failed, Job, Sampled, Scored, Started
+from strop.proxy.embedded.jobs import Event, Failed, Job, Place, Sampled, Scored, Started, Waiting
 from strop.proxy.embedded.loading import Float32Logits
 from strop.proxy.embedded.lora import Version
+from strop.proxy.embedded.memory import Room
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.prefix import Key, PrefixCache
 from strop.proxy.embedded.sampling import Samplers, Tap, processors
@@ -23,6 +24,7 @@ from strop.proxy.embedded.scoring import score, score_prompt
 
 Events = list[tuple[int, Event]]  # with the number of the job
 
+_PADDING = 1 / 8  # of the memory that each stack of rows may waste
 _SCORE_CHUNK = 128  # every position's logits are kept: at 150,000 tokens 77 MB
 
 
@@ -34,6 +36,7 @@ class _Row:
     choice: int
     job: Job
     tap: Tap | None
+    drawn: list[int]
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +61,7 @@ class Group:
         samplers: shared by all groups.
         vocab_size: the width of the logits.
         options: batch sizes.
+        room: the memory for KV caches.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class Group:
         samplers: Samplers,
         vocab_size: int,
         options: Options,
+        room: Room,
     ) -> None:
         self.version = version
+        self._room = room
         self._model = model
         self._prefix = prefix
         self._samplers = samplers
@@ -86,11 +92,53 @@ class Group:
 
     @property
     def num_rows(self) -> int:
-        """How many answers run or wait."""
+        """How many answers run, or wait for others to end."""
         return len(self._rows) + sum(prefill.job.n for prefill in self._prefills)
 
-    def admit(self, number: int, job: Job) -> Events:
-        """Take a job; its prompt is run in later steps."""
+    def num_bytes(self, ahead: int = 0, joining: Waiting | None = None) -> int:
+        """Return what the KV caches of all rows take when each has drawn `ahead` tokens more.
+
+        `joining` is counted as if it had been admitted.
+        """
+        rows: list[tuple[int, int]] = []
+        if joining is not None:
+            length = len(joining.job.prompt)
+            row = length + len(joining.drawn), length + joining.job.max_tokens
+            rows = [row] * joining.num_rows
+        extents = self._batch.extents(ahead, rows)
+        extents += [
+            (job.n, len(job.prompt) + min(ahead, job.max_tokens))
+            for job in (prefill.job for prefill in self._prefills)
+        ]
+        return sum(num * self._room.footprint.num_bytes(length) for num, length in extents)
+
+    def places(self) -> list[Place]:
+        """Return the places of all that runs; of a job that is not yet answered, its first."""
+        return [(row.number, row.choice) for row in self._rows.values()] + [
+            (prefill.number, 0) for prefill in self._prefills
+        ]
+
+    def withdraw(self, place: Place) -> Waiting:
+        """Stop what runs at `place`, free its memory, and return what `admit` goes on with."""
+        for prefill in self._prefills:
+            if (prefill.number, 0) == place:
+                self._prefills.remove(prefill)
+                return Waiting(prefill.number, prefill.job)
+        uid, row = next(
+            each for each in self._rows.items() if (each[1].number, each[1].choice) == place
+        )
+        del self._rows[uid]
+        self._batch.drop(uid)
+        return Waiting(row.number, row.job, row.choice, tuple(row.drawn))
+
+    def admit(self, waiting: Waiting) -> Events:
+        """Take a job, or an answer that was withdrawn; its prompt is run in later steps."""
+        number, job = waiting.number, waiting.job
+        if waiting.choice is not None:
+            ids = (*job.prompt, *waiting.drawn)
+            cache, num_cached = self._prefix.fetch(self._key(job), ids)
+            self._insert(number, job, waiting.choice, cache, num_cached, waiting.drawn)
+            return []
         cache, num_cached = None, 0
         if job.prompt_logprobs is None:
             cache, num_cached = self._prefix.fetch(self._key(job), job.prompt)
@@ -115,11 +163,12 @@ class Group:
 
     def step(self) -> Events:
         """Run one chunk of a prompt and draw one token for every running row."""
-        events = self._step_prefill() if self._prefills else []
+        events: Events = []
         drawn = self._batch.step() if self._rows else []
         broken = set()
         for each, token in zip(drawn, self._score(drawn), strict=True):
             row = self._rows[each.uid]
+            row.drawn.append(each.token)
             if not math.isfinite(token.logprob):
                 broken.add(row.number)
                 continue
@@ -128,7 +177,9 @@ class Group:
                 del self._rows[each.uid]
                 if each.cache and each.tokens:
                     self._keep(row, each.cache, each.tokens)
-        return events + [self._fail(number) for number in sorted(broken)]
+        events += [self._fail(number) for number in sorted(broken)]
+        # Last: of the rows that it inserts, some may have to go before they take any memory.
+        return events + (self._step_prefill() if self._prefills else [])
 
     def abandon(self) -> set[int]:
         """Drop all jobs after an error, start afresh, and return their numbers."""
@@ -149,6 +200,7 @@ class Group:
             self._model,
             max_rows=self._options.max_rows,
             prefill_chunk=self._options.prefill_chunk,
+            max_padding=self._room.longest * _PADDING,
         )
 
     def _remove(
@@ -178,7 +230,13 @@ class Group:
             self._prefix.insert(self._key(row.job), tokens, cache)
 
     def _insert(
-        self, number: int, job: Job, choice: int, cache: KVCache | None, num_cached: int
+        self,
+        number: int,
+        job: Job,
+        choice: int,
+        cache: KVCache | None,
+        num_cached: int,
+        drawn: Sequence[int] = (),
     ) -> None:
         chain = processors(
             job.sampling,
@@ -188,15 +246,15 @@ class Group:
         )
         tap = Tap() if chain else None
         uid = self._batch.insert(
-            job.prompt,
+            (*job.prompt, *drawn),
             cache=cache,
             num_cached=num_cached,
-            max_tokens=job.max_tokens,
+            max_tokens=job.max_tokens - len(drawn),
             stop_ids=job.stop_ids,
-            sampler=self._samplers.sampler(job.sampling, choice),
+            sampler=self._samplers.sampler(job.sampling, choice, len(drawn)),
             processors=[tap, *chain] if tap else [],
         )
-        self._rows[uid] = _Row(number, choice, job, tap)
+        self._rows[uid] = _Row(number, choice, job, tap, [*drawn])
 
     def _step_prefill(self) -> Events:
         """Run one chunk of the first waiting prompt; at its end, insert its answers' rows."""

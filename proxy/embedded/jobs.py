@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from strop.proxy.embedded.grammar import Grammar
 
 Finish = Literal["stop", "length"]
+Place = tuple[int, int]  # by age: a job's number, and which of its answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,33 @@ class Job:
     num_top: int = 0
     prompt_logprobs: int | None = None
     cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that has not begun, or one of its answers that goes on behind what it has drawn.
+
+    Attributes:
+        number: of the job.
+        job: what to answer.
+        choice: None for a whole job.
+        drawn: the ids that the answer has so far.
+    """
+
+    number: int
+    job: Job
+    choice: int | None = None
+    drawn: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        """Where it belongs in a line."""
+        return self.number, self.choice or 0
+
+    @property
+    def num_rows(self) -> int:
+        """How many answers it makes."""
+        return self.job.n if self.choice is None else 1
 
 
 @dataclass(frozen=True, slots=True)

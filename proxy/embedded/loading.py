@@ -15,6 +15,7 @@ import mlx_lm
 
 from strop.adapters.rope import flat_rope, turn_partly
 from strop.proxy.embedded.grammar import Grammars
+from strop.proxy.embedded.harmony import end_ids
 from strop.proxy.embedded.lora import LinearShape, shapes_of
 from strop.proxy.embedded.options import Options
 
@@ -55,6 +56,7 @@ def load(options: Options) -> LoadedModel:
         options.model, model_config=flat_rope(_config(options.model)), return_config=True
     )
     turn_partly(module, config)
+    tokenizer.eos_token_ids = end_ids(tokenizer)
     model = Float32Logits(module)
     # The width of the logits, which may be more than the tokenizer has names for.
     vocab_size = model(mx.array([[0]])).shape[-1]

@@ -24,7 +24,10 @@ class Options:
         max_lora_rank: the largest rank of an adapter that is loaded.
         prefill_chunk: prompt tokens per step, of all prompts together; larger is faster, smaller
             stalls streams less.
-        prefix_cache_bytes: memory for the prompts of earlier requests; 0 keeps none.
+        kv_cache_bytes: memory for the KV caches of all running answers, and of earlier requests.
+            Without it, four fifths of what the weights leave of the memory that the GPU may use, or
+            of half the machine's where there is none.
+        prefix_cache_bytes: the most of it for the prompts of earlier requests; 0 keeps none.
         grace_s: how long running requests may go on after SIGTERM, in seconds.
         base_identity: the identity of the base; an adapter whose manifest names another is refused.
     """
@@ -40,6 +43,7 @@ class Options:
     max_queued: int = 256
     max_lora_rank: int = 256
     prefill_chunk: int = 512
+    kv_cache_bytes: int | None = None
     prefix_cache_bytes: int = 4 << 30
     grace_s: float = 3.0
     base_identity: str | None = None

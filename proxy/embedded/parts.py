@@ -1,57 +1,21 @@
 """Splits an answer's text into reasoning, content and tool calls as it comes.
 
-Uses mlx-lm's state machine and tool parsers, chosen from the chat template. Knows no tokens.
+Uses mlx-lm's state machine and tool parsers, chosen from the chat template. Knows no HTTP, and
+not the formats whose marks are read as tokens: see `channels`.
 """
 
 import functools
-import json
-import re
-import secrets
-import string
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_lm.generate import TextStateMachine
 
-from strop.proxy.embedded.text import marker_ids, special_ids
+from strop.proxy.embedded import harmony
+from strop.proxy.embedded.calls import CALL_ERRORS, Calls, Delta, read_call
+from strop.proxy.embedded.text import Detokenizer, StopStrings, marker_ids, special_ids
 
-# What mlx-lm's tool parsers raise on text that is not a call: a number without end is an
-# OverflowError, brackets without end are a RecursionError or, from Python's parser, a MemoryError.
-_PARSER_ERRORS = (
-    ValueError, LookupError, TypeError, AttributeError, SyntaxError, ArithmeticError,
-    RecursionError, MemoryError,
-)  # fmt: skip
-
-# Some parsers take the beginning of broken JSON for a name.
-_NAME = re.compile(r"[\w.:/-]+")
-# Templates of Mistral refuse any other length.
-_ID_LENGTH = 9
 _MOST_OPENING_TOKENS = 16  # of a template's opening of an answer, thought marker included
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One call; `arguments` is the JSON text of an object."""
-
-    index: int
-    id: str
-    name: str
-    arguments: str
-
-
-@dataclass(slots=True)
-class Delta:
-    """What one token adds to an answer."""
-
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it adds nothing."""
-        return not (self.content or self.reasoning or self.tool_calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +27,22 @@ class Markup:
         tool: the same for tool calls.
         parse: mlx-lm's parser of the text between the tool markers.
         begins_thinking: whether the prompt ends inside a thought.
+        marks: the marks of a model that answers in harmony; what is above is not used then.
+        opening: what of the first message in harmony the prompt has begun.
     """
 
     think: tuple[str, str] | None = None
     tool: tuple[str, str] | None = None
     parse: Callable[..., Any] | None = None
     begins_thinking: bool = False
+    marks: Mapping[int, harmony.Mark] = field(default_factory=dict)
+    opening: tuple[int, ...] = ()
 
     @staticmethod
     def of(tokenizer: Any, prompt: Sequence[int], *, has_tools: bool) -> "Markup":
         """Return the markup of mlx-lm's tokenizer for an answer to `prompt`."""
+        if marks := harmony.marks_of(tokenizer):
+            return Markup(marks=marks, opening=harmony.opening(prompt, marks))
         think = None
         begins_thinking = False
         if tokenizer.has_thinking:
@@ -128,17 +98,16 @@ class Splitter:
     ) -> None:
         self._markup = markup
         self._tools = tools
-        self._is_single = is_single
         self._state = markup.machine()
         self._tool_text: str | None = None
         self._space = ""
-        self._ids: set[str] = set()  # of the calls
+        self._calls = Calls(is_single=is_single)
         self._has_content = False
 
     @property
     def has_called(self) -> bool:
         """Whether a tool call was found."""
-        return bool(self._ids)
+        return bool(self._calls)
 
     @property
     def is_in_call(self) -> bool:
@@ -196,11 +165,7 @@ class Splitter:
             return
         self._space = ""
         for name, arguments, model_id in calls:
-            if self._is_single and self.has_called:
-                return
-            call_id = model_id if model_id and model_id not in self._ids else _new_id()
-            delta.tool_calls.append(ToolCall(len(self._ids), call_id, name, arguments))
-            self._ids.add(call_id)
+            delta.tool_calls += self._calls.add(name, arguments, model_id)
 
     def _parse(self, text: str) -> list[tuple[str, str, str]]:
         """Return name, arguments and the model's own id, if it has one, of each call in `text`."""
@@ -209,35 +174,42 @@ class Splitter:
             return []
         try:
             parsed = parse(text, self._tools)
-            return [_read(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
-        except _PARSER_ERRORS:
+            return [read_call(call) for call in (parsed if isinstance(parsed, list) else [parsed])]
+        except CALL_ERRORS:
             return []
 
 
-def _read(call: Any) -> tuple[str, str, str]:
-    name, arguments = call["name"], call.get("arguments", call.get("parameters"))
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"a tool call needs a name, got {name!r}")
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    if not isinstance(arguments, dict | None):
-        raise TypeError(f"the arguments of a call must be an object, got {arguments!r}")
-    # The templates of some models read the ids that those models gave.
-    model_id = call.get("id")
-    if not isinstance(model_id, str) or not _NAME.fullmatch(model_id):
-        model_id = ""
-    return name, _dump(arguments or {}), model_id
+class Parts:
+    """Splits one answer of a model that marks thoughts and calls in its text.
 
+    Args:
+        splitter: splits the text.
+        detokenizer: makes it.
+        stops: end it; they look at the markers too.
+    """
 
-def _dump(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair, as the model escaped it: only an escape can carry it.
-        return json.dumps(value, allow_nan=False)
-    return text
+    def __init__(self, splitter: Splitter, detokenizer: Detokenizer, stops: StopStrings) -> None:
+        self._splitter = splitter
+        self._detokenizer = detokenizer
+        self._stops = stops
 
+    @property
+    def has_called(self) -> bool:
+        """Whether a tool call was found."""
+        return self._splitter.has_called
 
-def _new_id() -> str:
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_LENGTH))
+    def add(self, token: int, *, is_shown: bool, may_end: bool) -> Delta:
+        """Return what a token adds, as `Channels.add` does."""
+        text = ""
+        if is_shown:
+            # Some models write special tokens between the parts of a call.
+            in_call = self._splitter.is_in_call
+            text = self._detokenizer.add(token, keeps_special=in_call)
+        return self._splitter.add(self._stops.add(text, may_end=may_end), is_last=False)
+
+    def end(self, delta: Delta, *, is_cut: bool) -> None:
+        """Add to `delta` what was held back, as `Channels.end` does."""
+        rest = self._splitter.add(self._stops.flush(), is_last=True, is_cut=is_cut)
+        delta.content += rest.content
+        delta.reasoning += rest.reasoning
+        delta.tool_calls += rest.tool_calls

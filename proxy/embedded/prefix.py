@@ -75,10 +75,18 @@ class PrefixCache:
             or (not is_trimmable and len(old.ids) < len(entry.ids))
         ]
         self._entries.append(entry)
-        while (
-            len(self._entries) > _MOST_ENTRIES
-            or sum(kept.num_bytes for kept in self._entries) > self._max_bytes
-        ):
+        if len(self._entries) > _MOST_ENTRIES:
+            self._entries.pop(0)
+        self.shrink(self._max_bytes)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory that is kept."""
+        return sum(entry.num_bytes for entry in self._entries)
+
+    def shrink(self, max_bytes: int) -> None:
+        """Forget what was used longest ago, until no more than `max_bytes` are kept."""
+        while self.num_bytes > max_bytes:
             self._entries.pop(0)
 
     def drop(self, version: int) -> None:

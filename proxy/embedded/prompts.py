@@ -3,16 +3,17 @@
 Runs in threads of its own: encoding a long history takes tens of milliseconds. Knows no HTTP.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from jinja2 import TemplateError
 
+from strop.proxy.embedded import harmony, history
 from strop.proxy.embedded.errors import BadRequest
-from strop.proxy.embedded.grammar import Beside, Grammar
+from strop.proxy.embedded.forms import Form
+from strop.proxy.embedded.grammar import FORM, Beside, Grammar
 from strop.proxy.embedded.jobs import Job
 from strop.proxy.embedded.loading import LoadedModel
 from strop.proxy.embedded.parts import Markup
@@ -49,7 +50,9 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
     eos = () if request.ignore_eos else loaded.tokenizer.eos_token_ids
     stop_ids = request.stop_token_ids | frozenset(eos)
     sampling = request.sampling
-    if request.must_call:
+    if request.must_call and harmony.marks_of(loaded.tokenizer):
+        sampling = replace(sampling, grammar=_call_grammar(request, loaded, prompts[0]))
+    elif request.must_call:
         sampling = replace(sampling, forced=_call_start(loaded.tokenizer, prompts[0]))
     elif request.form is not None:
         sampling = replace(sampling, grammar=_grammar(request, loaded, prompts[0]))
@@ -103,7 +106,9 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
     if request.must_call:
         # The call comes first, so there is no place for thoughts.
         arguments.setdefault("enable_thinking", False)
-    messages = [_message(message) for message in request.messages]
+    messages = history.messages(request.messages)
+    if harmony.marks_of(tokenizer):
+        messages = history.for_harmony(messages)
     tools = [dict(tool) for tool in request.tools] if request.tools else None
     try:
         ids = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, **arguments)
@@ -124,6 +129,9 @@ def _grammar(request: Request, loaded: LoadedModel, prompt: Sequence[int]) -> Gr
     """
     assert request.form is not None
     tokenizer, beside = loaded.tokenizer, Beside()
+    if request.dialect == "chat" and harmony.marks_of(tokenizer):
+        frame = harmony.frame(tokenizer, prompt, _functions(request), FORM)
+        return loaded.grammars.compile(request.form, beside, frame)
     if request.dialect == "chat":
         markup = Markup.of(tokenizer, prompt, has_tools=request.tools is not None)
         if markup.think is not None:
@@ -146,6 +154,19 @@ def _grammar(request: Request, loaded: LoadedModel, prompt: Sequence[int]) -> Gr
     return loaded.grammars.compile(request.form, beside)
 
 
+def _call_grammar(request: Request, loaded: LoadedModel, prompt: Sequence[int]) -> Grammar:
+    """Return the grammar of an answer in harmony that calls a tool, behind a thought if it likes.
+
+    A model that writes headers can't be kept from thinking by how its answer begins.
+    """
+    text = harmony.frame(loaded.tokenizer, prompt, _functions(request))
+    return loaded.grammars.compile(Form("lark", text, "tool_choice"), Beside())
+
+
+def _functions(request: Request) -> list[str]:
+    return [tool["function"]["name"] for tool in request.tools or ()]
+
+
 def _call_start(tokenizer: Any, prompt: Sequence[int]) -> tuple[int, ...]:
     """Return the ids that begin a tool call, behind the end of a thought that the prompt opens.
 
@@ -161,57 +182,6 @@ def _call_start(tokenizer: Any, prompt: Sequence[int]) -> tuple[int, ...]:
     markup = Markup.of(tokenizer, prompt, has_tools=True)
     end = tokenizer.think_end_tokens if markup.begins_thinking else ()
     return (*end, *tokenizer.tool_call_start_tokens)
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message as chat templates want it: text content, arguments as objects."""
-    result = {key: value for key, value in message.items() if value is not None}
-    result["content"] = _text(message.get("content"))
-    if message["role"] == "developer":
-        # OpenAI's newer name for it, which most templates would pass over in silence.
-        result["role"] = "system"
-    thought = message.get("reasoning") or message.get("reasoning_content")
-    if isinstance(thought, str):
-        result["reasoning"] = result["reasoning_content"] = thought
-    calls = message.get("tool_calls")
-    if calls:
-        if not isinstance(calls, list):
-            raise BadRequest("`tool_calls` must be a list", param="messages")
-        result["tool_calls"] = [_call(call) for call in calls]
-    else:
-        result.pop("tool_calls", None)
-    return result
-
-
-def _text(content: object) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise BadRequest(
-                f"message content must be text for the embedded engine, got type {kind!r}",
-                param="messages",
-            )
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def _call(call: object) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(call, dict) or not isinstance(function, dict):
-        raise BadRequest("each of `tool_calls` must have a `function`", param="messages")
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
-            parsed = None
-        if isinstance(parsed, dict):
-            arguments = parsed
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:

@@ -51,16 +51,22 @@ class Samplers:
             )
         )
 
-    def sampler(self, sampling: Sampling, choice: int) -> Sampler:
-        """Return the sampler of one answer; `choice` tells the answers of one seed apart."""
+    def sampler(self, sampling: Sampling, choice: int, num_drawn: int = 0) -> Sampler:
+        """Return the sampler of one answer; `choice` tells the answers of one seed apart.
+
+        `num_drawn` tokens of it were drawn before, by another sampler.
+        """
         if sampling.temperature < _GREEDY_BELOW:
             return greedy
         parameters = (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
         if sampling.seed is None:
             return self._shared(*parameters)
+        keys = Keys(sampling.seed + choice * _GOLDEN)
+        for _ in range(num_drawn):
+            keys()
         return functools.partial(
             draw,
-            keys=Keys(sampling.seed + choice * _GOLDEN),
+            keys=keys,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,

@@ -6,6 +6,7 @@ other stack: which rows go together is for `batch`.
 
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 MOST_PROMPTS = 8  # that run at once, beside the rows that decode
@@ -22,9 +23,12 @@ class Stack:
         model: gives float32 logits of shape (rows, positions, vocabulary).
         max_rows: how many rows decode at once, if no other stack has any.
         prefill_chunk: prompt tokens per step.
+        max_padding: tokens of padding that there is memory for.
     """
 
-    def __init__(self, model: Any, *, max_rows: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, model: Any, *, max_rows: int, prefill_chunk: int, max_padding: float
+    ) -> None:
         self._generator = BatchGenerator(
             model,
             completion_batch_size=max_rows,
@@ -32,7 +36,9 @@ class Stack:
             prefill_step_size=prefill_chunk,
         )
         self._max_rows = max_rows
+        self._max_padding = max_padding
         self._lengths: dict[int, int] = {}  # of prompt and answer so far
+        self._ends: dict[int, int] = {}  # the most that they may be
         self._decoding: set[int] = set()
         self.num_prompts = 0  # that ran in the last step, and are not done
 
@@ -66,12 +72,21 @@ class Stack:
         lengths = [*self._lengths.values(), length]
         # Of those that wait, as many are padded as decode at once.
         share = min(1.0, self._max_rows / len(lengths))
-        return share * self._padding(lengths) <= max(share * sum(lengths), _FREE_PADDING)
+        allowed = max(share * sum(lengths), _FREE_PADDING)
+        return share * self._padding(lengths) <= min(allowed, self._max_padding)
 
-    def insert(self, length: int, *args: Any, **options: Any) -> int:
-        """Add a row whose whole prompt has this length; the rest is BatchGenerator's."""
+    def lengths(self, ahead: int) -> list[int]:
+        """Return how long each row is when it has drawn so many tokens more, or has ended."""
+        return [min(length + ahead, self._ends[uid]) for uid, length in self._lengths.items()]
+
+    def insert(self, length: int, end: int, *args: Any, **options: Any) -> int:
+        """Add a row whose whole prompt has this length; the rest is BatchGenerator's.
+
+        `end` is the most that it may be long with its answer.
+        """
         (uid,) = self._generator.insert(*args, **options)
         self._lengths[uid] = length
+        self._ends[uid] = end
         return int(uid)
 
     def step(self, max_rows: int, chunk: int) -> list[Any]:
@@ -93,19 +108,38 @@ class Stack:
             self._decoding.add(response.uid)
             if response.finish_reason:
                 self._forget(response.uid)
+        self._part([each.prompt_cache for each in responses if each.prompt_cache])
         return list(responses)
 
     def remove(self, uid: int) -> Any:
         """End a row at any stage; return its KV cache and the ids in it, None if there is none."""
         self._forget(uid)
-        return self._generator.remove([uid], return_prompt_caches=True).get(uid)
+        left = self._generator.remove([uid], return_prompt_caches=True).get(uid)
+        if left and left[1]:
+            self._part([left[0]])
+        return left
+
+    def drop(self, uid: int) -> None:
+        """End a row at any stage, and keep nothing of it."""
+        self._forget(uid)
+        self._generator.remove([uid])
 
     def close(self) -> None:
         """Give back what it holds of the device; it isn't used after that."""
         self._generator.close()
 
+    def _part(self, caches: list[list[Any]]) -> None:
+        """Compute the KV caches of rows that left, and what is left, one layer after another.
+
+        They were one array in each layer, and would all be held twice until both are computed.
+        """
+        left = self._generator._generation_batch.prompt_cache
+        for at in range(len(caches[0]) if caches else 0):
+            mx.eval([cache[at].state for cache in caches], [left[at].state] if left else [])
+
     def _forget(self, uid: int) -> None:
         self._lengths.pop(uid, None)
+        self._ends.pop(uid, None)
         self._decoding.discard(uid)
 
     @staticmethod

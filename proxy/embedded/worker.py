@@ -18,11 +18,13 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from strop.proxy.embedded.admission import Admission
 from strop.proxy.embedded.errors import EngineError, InvalidInput, NotFound, unknown_model
 from strop.proxy.embedded.group import Events, Group
-from strop.proxy.embedded.jobs import Failed, Job, Sampled
+from strop.proxy.embedded.jobs import Failed, Job, Sampled, Waiting
 from strop.proxy.embedded.loading import LoadedModel, load
 from strop.proxy.embedded.lora import Slots, Version, Weights
+from strop.proxy.embedded.memory import room
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.parity import rows_are_independent
 from strop.proxy.embedded.prefix import PrefixCache
@@ -63,16 +65,20 @@ class Worker(threading.Thread):
         self._next_uid = _BASE_UID
         # Read by other threads, for metrics only.
         self.num_rows = 0
+        self.num_waiting = 0
+        self.num_withdrawn = 0
+        self.num_bytes = 0
         self.num_generated = 0
 
     def submit(self, number: int, job: Job) -> None:
         """Queue a job; its events come with `number`. Never blocks; may be called in any thread."""
-        self._commands.put(lambda: self._admit(number, job))
+        self._commands.put(lambda: self._take(number, job))
 
     def cancel(self, number: int, choice: int | None = None) -> None:
         """Stop a job, or one of its answers. Unknown and finished ones are ignored."""
 
         def cancel() -> None:
+            self._admission.cancel(number, choice)
             for group in self._groups:
                 try:
                     group.cancel(number, choice)
@@ -126,6 +132,9 @@ class Worker(threading.Thread):
     def _start_up(self) -> None:
         self._loaded = load(self._options)
         self._slots = Slots(self._loaded.module)
+        # Only now: it depends on what the weights take.
+        self.room = room(self._loaded.module, self._options.kv_cache_bytes)
+        self._admission = Admission(self.room)
         self._prefix = PrefixCache(self._options.prefix_cache_bytes)
         self._samplers = Samplers(int.from_bytes(os.urandom(8)))
         # It also warms up: the first request finds everything compiled and loaded.
@@ -140,9 +149,12 @@ class Worker(threading.Thread):
             self._run_commands()
             if self._is_stopping:
                 return
+            self._share_memory()
             self._step_all()
             self._forget_unloaded()
             self.num_rows = sum(group.num_rows for group in self._groups)
+            self.num_waiting = self._admission.num_rows
+            self.num_bytes = self._admission.num_bytes(self._groups) + self._prefix.num_bytes
             if self._events:
                 self.num_generated += sum(isinstance(e, Sampled) for _, e in self._events)
                 self._sink(self._events)
@@ -167,7 +179,9 @@ class Worker(threading.Thread):
 
     def _run_commands(self) -> None:
         """Run all queued commands; wait for one where there is nothing else to do."""
-        is_idle = not self._events and not any(group.is_busy for group in self._groups)
+        is_idle = not (self._events or self._admission.num_rows) and not any(
+            group.is_busy for group in self._groups
+        )
         try:
             while not self._is_stopping:
                 self._commands.get(block=is_idle)()
@@ -175,27 +189,54 @@ class Worker(threading.Thread):
         except queue.Empty:
             return
 
-    def _admit(self, number: int, job: Job) -> None:
+    def _take(self, number: int, job: Job) -> None:
         group = self._named.get(job.model)
         if group is None:
             self._events.append((number, Failed(unknown_model(job.model))))
-            return
+        else:
+            self._admission.add(Waiting(number, job), group)
+
+    def _share_memory(self) -> None:
+        """Let in who waits, and send back who must, so that the next step has the memory it needs.
+
+        The prefix cache gets what running answers leave.
+        """
+        while excess := self._admission.excess(self._groups):
+            group, place = excess
+            try:
+                self._admission.add(group.withdraw(place), group)
+                self.num_withdrawn += 1
+            except Exception as error:  # noqa: BLE001 - the edge of one version's jobs
+                self._abandon(group, error)
+        while coming := self._admission.next(self._groups):
+            self._admit(*coming)
+        self._prefix.shrink(self._admission.left(self._groups))
+
+    def _admit(self, group: Group, waiting: Waiting) -> None:
         try:
-            self._events += group.admit(number, job)
+            self._events += group.admit(waiting)
         except Exception as error:  # noqa: BLE001 - the edge of one job
-            group.cancel(number, None)
-            self._events.append((number, self._failure(error)))
+            group.cancel(waiting.number, None)
+            self._admission.cancel(waiting.number)
+            self._events.append((waiting.number, self._failure(error)))
 
     def _step(self, group: Group) -> None:
         self._slots.activate(group.version)
         try:
-            self._events += group.step()
+            events = group.step()
         except Exception as error:  # noqa: BLE001 - the edge of one version's jobs
             self._abandon(group, error)
+            return
+        self._events += events
+        for number, event in events:
+            if isinstance(event, Failed):
+                self._admission.cancel(number)
 
     def _abandon(self, group: Group, error: Exception) -> None:
         failure = self._failure(error)
-        self._events += [(number, failure) for number in sorted(group.abandon())]
+        for number in sorted(group.abandon()):
+            self._admission.cancel(number)
+            self._events.append((number, failure))
 
     def _failure(self, error: Exception) -> Failed:
         _log.error("generation failed", exc_info=error)
@@ -212,6 +253,7 @@ class Worker(threading.Thread):
             self._samplers,
             self._loaded.vocab_size,
             self._options,
+            self.room,
         )
         self._groups.append(group)
         return group
@@ -219,7 +261,11 @@ class Worker(threading.Thread):
     def _forget_unloaded(self) -> None:
         """Free what unloaded versions took, once their last jobs have ended."""
         named = self._named.values()
-        gone = {each.version.uid for each in self._groups if not each.is_busy and each not in named}
+        gone = {
+            each.version.uid
+            for each in self._groups
+            if not (each.is_busy or each in named or self._admission.holds(each))
+        }
         if not gone:
             return
         # Nothing may hold a group below, a local variable neither, or its memory stays.

@@ -1,0 +1,343 @@
+"""The memory of the embedded engine's KV caches: what rows take, who waits, and who goes back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlx.core")
+
+import mlx.core as mx
+from mlx_lm.models import cache as mlx_cache
+
+from strop.proxy.embedded import admission, lora
+from strop.proxy.embedded.engine import Engine, Exchange
+from strop.proxy.embedded.errors import BadRequest, EngineError
+from strop.proxy.embedded.jobs import Sampled, Started
+from strop.proxy.embedded.memory import Footprint, measure, room
+from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.protocol import parse_completion
+
+TOKEN_BYTES = 3 * 2 * 2 * 32 * 4  # of `qwen3`: blocks, keys and values, heads, width, fp32
+MEMORY = 2000 * TOKEN_BYTES  # two rows of 600 tokens, with the 256 that each grows into
+PROMPT = list(range(3, 63))
+
+WIDTH = 64
+
+
+class Writer:
+    """A model that writes as many keys and values as it is given tokens, and no more."""
+
+    def __init__(self, make: Callable[[], list[Any]]) -> None:
+        self.make_cache = make
+
+    def __call__(self, ids: mx.array, cache: list[Any]) -> None:
+        """Write to each cache."""
+        for part in cache:
+            for one in getattr(part, "caches", [part]):
+                if isinstance(one, mlx_cache.ArraysCache):
+                    one[0] = mx.zeros((1, 5, WIDTH))
+                else:
+                    keys = mx.zeros((1, 2, ids.shape[1], WIDTH), mx.bfloat16)
+                    one.update_and_fetch(keys, keys[..., : WIDTH // 2])
+
+
+CACHES: dict[str, Callable[[], list[Any]]] = {
+    "full": lambda: [mlx_cache.KVCache() for _ in range(3)],
+    "quantised": lambda: [mlx_cache.QuantizedKVCache(group_size=32, bits=8)],
+    "rotating": lambda: [mlx_cache.RotatingKVCache(max_size=300), mlx_cache.KVCache()],
+    "chunked": lambda: [mlx_cache.ChunkedKVCache(300)],
+    "recurrent": lambda: [mlx_cache.ArraysCache(1), mlx_cache.KVCache()],
+    "listed": lambda: [mlx_cache.CacheList(mlx_cache.ArraysCache(1), mlx_cache.KVCache())],
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+@pytest.mark.parametrize("length", [1, 255, 900])
+def test_a_footprint_is_what_the_models_own_caches_take(kind: str, length: int) -> None:
+    """Exact but for the block of 256 tokens that is taken before it is full."""
+    model = Writer(CACHES[kind])
+    cache = model.make_cache()
+
+    model(mx.zeros((1, length)), cache)
+    for part in cache:
+        if kind == "chunked":
+            part.maybe_trim_front()
+    for _ in range(3):
+        model(mx.zeros((1, 1)), cache)
+    footprint = measure(model)
+    taken = sum(part.nbytes for part in cache)
+
+    assert taken <= footprint.num_bytes(length + 3)
+    assert footprint.num_bytes(length + 3) - taken <= footprint.num_bytes(257) - footprint.fixed
+
+
+def test_a_footprint_says_how_long_a_row_may_be() -> None:
+    """One token more would take more than that; what doesn't grow has no limit."""
+    footprint = Footprint(100, ((10, float("inf")), (1000, 64)))
+
+    longest = footprint.longest(500_000)
+
+    assert footprint.num_bytes(longest) <= 500_000 < footprint.num_bytes(longest + 1)
+    assert Footprint(100, ((10, 64),)).longest(5000) > 10**9
+    assert 0 == Footprint(100, ()).longest(99)
+
+
+def test_memory_that_holds_no_token_is_refused() -> None:
+    """The engine doesn't start, and says what it needs."""
+    with pytest.raises(ValueError, match=r"kv_cache_bytes of at least \d+"):
+        room(Writer(CACHES["full"]), 1000)
+
+
+def test_without_a_number_there_is_memory_for_a_short_chat_at_least() -> None:
+    """However little the weights leave."""
+    assert 2048 <= room(Writer(CACHES["full"]), None).longest
+
+
+@asynccontextmanager
+async def serving(model: Path, memory: int | None, **options: Any) -> AsyncIterator[Engine]:
+    """Run an engine in this process that has `memory` bytes for KV caches."""
+    mx.disable_compile()
+    engine = Engine(Options(str(model), served_name="base", kv_cache_bytes=memory, **options))
+    await engine.ready.wait()
+    assert engine.failure is None
+    yield engine
+    await engine.stop()
+
+
+@dataclass
+class Answer:
+    """What came of one request's answers, by choice."""
+
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    logprobs: dict[int, list[float]] = field(default_factory=dict)
+    finish: dict[int, str] = field(default_factory=dict)
+    cached: int = 0
+    num_started: int = 0
+
+
+async def start(engine: Engine, **fields: Any) -> Exchange:
+    """Hand a greedy request over to the engine."""
+    body = {"model": "base", "prompt": PROMPT, "ignore_eos": True, "temperature": 0, **fields}
+    return engine.open(await engine.encode(parse_completion(body)))
+
+
+async def follow(engine: Engine, exchange: Exchange) -> Answer:
+    """Return the whole answer."""
+    answer = Answer()
+    while len(answer.finish) < exchange.num_rows:
+        for _, event in await exchange.events() or ():
+            if isinstance(event, Started):
+                answer.cached = event.cached_tokens
+                answer.num_started += 1
+            elif isinstance(event, Sampled):
+                answer.tokens.setdefault(event.choice, []).append(event.token.id)
+                answer.logprobs.setdefault(event.choice, []).append(event.token.logprob)
+                if event.finish:
+                    answer.finish[event.choice] = event.finish
+    exchange.is_complete = True
+    engine.close(exchange)
+    return answer
+
+
+async def ask(engine: Engine, **fields: Any) -> Answer:
+    """Return the answer to one request."""
+    return await follow(engine, await start(engine, **fields))
+
+
+def held(engine: Engine) -> int:
+    """Return the bytes that mlx-lm's caches really have; a row that waits there shares others'."""
+    worker = engine._worker
+    num_bytes = worker._prefix.num_bytes
+    for group in worker._groups:
+        for stack in group._batch._stacks.values():
+            for batch in (stack._generator._prompt_batch, stack._generator._generation_batch):
+                num_bytes += sum(int(part.nbytes) for part in batch.prompt_cache)
+    return num_bytes
+
+
+def watch(engine: Engine) -> list[int]:
+    """Return a list that gets what is held after each step."""
+    seen: list[int] = []
+    deliver = engine._worker._sink
+
+    def look(events: Any) -> None:
+        seen.append(held(engine))
+        deliver(events)
+
+    engine._worker._sink = look
+    return seen
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 1, "seed": 7, "top_p": 0.9},
+        {"presence_penalty": 1, "frequency_penalty": 0.5, "repetition_penalty": 1.2},
+        {"ignore_eos": False, "min_tokens": 119},
+        {"ignore_eos": False, "structured_outputs": {"regex": "[a-z ]{500,}"}},
+        {"n": 3, "temperature": 1, "seed": 3},
+    ],
+    ids=["greedy", "seeded", "penalties", "min_tokens", "form", "several"],
+)
+async def test_answers_that_outgrow_the_memory_are_those_of_an_engine_that_has_enough(
+    qwen3: Path, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The youngest waits and goes on where it was: same tokens, same logprobs, none twice."""
+    monkeypatch.setattr(admission, "_AHEAD", 16)  # Else answers had to be long.
+    memory = 1100 * TOKEN_BYTES  # three rows of 110 tokens, and their blocks
+    requests = [{"prompt": [*PROMPT, 70 + at], "max_tokens": 120, **fields} for at in range(3)]
+    async with serving(qwen3, None) as engine:
+        expected = [await ask(engine, **request) for request in requests]
+
+    async with serving(qwen3, memory) as engine:
+        seen = watch(engine)
+        answers = await asyncio.gather(*(ask(engine, **request) for request in requests))
+        metrics = engine.metrics()
+
+    assert metrics["vllm:num_preemptions_total"] > 0
+    assert max(seen) <= memory
+    for one, other in zip(expected, answers, strict=True):
+        assert (one.tokens, one.finish) == (other.tokens, other.finish)
+        assert 1 == other.num_started
+        for choice, logprobs in one.logprobs.items():
+            assert logprobs == pytest.approx(other.logprobs[choice], abs=1e-4)
+
+
+async def test_who_waits_is_let_in_by_age(qwen3: Path) -> None:
+    """A short request doesn't pass a long one that waits before it; all are answered."""
+    begun: list[str] = []
+
+    async def run(engine: Engine, name: str, exchange: Exchange) -> None:
+        await exchange.events()
+        begun.append(name)
+        await follow(engine, exchange)
+
+    async with serving(qwen3, MEMORY, prefix_cache_bytes=0) as engine:
+        sizes = {"first": 900, "long": 1300, "short": 20, "last": 30}
+        exchanges = {
+            name: await start(engine, prompt=PROMPT[:1] * size, max_tokens=60)
+            for name, size in sizes.items()
+        }
+        await asyncio.gather(*(run(engine, name, each) for name, each in exchanges.items()))
+        metrics = engine.metrics()
+
+    assert [*sizes] == begun
+    assert 0 == metrics["vllm:num_preemptions_total"]
+
+
+async def test_a_prompt_that_never_fits_is_refused_at_once(qwen3: Path) -> None:
+    """It is told what fits, and how to get more; what it asks of the answer is cut instead."""
+    async with serving(qwen3, MEMORY) as engine:
+        limit = engine.max_model_len
+        with pytest.raises(BadRequest, match=rf"{limit} tokens.*{limit} input.*kv-cache") as error:
+            await start(engine, prompt=[5] * limit, max_tokens=1)
+        answer = await ask(engine, prompt=[5] * (limit - 4), max_tokens=2000)
+
+    assert 2000 - 256 == limit
+    assert "input_tokens" == error.value.param
+    assert (4, "length") == (len(answer.tokens[0]), answer.finish[0])
+
+
+async def test_several_answers_that_dont_fit_together_are_given_one_after_another(
+    qwen3: Path,
+) -> None:
+    """A request isn't refused for its `n`."""
+    async with serving(qwen3, None) as engine:
+        expected = await ask(engine, prompt=[5, 6] * 450, n=4, max_tokens=20)
+
+    async with serving(qwen3, MEMORY) as engine:
+        seen = watch(engine)
+        answer = await ask(engine, prompt=[5, 6] * 450, n=4, max_tokens=20)
+
+    assert expected.tokens == answer.tokens
+    assert {*range(4)} == {*answer.finish}
+    assert max(seen) <= MEMORY
+
+
+async def test_the_prefix_cache_gives_way_first(qwen3: Path) -> None:
+    """Nobody waits for memory that only holds what was asked before."""
+    async with serving(qwen3, MEMORY) as engine:
+        first = await ask(engine, prompt=[5, 6] * 300, max_tokens=30)
+        again = await ask(engine, prompt=[5, 6] * 300, max_tokens=30)
+        kept = engine._worker._prefix.num_bytes
+        exchange = await start(engine, prompt=[8, 9] * 700, max_tokens=30)
+        await exchange.events()
+        metrics, left = engine.metrics(), engine._worker._prefix.num_bytes
+        await follow(engine, exchange)
+
+    assert (0, 599) == (first.cached, again.cached)
+    assert kept > 0 == left
+    assert (0, 0) == (metrics["vllm:num_requests_waiting"], metrics["vllm:num_preemptions_total"])
+    assert MEMORY == metrics["strop:kv_cache_max_bytes"] >= metrics["strop:kv_cache_used_bytes"]
+
+
+async def test_who_leaves_the_line_makes_way(qwen3: Path) -> None:
+    """A waiting request whose client has gone holds up nobody behind it."""
+    async with serving(qwen3, MEMORY) as engine:
+        first = await start(engine, prompt=[5] * 300, max_tokens=400)
+        gone = await start(engine, prompt=[6] * 1600, max_tokens=10)
+        while not engine.metrics()["vllm:num_requests_waiting"]:
+            await first.events()
+        gone.leave()
+        engine.close(gone)
+        last = await ask(engine, max_tokens=10)
+        is_running = not first.is_complete
+        await follow(engine, first)
+
+    assert is_running
+    assert 10 == len(last.tokens[0])
+
+
+async def test_a_version_that_is_unloaded_answers_who_waits_for_it(
+    qwen3: Path, peft_a: Path
+) -> None:
+    """Like those that run; its memory goes with the last of them."""
+    async with serving(qwen3, MEMORY) as engine:
+        await engine.load("v1", str(peft_a))
+        expected = await ask(engine, model="v1", max_tokens=10)
+        first = await start(engine, prompt=[5] * 1500, max_tokens=200)
+        waiting = await start(engine, model="v1", max_tokens=10)
+        await first.events()
+        await engine.unload("v1")
+        answers = await asyncio.gather(follow(engine, first), follow(engine, waiting))
+
+        while len(engine._worker._groups) > 1:
+            await asyncio.sleep(0.01)
+
+    assert expected.tokens == answers[1].tokens
+    assert 200 == len(answers[0].tokens[0])
+
+
+async def test_a_version_that_breaks_fails_who_was_sent_back(qwen3: Path) -> None:
+    """A request of which one answer waits is failed whole, once, and others go on."""
+    weights = {
+        "model.layers.0.self_attn.q_proj": lora.Weights(mx.zeros((128, 2)), mx.zeros((2, 128)), 1.0)
+    }
+    mx.eval(*(each for one in weights.values() for each in (one.a, one.b)))
+    async with serving(qwen3, MEMORY) as engine:
+        await asyncio.wrap_future(engine._worker.add_version("breaking", "", weights))
+        engine.versions["breaking"] = ""
+        exchange = await start(engine, model="breaking", prompt=[5] * 900, n=3, max_tokens=300)
+        while not engine.metrics()["vllm:num_preemptions_total"]:
+            await exchange.events()
+        weights["model.layers.0.self_attn.q_proj"] = lora.Weights(
+            mx.zeros((3, 2)), mx.zeros((2, 128)), 1.0
+        )
+        worker = engine._worker  # which sets weights only where they change
+        await asyncio.wrap_future(
+            worker._call(lambda: worker._slots.activate(worker._named["base"].version))
+        )
+        with pytest.raises(EngineError, match="matmul"):
+            await follow(engine, exchange)
+        engine.close(exchange)
+        answer = await ask(engine, max_tokens=5)
+        metrics = engine.metrics()
+
+    assert 5 == len(answer.tokens[0])
+    assert 0 == metrics["vllm:num_requests_waiting"]
