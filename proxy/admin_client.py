@@ -10,9 +10,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from strop.proxy.auth import ADMIN_KEY_FILE, CLI_AGENT
-from strop.proxy.cli_options import home_hint
-from strop.proxy.errors import ConfigError, StropError
+from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
+from strop.proxy.settings import home_hint
 
 STATUS_TIMEOUT_S: Final = 5.0
 # An activation answers when traffic has moved, which may need a large file to be read first.
@@ -32,11 +32,14 @@ def ask_health(url: str) -> dict[str, Any] | None:
     return health if isinstance(health, dict) else None
 
 
-def call(home: Path, method: str, path: str, body: object = None) -> dict[str, Any]:
+def call(
+    home: Path, method: str, path: str, body: object = None, *, unknown: str = ""
+) -> dict[str, Any]:
     """Return what the proxy that serves from `home` answers to the owner.
 
     Raises:
         ConfigError: none serves.
+        NotFound: there is nothing under that name; with `unknown` as its message.
         Refused: it answers with an error.
     """
     url = serving_url(home)
@@ -56,6 +59,8 @@ def call(home: Path, method: str, path: str, body: object = None) -> dict[str, A
         )
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Refused(f"expected an answer from {url}, got none: {error}") from error
+    if status == NotFound.status and unknown:
+        raise NotFound(unknown)
     if status >= 400:
         raise Refused(str(answer.get("error", {}).get("message", answer)))
     found: dict[str, Any] = answer

@@ -3,9 +3,12 @@
 Parses and prints; what it calls does the work. Imports nothing heavy before a command needs it.
 """
 
+import errno
 import importlib.util
+import io
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from strop.proxy import (
     auth,
     cli_adapters,
     cli_engines,
+    cli_export,
     cli_handover,
     cli_ratings,
     cli_records,
@@ -41,15 +45,25 @@ class _Misused(click.ClickException):
 
 
 class _Commands(click.Group):
-    """The commands; strop's own errors end them with one line."""
+    """The commands; strop's own errors, and the system's, end them with one line."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for."""
+        for stream in (sys.stdout, sys.stderr):
+            # Where a terminal's encoding lacks a character, the rest of the line is still of use.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(context)
         except StropError as error:
             is_usage = isinstance(error, ConfigError | BadRequest)
             raise (_Misused if is_usage else click.ClickException)(error.message) from error
+        except OSError as error:
+            # Who reads no further, as `head`, has what they wanted: click ends without a word.
+            if error.errno == errno.EPIPE:
+                raise
+            where = "" if error.filename is None else f"{error.filename}: "
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
 
 
 @click.group(
@@ -141,14 +155,16 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
     model, name = flags["model"], flags["model_name"]
     kind = settings.load(home, flags=named, environ=os.environ).settings.engine.kind
     if kind in ("", "embedded"):
-        named |= {"model.path": model, "model.name": name}
+        chosen = {"model.path": model, "model.name": name}
     elif model and name:
         raise click.UsageError(
             f"expected --model or --model-name with the engine {kind}, got both; --model chooses"
             " one of its models, --model-name gives its first another name"
         )
     else:
-        named["model.name"] = model or name
+        chosen = {"model.name": model or name}
+    # What wasn't given must not hide what --set says.
+    named |= {key: value for key, value in chosen.items() if value is not None}
     return settings.load(home, flags=named, environ=os.environ)
 
 
@@ -180,22 +196,37 @@ def serve(context: click.Context, /, home: Path | None, **flags: Any) -> None:
     context.exit(serving.serve(resolved.settings, folder))
 
 
+_COUNT = click.IntRange(1)
+
+
 @main.command(epilog=examples("strop engine --model ./Qwen3-4B-4bit --name qwen3 --port 8000"))
 @click.option("--model", required=True, metavar="PATH_OR_ID", help="A folder, or a hub id.")
 @click.option(
     "--name", "served_name", default="", help="What requests call it. [default: as --model]"
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=int, default=0, show_default=True, help="The port; 0 picks one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="The port; 0 picks one.",
+)
 @click.option("--parent-fd", type=int, metavar="FD", help="A pipe whose end stops the engine.")
 @click.option("--online", is_flag=True, help="Let a hub id be downloaded.")
-@click.option("--max-model-len", type=int, metavar="TOKENS", help="The context limit.")
-@click.option("--max-rows", type=int, metavar="N", help="Answers generated at once.")
-@click.option("--max-queued", type=int, metavar="N", help="Requests that may wait.")
-@click.option("--max-lora-rank", type=int, metavar="N", help="The largest adapter rank.")
-@click.option("--prefill-chunk", type=int, metavar="TOKENS", help="Prompt tokens per step.")
-@click.option("--prefix-cache-bytes", type=int, metavar="BYTES", help="Memory for prompts.")
-@click.option("--grace-s", type=float, metavar="SECONDS", help="Time to finish after SIGTERM.")
+@click.option("--max-model-len", type=_COUNT, metavar="TOKENS", help="The context limit.")
+@click.option("--max-rows", type=_COUNT, metavar="N", help="Answers generated at once.")
+@click.option("--max-queued", type=click.IntRange(0), metavar="N", help="Requests that may wait.")
+@click.option("--max-lora-rank", type=_COUNT, metavar="N", help="The largest adapter rank.")
+@click.option("--prefill-chunk", type=_COUNT, metavar="TOKENS", help="Prompt tokens per step.")
+@click.option("--kv-cache-bytes", type=_COUNT, metavar="BYTES", help="Memory for KV caches.")
+@click.option(
+    "--prefix-cache-bytes", type=click.IntRange(0), metavar="BYTES", help="Of it, for old prompts."
+)
+@click.option(
+    "--grace-s", type=click.FloatRange(0), metavar="SECONDS", help="Time to finish after SIGTERM."
+)
 @click.option("--base-identity", metavar="HASH", help="The base that adapters must be of.")
 @click.pass_context
 def engine(context: click.Context, /, **given: Any) -> None:
@@ -208,6 +239,11 @@ def engine(context: click.Context, /, **given: Any) -> None:
 
     logs.set_up(settings.Log())
     options = Options(**{name: value for name, value in given.items() if value is not None})
+    if options.model.startswith(("/", ".", "~")) and not Path(options.model).is_dir():
+        raise ConfigError(
+            "--model: expected a folder with a model in Hugging Face format, or a hub id; there is"
+            f" no folder {options.model}"
+        )
     if importlib.util.find_spec("mlx_lm") is None:
         raise ConfigError(
             "the embedded engine needs mlx-lm, which is not installed; install strop[mlx]"
@@ -234,6 +270,7 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
 for command in (
     *cli_status.COMMANDS,
     *cli_records.COMMANDS,
+    *cli_export.COMMANDS,
     *cli_ratings.COMMANDS,
     *cli_adapters.COMMANDS,
     *cli_engines.COMMANDS,

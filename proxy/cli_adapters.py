@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -17,14 +18,14 @@ from strop.proxy import adapter_objects, objects, terminal
 from strop.proxy.admin_client import call
 from strop.proxy.cli_options import (
     examples,
-    home_hint,
     home_of,
     home_option,
     json_option,
     open_store,
 )
-from strop.proxy.errors import ConfigError, NotFound
+from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
+from strop.proxy.settings import home_hint
 from strop.proxy.store.version_records import BASE, Activation, Version
 
 SHOW_EVENTS = 20
@@ -91,10 +92,10 @@ def _row(one: Version, activation: Activation, liked: Rate | None) -> tuple[str,
 @home_option
 @json_option
 def show_adapter(version: str, home: Path | None, as_json: bool) -> None:
-    """Show a version: where it comes from, its verdict, and what happened to it."""
+    """Show where a version comes from, its verdict, its history."""
     folder = home_of(home)
     if serving_url(folder) is not None:
-        shown = call(folder, "GET", f"/admin/adapters/{version}")
+        shown = _ask(folder, "GET", version)
     else:
         shown = asyncio.run(_stored(folder, version))
     if as_json:
@@ -103,11 +104,20 @@ def show_adapter(version: str, home: Path | None, as_json: bool) -> None:
     click.echo(terminal.table(_described(shown)))
 
 
+def _ask(home: Path, method: str, version: str, body: object = None) -> dict[str, Any]:
+    path = f"/admin/adapters/{quote(version, safe='')}"
+    return call(home, method, path, body, unknown=_unknown(version, home))
+
+
+def _unknown(version: str, home: Path) -> str:
+    return f"there is no version {version!r}; see: strop adapters list{home_hint(home)}"
+
+
 async def _stored(home: Path, version: str) -> dict[str, Any]:
     async with open_store(home) as store:
         found = await store.versions.get(version)
         if found is None:
-            raise NotFound(f"there is no version {version!r}; see: strop adapters list")
+            raise NotFound(_unknown(version, home))
         events = await store.versions.list_events(version, limit=SHOW_EVENTS)
         liked = await store.training.live_rates(base=found.base)
     return dict(adapter_objects.adapter(found, events=events, liked=liked.get(version)))
@@ -119,6 +129,7 @@ def _described(shown: dict[str, Any]) -> list[tuple[str, str]]:
         ("state", f"{shown['state']}{', stale: ' + shown['stale'] if shown['stale'] else ''}"),
         ("parent", shown["parent"]),
         ("base", shown["base"]),
+        ("made", terminal.when(1000 * shown["created"])),
         ("made by", shown["run"] or shown["origin"]),
         ("learned from", f"{shown['num_ratings']} ratings"),
     ]
@@ -159,8 +170,10 @@ def _told(detail: dict[str, Any]) -> Iterator[str]:
 @json_option
 def activate_adapter(version: str, force: bool, home: Path | None, as_json: bool) -> None:
     """Let VERSION serve, once the engine has shown that it does."""
-    body = {"version": version, "force": force}
-    _say_switched(call(home_of(home), "PUT", "/admin/adapters/active", body), as_json=as_json)
+    folder, body = home_of(home), {"version": version, "force": force}
+    unknown = _unknown(version, folder)
+    done = call(folder, "PUT", "/admin/adapters/active", body, unknown=unknown)
+    _say_switched(done, as_json=as_json)
 
 
 @adapters.command("rollback", epilog=examples("strop adapters rollback"))
@@ -175,6 +188,9 @@ def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(done))
         return
+    if done["version"] == done["previous"]:
+        click.echo(f"{done['version']} serves already")
+        return
     total_ms = sum(done["timings_ms"].values())
     click.echo(f"{done['version']} serves, after {done['previous']}; it took {total_ms:.0f} ms")
     if done["pause_ms"]:
@@ -188,7 +204,7 @@ def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
 @home_option
 @json_option
 def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
-    """Take a LoRA adapter of peft or mlx_lm from FOLDER as a new version.
+    """Take a LoRA of peft or mlx_lm from FOLDER as a new version.
 
     Its probe is made by loading the base once more. Where that can't be done, the version can't be
     proven to serve, and is activated with --force.
@@ -211,7 +227,7 @@ def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
 @home_option
 def pin_adapter(version: str, off: bool, home: Path | None) -> None:
     """Keep VERSION on disk, however many newer ones there are."""
-    call(home_of(home), "PUT", f"/admin/adapters/{version}", {"pinned": not off})
+    _ask(home_of(home), "PUT", version, {"pinned": not off})
     click.echo(f"{version} is {'kept no longer than others' if off else 'kept'}")
 
 
@@ -220,7 +236,7 @@ def pin_adapter(version: str, off: bool, home: Path | None) -> None:
 @home_option
 def remove_adapter(version: str, home: Path | None) -> None:
     """Delete the files of VERSION; its number is never used again."""
-    call(home_of(home), "DELETE", f"/admin/adapters/{version}")
+    _ask(home_of(home), "DELETE", version)
     click.echo(f"{version} is removed")
 
 
@@ -229,7 +245,7 @@ def remove_adapter(version: str, home: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @home_option
 def export_adapter(version: str, folder: Path, home: Path | None) -> None:
-    """Copy VERSION into a new FOLDER, as PEFT and anything that reads it can load."""
+    """Copy VERSION into a new FOLDER, which PEFT can load."""
     if folder.exists():
         raise ConfigError(f"expected a folder that doesn't exist yet, got {folder}")
     # It reads tensors, which no other command does.
@@ -240,7 +256,7 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
         library.verify(version)
         shutil.copytree(library.path_of(version), folder)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{version} can't be exported: {error}") from error
+        raise StropError(f"{version} can't be exported: {error}") from error
     click.echo(f"{version} is in {folder}")
 
 

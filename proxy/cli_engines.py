@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> None:
-    """Look for engines that run, on the usual local ports or at each URL.
+    """Look for engines: on the usual local ports, or at each URL.
 
     Says what each can do for strop, and the line that serves it. Exits with 1 when there is none.
     """

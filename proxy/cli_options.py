@@ -5,16 +5,15 @@ Knows no command, and prints nothing.
 
 import contextlib
 import os
-import shlex
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from strop.proxy.errors import ConfigError
+from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.ids import completion_id
-from strop.proxy.settings import find_home
+from strop.proxy.settings import find_home, home_hint
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -33,10 +32,17 @@ def home_option(command: Any) -> Any:
     """Add `--home`."""
     return click.option(
         "--home",
-        type=click.Path(file_okay=False, path_type=Path),
         metavar="DIR",
+        callback=_home_given,
         help="Where strop keeps its things. [default: $STROP_HOME, else ~/.strop]",
     )(command)
+
+
+def _home_given(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> Path | None:
+    # Empty, as an unset variable is in a script, it is the default, as STROP_HOME is.
+    return Path(value) if value else None
 
 
 def json_option(command: Any) -> Any:
@@ -56,8 +62,15 @@ def completion_argument(*, required: bool = True) -> Callable[[Any], Any]:
 
 
 def home_of(given: Path | None) -> Path:
-    """Return the home: as given, or where it is by default."""
-    return find_home(os.environ) if given is None else given.expanduser().absolute()
+    """Return the home: as given, or where it is by default; it need not exist.
+
+    Raises:
+        ConfigError: it is no folder.
+    """
+    home = find_home(os.environ) if given is None else given.expanduser().absolute()
+    if home.exists() and not home.is_dir():
+        raise ConfigError(f"expected strop's home to be a folder, got the file {home}")
+    return home
 
 
 @contextlib.asynccontextmanager
@@ -70,8 +83,8 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
     path = home / STORE_FILE
     if not path.is_file():
         raise ConfigError(
-            f"there is no {path}, so nothing is recorded there; start strop with `strop serve`, or"
-            " name its home with --home"
+            f"there is no {path}, so nothing is recorded there; start strop with: strop"
+            f" serve{home_hint(home)}, or name its home with --home"
         )
     # Opening SQLite and zstd costs more than all of --help.
     from strop.proxy.store.store import Store
@@ -83,6 +96,8 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
         await store.close()
 
 
-def home_hint(home: Path) -> str:
-    """Return the option that names `home` in a command to copy, where it isn't the default."""
-    return "" if home == find_home(os.environ) else f" --home {shlex.quote(str(home))}"
+def not_recorded(identity: str) -> UnknownCompletion:
+    """Return the error for an id that no answer has."""
+    return UnknownCompletion(
+        f"no completion {identity!r} is recorded; `strop completions list` shows them"
+    )

@@ -19,13 +19,14 @@ from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli_options import (
     completion_argument,
     examples,
-    home_hint,
     home_of,
     home_option,
+    not_recorded,
     open_store,
 )
-from strop.proxy.errors import NotFound, UnknownCompletion
+from strop.proxy.errors import BadRequest, NotFound, UnknownCompletion
 from strop.proxy.redaction import Redaction
+from strop.proxy.settings import home_hint
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, Scope
 
 if TYPE_CHECKING:
@@ -92,7 +93,15 @@ def rate(
     """
     if said["correction"] == "-":
         said["correction"] = sys.stdin.read()
-    body = {**said, "rating": _rating_in(rating), "tags": list(tags)}
+    value = _rating_in(rating)
+    try:
+        ratings.parse_rating(value)
+    except BadRequest as error:
+        raise BadRequest(
+            "expected RATING to be good or bad, a number from -1 to 1, or stars as in 4/5; got"
+            f" {rating!r}"
+        ) from error
+    body = {**said, "rating": value, "tags": list(tags)}
     asyncio.run(_rate(completion, body, home_of(home)))
 
 
@@ -118,7 +127,10 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
             {**body, "completion_id": identity}, key_id=key_id, source="cli"
         )
         redaction = Redaction.of(settings.load(home, environ=os.environ).settings.capture.redact)
-        given = (await store.add_feedback(redaction.feedback(new), _is_in_flight)).feedback
+        try:
+            given = (await store.add_feedback(redaction.feedback(new), _is_in_flight)).feedback
+        except UnknownCompletion as error:
+            raise not_recorded(identity) from error
         rated = found or await store.get_completion(given.completion)
     assert rated is not None
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")

@@ -1,17 +1,14 @@
-"""The commands for what is recorded, in the home's own store: list, show, delete, export.
+"""The commands for what is recorded, in the home's own store: list, show, delete.
 
 They work whether or not strop runs.
 """
 
 import asyncio
-import contextlib
 import json
-import os
 import shlex
-import sys
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
@@ -19,19 +16,17 @@ from strop.proxy import objects, terminal
 from strop.proxy.cli_options import (
     completion_argument,
     examples,
-    home_hint,
     home_of,
     home_option,
     json_option,
+    not_recorded,
     open_store,
 )
-from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.ids import completion_id
+from strop.proxy.settings import home_hint
 from strop.proxy.store.records import (
     CompletionFilter,
     CompletionSummary,
-    Dialect,
-    ExportFormat,
     Feedback,
     FeedbackFilter,
     State,
@@ -86,24 +81,33 @@ async def _list_completions(
             found = objects.list_of(map(objects.summary, page.data), has_more=page.has_more)
             click.echo(json.dumps(found))
             return
-        rows = [_row(one, await store.get_completion(one.id)) for one in page.data]
+        rows = [await _row(store, one) for one in page.data]
     if not rows:
         click.echo("No answers.")
         return
-    click.echo(terminal.table(rows, ("COMPLETION", "WHEN", "STATE", "MODEL", "RATINGS", "ANSWER")))
+    click.echo(terminal.table(rows, ("COMPLETION", "WHEN", "STATE", "MODEL", "RATED", "ANSWER")))
     if page.has_more:
-        click.echo(f"More: strop completions list --after {page.data[-1].id}{home_hint(home)}")
+        asked = {"limit": limit, "session": session, "state": state}
+        again = "".join(
+            f" --{name} {shlex.quote(str(value))}" for name, value in asked.items() if value
+        )
+        again += {None: "", True: " --rated", False: " --unrated"}[rated]
+        after = page.data[-1].id
+        click.echo(f"More: strop completions list{again} --after {after}{home_hint(home)}")
 
 
-def _row(one: CompletionSummary, whole: StoredCompletion | None) -> tuple[str, ...]:
+async def _row(store: "Store", one: CompletionSummary) -> tuple[str, ...]:
+    whole = await store.get_completion(one.id)
     answer = terminal.first_words(whole, width=40) if whole else ""
+    ratings = FeedbackFilter(completion=one.id, state="standing")
+    standing = (await store.list_feedback(ratings)).data if one.num_feedback else ()
     model = terminal.excerpt(f"{one.model} ({one.version})", 40)
     return (
         one.id,
         terminal.since(one.created_ms),
         one.state,
         model,
-        str(one.num_feedback or "-"),
+        ", ".join(terminal.rating(given.rating) for given in standing) or "-",
         answer,
     )
 
@@ -129,7 +133,7 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
     c = found.completion
     rows = [
         ("completion", c.id),
-        ("when", terminal.since(c.created_ms)),
+        ("when", terminal.when(c.created_ms)),
         ("model", f"{c.model} ({c.version}), by {c.engine}"),
         ("state", c.state + (f": {c.error}" if c.error else "")),
         ("session", found.session),
@@ -139,6 +143,8 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
         *((f"rating {one.id}", _said(one)) for one in given.data),
     ]
     click.echo(terminal.table([(name, terminal.excerpt(value, 200)) for name, value in rows]))
+    if asked := objects.asked_in(c.request):
+        click.echo(f"\nasked:\n{terminal.safe(asked)}")
     for choice in c.choices:
         click.echo(f"\nanswer {choice.index} ({choice.finish_reason or 'cut off'}):")
         click.echo(terminal.safe(objects.text_of(choice)))
@@ -147,9 +153,7 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
 async def _recorded(store: "Store", identity: str) -> StoredCompletion:
     found = await store.get_completion(identity)
     if found is None:
-        raise UnknownCompletion(
-            f"no completion {identity!r} is recorded; `strop completions list` shows them"
-        )
+        raise not_recorded(identity)
     return found
 
 
@@ -221,66 +225,18 @@ async def _delete_completions(
                 click.echo(f"Its conversation goes on, and may repeat it: {again}")
 
 
-@click.command(epilog=examples("strop export --format kto --out ratings.jsonl"))
-@home_option
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(get_args(ExportFormat)),
-    required=True,
-    help="What each line holds.",
-)
-@click.option(
-    "--dialect", type=click.Choice(get_args(Dialect)), default="chat", show_default=True,
-    help="A file of kto, dpo or sft holds one.",
-)  # fmt: skip
-@click.option("--session", help="Of one conversation.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Where to write. [default: standard output]",
-)
-def export(home: Path | None, **asked: Any) -> None:
-    """Write rated answers as JSON Lines.
-
-    All that is stored (raw), or as TRL's trainers take it (kto, dpo, sft).
-    """
-    asyncio.run(_export(home_of(home), **asked))
-
-
-async def _export(
-    home: Path, *, format_: ExportFormat, dialect: Dialect, session: str | None, out: Path | None
-) -> None:
-    num_lines = 0
-    async with open_store(home) as store:
-        with _opened(out) as file:
-            wanted = FeedbackFilter(session=session)
-            async for line in store.export(format_, wanted, dialect=dialect):
-                file.write(line)
-                num_lines += 1
-            file.flush()
-    if out is not None:
-        click.echo(f"Wrote {num_lines} lines to {out}.", err=True)
-
-
-def _opened(out: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:
-    """Return where to write: standard output, or a file for its owner's eyes, as the store is."""
-    if out is None:
-        return contextlib.nullcontext(sys.stdout.buffer)
-    try:
-        return open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
-    except OSError as error:
-        raise ConfigError(f"expected to write to {out}: {error.strerror}") from error
-
-
-COMMANDS: Final = (completions, export)
+COMMANDS: Final = (completions,)
 
 
 def _said(one: Feedback) -> str:
     by = one.rater or one.source
+    tags = f", tagged {', '.join(one.tags)}" if one.tags else ""
     because = f": {one.comment}" if one.comment else ""
-    return f"{terminal.rating(one.rating)} ({one.state}), choice {one.choice}, by {by}{because}"
+    instead = f"; better: {one.correction}" if one.correction else ""
+    return (
+        f"{terminal.rating(one.rating)} ({one.state}), choice {one.choice}, by {by}{tags}{because}"
+        f"{instead}"
+    )
 
 
 def _answers(num: int) -> str:

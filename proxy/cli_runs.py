@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import click
 
@@ -15,7 +16,6 @@ from strop.proxy import adapter_objects, objects, terminal
 from strop.proxy.admin_client import call
 from strop.proxy.cli_options import (
     examples,
-    home_hint,
     home_of,
     home_option,
     json_option,
@@ -23,6 +23,7 @@ from strop.proxy.cli_options import (
 )
 from strop.proxy.errors import NotFound
 from strop.proxy.home import serving_url
+from strop.proxy.settings import home_hint
 from strop.proxy.store.run_records import UNFINISHED, Run
 
 
@@ -61,13 +62,14 @@ async def _list(home: Path, limit: int, after: str | None, *, as_json: bool) -> 
     header = ("RUN", "STATE", "VERSION", "PARENT", "HOW", "WHEN", "BY")
     click.echo(terminal.table([_row(one) for one in page.data], header))
     if page.has_more:
-        click.echo(f"More: strop runs list --after {page.data[-1].id}{home_hint(home)}")
+        after = page.data[-1].id
+        click.echo(f"More: strop runs list --limit {limit} --after {after}{home_hint(home)}")
 
 
 def _row(one: Run) -> tuple[str, ...]:
     return (
         one.id,
-        one.state,
+        f"{one.state}{', stopping' if one.is_cancelling and one.state in UNFINISHED else ''}",
         one.version or "",
         one.parent or "base",
         terminal.excerpt(f"{one.objective}, {one.preset}", 40),
@@ -81,7 +83,7 @@ def _row(one: Run) -> tuple[str, ...]:
 @home_option
 @json_option
 def show_run(run: str, home: Path | None, as_json: bool) -> None:
-    """Show a run: what it learned from, how it went, and the gate's verdict with its reasons."""
+    """Show what a run learned from, how it went, the gate's verdict."""
     shown = asyncio.run(_stored(home_of(home), run))
     click.echo(json.dumps(shown) if as_json else terminal.table(described(shown)))
 
@@ -90,8 +92,12 @@ async def _stored(home: Path, id_: str) -> dict[str, Any]:
     async with open_store(home) as store:
         found = await store.runs.get(id_)
         if found is None:
-            raise NotFound(f"there is no run {id_!r}; see: strop runs list")
+            raise NotFound(_unknown(id_, home))
         return dict(adapter_objects.run(found, await store.runs.list_steps(id_)))
+
+
+def _unknown(id_: str, home: Path) -> str:
+    return f"there is no run {id_!r}; see: strop runs list{home_hint(home)}"
 
 
 @runs.command("cancel", epilog=examples("strop runs cancel run_..."))
@@ -101,7 +107,9 @@ def cancel_run(run: str, home: Path | None) -> None:
     """Stop a run at its next step; its ratings stay to be learned from."""
     folder = home_of(home)
     if serving_url(folder) is not None:
-        shown = call(folder, "DELETE", f"/admin/runs/{run}")
+        unknown = _unknown(run, folder)
+        path = f"/admin/runs/{quote(run, safe='')}"
+        shown = call(folder, "DELETE", path, unknown=unknown)
     else:
         shown = asyncio.run(_cancel(folder, run))
     is_over = shown["state"] == "cancelled"
@@ -133,7 +141,7 @@ def is_over(run: Mapping[str, Any]) -> bool:
 
 def described(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a run object as rows of a table."""
-    took = ""
+    took = ", stopping" if run["cancelling"] and not is_over(run) else ""
     if run["started"] is not None and run["finished"] is not None:
         took = f" after {terminal.duration(run['finished'] - run['started'])}"
     rows = [
@@ -143,11 +151,13 @@ def described(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parent", run["parent"]),
         ("how", f"{run['objective']}, {run['preset']}"),
         ("asked by", run["requested_by"]),
-        ("step", f"{run['step']} of {run['num_steps']}"),
+        ("when", terminal.when(1000 * run["created"])),
     ]
+    if run["num_steps"]:
+        rows.append(("step", f"{run['step']} of {run['num_steps']}"))
     rows += [(_name(name), _plain(value)) for name, value in run["counts"].items()]
     rows += [
-        (_name(name), _plain(value))
+        (_name(name), terminal.size(value) if name.endswith("_bytes") else _plain(value))
         for name, value in run["metrics"].items()
         # Whole tables of figures are for programs: --json.
         if not isinstance(value, dict | list)
@@ -157,7 +167,7 @@ def described(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _name(name: str) -> str:
-    return name.replace("_", " ")
+    return name.removesuffix("_bytes").replace("_", " ")
 
 
 def _plain(value: object) -> str:

@@ -22,6 +22,7 @@ from strop.proxy.cli_options import (
 )
 from strop.proxy.cli_runs import progress
 from strop.proxy.home import serving_url
+from strop.proxy.settings import home_hint
 
 
 @click.command(epilog=examples("strop status"))
@@ -29,7 +30,7 @@ from strop.proxy.home import serving_url
 @json_option
 @click.pass_context
 def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
-    """Say how the proxy is, what was rated, and what training waits for.
+    """Say how strop is, what was rated, what training waits for.
 
     Exits with 1 when no proxy runs.
     """
@@ -44,7 +45,9 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     else:
         rows = _health_rows(url, health) if url and health else []
         if not health:
-            click.echo(f"strop does not serve from {folder}; start it with: strop serve")
+            click.echo(
+                f"strop does not serve from {folder}; start it with: strop serve{home_hint(folder)}"
+            )
         rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
         if stored:
             rows += _stored_rows(stored)
@@ -66,7 +69,7 @@ def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
         ("model", f"{model['name'] or 'unknown yet'} ({model['active'] or 'none active'})"),
         ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
         ("in flight", str(health["in_flight"])),
-        ("up for", f"{health['uptime_s']:.0f} s"),
+        ("up for", terminal.duration(health["uptime_s"])),
         *((f"worker {one['number']}", _worker(one)) for one in health["workers"]),
     ]
 

@@ -17,7 +17,6 @@ from strop.proxy import adapter_objects, settings, terminal
 from strop.proxy.admin_client import call
 from strop.proxy.cli_options import (
     examples,
-    home_hint,
     home_of,
     home_option,
     json_option,
@@ -27,6 +26,7 @@ from strop.proxy.cli_runs import described, is_over, progress
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import serving_url
 from strop.proxy.run_requests import Wanted, preset
+from strop.proxy.settings import home_hint
 from strop.proxy.store.run_records import UNFINISHED, Run
 
 _POLL_S: Final = 0.5
@@ -105,11 +105,16 @@ async def _clean_ancestor(home: Path) -> str:
 def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[str, Any]:
     asked = {"objective": wanted.objective, "preset": wanted.preset, "parent": wanted.parent}
     run = call(home, "POST", "/admin/runs", asked)
-    while waits and not is_over(run):
-        time.sleep(_POLL_S)
-        run = call(home, "GET", f"/admin/runs/{run['id']}")
-        if shows:
-            click.echo(f"\r\x1b[K{progress(run)}", nl=False)
+    try:
+        while waits and not is_over(run):
+            time.sleep(_POLL_S)
+            run = call(home, "GET", f"/admin/runs/{run['id']}")
+            if shows:
+                click.echo(f"\r\x1b[K{progress(run)}", nl=False)
+    except KeyboardInterrupt:
+        stop = f"strop runs cancel {run['id']}{home_hint(home)}"
+        click.echo(f"\n{run['id']} goes on where strop serves; stop it: {stop}", err=True)
+        raise
     if waits and shows:
         click.echo("\r\x1b[K", nl=False)
     return run

@@ -5,6 +5,7 @@ The one place that chooses a driver. Starts no process, and asks nothing of a se
 
 import importlib.util
 from pathlib import Path
+from typing import Final
 
 from strop import configs
 from strop.proxy import auth, drivers
@@ -18,8 +19,14 @@ from strop.proxy.services import adapters_folder
 from strop.proxy.settings import Settings
 from strop.proxy.upstream import Upstream
 
+LOG_FILE: Final = "engine.log"
+"""What the embedded engine writes, in the home."""
+
 EMBEDDED_ADAPTERS = 4
 """How many versions the embedded engine keeps loaded; each takes as much memory as its file."""
+
+# Where each listens unless it is told otherwise.
+_PORTS: Final = {"ollama": 11434, "mlx_server": 8080, "llama_server": 8080}
 
 _REPLICABLE = ("vllm", "openai")
 # No request has to be held while these change their version, so several processes can serve them.
@@ -36,7 +43,7 @@ def make(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
         process = EngineProcess(
             model or str(configs.demo_model()),
             name=settings.model.name or name_of(model),
-            log_path=home / "engine.log",
+            log_path=home / LOG_FILE,
             options=options,
         )
         return at(process.url, settings, home), process
@@ -116,7 +123,8 @@ def check(settings: Settings) -> None:
             )
     elif not engine.url:
         raise ConfigError(
-            f'engine.kind = "{kind}" needs engine.url, for instance http://127.0.0.1:8000'
+            f'engine.kind = "{kind}" needs engine.url, as in --engine-url http://127.0.0.1:'
+            f"{_PORTS.get(kind, 8000)}; `strop engines` says what runs here"
         )
     if engine.replicas and kind not in _REPLICABLE:
         raise ConfigError(

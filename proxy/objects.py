@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterable, Mapping
 
 from strop.proxy.errors import BadRequest
+from strop.proxy.message import is_context, role_of, texts_of
 from strop.proxy.store.records import (
     Choice,
     Completion,
@@ -116,6 +117,20 @@ def completion(found: StoredCompletion, ratings: Iterable[Feedback]) -> Object:
         "snapshot": _snapshot(c),
         "feedback": [feedback(one) for one in ratings],
     }
+
+
+def asked_in(request: bytes) -> str:
+    """Return what people read of a request: the last words of a user's, or the prompt."""
+    value = _value(request)
+    if not isinstance(value, dict):
+        return ""
+    if isinstance(value.get("prompt"), str):
+        return str(value["prompt"])
+    messages = value.get("messages")
+    for one in reversed(messages if isinstance(messages, list) else []):
+        if role_of(one) == "user" and not is_context(one):
+            return "\n".join(texts_of(one))
+    return ""
 
 
 def text_of(choice: Choice) -> str:

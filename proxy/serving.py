@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_FIRST_S = 0.25
 _RETRY_MOST_S = 5.0
+_UNASKED = "it has not answered yet"
 
 
 class Keeper(Protocol):
@@ -107,7 +108,7 @@ class Serving:
         self.engine = engine
         self.leases = leases or Leases()
         self.state: EngineState | None = None
-        self.reason = "it has not answered yet"
+        self.reason = _UNASKED
         self.base: str | None = None
         self.keeper: Keeper | None = None
         self.followers: Followers | None = None
@@ -195,6 +196,12 @@ class Serving:
             self.engine.suspect(engine)
             self.note_change()
         self._wake.set()
+
+    async def wait_until_asked(self) -> None:
+        """Return once the engine has been checked, however that went."""
+        while not self.is_ready and self.reason == _UNASKED:
+            self._changed.clear()
+            await self._changed.wait()
 
     async def wait_until_ready(self) -> None:
         """Return once the engine has answered a check and holds the active version."""

@@ -4,10 +4,12 @@ Pure. Knows no setting, and not where values come from.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_COMMA = re.compile(r",(?!\d*\})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ class Kind:
     def parse(self, text: str) -> object:
         """Return the value that `text` stands for; a list's entries are parted by commas.
 
+        A comma in a regular expression's quantifier, as in `{20,40}`, parts none.
+
         Raises:
             ValueError: it stands for no value of this kind.
         """
@@ -100,7 +104,7 @@ class Kind:
                 raise ValueError(self.expected)
             return _BOOLEANS[text.lower()]
         if self.type is tuple:
-            return self.check([entry for one in text.split(",") if (entry := one.strip())])
+            return self.check([entry for one in _COMMA.split(text) if (entry := one.strip())])
         if self.type in (int, float):
             return self.check(self.type(text))
         return self.check(text)

@@ -4,6 +4,9 @@ Reads one file, and acts on no setting. `configs/strop.toml` is the manual of th
 """
 
 import difflib
+import os
+import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -169,6 +172,11 @@ def find_home(environ: Mapping[str, str]) -> Path:
     return Path(environ.get(HOME_VARIABLE) or "~/.strop").expanduser().absolute()
 
 
+def home_hint(home: Path) -> str:
+    """Return the option that names `home` in a command to copy, where it isn't the default."""
+    return "" if home == find_home(os.environ) else f" --home {shlex.quote(str(home))}"
+
+
 def make_home(home: Path) -> None:
     """Make the home folder, for its owner only; one that exists is left as it is.
 
@@ -235,7 +243,8 @@ def _from_file(path: Path) -> _Given:
         raise ConfigError(f"{path}: expected a readable TOML file: {error}") from error
     for section, keys in sections.items():
         if section not in _SECTIONS:
-            raise ConfigError(f"{path}: unknown section [{section}]{_nearest(section, _SECTIONS)}")
+            known = _SECTIONS if isinstance(keys, dict) else KINDS
+            raise ConfigError(f"{path}: unknown section [{section}]{_nearest(section, known)}")
         if not isinstance(keys, dict):
             raise ConfigError(f"{path}: expected [{section}] to be a section, got {shown(keys)}")
         for key, value in keys.items():
@@ -308,6 +317,9 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
             raise wrong(
                 name, "http:// or https://, a host, and at most a path; a key goes into engine.key"
             )
+    for pattern in settings.capture.redact:
+        if (why := _why_not_redacted(pattern)) is not None:
+            raise wrong("capture.redact", f"regular expressions, but {pattern!r} {why}")
     if configs.preset_file(settings.training.preset) is None:
         raise wrong(
             "training.preset", f"one of {', '.join(configs.presets())}, or the path of a TOML file"
@@ -317,6 +329,15 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
             parse_hours(settings.training.hours)
         except ValueError:
             raise wrong("training.hours", 'two hours of the day, as in "22-6"') from None
+
+
+def _why_not_redacted(pattern: str) -> str | None:
+    """Return why what matches `pattern` can't be taken out of a text; None where it can."""
+    try:
+        found = re.compile(pattern).match("")
+    except re.error as error:
+        return f"is none ({error})"
+    return None if found is None else "matches the empty text, so it is everywhere"
 
 
 def is_base_url(url: str) -> bool:

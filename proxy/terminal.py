@@ -65,6 +65,18 @@ def since(created_ms: int) -> str:
     return age(time.time() - created_ms / 1000)
 
 
+def when(created_ms: int) -> str:
+    """Return a time in milliseconds since the epoch by the local clock, and how long ago it was."""
+    clock = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(created_ms / 1000))
+    return f"{clock}, {since(created_ms)}"
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes in the unit that suits it, as in `378 MiB`."""
+    unit, length = ("GiB", 2**30) if num_bytes >= 2**30 else ("MiB", 2**20)
+    return f"{num_bytes / length:.3g} {unit}"
+
+
 def first_words(found: StoredCompletion, choice: int = 0, width: int = 60) -> str:
     """Return the beginning of an answer, or why there is none."""
     for one in found.completion.choices:

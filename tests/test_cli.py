@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -203,15 +205,28 @@ def test_the_model_is_loaded_or_chosen(
     )
 
 
+@pytest.mark.parametrize("engine", ["embedded", "vllm"])
+def test_a_model_set_as_any_other_setting_is_the_one(home: Path, engine: str) -> None:
+    """Flags that aren't given hide nothing; those that are come first."""
+    pairs = ("--set", "model.name=a=b", "--set", "model.path=m", "--engine", engine)
+
+    def values(*more: str) -> dict[str, str]:
+        found = json.loads(run(home, "config", "--json", *pairs, *more).stdout)["settings"]
+        return {one["key"]: json.loads(one["value"]) for one in found if "model." in one["key"]}
+
+    assert ("a=b", "m") == (values()["model.name"], values()["model.path"])
+    assert "c" == values("--model-name", "c")["model.name"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("good", "cmp_no"), 1, "no completion 'cmp_no'"),
+        (("good", "cmp_no"), 1, "no completion 'cmp_no' is recorded; `strop completions list`"),
         (("good",), 1, "there is no answer to rate yet"),
         (("undo",), 1, "there is no answer to rate yet"),
         (("undo", "cmp_no"), 1, "there is no rating of cmp_no to take back"),
-        (("rate", "cmp_no", "great"), 2, "expected `rating` to be"),
-        (("rate", "cmp_no", "9/5"), 2, "expected `rating` to be"),
+        (("rate", "cmp_no", "great"), 2, "expected RATING to be good or bad, a number"),
+        (("rate", "cmp_no", "9/5"), 2, "stars as in 4/5; got '9/5'"),
         (("good", "cmp_no", "--choice", "-1"), 2, "expected `choice` to be"),
         (("completions", "show", "cmp_no"), 1, "no completion 'cmp_no'"),
         (("completions", "delete", "cmp_no", "--yes"), 1, "no completion 'cmp_no'"),
@@ -225,12 +240,19 @@ def test_the_model_is_loaded_or_chosen(
         (("completions", "list", "--limit", "0"), 2, "not in the range"),
         (("export", "--format", "csv"), 2, "is not one of"),
         (("export", "--format", "raw", "--out", "/none/x"), 2, "expected to write to /none/x"),
+        (("export", "--format", "raw", "--since", "soon"), 2, "'soon' does not match the formats"),
+        (("engine", "--model", "/none/m"), 2, "there is no folder /none/m"),
+        (("engine", "--model", "m", "--max-rows", "0"), 2, "0 is not in the range"),
         (("config", "--set", "capture.mode"), 2, "expected --set KEY=VALUE"),
         (("config", "--set", "capture.mode=some"), 2, "capture.mode: expected one of"),
         (("config", "--set", "capture.mood=off"), 2, "unknown key capture.mood"),
         (("config", "--port", "70000"), 2, "server.port: expected an integer"),
         (("serve", "--host", "0.0.0.0", "--port", "0"), 2, "server.client_keys is"),
-        (("serve", "--engine", "vllm"), 2, "engine.url"),
+        (
+            ("serve", "--engine", "ollama"),
+            2,
+            "--engine-url http://127.0.0.1:11434; `strop engines`",
+        ),
         (
             ("config", "--engine", "vllm", "--model", "a", "--model-name", "b"),
             2,
@@ -277,6 +299,52 @@ def test_a_missing_home_is_said(
     assert [] == list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "words", ["status", "good", "adapters activate v1", "train", "config", "doctor", "serve"]
+)
+def test_a_home_that_is_a_file_is_said(tmp_path: Path, words: str) -> None:
+    """By each command, from the environment as from the option."""
+    (tmp_path / "file").write_text("")
+
+    by_variable = run(tmp_path / "file", *words.split())
+    by_option = run(tmp_path, *words.split(), "--home", str(tmp_path / "file"))
+
+    said = f"Error: expected strop's home to be a folder, got the file {tmp_path / 'file'}\n"
+    assert [(2, said)] * 2 == [(one.exit_code, one.stderr) for one in (by_variable, by_option)]
+
+
+def test_an_empty_home_is_the_default_one(home: Path) -> None:
+    """As a variable that isn't set leaves it in a script; not the folder one stands in."""
+    found = run(home, "config", "--home", "", "--json")
+
+    assert str(home) == json.loads(found.stdout)["home"]
+
+
+def test_what_the_system_refuses_is_one_line(home: Path) -> None:
+    """It names the file, and what is wrong with it; no traceback."""
+    (home / "serve.lock").symlink_to(home / "serve.lock")
+
+    result = run(home, "status")
+
+    assert 1 == result.exit_code
+    assert result.stderr.startswith(f"Error: {home / 'serve.lock'}: ")
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_a_terminal_without_a_character_shows_the_rest(home: Path) -> None:
+    """A question mark stands for what its encoding lacks."""
+    (made,) = record(home, {"answer": "Größe 🙂 2"})
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "strop.proxy.cli", "completions", "show", made],
+        env={**ENVIRONMENT, "STROP_HOME": str(home), "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+
+    assert shown.stdout.endswith(b"\nGr\xf6\xdfe ? 2\n")
+
+
 def test_completions_are_listed_newest_first(home: Path) -> None:
     """With their first words, and the command for those that follow."""
     old, new = record(
@@ -284,14 +352,31 @@ def test_completions_are_listed_newest_first(home: Path) -> None:
     )
     run(home, "good", old)
 
+    run(home, "rate", old, "-0.5", "--rater", "ann")
     listed = run(home, "completions", "list").stdout.splitlines()
     first = run(home, "completions", "list", "--limit", "1").stdout.splitlines()
     rated = run(home, "completions", "list", "--rated", "--json").stdout
 
     assert ["COMPLETION", new, old] == [line.split()[0] for line in listed]
     assert ["ANSWER", "Paris.", "Lyon."] == [line.split()[-1] for line in listed]
-    assert f"More: strop completions list --after {new}" == first[-1]
+    assert ["RATED", "-", "-0.5, good"] == [re.split("  +", line)[-2] for line in listed]
+    assert f"More: strop completions list --limit 1 --after {new}" == first[-1]
     assert [old] == [one["id"] for one in json.loads(rated)["data"]]
+
+
+def test_the_rest_of_a_list_is_of_the_same_answers(home: Path) -> None:
+    """What was asked for is in the command to go on with."""
+    made = record(home, *({"session": "my own"} for _ in range(3)), {"session": "other"})
+    for one in made[:2]:
+        run(home, "good", one)
+
+    options = ("--session", "my own", "--state", "complete", "--rated", "--limit", "1")
+    listed = run(home, "completions", "list", *options).stdout.splitlines()
+    again = shlex.split(listed[-1].removeprefix("More: strop "))
+    rest = run(home, *again).stdout.splitlines()
+
+    assert {*made[:2]} == {listed[1].split()[0], rest[1].split()[0]}
+    assert 2 == len(rest)
 
 
 def test_no_completions_are_said(home: Path) -> None:
@@ -306,15 +391,19 @@ def test_a_completion_is_shown_to_people_and_programs(home: Path) -> None:
     """The answer, its snapshot and its ratings; as JSON what the API gives."""
     (made,) = record(home, {"answer": "Paris.\nOf course."})
     run(home, "bad", "-m", "too long")
+    run(home, "rate", made, "0.5", "--rater", "ann", "--tag", "style", "--correction", "Paris")
 
     shown = run(home, "completions", "show", made).stdout
     found = json.loads(run(home, "completions", "show", made, "--json").stdout)
 
     assert "2 token ids, raw logprobs" in shown
     assert "bad (standing), choice 0, by cli: too long" in shown
-    assert shown.endswith("answer 0 (stop):\nParis.\nOf course.\n")
+    assert "+0.5 (standing), choice 0, by ann, tagged style; better: Paris" in shown
+    assert shown.endswith(
+        "\nasked:\nWhat is the capital of France?\n\nanswer 0 (stop):\nParis.\nOf course.\n"
+    )
     assert [4, 5] == found["snapshot"]["choices"][0]["token_ids"]
-    assert "too long" == found["feedback"][0]["comment"]
+    assert "too long" == found["feedback"][1]["comment"]
 
 
 @pytest.mark.parametrize("prefix", ["msg", "resp"])
@@ -388,12 +477,32 @@ def test_an_export_is_written_for_its_owner_alone(home: Path, tmp_path: Path) ->
     to_file = run(home, "export", "--format", "kto", "--out", str(out))
     to_stdout = run(home, "export", "--format", "kto")
 
-    assert f"Wrote 1 lines to {out}.\n" == to_file.stderr
+    assert f"Wrote 1 line to {out}.\n" == to_file.stderr
     assert 0o600 == out.stat().st_mode & 0o777
     assert out.read_text(encoding="utf-8") == to_stdout.stdout
     assert [{"role": "assistant", "content": "Paris."}] == json.loads(to_stdout.stdout)[
         "completion"
     ]
+
+
+def test_an_export_holds_what_was_asked_for(home: Path) -> None:
+    """By conversation, rater and time; and where that is nothing, it is said beside the output."""
+    (first,) = record(home, {"session": "a"})
+    (second,) = record(home, {"session": "b"})
+    run(home, "rate", first, "good", "--rater", "ann")
+    run(home, "rate", second, "bad")
+
+    def exported(*options: str) -> tuple[list[str], str]:
+        result = run(home, "export", "--format", "raw", *options)
+        return [json.loads(line)["id"] for line in result.stdout.splitlines()], result.stderr
+
+    assert ([first, second], "") == exported("--since", "2026-01-01")
+    assert ([first, second], "") == exported("--since", "0001-01-01")
+    assert ([first], "") == exported("--rater", "ann")
+    assert ([second], "") == exported("--session", "b", "--since", "2026-01-01T08:00:00")
+    nothing = "Nothing that is rated makes such a line.\n"
+    assert ([], nothing) == exported("--since", "2999-01-01")
+    assert ([], nothing) == exported("--session", "b", "--rater", "ann")
 
 
 def test_settings_are_shown_with_their_origin(home: Path) -> None:
@@ -423,9 +532,12 @@ def test_status_says_that_nothing_runs(home: Path) -> None:
 
     text = run(home, "status")
     found = run(home, "status", "--json")
+    elsewhere = run(home.parent, "status", "--home", str(home))
 
     assert (1, 1) == (text.exit_code, found.exit_code)
-    assert f"strop does not serve from {home}; start it with: strop serve" in text.stdout
+    start = f"strop does not serve from {home}; start it with: strop serve"
+    assert start == text.stdout.splitlines()[0]
+    assert f"{start} --home {home}" == elsewhere.stdout.splitlines()[0]
     assert "1 good, 0 bad, 1 in all" in text.stdout
     assert None is json.loads(found.stdout)["health"]
     assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
@@ -471,6 +583,44 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         home.stat().st_mode & 0o777,
         (home / "admin.key").stat().st_mode & 0o777,
     )
+
+
+def test_serve_says_that_it_waits_for_the_engine(tmp_path: Path) -> None:
+    """And why it isn't ready; a person who has mistyped its URL sees more than nothing."""
+    command = [sys.executable, "-m", "strop.proxy.cli", "serve", "--port", "0"]
+
+    with subprocess.Popen(
+        [*command, "--engine", "openai", "--engine-url", "http://127.0.0.1:1"],
+        env={**ENVIRONMENT, "STROP_HOME": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr is not None
+        said = server.stderr.readline()
+        server.terminate()
+        server.stderr.read()
+
+    assert "waiting for the engine url=http://127.0.0.1:1 reason=" in said
+    assert "start it, or set engine.url" in said
+    assert 0 == server.returncode
+
+
+def test_serve_fails_where_the_store_cannot_be_used(tmp_path: Path) -> None:
+    """With 1, as all that is neither typed nor set."""
+    (tmp_path / "strop.db").write_bytes(b"no database" * 1000)
+    engine = ("--engine", "openai", "--engine-url", "http://127.0.0.1:1")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "strop.proxy.cli", "serve", "--port", "0", *engine],
+        env={**ENVIRONMENT, "STROP_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 1 == done.returncode
+    assert "the file is no SQLite database" in done.stderr
 
 
 def test_a_closed_pipe_ends_an_export_quietly(home: Path) -> None:
@@ -520,6 +670,16 @@ def test_every_command_has_help_and_an_example() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{path} {parameter.name}"
+
+
+def test_lists_of_commands_fit_a_terminal() -> None:
+    """None is cut off where a line has 80 characters."""
+    for context in cli_reference.contexts(main, None, "strop"):
+        if isinstance(context.command, click.Group):
+            context.terminal_width = 80
+            assert "..." not in context.command.get_help(context).partition("Commands:")[2].replace(
+                "run_...", ""
+            ), context.command_path
 
 
 def test_the_engine_takes_every_option_of_the_embedded_engine() -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -125,9 +127,9 @@ async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: 
     assert b"weights" * 100 == (to / "adapter_model.safetensors").read_bytes()
     assert 2 == again.exit_code
     assert "expected a folder that doesn't exist yet" in again.stderr
-    assert 2 == inside.exit_code
+    assert 1 == inside.exit_code
     assert "v1 can't be exported: " in inside.stderr
-    assert 2 == broken.exit_code
+    assert 1 == broken.exit_code
     assert "adapter_model.safetensors" in broken.stderr
     assert not (tmp_path / "other").exists()
 
@@ -144,6 +146,7 @@ async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
             for words in (
                 "adapters activate v1",
                 "adapters activate v2",
+                "adapters activate v2",
                 "adapters show v2",
                 "adapters pin v1",
                 "adapters pin v1 --off",
@@ -153,11 +156,12 @@ async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
         ]
         events = await home.store.versions.list_events("v1")
 
-    assert [0] * 7 == [one.exit_code for one in said], [one.output for one in said]
-    first, second, shown, pinned, let_go, back, removed = (one.stdout for one in said)
+    assert [0] * 8 == [one.exit_code for one in said], [one.output for one in said]
+    first, second, again, shown, pinned, let_go, back, removed = (one.stdout for one in said)
     assert first.startswith("v1 serves, after base; it took ")
     assert "probe: proven" in first
     assert second.startswith("v2 serves, after v1; it took ")
+    assert "v2 serves already\n" == again
     assert ["loaded", "vllm,", "0", "running", "requests"] in columns(shown)
     assert ("v1 is kept\n", "v1 is kept no longer than others\n") == (pinned, let_go)
     assert back.startswith("v1 serves, after v2; it took ")
@@ -209,9 +213,9 @@ async def test_what_moves_traffic_needs_a_proxy(home: Home, words: str) -> None:
     ("words", "code", "says"),
     [
         ("adapters show v7", 1, "there is no version 'v7'; see: strop adapters list"),
-        ("adapters export v7 {home}/new", 2, "v7"),
-        ("adapters export base {home}/new", 2, "'base' is no version id"),
-        ("adapters export v1 {home}/new --home {home}/none", 2, "/none/adapters'"),
+        ("adapters export v7 {home}/new", 1, "v7"),
+        ("adapters export base {home}/new", 1, "'base' is no version id"),
+        ("adapters export v1 {home}/new --home {home}/none", 1, "/none/adapters'"),
         ("runs show run_7", 1, "there is no run 'run_7'; see: strop runs list"),
         ("runs cancel run_7", 1, "no run 'run_7'"),
         ("runs list --after run_7", 2, "expected `after` to be an id"),
@@ -232,12 +236,27 @@ async def test_errors_are_one_line_and_an_exit_code(
     assert () == (await home.store.runs.list()).data
 
 
+@pytest.mark.parametrize("words", ["show v7", "activate v7", "pin v7", "remove v7", "show ../runs"])
+async def test_what_the_proxy_does_not_know_is_said(tmp_path: Path, words: str) -> None:
+    """With the command that lists what there is, as where none serves."""
+    async with serving(tmp_path) as (home, _):
+        result = await home.strop("adapters", *words.split())
+
+    name = words.split()[1]
+    assert (1, f"Error: there is no version '{name}'; see: strop adapters list\n") == (
+        result.exit_code,
+        result.stderr,
+    )
+
+
 async def test_an_error_of_the_proxys_is_said(tmp_path: Path) -> None:
     """Its message, and exit code 1."""
-    async with serving(tmp_path) as (home, _):
-        result = await home.strop("adapters", "activate", "v7")
+    async with serving(tmp_path) as (home, proxy):
+        await home.publish(base=proxy.services.serving.base)
+        await home.strop("adapters", "activate", "v1")
+        result = await home.strop("adapters", "remove", "v1")
 
-    assert (1, "Error: no version 'v7'; list the versions to find its id\n") == (
+    assert (1, "Error: v1 is active; activate another version first\n") == (
         result.exit_code,
         result.stderr,
     )
@@ -277,6 +296,7 @@ async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:
 
         status = await home.strop("status")
         shown = await home.strop("runs", "show", run.id)
+        unknown = await home.strop("runs", "cancel", "run_7")
         cancelled = await home.strop("runs", "cancel", run.id)
         while (await home.store.runs.unfinished()) is not None:
             await asyncio.sleep(0.01)
@@ -289,9 +309,33 @@ async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:
     assert ["training", run.id, "is", "under", "way"] in columns(status.stdout)
     assert ["active", "version", "base"] in columns(status.stdout)
     assert ["step", "1", "of", "4"] in columns(shown.stdout)
+    assert "Error: there is no run 'run_7'; see: strop runs list\n" == unknown.stderr
     assert f"{run.id} stops at its next step\n" == cancelled.stdout
     assert [run.id, "cancelled"] == columns(listed.stdout)[1][:2]
     assert f"{run.id} is cancelled\n" == again.stdout
+
+
+async def test_whoever_stops_waiting_for_a_run_is_told_that_it_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C ends the command alone; what ends the run is said."""
+    async with serving(tmp_path, "waits") as (home, _):
+        waiting = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "strop.proxy.cli", "train", "--home", str(tmp_path)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        while not (found := (await home.store.runs.list()).data):
+            await asyncio.sleep(0.01)
+        # It asks for the run again once it waits.
+        (asked,) = found
+        while (await home.store.runs.list_steps(asked.id)) == ():
+            await asyncio.sleep(0.01)
+        waiting.send_signal(signal.SIGINT)
+        _, said = await waiting.communicate()
+        left = await home.store.runs.unfinished()
+
+    assert 1 == waiting.returncode
+    stop = f"strop runs cancel {asked.id} --home {tmp_path}"
+    assert f"{asked.id} goes on where strop serves; stop it: {stop}\n" in said.decode()
+    assert left is not None
 
 
 async def test_no_runs_are_said(home: Home) -> None:

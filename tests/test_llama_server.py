@@ -171,7 +171,7 @@ async def test_it_is_not_ready_while_it_reads_its_model(tmp_path: Path) -> None:
     async with FakeEngine(handler) as engine:
         upstream = Upstream(engine.url)
         driver = LlamaServer(upstream)
-        with pytest.raises(EngineNotReady, match="503"):
+        with pytest.raises(EngineNotReady, match="503; it may be loading its model"):
             await driver.check()
 
         handler.is_loading = False

@@ -124,6 +124,7 @@ def test_every_type_can_be_set_from_the_environment() -> None:
         "STROP_CAPTURE_MODE": "required",
         "STROP_SERVER_CLIENT_KEYS": "first-key-1, second-key,",
         "STROP_SERVER_ALLOWED_HOSTS": "",
+        "STROP_CAPTURE_REDACT": r"sk-[a-z]{20,40}, \d{3,} ,b",
         "STROP_HOME": "/anywhere",
     }
 
@@ -137,6 +138,7 @@ def test_every_type_can_be_set_from_the_environment() -> None:
     assert "required" == found.capture.mode
     assert ("first-key-1", "second-key") == found.server.client_keys
     assert () == found.server.allowed_hosts
+    assert ("sk-[a-z]{20,40}", r"\d{3,}", "b") == found.capture.redact
 
 
 def test_each_key_has_one_variable() -> None:
@@ -158,8 +160,10 @@ def test_each_key_has_one_variable() -> None:
             " training, log",
         ),
         ('[training]\nhours = "late"', 'expected two hours of the day, as in "22-6", got "late"'),
+        ("[capture]\nredact = ['(x']", "expected regular expressions, but '(x' is none"),
+        ("[capture]\nredact = ['\\d*']", "'\\\\d*' matches the empty text, so it is everywhere"),
         ('[engine]\nreplicas = ["here"]', "engine.replicas: expected http:// or https://"),
-        ("port = 1", "unknown section [port]"),
+        ("port = 1", "unknown section [port]; did you mean server.port?"),
         ("server = 1", "expected [server] to be a section, got 1"),
         ("[server]\nport = '1'", 'server.port: expected an integer from 0 to 65,535, got "1"'),
         ("[server]\nport = 1.0", "server.port: expected an integer from 0 to 65,535, got 1.0"),

@@ -1,6 +1,7 @@
 """Text for people: tables, ages, excerpts."""
 
 import json
+import time
 
 import pytest
 from routes_app import completion
@@ -36,6 +37,27 @@ def test_a_table_may_be_empty() -> None:
 def test_ages_are_in_their_largest_unit(seconds: float, said: str) -> None:
     """A clock that was set back is no reason for a negative age."""
     assert said == terminal.age(seconds)
+
+
+def test_a_time_is_that_of_the_local_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its zone, since logs are in another one."""
+    monkeypatch.setenv("TZ", "EST5")
+    time.tzset()
+    try:
+        said = terminal.when(1_790_000_000_000)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert said.startswith("2026-09-21 09:13:20 EST, ")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "said"), [(2**18, "0.25 MiB"), (376 * 2**20, "376 MiB"), (3 * 2**29, "1.5 GiB")]
+)
+def test_sizes_are_in_the_unit_that_suits_them(num_bytes: int, said: str) -> None:
+    """With three digits."""
+    assert said == terminal.size(num_bytes)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +119,28 @@ def test_durations_are_in_the_unit_that_suits_them() -> None:
     assert ["8 s", "89 s", "2 min", "75 min", "1.5 h"] == [
         terminal.duration(seconds) for seconds in (8.4, 89, 91, 4500, 5400)
     ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "One?"},
+                    {"role": "assistant", "content": "1"},
+                    {"role": "user", "content": [{"type": "text", "text": t} for t in "ab"]},
+                    {"role": "tool", "content": "found"},
+                ]
+            },
+            "a\nb",
+        ),
+        ({"prompt": "Once upon"}, "Once upon"),
+        ({"prompt": [1, 2]}, ""),
+        ({"messages": [{"role": "system", "content": "Be kind."}]}, ""),
+        ("no object", ""),
+    ],
+)
+def test_what_was_asked_is_the_last_of_a_users_words(request_: object, said: str) -> None:
+    """Or the prompt; nothing where nobody's words are in it."""
+    assert said == objects.asked_in(json.dumps(request_).encode())

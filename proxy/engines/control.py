@@ -81,7 +81,8 @@ async def list_cards(upstream: Upstream, credentials: Headers) -> tuple[httpx.Re
     answer = await ask(upstream, "GET", "/v1/models", credentials=credentials)
     if answer.status_code != httpx.codes.OK:
         is_refused = answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
-        advice = "check engine.url and engine.key"
+        is_busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        advice = "it may be loading its model" if is_busy else "check engine.url and engine.key"
         if is_refused and not credentials:
             advice = (
                 "set engine.key, best as STROP_ENGINE_KEY: strop asks for this list itself, and no"

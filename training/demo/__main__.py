@@ -15,6 +15,7 @@ import click
 from strop.training.demo import introduction, picture
 from strop.training.demo.rounds import Measured, Plan, Round, play
 from strop.training.demo.served import DemoFailed, Served, serve
+from strop.training.objectives import OBJECTIVES
 from strop.training.options import CONTEXT
 
 _MARK = "made-by-strop-demo"
@@ -35,8 +36,9 @@ _PNG = "good-rate.png"
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Who asks what, and when.")
 @click.option(
-    "--objective", default="topr", show_default=True, metavar="NAME", help="What is minimised."
-)
+    "--objective", default="topr", show_default=True, type=click.Choice(tuple(OBJECTIVES)),
+    help="What is minimised.",
+)  # fmt: skip
 @click.option(
     "--noise", default=0.0, show_default=True, type=click.FloatRange(0, 0.5), metavar="SHARE",
     help="The share of ratings that the person gets wrong.",

@@ -1,0 +1,99 @@
+"""`strop export`: rated answers as JSON Lines, from the home's own store.
+
+Works whether or not strop runs. Makes no line itself; the store does.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, Final, get_args
+
+import click
+
+from strop.proxy.cli_options import examples, home_of, home_option, open_store
+from strop.proxy.errors import ConfigError
+from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
+
+_FIRST_DAY: Final = datetime(1970, 1, 2)  # noqa: DTZ001 (local, as what is typed)
+
+
+@click.command(
+    epilog=examples(
+        "strop export --format kto --out ratings.jsonl",
+        "strop export --format raw --rater ann --since 2026-11-21",
+    )
+)
+@home_option
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(get_args(ExportFormat)),
+    required=True,
+    help="What each line holds.",
+)
+@click.option(
+    "--dialect", type=click.Choice(get_args(Dialect)), default="chat", show_default=True,
+    help="A file of kto, dpo or sft holds one.",
+)  # fmt: skip
+@click.option("--session", help="Of one conversation.")
+@click.option("--rater", help="Who rated.")
+@click.option(
+    "--since",
+    type=click.DateTime(("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S")),
+    metavar="DATE",
+    help="Rated then or later, by the local clock, as in 2026-11-21.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write. [default: standard output]",
+)
+def export(home: Path | None, **asked: Any) -> None:
+    """Write rated answers as JSON Lines.
+
+    All that is stored (raw), or as TRL's trainers take it (kto, dpo, sft).
+    """
+    asyncio.run(_export(home_of(home), **asked))
+
+
+async def _export(
+    home: Path,
+    *,
+    format_: ExportFormat,
+    dialect: Dialect,
+    session: str | None,
+    rater: str | None,
+    since: datetime | None,
+    out: Path | None,
+) -> None:
+    # The system's clock begins in 1970, and so does all that is recorded.
+    since_ms = None if since is None else int(1000 * max(since, _FIRST_DAY).timestamp())
+    wanted = FeedbackFilter(session=session, rater=rater, since_ms=since_ms)
+    num_lines = 0
+    async with open_store(home) as store:
+        with _opened(out) as file:
+            async for line in store.export(format_, wanted, dialect=dialect):
+                file.write(line)
+                num_lines += 1
+            file.flush()
+    if out is not None:
+        click.echo(f"Wrote {num_lines} line{'' if num_lines == 1 else 's'} to {out}.", err=True)
+    elif num_lines == 0:
+        click.echo("Nothing that is rated makes such a line.", err=True)
+
+
+def _opened(out: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """Return where to write: standard output, or a file for its owner's eyes, as the store is."""
+    if out is None:
+        return contextlib.nullcontext(sys.stdout.buffer)
+    try:
+        return open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
+    except OSError as error:
+        raise ConfigError(f"expected to write to {out}: {error.strerror}") from error
+
+
+COMMANDS: Final = (export,)
