@@ -200,7 +200,10 @@ def load_or_create_admin_key(home: Path) -> str:
                 path.unlink(missing_ok=True)
                 raise
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected a readable admin key in {path}: {error}") from error
+        raise ConfigError(
+            f"expected to keep an admin key in {path}, which can't be read or made: {error}; mend"
+            " that, or choose another folder with --home"
+        ) from error
     if not key:
         raise ConfigError(f"expected an admin key in {path}, got an empty file; delete it")
     return key

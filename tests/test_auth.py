@@ -235,9 +235,9 @@ def test_an_admin_key_that_is_none_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="got an empty file; delete it"):
         auth.load_or_create_admin_key(tmp_path)
     path.write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match=r"expected a readable admin key in .*admin\.key"):
+    with pytest.raises(ConfigError, match=r"expected to keep an admin key in .*admin\.key"):
         auth.load_or_create_admin_key(tmp_path)
-    with pytest.raises(ConfigError, match=r"expected a readable admin key in .*admin\.key"):
+    with pytest.raises(ConfigError, match=r"expected to keep an admin key in .*admin\.key"):
         auth.load_or_create_admin_key(tmp_path / "missing")
 
 
