@@ -12,7 +12,7 @@ import pytest
 
 from strop.proxy.alias import Alias
 from strop.proxy.engines.openai import OpenAI
-from strop.proxy.errors import Unavailable, UnknownModel
+from strop.proxy.errors import StropError, Unavailable, UnknownModel
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store.records import StoreHealth
@@ -362,3 +362,18 @@ async def test_an_error_crosses_the_line_as_itself(office: Office) -> None:
     member.link.close()
     with pytest.raises(Unavailable, match="ended"):
         await hand.link.ask(Bring("v1"), Done)
+
+
+async def test_an_answer_that_can_not_be_sent_is_an_error() -> None:
+    """Who asked would wait for ever."""
+    asker, teller = [await Link.open(end) for end in socket.socketpair()]
+
+    async def answer(_call: Call) -> Answer:
+        return Key("\ud800")
+
+    async with asyncio.TaskGroup() as tasks:
+        for link in (asker, teller):
+            tasks.create_task(link.run(lambda _note: None, answer))
+        with pytest.raises(StropError, match="see its log"):
+            await asker.ask(KeyOf("cmp_1"), Key)
+        asker.close()

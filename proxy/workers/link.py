@@ -104,14 +104,14 @@ class Link:
 
     async def _answer(self, asked: Asked, answer: Callable[[Call], Awaitable[Answer]]) -> None:
         try:
-            found = await answer(asked.call)
+            self._send(Answered(asked.number, await answer(asked.call)))
         except StropError as error:
-            found = Failure.of(error)
+            self._send(Answered(asked.number, Failure.of(error)))
         except Exception:
             # The edge of a request: whatever goes wrong inside, who asked is told.
             log.exception("a call failed", extra={"call": type(asked.call).__name__})
-            found = Failure.of(StropError("strop failed to serve this; see its log"))
-        self._send(Answered(asked.number, found))
+            failure = Failure.of(StropError("strop failed to serve this; see its log"))
+            self._send(Answered(asked.number, failure))
 
     def _send(self, frame: Frame) -> None:
         if not self._writer.is_closing():
