@@ -31,7 +31,12 @@ TEMPLATE = """\
 {%- endif -%}
 {%- if told or tools -%}
 {{- '<|start|>developer<|message|>' + told -}}
-{%- for tool in tools or [] -%}{{- '\\n' + tool.function | tojson -}}{%- endfor -%}
+{%- for tool in tools or [] -%}
+{{- '\\n// ' + tool.function.description + '\\n' + tool.function | tojson -}}
+{%- for schema in ((tool.function.parameters or {}).properties or {}).values() -%}
+{%- if schema.enum and schema.default is defined -%}{{- ' // ' + schema.default -}}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
 {{- '<|end|>' -}}
 {%- endif -%}
 {%- set last = namespace(name=none) -%}

@@ -138,3 +138,21 @@ def test_many_prompts_hold_up_a_stream_no_longer_than_one(qwen3: Path, num_promp
 
     assert max(model.sizes) <= CHUNK
     assert sum(model.sizes) >= 300 * num_prompts
+
+
+def test_prompts_that_are_dropped_hold_up_no_others(qwen3: Path) -> None:
+    """What is left of a step's tokens goes to the prompts that are still there."""
+    mx.disable_compile()
+    model = Counting(loading.load(Options(model=str(qwen3))).module)
+    batch = Batch(model, max_rows=32, prefill_chunk=CHUNK, max_padding=0)
+
+    dropped = [insert(batch, 300, 2) for _ in range(4)]
+    insert(batch, 400, 2)
+    batch.step()
+    for uid in dropped:
+        batch.drop(uid)
+    model.sizes.clear()
+    batch.step()
+    batch.close()
+
+    assert [CHUNK] == model.sizes

@@ -163,6 +163,22 @@ def test_what_is_not_as_the_format_wants_it_is_content(
     assert "stop" == finish_of(answer)
 
 
+def test_what_may_be_half_a_character_is_kept_at_the_end_of_a_message(tokenizer: Any) -> None:
+    """Nothing completes it across a mark, and the sign for broken bytes may be meant."""
+    half = tokenizer.encode("é")[:1]
+    text = "<|channel|>analysis<|message|>Is it \ufffd<|end|><|channel|>final<|message|>It is "
+    ids = [*tokenizer.encode(text), *half, *tokenizer.encode("<|end|>")]
+
+    request = parse_chat({"messages": [{"role": "user", "content": "Hello"}]})
+    before = tokenizer.encode(PROMPT)
+    markup = Markup.of(tokenizer, before, has_tools=False)
+    answer = Answer(request, before, Vocabulary(tokenizer), markup)
+    for token in ids:
+        answer.add(Sampled(0, Scored(token, -1.0), None))
+
+    assert ("Is it \ufffd", "It is \ufffd") == (answer.reasoning, answer.content)
+
+
 def test_a_text_without_a_header_streams(tokenizer: Any) -> None:
     """It is not held until the end, nor until it is too long for a header."""
     answer = read(tokenizer, "Hello there, how are you?<|return|>")
@@ -227,6 +243,23 @@ def test_a_stop_string_ends_what_a_client_reads_and_no_header(tokenizer: Any) ->
     assert ("I l", "") == (thought.reasoning, thought.content)
     assert ("I look.", "analysis: Köln, END of it.") == (headers.reasoning, headers.content)
     assert headers.content == late.content
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [("<|channel|>comment END<|message|>Hi", "comment END Hi"),
+     ("<|channel|>final END<|end|><|channel|>final<|message|>Hi", "END\nHi")],
+)  # fmt: skip
+def test_words_of_a_header_end_no_answer_that_is_too_short(
+    tokenizer: Any, text: str, content: str
+) -> None:
+    """A stop string counts in those that are shown, as it does in texts."""
+    ended, late = (
+        read(tokenizer, f"{text}<|return|>", stop="END", min_tokens=least) for least in (0, 100)
+    )
+
+    assert ("END", content.partition("END")[0]) == (ended.pieces[-1].stop_reason, ended.content)
+    assert (None, content) == (late.pieces[-1].stop_reason, late.content)
 
 
 def test_half_a_stop_string_at_the_end_of_a_message_is_its_text(tokenizer: Any) -> None:

@@ -101,6 +101,20 @@ USER = "<|start|>user<|message|>Hello<|end|>"
          f"{CALL.format('b')}{RESULT.format('b', 'B')}"),
         ([called("a", "b"), result("b", "B"), result("?", "C")],
          f"{CALL.format('a')}{CALL.format('b')}{RESULT.format('b', 'B')}{RESULT.format('b', 'C')}"),
+        # Nor would it tell the results of calls that each have a message from one another.
+        ([called("a", reasoning="Why."), called("b"), result("a", "A"), result("b", "B")],
+         f"{ANALYSIS}Why.<|end|>{CALL.format('a')}{RESULT.format('a', 'A')}"
+         f"{CALL.format('b')}{RESULT.format('b', 'B')}"),
+        # Ids may come again, and results without one are in the order of the calls.
+        ([called("a"), result("a", "A"), called("a"), result("a", "B")],
+         f"{CALL.format('a')}{RESULT.format('a', 'A')}"
+         f"{CALL.format('a')}{RESULT.format('a', 'B')}"),
+        ([called("a"), HELLO, called("a"), result("a", "B")],
+         f"{CALL.format('a')}{USER}{CALL.format('a')}{RESULT.format('a', 'B')}"),
+        ([called("a", "b"), {"role": "tool", "content": "A"}, {"role": "tool", "content": "B"}],
+         f"{CALL.format('a')}{RESULT.format('a', 'A')}{CALL.format('b')}{RESULT.format('b', 'B')}"),
+        ([called("a", thinking="Why."), result("a")],
+         f"{ANALYSIS}Why.<|end|>{CALL.format('a')}{RESULT.format('a', '21')}"),
         # What led to an answer that was given is over.
         ([called("a", reasoning="Why."), result("a"),
           {"role": "assistant", "content": "Cold.", "reasoning": "So."}, HELLO],
@@ -130,6 +144,28 @@ def test_the_wanted_effort_is_in_the_system_message(loaded: LoadedModel) -> None
     asked = job(loaded, HELLO, reasoning_effort="high")
 
     assert loaded.tokenizer.decode(asked.prompt).startswith(SYSTEM.replace("medium", "high"))
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ({}, "// \n{"),
+        ({"description": None}, "// \n{"),
+        ({"description": "Looks."}, "// Looks.\n{"),
+        ({"parameters": None}, "// \n{"),
+        ({"parameters": {"type": "object", "properties": {"n": {"enum": [1, 2], "default": 1},
+                                                          "all": True}}}, " // 1<|end|>"),
+        ({"parameters": {"properties": {"u": {"enum": ["C", "F"], "default": "C"}}}},
+         " // C<|end|>"),
+    ],
+)  # fmt: skip
+def test_a_tool_needs_no_more_than_its_name(
+    loaded: LoadedModel, function: dict[str, Any], expected: str
+) -> None:
+    """The template takes descriptions, and defaults beside listed values, for texts."""
+    tool = {"type": "function", "function": {"name": "f", **function}}
+
+    assert expected in prompt(loaded, HELLO, tools=[tool])
 
 
 def test_an_answer_can_be_gone_on_with(loaded: LoadedModel) -> None:
@@ -326,3 +362,9 @@ def test_a_form_that_cannot_be_followed_is_refused(loaded: LoadedModel) -> None:
     """Within the frame too, and by the name of the field that asks for it."""
     with pytest.raises(BadRequest, match="`structured_outputs` can't be followed"):
         job(loaded, HELLO, structured_outputs={"regex": "(a"})
+
+
+def test_a_required_call_is_not_held_to_a_length(loaded: LoadedModel) -> None:
+    """Nothing could come between the end of the call and the tokens that it lacks."""
+    with pytest.raises(BadRequest, match="`min_tokens` must be 0 where this model has to call"):
+        job(loaded, HELLO, tools=TOOLS, tool_choice="required", min_tokens=50)

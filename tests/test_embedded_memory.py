@@ -14,7 +14,7 @@ pytest.importorskip("mlx.core")
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
-from strop.proxy.embedded import admission, lora
+from strop.proxy.embedded import admission, lora, memory
 from strop.proxy.embedded.engine import Engine, Exchange
 from strop.proxy.embedded.errors import BadRequest, EngineError
 from strop.proxy.embedded.jobs import Sampled, Started
@@ -98,11 +98,22 @@ def test_without_a_number_there_is_memory_for_a_short_chat_at_least() -> None:
     assert 2048 <= room(Writer(CACHES["full"]), None).longest
 
 
+def test_a_container_has_the_memory_that_its_files_say(tmp_path: Path) -> None:
+    """Of either version; a file that names no number, or can't be read, is no limit."""
+    names = ("memory.max", "memory.limit_in_bytes", "odd")
+    for name, text in zip(names, ("max\n", "1048576\n", ""), strict=True):
+        (tmp_path / name).write_text(text)
+
+    limits = memory._limits([tmp_path, *(tmp_path / name for name in (*names, "missing"))])
+
+    assert [1 << 20] == [*limits]
+
+
 @asynccontextmanager
-async def serving(model: Path, memory: int | None, **options: Any) -> AsyncIterator[Engine]:
-    """Run an engine in this process that has `memory` bytes for KV caches."""
+async def serving(model: Path, max_bytes: int | None, **options: Any) -> AsyncIterator[Engine]:
+    """Run an engine in this process that has so many bytes for KV caches."""
     mx.disable_compile()
-    engine = Engine(Options(str(model), served_name="base", kv_cache_bytes=memory, **options))
+    engine = Engine(Options(str(model), served_name="base", kv_cache_bytes=max_bytes, **options))
     await engine.ready.wait()
     assert engine.failure is None
     yield engine
@@ -190,18 +201,18 @@ async def test_answers_that_outgrow_the_memory_are_those_of_an_engine_that_has_e
 ) -> None:
     """The youngest waits and goes on where it was: same tokens, same logprobs, none twice."""
     monkeypatch.setattr(admission, "_AHEAD", 16)  # Else answers had to be long.
-    memory = 1100 * TOKEN_BYTES  # three rows of 110 tokens, and their blocks
+    most = 1100 * TOKEN_BYTES  # three rows of 110 tokens, and their blocks
     requests = [{"prompt": [*PROMPT, 70 + at], "max_tokens": 120, **fields} for at in range(3)]
     async with serving(qwen3, None) as engine:
         expected = [await ask(engine, **request) for request in requests]
 
-    async with serving(qwen3, memory) as engine:
+    async with serving(qwen3, most) as engine:
         seen = watch(engine)
         answers = await asyncio.gather(*(ask(engine, **request) for request in requests))
         metrics = engine.metrics()
 
     assert metrics["vllm:num_preemptions_total"] > 0
-    assert max(seen) <= memory
+    assert max(seen) <= most
     for one, other in zip(expected, answers, strict=True):
         assert (one.tokens, one.finish) == (other.tokens, other.finish)
         assert 1 == other.num_started
@@ -231,6 +242,35 @@ async def test_who_waits_is_let_in_by_age(qwen3: Path) -> None:
     assert 0 == metrics["vllm:num_preemptions_total"]
 
 
+async def test_who_waits_for_another_answer_to_end_takes_no_memory(qwen3: Path) -> None:
+    """It finds in the prefix cache what that one left there, and counts as waiting."""
+    async with serving(qwen3, None, max_rows=1) as engine:
+        exchanges = [await start(engine, max_tokens=200) for _ in range(2)]
+        while not engine.metrics()["vllm:num_requests_waiting"]:
+            await exchanges[0].events()
+        metrics = engine.metrics()
+        answers = [await follow(engine, each) for each in exchanges]
+
+    assert (1, 1) == (metrics["vllm:num_requests_running"], metrics["vllm:num_requests_waiting"])
+    assert metrics["strop:kv_cache_used_bytes"] <= (len(PROMPT) + 200 + 256) * TOKEN_BYTES
+    assert [0, len(PROMPT) - 1] == [answer.cached for answer in answers]
+
+
+async def test_versions_dont_wait_for_each_others_answers(qwen3: Path, peft_a: Path) -> None:
+    """Where there is memory, each generates as many answers at once as it may."""
+    async with serving(qwen3, None, max_rows=1) as engine:
+        await engine.load("v1", str(peft_a))
+        first, second = [await start(engine, max_tokens=1000) for _ in range(2)]
+        answer = await ask(engine, model="v1", max_tokens=5)
+        metrics = engine.metrics()
+        for each in (first, second):
+            each.leave()
+            engine.close(each)
+
+    assert 5 == len(answer.tokens[0])
+    assert 1 == metrics["vllm:num_requests_waiting"]
+
+
 async def test_a_prompt_that_never_fits_is_refused_at_once(qwen3: Path) -> None:
     """It is told what fits, and how to get more; what it asks of the answer is cut instead."""
     async with serving(qwen3, MEMORY) as engine:
@@ -244,19 +284,20 @@ async def test_a_prompt_that_never_fits_is_refused_at_once(qwen3: Path) -> None:
     assert (4, "length") == (len(answer.tokens[0]), answer.finish[0])
 
 
+@pytest.mark.parametrize(("prompt", "n"), [([5, 6] * 450, 4), ([5], 9)], ids=["long", "short"])
 async def test_several_answers_that_dont_fit_together_are_given_one_after_another(
-    qwen3: Path,
+    qwen3: Path, prompt: list[int], n: int
 ) -> None:
     """A request isn't refused for its `n`."""
     async with serving(qwen3, None) as engine:
-        expected = await ask(engine, prompt=[5, 6] * 450, n=4, max_tokens=20)
+        expected = await ask(engine, prompt=prompt, n=n, max_tokens=20)
 
     async with serving(qwen3, MEMORY) as engine:
         seen = watch(engine)
-        answer = await ask(engine, prompt=[5, 6] * 450, n=4, max_tokens=20)
+        answer = await ask(engine, prompt=prompt, n=n, max_tokens=20)
 
     assert expected.tokens == answer.tokens
-    assert {*range(4)} == {*answer.finish}
+    assert {*range(n)} == {*answer.finish}
     assert max(seen) <= MEMORY
 
 
@@ -341,3 +382,27 @@ async def test_a_version_that_breaks_fails_who_was_sent_back(qwen3: Path) -> Non
 
     assert 5 == len(answer.tokens[0])
     assert 0 == metrics["vllm:num_requests_waiting"]
+
+
+async def test_who_can_not_be_sent_back_is_told(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for ever for an answer that broke on its way into the line."""
+    monkeypatch.setattr(admission, "_AHEAD", 16)  # Else answers had to be long.
+
+    def fail(_uids: list[int]) -> None:
+        raise RuntimeError("no such row")
+
+    async with serving(qwen3, MEMORY, prefix_cache_bytes=0) as engine:
+        first = await start(engine, prompt=[5] * 700, max_tokens=100)
+        second = await start(engine, prompt=[6] * 700, max_tokens=100)
+        await second.events()
+        for stack in engine._worker._groups[0]._batch._stacks.values():
+            stack._generator.remove = fail
+        for exchange in (first, second):
+            with pytest.raises(EngineError, match="no such row"):
+                await follow(engine, exchange)
+            engine.close(exchange)
+        answer = await ask(engine, max_tokens=5)
+
+    assert 5 == len(answer.tokens[0])

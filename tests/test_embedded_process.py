@@ -44,6 +44,12 @@ def counts(engine: EngineProcess) -> tuple[int, int]:
     return values["vllm:num_requests_running"], values["vllm:generation_tokens_total"]
 
 
+def waiting(engine: EngineProcess) -> int:
+    """Return how many answers wait."""
+    lines = httpx.get(f"{engine.url}/metrics").text.splitlines()
+    return next(int(line.split()[1]) for line in lines if "num_requests_waiting " in line)
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     """Return once `holds` does; the test's own timeout bounds it."""
     while not holds():
@@ -75,7 +81,7 @@ async def test_more_than_the_queue_holds_is_refused(small: EngineProcess) -> Non
 
     async with small.client() as client:
         running = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
-        await asyncio.to_thread(wait_until, lambda: counts(small)[0] == 4)
+        await asyncio.to_thread(wait_until, lambda: waiting(small) == 2)
         refused = await client.post("/v1/completions", json=body)
         answered = await asyncio.gather(*running)
 

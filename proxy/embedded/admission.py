@@ -18,9 +18,10 @@ _AHEAD = 512
 class Admission:
     """The line of those that wait.
 
-    Nobody passes who came before, or a long prompt would wait for ever beside short ones. Who came
-    last goes back into the line where running answers outgrow the memory; the first never does, and
-    has it all in the end.
+    Nobody passes who waits for memory, or a long prompt would wait for ever beside short ones. Who
+    waits for others of the same version to end is passed by those of another. Who came last goes
+    back into the line where running answers outgrow the memory; the first never does, and has it
+    all in the end.
 
     Args:
         room: the memory there is.
@@ -70,13 +71,14 @@ class Admission:
         return group, place
 
     def next(self, groups: Sequence[Group]) -> tuple[Group, Waiting] | None:
-        """Take the first of the line that there is memory for; None if it has to wait."""
-        if not self._line:
+        """Take the first of the line that may run; None if there is no memory for it yet."""
+        at = next((at for at, (_, group) in enumerate(self._line) if not group.is_full), None)
+        if at is None:
             return None
-        waiting, group = self._line[0]
+        waiting, group = self._line[at]
         needed = sum(each.num_bytes(_AHEAD, waiting if each is group else None) for each in groups)
         # Alone, a row always fits. Several of one job may not; they go back into the line then.
         if needed > self._room.max_bytes and any(each.is_busy for each in groups):
             return None
-        del self._line[0]
+        del self._line[at]
         return group, waiting

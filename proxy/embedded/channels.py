@@ -74,6 +74,7 @@ class Channels:
         self._call_text = ""
         self._has_text: set[_Kind] = set()  # kinds that a message has given
         self._is_begun = False  # whether the message has given any
+        self._may_end = False
         self._read_opening(opening)
 
     @property
@@ -90,15 +91,15 @@ class Channels:
             may_end: whether a stop string may end the answer with it.
         """
         delta = Delta()
+        self._may_end = may_end
         mark = self._marks.get(token)
         if mark is not None:
+            # Half a character before a mark stays half of one.
+            self._add_text(self._detokenizer.held, delta)
+            self._detokenizer = self._new_detokenizer()
             self._turn(mark, delta)
         elif is_shown:
-            text = self._detokenizer.add(token)
-            if self._kind is _Kind.HEADER:
-                self._add_to_header(text, delta, may_end=may_end)
-            else:
-                self._say(self._stops.add(text, may_end=may_end), delta)
+            self._add_text(self._detokenizer.add(token), delta)
         return delta
 
     def end(self, delta: Delta, *, is_cut: bool) -> None:
@@ -134,10 +135,14 @@ class Channels:
             self._end_message(delta)
             if mark is Mark.CHANNEL:
                 self._fields.append((mark, ""))
-        # Half a character before a mark stays half of one.
-        self._detokenizer = self._new_detokenizer()
 
-    def _add_to_header(self, text: str, delta: Delta, *, may_end: bool) -> None:
+    def _add_text(self, text: str, delta: Delta) -> None:
+        if self._kind is _Kind.HEADER:
+            self._add_to_header(text, delta)
+        else:
+            self._read(text, delta)
+
+    def _add_to_header(self, text: str, delta: Delta) -> None:
         mark, before = self._fields[-1]
         self._fields[-1] = mark, before + text
         if len(self._fields) == 1 and not may_be_role(before + text):
@@ -148,12 +153,11 @@ class Channels:
             said = self._begin_by_header()
         else:
             return
-        self._say(self._stops.add(said, may_end=may_end), delta)
+        self._read(said, delta)
 
     def _end_header(self, delta: Delta) -> None:
         """End a header that no text follows; what it says besides is the text."""
-        said = self._begin_by_header()
-        self._say(self._stops.add(said), delta)
+        self._read(self._begin_by_header(), delta)
 
     def _begin_message(self, delta: Delta) -> None:
         """Begin the text that the header is of."""
@@ -164,7 +168,7 @@ class Channels:
             self._begin(_Kind.CALL)
             return
         if said := self._begin_by_header():
-            self._say(self._stops.add(said + " "), delta)
+            self._read(said + " ", delta)
 
     def _begin_by_header(self) -> str:
         """Begin a text that is no call; return the words of its header that are part of it."""
@@ -195,6 +199,10 @@ class Channels:
             return False
         delta.tool_calls += self._calls.add(name, arguments)
         return True
+
+    def _read(self, text: str, delta: Delta) -> None:
+        """Add what is certain of the message's text, up to a stop string."""
+        self._say(self._stops.add(text, may_end=self._may_end), delta)
 
     def _say(self, text: str, delta: Delta) -> None:
         """Add text of the message to where it belongs."""

@@ -91,8 +91,16 @@ class Group:
         return bool(self._rows or self._prefills)
 
     @property
+    def is_full(self) -> bool:
+        """Whether as many answers run as are generated at once.
+
+        One more would only take memory, and not find in the prefix cache what those leave there.
+        """
+        return self.num_rows >= self._options.max_rows
+
+    @property
     def num_rows(self) -> int:
-        """How many answers run, or wait for others to end."""
+        """How many answers run; of a job that asks for many, some wait for others to end."""
         return len(self._rows) + sum(prefill.job.n for prefill in self._prefills)
 
     def num_bytes(self, ahead: int = 0, joining: Waiting | None = None) -> int:
@@ -127,8 +135,8 @@ class Group:
         uid, row = next(
             each for each in self._rows.items() if (each[1].number, each[1].choice) == place
         )
+        self._batch.drop(uid)  # First: where it raises, the job is one of those to fail.
         del self._rows[uid]
-        self._batch.drop(uid)
         return Waiting(row.number, row.job, row.choice, tuple(row.drawn))
 
     def admit(self, waiting: Waiting) -> Events:

@@ -4,11 +4,12 @@ Knows no requests: which answers run with it is for `admission`.
 """
 
 import bisect
+import contextlib
 import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ _LONGEST = 1 << 40  # tokens: a row of any length fits
 # while rows join and leave.
 _SHARE = 0.8
 _LEAST_TOKENS = 2048  # for which there is room by default, however little memory is left
+
+# Of the container that this process is in; the second is what older kernels and hosts have.
+_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +131,15 @@ def _machine() -> int:
         return told
     # Of a machine without a GPU, half: others use it as well.
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    container = Path("/sys/fs/cgroup/memory.max")
-    if container.is_file() and (limit := container.read_text().strip()).isdigit():
-        total = min(total, int(limit))
-    return total // 2
+    return min([total, *_limits(_LIMITS)]) // 2
+
+
+def _limits(paths: Iterable[Path]) -> Iterator[int]:
+    """Yield the numbers of bytes in those of these files that there are and that have one."""
+    for path in paths:
+        # It is no reason not to serve that a container's can't be read.
+        with contextlib.suppress(OSError, ValueError):
+            yield int(path.read_text())  # "max" where there is no limit
 
 
 def _parts(cache: Any) -> Iterator[Any]:

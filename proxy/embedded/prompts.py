@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 
 from strop.proxy.embedded import harmony, history
 from strop.proxy.embedded.errors import BadRequest
+from strop.proxy.embedded.fields import wrong
 from strop.proxy.embedded.forms import Form
 from strop.proxy.embedded.grammar import FORM, Beside, Grammar
 from strop.proxy.embedded.jobs import Job
@@ -107,9 +108,10 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
         # The call comes first, so there is no place for thoughts.
         arguments.setdefault("enable_thinking", False)
     messages = history.messages(request.messages)
+    tools = [dict(tool) for tool in request.tools] if request.tools else None
     if harmony.marks_of(tokenizer):
         messages = history.for_harmony(messages)
-    tools = [dict(tool) for tool in request.tools] if request.tools else None
+        tools = tools and history.tools_for_harmony(tools)
     try:
         ids = tokenizer.apply_chat_template(messages, tools=tools, tokenize=True, **arguments)
     except _TEMPLATE_ERRORS as error:
@@ -158,7 +160,14 @@ def _call_grammar(request: Request, loaded: LoadedModel, prompt: Sequence[int]) 
     """Return the grammar of an answer in harmony that calls a tool, behind a thought if it likes.
 
     A model that writes headers can't be kept from thinking by how its answer begins.
+
+    Raises:
+        BadRequest: the answer may not end where the call does.
     """
+    if request.sampling.min_tokens:
+        raise wrong(
+            "min_tokens", "0 where this model has to call a tool", request.sampling.min_tokens
+        )
     text = harmony.frame(loaded.tokenizer, prompt, _functions(request))
     return loaded.grammars.compile(Form("lark", text, "tool_choice"), Beside())
 

@@ -141,6 +141,7 @@ class Stack:
         self._lengths.pop(uid, None)
         self._ends.pop(uid, None)
         self._decoding.discard(uid)
+        self.num_prompts = min(self.num_prompts, self.num_waiting)
 
     @staticmethod
     def _padding(lengths: list[int]) -> int:

@@ -118,6 +118,11 @@ class Detokenizer:
         self._read_text = self._vocabulary.decode(self._window)
         return new
 
+    @property
+    def held(self) -> str:
+        """The text of the tokens that are held back, if nothing completes it."""
+        return self._vocabulary.decode(self._window)[len(self._read_text) :]
+
 
 @dataclass(slots=True)
 class StopStrings:

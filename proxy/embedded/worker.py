@@ -5,12 +5,10 @@ each in turn. A job takes its version when it is admitted here and keeps it to i
 version that is unloaded meanwhile goes when its last job ends.
 """
 
-import ctypes
 import dataclasses
 import logging
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -18,6 +16,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from strop.proxy import heap
 from strop.proxy.embedded.admission import Admission
 from strop.proxy.embedded.errors import EngineError, InvalidInput, NotFound, unknown_model
 from strop.proxy.embedded.group import Events, Group
@@ -201,6 +200,9 @@ class Worker(threading.Thread):
 
         The prefix cache gets what running answers leave.
         """
+        while coming := self._admission.next(self._groups):
+            self._admit(*coming)
+        # Then: of several answers to one prompt, not all may fit.
         while excess := self._admission.excess(self._groups):
             group, place = excess
             try:
@@ -208,8 +210,6 @@ class Worker(threading.Thread):
                 self.num_withdrawn += 1
             except Exception as error:  # noqa: BLE001 - the edge of one version's jobs
                 self._abandon(group, error)
-        while coming := self._admission.next(self._groups):
-            self._admit(*coming)
         self._prefix.shrink(self._admission.left(self._groups))
 
     def _admit(self, group: Group, waiting: Waiting) -> None:
@@ -274,9 +274,7 @@ class Worker(threading.Thread):
         for uid in gone:
             self._prefix.drop(uid)
         mx.clear_cache()
-        if sys.platform == "linux":
-            # glibc keeps freed arrays for itself otherwise.
-            ctypes.CDLL(None).malloc_trim(0)
+        heap.trim()
 
 
 def already_loaded(name: str) -> InvalidInput:
