@@ -309,7 +309,8 @@ async def test_an_engine_that_was_killed_serves_the_active_version_again(
         answer, refused = await chat_until_served(proxy, max_tokens=32)
         rows = await proxy.rows()
 
-    assert all(b'"error"' in one.content and b"[DONE]" not in one.content for one in broken)
+    # strop's, or that of a server which outlived its engine by a moment.
+    assert [] == [one.content for one in broken if b'"error"' not in one.content]
     assert {502, 503} >= set(refused)
     assert "v2" == answer.headers["x-strop-adapter"]
     assert "v2" == reference.version_of(rows[-1])

@@ -313,7 +313,7 @@ async def test_the_engines_own_routes_are_out_of_reach(proxy: Running, vllm: Vll
     async with vllm.client() as engine:
         routes = (await engine.get("/openapi.json")).json()["paths"]
     ours = {"/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings"}
-    ours |= {"/health", "/metrics", "/v1/responses", "/v1/messages"}
+    ours |= {"/health", "/metrics", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens"}
     theirs = [path for path in routes if path not in ours]
     assert {"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/tokenize"} <= {*theirs}
 
