@@ -290,27 +290,38 @@ async def chat_until_served(proxy: Running, **fields: Any) -> tuple[httpx.Respon
         await asyncio.sleep(0.05)
 
 
+async def stream(proxy: Running, has_begun: asyncio.Event) -> bytes:
+    """Return a long stream; `has_begun` is set with its first bytes."""
+    asked = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": LONG}],
+        **{"stream": True, "max_tokens": 600, "ignore_eos": True},
+    }
+    content = b""
+    async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        async for piece in answer.aiter_bytes():
+            content += piece
+            has_begun.set()
+    return content
+
+
 async def test_an_engine_that_was_killed_serves_the_active_version_again(
     second: VllmServer, adapters: list[Adapter], reference: Reference, qwen3: Path, tmp_path: Path
 ) -> None:
     """It comes back without it: nothing is served before it is loaded and proven again."""
     async with proxy_of([second], adapters, qwen3, tmp_path / "home") as proxy:
         await activate(proxy, "v2")
-        cut = [
-            asyncio.create_task(proxy.chat(LONG, stream=True, max_tokens=600, ignore_eos=True))
-            for _ in range(4)
-        ]
-        while proxy.services.relay.num_calls < 4:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)  # some tokens
+        begun = [asyncio.Event() for _ in range(4)]
+        cut = [asyncio.create_task(stream(proxy, one)) for one in begun]
+        for one in begun:
+            await one.wait()
         second.kill()
         broken = await asyncio.gather(*cut)
         second.start()
         answer, refused = await chat_until_served(proxy, max_tokens=32)
         rows = await proxy.rows()
 
-    # strop's, or that of a server which outlived its engine by a moment.
-    assert [] == [one.content for one in broken if b'"error"' not in one.content]
+    assert all(b'"error"' in one and b"[DONE]" not in one for one in broken)
     assert {502, 503} >= set(refused)
     assert "v2" == answer.headers["x-strop-adapter"]
     assert "v2" == reference.version_of(rows[-1])
