@@ -4,6 +4,7 @@ Measures and doesn't judge: `strop.adapters.probe` does.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,9 +60,12 @@ async def measure(
             _ask_cold(control, name, items), _ask_warm(control, name, items, others, lengths)
         )
     else:
-        # It may give fewer tokens than were asked for: only what came can be compared.
+        # Only what came can be compared, and only up to where it leaves the probe's tokens.
         colds = await _ask_cold(control, name, items)
-        lengths = [len(logprobs) for _, logprobs in colds]
+        lengths = [
+            min(len(logprobs), _num_shared(ids, item.ids))
+            for item, (ids, logprobs) in zip(items, colds, strict=True)
+        ]
         warms = await _ask_warm(control, name, items, others, lengths)
     measured = [Measured(cold, warms.get(place, _NOT_ASKED)) for place, cold in enumerate(colds)]
     if not scores:
@@ -105,10 +109,9 @@ async def base_error(
     else:
         answers = await _ask_cold(control, base, items)
     for item, (ids, logprobs) in zip(items, answers, strict=True):
-        for id_, logprob, wanted, expected in zip(ids, logprobs, item.ids, item.base, strict=False):
-            if id_ != wanted:
-                break
-            errors.append(abs(logprob - expected))
+        shared = _num_shared(ids, item.ids)
+        pairs = zip(logprobs[:shared], item.base, strict=False)
+        errors += [abs(logprob - expected) for logprob, expected in pairs]
     if len(errors) < _MIN_SHARED_TOKENS:
         return None
     error = math.fsum(errors) / len(errors)
@@ -160,6 +163,12 @@ async def _scored(
     if ids == item.ids and len(logprobs) == len(ids):
         return logprobs
     return await control.score(name, item.prompt_ids, item.ids)
+
+
+def _num_shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return how many ids both begin with."""
+    same = (id_ == other for id_, other in zip(ids, others, strict=False))
+    return sum(itertools.takewhile(bool, same))
 
 
 def _waves(items: Sequence[Item]) -> Iterator[list[int]]:

@@ -72,13 +72,7 @@ class FakeOllamaModel(FakeOllama):
     def _read(self, model: Model) -> Mapping[str, Any]:
         import torch
 
-        weights = {
-            name: weight.detach()
-            for name, weight in model_of(self.folder, None).named_parameters()
-            if name.endswith("_proj.weight")
-        }
-        if self.bits is not None:
-            weights = {name: _rounded(weight, self.bits) for name, weight in weights.items()}
+        weights = linear_weights(self.folder, self.bits)
         for digest in model.adapters:
             for name, delta in self._deltas(self.blobs[f"sha256:{digest}"]).items():
                 weights[name] = weights[name] + torch.from_numpy(delta)
@@ -135,6 +129,18 @@ class FakeOllamaModel(FakeOllama):
             logprobs.append(float(row[token]))
             seen = [token]
         return Sampled(ids, logprobs, len(prompt), self.vocabulary)
+
+
+def linear_weights(folder: Path, bits: int | None) -> dict[str, Any]:
+    """Return the weights of a base's linear layers by name, rounded to `bits` where those are."""
+    weights = {
+        name: weight.detach()
+        for name, weight in model_of(folder, None).named_parameters()
+        if name.endswith("_proj.weight")
+    }
+    if bits is None:
+        return weights
+    return {name: _rounded(weight, bits) for name, weight in weights.items()}
 
 
 def _apart(b: Any, num_heads: int) -> Any:

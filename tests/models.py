@@ -4,14 +4,10 @@ Downloads nothing and knows nothing of strop: whatever the product says about th
 checked against transformers and peft here. Heavy imports happen inside the functions.
 """
 
-import argparse
 import functools
 import hashlib
 import inspect
-import json
 import os
-import platform
-import random
 import shutil
 import subprocess
 import sys
@@ -21,6 +17,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import click
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -105,9 +103,8 @@ def cached(name: str, make: Callable[[Path], object]) -> Path:
     key = hashlib.sha256()
     for source in ("models.py", "scripted_models.py"):
         key.update((Path(__file__).parent / source).read_bytes())
-    for package in ("torch", "transformers", "peft", "tokenizers"):
+    for package in ("torch", "transformers", "peft", "tokenizers", "click"):
         key.update(f"{package}={version(package)};".encode())
-    key.update(platform.python_version().encode())
     folder = CACHE / key.hexdigest()[:16] / name
     if folder.is_dir():
         return folder
@@ -265,8 +262,11 @@ def reference_logprobs(
 
 @functools.cache
 def training_text() -> str:
-    """Return some 200 kB of Python's own source, with Unicode in between."""
-    sources = [Path(inspect.getfile(m)) for m in (argparse, json, random, shutil, subprocess)]
+    """Return some 200 kB of click's source, with Unicode in between.
+
+    Its release is pinned, so the text is the same on every machine; that of Python's is not.
+    """
+    sources = [Path(inspect.getfile(module)) for module in (click.core, click.types)]
     return (UNICODE_TEXT + "\n").join(path.read_text(encoding="utf-8") for path in sources)
 
 

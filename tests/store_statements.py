@@ -101,9 +101,12 @@ def of_triggers(connection: sqlite3.Connection) -> Iterator[Statement]:
 
 
 def plan(connection: sqlite3.Connection, statement: Statement) -> list[str]:
-    """Return the steps in which SQLite carries out a statement."""
+    """Return the steps in which SQLite carries out a statement, alike by all its releases.
+
+    From 3.42 on it sees in more cases that an index covers what is read.
+    """
     rows = connection.execute(f"EXPLAIN QUERY PLAN {statement.sql}", statement.parameters)
-    return [step for *_, step in rows]
+    return [step.replace(" COVERING INDEX", " INDEX") for *_, step in rows]
 
 
 def unbounded(connection: sqlite3.Connection, statement: Statement) -> list[str]:

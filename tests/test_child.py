@@ -63,11 +63,15 @@ async def test_it_leads_a_session_of_its_own(tmp_path: Path) -> None:
 
 async def test_it_learns_that_strop_died(tmp_path: Path) -> None:
     """The end of its pipe is the end of strop, however that came."""
-    log_path, starts = tmp_path / "log", "import asyncio, pathlib, sys\n"
+    log_path = tmp_path / "log"
+    starts = "import asyncio, os, pathlib, signal, sys\n"
     starts += "from strop.proxy.child import Child\n"
+    starts += "async def start_and_die():\n"
     starts += (
-        f"asyncio.run(Child.start({python(WAITS)!r}, log_path=pathlib.Path({str(log_path)!r})))"
+        f"    await Child.start({python(WAITS)!r}, log_path=pathlib.Path({str(log_path)!r}))\n"
     )
+    starts += "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    starts += "asyncio.run(start_and_die())"
 
     parent = await asyncio.create_subprocess_exec(*python(starts))
     await parent.wait()

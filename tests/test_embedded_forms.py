@@ -104,10 +104,8 @@ def test_a_choice_and_an_expression_are_held_to(
     engine: EngineProcess, form: dict[str, Any], expected: str
 ) -> None:
     """As vLLM's `structured_outputs` has them."""
-    said = [
-        engine.complete("Hello", seed=seed, max_tokens=50, structured_outputs=form)["choices"][0]
-        for seed in range(6)
-    ]
+    asked = {"temperature": 4, "max_tokens": 50, "structured_outputs": form}
+    said = [engine.complete("Hello", seed=seed, **asked)["choices"][0] for seed in range(6)]
 
     assert all(re.fullmatch(expected, one["text"]) for one in said)
     assert 1 < len({one["text"] for one in said})

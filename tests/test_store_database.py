@@ -402,3 +402,4 @@ async def test_a_store_whose_closing_is_given_up_still_writes_what_waits(tmp_pat
     assert store.health.ok
     with pytest.raises(StoreUnavailable, match="the store is closed"):
         await store.withdraw("fb_1", None)
+    await store.close()

@@ -40,13 +40,13 @@ ALLOWED: Final = (
     ("SEARCH activations", "(SELECT max(num) FROM activations)"),
     # The first so late, no more.
     (
-        "SEARCH feedback USING COVERING INDEX feedback_latest (latest_ms>?)",
+        "SEARCH feedback USING INDEX feedback_latest (latest_ms>?)",
         "ORDER BY latest_ms, num LIMIT 1)",
     ),
     # Versions: one for each training run, and all of those that weren't removed are asked for.
     ("SEARCH versions USING INTEGER PRIMARY KEY (rowid<?)", "removed_ms IS NULL ORDER BY num"),
     ("SCAN v", "v.num NOT IN (SELECT version FROM lineage)"),
-    ("SEARCH activations USING COVERING INDEX activations_version (version>?)", "lineage"),
+    ("SEARCH activations USING INDEX activations_version (version>?)", "lineage"),
     # What no version has learned is what is asked for; the next run learns it.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=? AND learned=?)", "fresh"),
     # How people like what serves, since it serves.

@@ -6,9 +6,10 @@ The whole way of a version: PEFT to GGUF, uploaded, made a model, loaded, proven
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import models
@@ -16,7 +17,7 @@ import probes
 import pytest
 from fake_engine import FakeEngine
 from fake_ollama import Model
-from fake_ollama_model import FakeOllamaModel
+from fake_ollama_model import FakeOllamaModel, linear_weights
 from running import Running, running, settings_for
 from shelved import copy_of, publish
 from test_ollama_adapters import END_ID
@@ -29,30 +30,39 @@ from strop.proxy.errors import ActivationFailed, Conflict
 from strop.proxy.settings import Settings
 
 NUM_PROMPTS = 3
+NUM_SHARED = 6
 make_tokenizer = functools.cache(models.make_tokenizer)
 
 
 @functools.cache
-def probe_of(base: Path, adapter: Path, parent: Path | None = None, min_shared: int = 0) -> Probe:
+def probe_of(
+    base: Path, adapter: Path, parent: Path | None = None, bits: int | None = None
+) -> Probe:
     """Return the probe of `adapter`, of prompts whose answers Ollama can show.
 
-    Those are whole characters: a random model says few. The base says the first `min_shared`
-    tokens of each as well.
+    Those are whole characters: a random model says few. Where `bits` are given, the base says the
+    first `NUM_SHARED` tokens of each as well, as it is and rounded to so many.
     """
+    bases = [linear_weights(base, to) for to in (None, bits)] if bits else []
     prompts: list[tuple[int, ...]] = []
     for ids in texts():
         if len(prompts) == NUM_PROMPTS:
             break
-        if num_shown(base, adapter, ids, min_shared) == probes.NUM_TOKENS:
+        if num_shown(base, adapter, ids, bases) == probes.NUM_TOKENS:
             prompts.append(tuple(ids))
     assert NUM_PROMPTS == len(prompts)
     return probes.probe_of(base, adapter, parent, tuple(prompts))
 
 
-def num_shown(base: Path, adapter: Path, prompt: list[int], min_shared: int = 0) -> int:
+def num_shown(
+    base: Path,
+    adapter: Path,
+    prompt: list[int],
+    bases: Sequence[Mapping[str, Any]] = (),
+) -> int:
     """Return how many tokens come before one that is a part of a character, or ends the text.
 
-    None of them count from where the base says another one of the first `min_shared`.
+    None of them count from where one of `bases` says another one of the first `NUM_SHARED`.
     """
     import torch
 
@@ -60,9 +70,11 @@ def num_shown(base: Path, adapter: Path, prompt: list[int], min_shared: int = 0)
     for number in range(probes.NUM_TOKENS):
         with torch.no_grad():
             token = int(probes.model_of(base, adapter)(torch.tensor([ids])).logits[0, -1].argmax())
-            if number < min_shared:
-                of_base = probes.model_of(base, None)(torch.tensor([ids])).logits[0, -1]
-                if int(of_base.argmax()) != token:
+            for weights in bases if number < NUM_SHARED else ():
+                of_base = torch.func.functional_call(
+                    probes.model_of(base, None), weights, (torch.tensor([ids]),)
+                )
+                if int(of_base.logits[0, -1].argmax()) != token:
                     return number
         if token <= END_ID or "\ufffd" in tokenizer.decode([token]):
             return number
@@ -244,7 +256,7 @@ async def test_a_parent_that_is_served_still_is_noticed(
         parent = fake.models[tag]
         fake.really = lambda _: parent
 
-        with pytest.raises(ActivationFailed, match="serves the parent"):
+        with pytest.raises(ActivationFailed, match="does not serve it"):
             await proxy.services.swapper.activate("v2", actor="api")
 
         await assert_served_by(proxy, fake, "v1", qwen3, peft_a)
@@ -478,7 +490,7 @@ async def activated(base: Path, home: Path, fake: FakeOllamaModel) -> tuple[str,
         ),
     )
     async with FakeEngine(fake) as engine, running(settings(engine.url, base), home) as proxy:
-        await shelve(proxy, base, adapter, probe=probe_of(base, adapter, None, 4))
+        await shelve(proxy, base, adapter, probe=probe_of(base, adapter, None, fake.bits))
         done = await proxy.services.swapper.activate("v1", actor="api")
         assert done.probe is not None
         pairing = await proxy.services.store.versions.pairing("ollama")

@@ -295,7 +295,9 @@ async def stream(proxy: Running, has_begun: asyncio.Event) -> bytes:
     asked = {
         "model": "tiny",
         "messages": [{"role": "user", "content": LONG}],
-        **{"stream": True, "max_tokens": 600, "ignore_eos": True},
+        "stream": True,
+        "max_tokens": 600,
+        "ignore_eos": True,
     }
     content = b""
     async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as answer:

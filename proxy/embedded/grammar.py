@@ -126,8 +126,8 @@ def _framed(form: str, frame: str) -> str:
 class Follower:
     """One answer's way through its grammar.
 
-    A thought before it, or a tool call in its place, is free. Never raises: it runs in a batch with
-    the answers of others.
+    One thought before it, or a tool call in its place, is free. Never raises: it runs in a batch
+    with the answers of others.
 
     Args:
         grammar: what to follow.
@@ -138,6 +138,7 @@ class Follower:
         self._grammar = grammar
         self._matcher = grammar.matcher.deep_copy()
         self._stop_ids = sorted(stop_ids)
+        self._thought = None if grammar.beside.is_thinking else grammar.beside.thought
         self._is_thinking = grammar.beside.is_thinking
         self._is_call = False
         self._has_begun = False
@@ -149,8 +150,8 @@ class Follower:
         if self._is_thinking:
             self._last = (*self._last, token)[-len(beside.thought_end) :]
             self._is_thinking = self._last != beside.thought_end
-        elif not self._has_begun and token == beside.thought:
-            self._is_thinking = True
+        elif not self._has_begun and token == self._thought:
+            self._thought, self._is_thinking = None, True
         elif not self._has_begun and token == beside.call:
             self._is_call = True
         elif not self._is_call:
@@ -167,6 +168,6 @@ class Follower:
         if self._matcher.is_accepting():
             may_come[self._stop_ids] = True
         if not self._has_begun:
-            beside = self._grammar.beside
-            may_come[[token for token in (beside.thought, beside.call) if token is not None]] = True
+            others = (self._thought, self._grammar.beside.call)
+            may_come[[token for token in others if token is not None]] = True
         return may_come
