@@ -4,7 +4,6 @@ The way back from `strop.adapters.mlx`. Imports no mlx and loads no model.
 """
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +77,12 @@ def _read_config(path: Path) -> tuple[int, float]:
         ) from error
     if kind != "lora":
         raise peft.InvalidAdapter(
-            f"fine_tune_type = {kind!r} is not supported; train with --fine-tune-type lora"
+            f"fine_tune_type = {kind!r:.80} is not supported; train with --fine-tune-type lora"
         )
     if type(rank) is not int or rank < 1 or type(scale) not in (int, float):
         raise peft.InvalidAdapter(
-            f"expected a rank of at least 1 and a scale, got {str(rank)[:80]} and {str(scale)[:80]}"
+            f"expected a rank of at least 1 and a scale, got {rank!r:.80} and {scale!r:.80}"
         )
-    if not math.isfinite(scale):
-        raise peft.InvalidAdapter(f"expected a finite scale, got {scale}")
+    if not abs(scale) <= float(np.finfo(np.float32).max):
+        raise peft.InvalidAdapter(f"expected a scale within float32, got {scale!r:.80}")
     return rank, float(scale)

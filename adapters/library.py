@@ -1,5 +1,7 @@
 """The folder of adapter versions: each is written once, whole or not at all, and never changed.
 
+But for a manifest without a probe, which gets one when it can be made.
+
 Does not know which versions the store has, nor what is in their weights.
 
 A version's folder is `v3-5d41402a`: its id, and the first digits of a hash of its files. Engines
@@ -17,14 +19,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from strop.adapters import durable
 from strop.adapters import manifest as manifests
 from strop.adapters.manifest import Manifest
 from strop.adapters.peft_config import AdapterNotFound, InvalidAdapter
+from strop.adapters.probe_values import Probe
 
 _UNFINISHED = ".unfinished-"
+_ADVICE = "put its folder back as it was, from a copy, or import or train it anew"
 # Without digits where a person, or an early strop, has put it.
 _FOLDER = re.compile(rf"({manifests.VERSION_ID.pattern})(?:-([0-9a-f]{{8}}))?")
 
@@ -89,6 +94,23 @@ class Library:
             raise
         return target
 
+    def add_probe(self, version: str, probe: Probe) -> None:
+        """Write a version's manifest again, with its probe; all else stays as it was.
+
+        Raises:
+            AdapterNotFound, InvalidAdapter: as `read_manifest`.
+            OSError: it can't be written; the manifest is then as it was.
+        """
+        made = replace(self.read_manifest(version), probe=probe)
+        folder = self.path_of(version)
+        with self.scratch() as scratch:
+            file = scratch / manifests.FILE
+            file.write_bytes(manifests.dumps(made))
+            file.chmod(0o600)
+            durable.sync(file)
+            file.rename(folder / manifests.FILE)
+        durable.sync(folder)
+
     def read_manifest(self, version: str) -> Manifest:
         """Return a version's manifest; its files are not looked at.
 
@@ -120,18 +142,16 @@ class Library:
             raise InvalidAdapter(f"{folder} is a link; a version is a plain folder")
         found = {path.name: path for path in _plain_files(folder) if path.name != manifests.FILE}
         if missing := manifest.files.keys() - found.keys():
-            raise InvalidAdapter(
-                f"{version} lacks its file {min(missing)}; import or train it anew"
-            )
+            raise InvalidAdapter(f"{version} lacks its file {min(missing)}; {_ADVICE}")
         if added := found.keys() - manifest.files.keys():
             raise InvalidAdapter(
-                f"{version} has the file {min(added)}, which its manifest doesn't name; remove it"
+                f"{version} has the file {min(added)}, which its manifest doesn't name; {_ADVICE}"
             )
         for name, digest in manifest.files.items():
             if _sha256(found[name]) != digest:
                 raise InvalidAdapter(
-                    f"{name} of {version} was changed after it was written: its hash is another. "
-                    "Restore it from a copy, or import or train it anew"
+                    f"{name} of {version} was changed after it was written: its hash is another;"
+                    f" {_ADVICE}"
                 )
         return manifest
 
@@ -144,10 +164,13 @@ class Library:
 
     def remove(self, version: str) -> None:
         """Delete a version's folder, at once as far as others see; no error where there is none."""
-        with self.scratch() as scratch:
-            with suppress(FileNotFoundError):
-                self.path_of(version).rename(scratch / version)
-            durable.sync(self.folder)
+        folder = self.path_of(version)
+        # Beside it, not in a folder made for it: a full disk has no room for one.
+        scratch = folder.with_name(f"{_UNFINISHED}{folder.name}")
+        with suppress(FileNotFoundError):
+            folder.rename(scratch)
+        durable.sync(self.folder)
+        shutil.rmtree(scratch, ignore_errors=True)
 
     def clean(self) -> tuple[str, ...]:
         """Delete what writers left that died, and return the names; what is being written stays."""

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ MODEL_TYPES = frozenset(
         "starcoder2",
     }
 )
+
+
+def own_path(path: str, paths: Container[str]) -> str:
+    """Return which of mlx-lm's `paths` is the layer that PEFT has at `path`; as it is if none is.
+
+    Of a model for images too, transformers has `model.language_model`, mlx-lm
+    `language_model.model`.
+    """
+    front, inside, rest = path.partition("model.language_model.")
+    turned = f"language_model.model.{rest}"
+    return turned if inside and not front and turned in paths else path
 
 
 def convert(source: Path, base: Path, folder: Path) -> None:

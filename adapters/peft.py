@@ -233,7 +233,7 @@ def _halves(folder: Path) -> dict[str, dict[str, _Half]]:
             )
         if tensor.dtype not in tensor_file.READABLE:
             raise InvalidAdapter(
-                f"{name} is {tensor.dtype}; expected one of {[*tensor_file.READABLE]}"
+                f"{name} is {tensor.dtype!r:.80}; expected one of {[*tensor_file.READABLE]}"
             )
         if len(tensor.shape) != 2 or min(tensor.shape) < 1:
             raise InvalidAdapter(f"{name} has shape {tensor.shape}; expected a matrix")

@@ -101,7 +101,9 @@ def read_config(folder: Path) -> LoraConfig:
     for key, value in raw.items():
         # Each variant of LoRA that peft has added is switched on by a setting called so.
         if key.startswith("use_") and key != "use_rslora" and value not in (None, False):
-            raise InvalidAdapter(f"{key[:80]} = {_said(value)} is not supported; train without it")
+            raise InvalidAdapter(
+                f"{_said(key)} = {_said(value)} is not supported; train without it"
+            )
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         raise InvalidAdapter(
@@ -185,22 +187,24 @@ def _pattern(raw: Mapping[str, Any], key: str) -> Mapping[str, object]:
     value = raw.get(key) or {}
     if not isinstance(value, dict) or len(value) > _MAX_PATTERN_KEYS:
         raise InvalidAdapter(
-            f"{key} must be an object of at most {_MAX_PATTERN_KEYS} members, got {str(value)[:80]}"
+            f"{key} must be an object of at most {_MAX_PATTERN_KEYS} members, got {_said(value)}"
         )
+    num_ways = 0
     for expression in value:
-        # A foreign expression must not be able to search for years.
+        # Foreign expressions must not be able to search for years, nor all of them together.
+        num_ways += _num_ways(expression)
         if (
             len(expression) > _MAX_PATTERN_CHARS
-            or _num_ways(expression) > _MAX_WAYS
+            or num_ways > _MAX_WAYS
             or _REPEATED_GROUP.search(expression)
         ):
             raise InvalidAdapter(
-                f"{key} has an expression that may take too long: {expression[:80]!r}; use one "
+                f"{key} has an expression that may take too long: {expression[:80]!r}; use few "
                 "with at most two repetitions, none of a group, and few groups with alternatives"
             )
         try:
             _compiled(expression)
-        except re.error as error:
+        except (re.error, OverflowError) as error:
             raise InvalidAdapter(f"{key} has the broken expression {expression!r}") from error
     return value
 

@@ -93,8 +93,12 @@ def _checked(
     end = 0
     tensors = {}
     for name, tensor in placed:
-        if len(name) > _MAX_NAME_CHARS:
-            raise BrokenTensorFile(f"{file_name} has a name of {len(name)} characters: {name[:80]}")
+        # What is printed in errors must not steer a terminal, nor be half a character.
+        if len(name) > _MAX_NAME_CHARS or not name.isprintable():
+            raise BrokenTensorFile(
+                f"{file_name} has a name of {len(name)} characters, expected {_MAX_NAME_CHARS}"
+                f" printable ones at most: {name[:80]!r}"
+            )
         # Other dtypes may be of less than a byte; their length is taken as it is said.
         item_bytes = _ITEM_BYTES.get(tensor.dtype)
         length = tensor.end - tensor.start
@@ -123,7 +127,9 @@ def read_arrays(
     with path.open("rb") as file:
         for name, tensor in tensors.items():
             if tensor.dtype not in READABLE:
-                raise BrokenTensorFile(f"{name} is {tensor.dtype}; expected one of {READABLE}")
+                raise BrokenTensorFile(
+                    f"{name} is {tensor.dtype!r:.80}; expected one of {READABLE}"
+                )
             file.seek(tensor.start)
             data = file.read(tensor.end - tensor.start)
             if len(data) != tensor.end - tensor.start:

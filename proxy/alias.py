@@ -182,8 +182,13 @@ class Leases:
         """How many requests hold any version."""
         return self._held.total()
 
-    def idle_since(self, version: str) -> float:
-        """Return the monotonic time at which nobody held `version` any more; 0.0 if never held."""
+    def idle_since(self, version: str | None = None) -> float:
+        """Return the monotonic time at which nobody held `version` any more; 0.0 if never held.
+
+        Without one, the last such time of any version.
+        """
+        if version is None:
+            return max(self._idle_since.values(), default=0.0)
         return self._idle_since.get(version, 0.0)
 
     async def wait_until_free(self, version: str | None = None) -> None:

@@ -6,7 +6,8 @@ Lists read the home's own store; what moves traffic asks the running proxy.
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,8 +15,8 @@ from urllib.parse import quote
 import click
 
 from strop.adapters.rates import Rate
-from strop.proxy import adapter_objects, objects, terminal
-from strop.proxy.admin_client import call
+from strop.proxy import adapter_objects, base_names, objects, terminal
+from strop.proxy.admin_client import ask_health, call
 from strop.proxy.cli_options import (
     examples,
     home_of,
@@ -25,6 +26,7 @@ from strop.proxy.cli_options import (
 )
 from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
+from strop.proxy.run_requests import AWAITS_RUN
 from strop.proxy.settings import home_hint
 from strop.proxy.store.version_records import BASE, Activation, Version
 
@@ -49,9 +51,11 @@ async def _list(home: Path, *, as_json: bool) -> None:
         found = await store.versions.list()
         activation = await store.versions.activation()
         liked: dict[str, Rate] = {}
-        # The newest version's base last: `base` is that one.
-        for base in reversed(dict.fromkeys(one.base for one in found)):
-            liked |= await store.training.live_rates(base=base)
+        names = await base_names.names(store, found)
+        served = _served_base(home, found, activation)
+        # `base` is the one that serves, or the newest version's where that isn't known.
+        for base in dict.fromkeys([served, *names]):
+            liked = {**await store.training.live_rates(base=base), **liked}
     if as_json:
         shown = (adapter_objects.adapter(one, liked=liked.get(one.id)) for one in found)
         more = {"active": activation.version, "previous": activation.previous}
@@ -60,8 +64,22 @@ async def _list(home: Path, *, as_json: bool) -> None:
     rows = [_row(one, activation, liked.get(one.id)) for one in found]
     is_active = activation.version == BASE
     rows.append(("*" if is_active else "", BASE, "", "", "", _liked(liked.get(BASE)), "", ""))
-    header = ("", "VERSION", "STATE", "PARENT", "LEARNED", "LIKED", "MADE", "NOTE")
-    click.echo(terminal.table(rows, header))
+    rows.insert(0, ("", "VERSION", "STATE", "PARENT", "LEARNED", "LIKED", "MADE", "NOTE"))
+    if len({*names, served} - {""}) > 1:
+        other = ", not served" if served else ""
+        bases = [names[one.base] + (other if one.base != served else "") for one in found]
+        bases.append(names.get(served) or base_names.shown(served, None))
+        columns = zip(rows, ["BASE", *bases], strict=True)
+        rows = [(*row[:4], base, *row[4:]) for row, base in columns]
+    click.echo(terminal.table(rows[1:], rows[0]))
+
+
+def _served_base(home: Path, versions: Sequence[Version], activation: Activation) -> str:
+    """Return the identity of the base that serves, else of the active version; empty if unknown."""
+    url = serving_url(home)
+    health = ask_health(url) if url else None
+    known = [one.base for one in versions if one.id == activation.version]
+    return (health or {}).get("model", {}).get("base") or "".join(known)
 
 
 def _liked(rate: Rate | None) -> str:
@@ -215,10 +233,13 @@ def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(made))
         return
     lacks, force = "", ""
-    if made["reason"]:
+    if made["reason"] == AWAITS_RUN:
+        lacks = f", but can't be proven to serve yet: {made['reason']}"
+    elif made["reason"]:
         lacks, force = f", but can't be proven to serve: {made['reason']}", " --force"
     click.echo(f"{made['id']} is {made['state']}{lacks}")
-    click.echo(f"To let it serve: strop adapters activate {made['id']}{force}{home_hint(at)}")
+    when = "then" if made["reason"] == AWAITS_RUN else "to let it serve"
+    click.echo(f"{when.capitalize()}: strop adapters activate {made['id']}{force}{home_hint(at)}")
 
 
 @adapters.command("pin", epilog=examples("strop adapters pin v3", "strop adapters pin v3 --off"))
@@ -254,7 +275,11 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
     try:
         library = Library(home_of(home) / "adapters")
         library.verify(version)
-        shutil.copytree(library.path_of(version), folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # It appears whole or not at all.
+        with tempfile.TemporaryDirectory(prefix=".strop-", dir=folder.parent) as scratch:
+            copy = shutil.copytree(library.path_of(version), Path(scratch) / version)
+            copy.rename(folder)
     except (ValueError, OSError) as error:
         raise StropError(f"{version} can't be exported: {error}") from error
     click.echo(f"{version} is in {folder}")

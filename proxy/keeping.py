@@ -48,6 +48,7 @@ class VersionKeeper:
         self._identify = identify
         self.has_begun = False
         self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._probing: asyncio.Task[None] | None = None
 
     async def keep(self, state: EngineState) -> None:
         """Look at what the engine holds, and mend it; see `Keeper.keep`."""
@@ -56,6 +57,8 @@ class VersionKeeper:
             if self._serving.engine.capabilities.is_local:
                 self._serving.identify(await self._identify())
             self.has_begun = True
+        if self._shelf.awaits_probes and (self._probing is None or self._probing.done()):
+            self._probing = asyncio.create_task(self._make_probes())
         if loader is None:
             await self._shelf.sweep()
             for replica in self._serving.engine.replicas:
@@ -64,15 +67,34 @@ class VersionKeeper:
             return
         await loader.pairings.check(state, self._serving.base)
         residents = loader.residents
-        if residents.lock.locked():
+        if residents.lock.locked() and self._serving.alias.is_served:
             # Whoever holds it asks the engine too, and finds out as well.
             return
         async with residents.lock:
-            lacking = await loader.reconcile()
+            # First: without the active version, there is still the base, and what is pinned.
+            await self._admit(loader, await loader.reconcile())
             await self._shelf.sweep()
             if not self._serving.alias.is_served:
                 await self._restore(loader)
-            await self._admit(loader, lacking)
+
+    async def _make_probes(self) -> None:
+        try:
+            await self._shelf.make_probes(base=self._serving.base)
+        except (StropError, OSError) as error:
+            log.warning("a probe was not made", extra={"reason": str(error)})
+
+    async def mend(self, loader: Loader) -> set[str]:
+        """Find out what the engine holds; let each of several have what it lacks, or no requests.
+
+        For who is about to load a version: where the active one is gone, no probe can ask for it.
+        Returns the labels of those of several that lacked something.
+        """
+        lacking = await loader.reconcile()
+        await self._admit(loader, lacking)
+        if not self._serving.alias.is_served:
+            # Then the watch restores it, once the lock is free.
+            self._serving.suspect()
+        return lacking
 
     async def _admit(self, loader: Loader, lacking: set[str]) -> None:
         """Let each of several engines have requests that holds what it should, once it does."""
@@ -150,6 +172,7 @@ class VersionKeeper:
             if residents.get(version) is not None:
                 residents.keep(version)
             else:
+                await self.mend(loader)
                 await loader.load(version)
             residents.make_room(version)
 
@@ -167,22 +190,22 @@ class VersionKeeper:
         residents = loader.residents
         async with residents.lock:
             resident = residents.get(version)
-            if resident is not None and resident.loaded_at > asked_at:
+            entered = (replica.entered_at for replica in self._serving.engine.replicas)
+            if resident is not None and max([resident.loaded_at, *entered]) > asked_at:
                 return True
-            lacking = await loader.reconcile()
-            if residents.get(version) is not None and lacking:
-                await self._admit(loader, lacking)
-                return True
-            is_active = version == self._serving.alias.active.version
-            if residents.get(version) is not None or (residents.has_one_slot and not is_active):
-                return False
+            lacking = await self.mend(loader)
+            if residents.get(version) is not None:
+                return bool(lacking)
+            active = self._serving.alias.active.version
+            if residents.has_one_slot and version != active:
+                raise EngineNotReady(f"{active} has taken its place")
             await loader.load(version)
             residents.make_room(version)
             return True
 
     async def aclose(self) -> None:
         """Stop what is being loaded."""
-        tasks = [*self._bringing.values()]
+        tasks = [*self._bringing.values(), *filter(None, [self._probing])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

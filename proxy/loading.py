@@ -81,7 +81,8 @@ class Loader:
         self.residents = Residents(serving, control, self.pairings, on_unloaded)
         self.hold_s = hold_s
         self._versions = shelf.store.versions
-        self._failed: dict[str, tuple[float, ActivationFailed]] = {}
+        # Until when, and how. No errors: one that is raised again holds all that it went through.
+        self._failed: dict[str, tuple[float, type[StropError], str]] = {}
 
     def try_again(self) -> None:
         """Load versions again that failed before."""
@@ -116,20 +117,35 @@ class Loader:
         Raises:
             NotFound: there is no such version.
             Conflict: it is not to be served.
-            ActivationFailed: its manifest is broken.
+            ActivationFailed: its manifest is broken, or can't be read.
         """
         if version == BASE:
             return self.residents.base()
-        row = await self.row(version)
-        self.shelf.check(row, base=self.serving.base, force=accepts_stale)
+        row = await self._found(version)
+        return await self._release_of(
+            row, accepts_stale=accepts_stale, accepts_unproven=accepts_unproven
+        )
+
+    async def _found(self, version: str) -> Version:
+        """Return a version's row; if its folder was missing, and is back, as it was before."""
+        return await self.shelf.look_for(await self.row(version), actor="watch")
+
+    async def _release_of(
+        self, row: Version, *, accepts_stale: bool, accepts_unproven: bool
+    ) -> Release:
+        version = row.id
+        await self.shelf.check(row, base=self.serving.base, force=accepts_stale)
         try:
             probe = await self.shelf.probe_of(version)
         except InvalidAdapter as error:
             raise ActivationFailed(await self.note_failure(version, "watch", error)) from error
+        except OSError as error:
+            raise ActivationFailed(reason_of(version, error)) from error
         if probe is None and not accepts_unproven:
+            why = f" ({row.reason})" if row.origin == "import" and row.reason else ""
             raise Conflict(
-                f"{version} has no probe, so nothing can show that an engine serves it; activate it"
-                " with force if you know that it does"
+                f"{version} has no probe{why}, so nothing can show that an engine serves it;"
+                " activate it with force if you know that it does"
             )
         folder = self.shelf.path_of(version)
         suffix = hashlib.sha256(row.manifest).hexdigest()[:8]
@@ -161,11 +177,17 @@ class Loader:
         """
         known = self._failed.get(version)
         if known is not None and time.monotonic() < known[0]:
-            raise known[1]
-        row = await self.row(version)
+            raise known[1](known[2])
+        row = await self._found(version)
         # What a person once made active knowingly needs no second word.
         was_active = row.state in ("active", "retired")
-        release = await self.release(version, accepts_stale=True, accepts_unproven=was_active)
+        try:
+            release = await self._release_of(row, accepts_stale=True, accepts_unproven=was_active)
+        except Conflict as error:
+            if row.state == "missing":
+                # Who asks again and again would have its files hashed each time.
+                self._failed[version] = time.monotonic() + RETRY_S, Conflict, error.message
+            raise
         targets = self.residents.targets()
         switch = self.switch(release, targets, accepts_unproven=was_active)
         try:
@@ -179,9 +201,9 @@ class Loader:
         except _PASSING as error:
             raise ActivationFailed(reason_of(version, error)) from error
         except REASONS as error:
-            failed = ActivationFailed(await self.note_failure(version, "watch", error))
-            self._failed[version] = time.monotonic() + RETRY_S, failed
-            raise failed from error
+            reason = await self.note_failure(version, "watch", error)
+            self._failed[version] = time.monotonic() + RETRY_S, ActivationFailed, reason
+            raise ActivationFailed(reason) from error
         log.info("version loaded", extra={"version": version, "timings_ms": switch.done.timings_ms})
         await self.pairings.note(self.serving.base, switch.done.judgement)
 
@@ -196,8 +218,11 @@ class Loader:
         # The active version first: each probe asks for it too, to see that no cache is shared.
         for resident in sorted(kept, key=lambda one: one.release.version != active):
             targets = [self.residents.target(control)]
+            known = resident.judgement
+            # The others may have been made to serve it all the same, and then so may this one.
+            is_unproven = known is None or known.outcome == "unproven"
             try:
-                await self.switch(resident.release, targets, accepts_unproven=True).load()
+                await self.switch(resident.release, targets, accepts_unproven=is_unproven).load()
             except REASONS as error:
                 reason = reason_of(resident.release.version, error)
                 raise ActivationFailed(reason) from error

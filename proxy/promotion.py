@@ -102,7 +102,7 @@ class Promoter:
         if made is None or made.state != "ready":
             # It was promoted, or it is gone.
             pass
-        elif reason := await self._obstacle(run, made):
+        elif reason := await obstacle(self._settings, self._store, run, made):
             log.info("not promoted", extra={"version": version, "reason": reason})
         elif self._swapper.progress is not None:
             return
@@ -119,22 +119,6 @@ class Promoter:
             except StropError as error:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
         self._settled.add(version)
-
-    async def _obstacle(self, run: Run, made: Version) -> str | None:
-        """Return why what passed is not to be activated by itself, or None."""
-        if self._settings.promote != "auto":
-            return "training.promote is manual"
-        if made.stale is not None:
-            return f"it is stale: {made.stale}"
-        events = await self._store.versions.list_events(made.id)
-        details = [orjson.loads(e.detail) for e in events if e.kind == "activation_failed"]
-        tried = [detail for detail in details if not detail.get(BUSY)]
-        if len(tried) >= MAX_GONE or not all(detail.get(GONE) for detail in tried):
-            return "an activation of it failed"
-        active, parent = (await self._store.versions.activation()).version, run.parent or BASE
-        if active != parent:
-            return f"it was made from {parent}, and {active} is active now"
-        return None
 
     async def follow(self) -> None:
         """Roll the active version back if the gate promoted it and people like it less; see there.
@@ -164,3 +148,34 @@ class Promoter:
             # It would be asked again and again for what can't be served, or is gone.
             self._kept.add(active.id)
             log.error("not rolled back", extra={"version": active.id, "reason": error.message})
+
+
+async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:
+    """Return why the version `made`, which passed in `run`, isn't activated by itself, or None."""
+    if settings.promote != "auto":
+        return "training.promote is manual"
+    if made.stale is not None:
+        return f"it is stale: {made.stale}"
+    events = await store.versions.list_events(made.id)
+    details = [orjson.loads(e.detail) for e in events if e.kind == "activation_failed"]
+    tried = [detail for detail in details if not detail.get(BUSY)]
+    if len(tried) >= MAX_GONE or not all(detail.get(GONE) for detail in tried):
+        return "an activation of it failed"
+    active, parent = (await store.versions.activation()).version, run.parent or BASE
+    # Where a stale version is active, what was relearned takes its place.
+    if active != made.id and parent not in (active, await clean_ancestor(store, active)):
+        return f"it was made from {parent}, and {active} is active now"
+    return None
+
+
+async def clean_ancestor(store: Store, version: str) -> str:
+    """Return the newest of a version and its ancestors that is neither stale nor gone.
+
+    Relearning starts there.
+    """
+    while version != BASE:
+        found = await store.versions.get(version)
+        if found is not None and found.stale is None and found.state != "missing":
+            return version
+        version = (found.parent if found is not None else None) or BASE
+    return BASE

@@ -10,7 +10,7 @@ touches the engine happens under one lock.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,12 +89,17 @@ class Residents:
         return Release(BASE, self._serving.alias.base.name)
 
     def targets(self) -> list[Target]:
-        """Return every engine that can be asked now, as a switch sees it.
+        """Return the engines that a version is loaded on, as a switch sees them.
+
+        Of several, those that get requests; while none does, all that can be asked.
 
         Raises:
             EngineNotReady: there is none: what is done to all of them would be done to nobody.
         """
-        return [self.target(control) for control in self._members().values()]
+        members = self._members()
+        are_in = [r.engine.upstream.url for r in self._serving.engine.replicas if r.is_in]
+        chosen = [members[url] for url in are_in if url in members]
+        return [self.target(control) for control in chosen or members.values()]
 
     def _members(self) -> Mapping[str, AdapterControl]:
         if members := self.control.members():
@@ -174,20 +179,24 @@ class Residents:
 
     async def _drain(self, resident: Resident) -> None:
         release, leases = resident.release, self._serving.leases
-        await leases.wait_until_free(release.version)
-        async with self.lock:
-            await self._serving.have_moved()
-            is_wanted = not resident.is_draining or self._held.get(release.version) is not resident
-            if is_wanted or leases.count(release.version):
+        while True:
+            await leases.wait_until_free(release.version)
+            async with self.lock:
+                await self._serving.have_moved()
+                if not resident.is_draining or self._held.get(release.version) is not resident:
+                    return
+                if leases.count(release.version):
+                    # A request gives its hold back for as long as it asks for what was lost.
+                    continue
+                del self._held[release.version]
+                try:
+                    await self._unload(release)
+                except StropError as error:
+                    # What is left there is unloaded when the engine is looked at next.
+                    extra = {"version": release.version, "reason": error.message}
+                    log.warning("a version could not be unloaded", extra=extra)
+                self._on_unloaded(release.version)
                 return
-            del self._held[release.version]
-            try:
-                await asyncio.gather(*(target.unload(release) for target in self.targets()))
-            except StropError as error:
-                # What is left there is unloaded when the engine is looked at next.
-                extra = {"version": release.version, "reason": error.message}
-                log.warning("a version could not be unloaded", extra=extra)
-        self._on_unloaded(release.version)
 
     async def drop(self, version: str) -> None:
         """Unload `version`, which nobody may hold.
@@ -200,11 +209,19 @@ class Residents:
         resident.is_draining = True
         self._serving.put(self.alias())
         await self._serving.have_moved()
-        if self._serving.leases.count(version):
+        try:
+            if self._serving.leases.count(version):
+                raise Conflict(f"requests hold {version}; try again when they ended")
+            await self._unload(resident.release)
+        except StropError:
             self.keep(version)
-            raise Conflict(f"requests hold {version}; try again when they ended")
-        await asyncio.gather(*(target.unload(resident.release) for target in self.targets()))
+            raise
         del self._held[version]
+
+    async def _unload(self, release: Release) -> None:
+        """Unload it wherever it may be."""
+        targets = map(self.target, self._members().values())
+        await asyncio.gather(*(target.unload(release) for target in targets))
 
     async def reconcile(self, is_stray: Callable[[str], bool]) -> set[str]:
         """Compare with what the engine says it holds: forget what it lost, unload what is too much.
@@ -236,7 +253,9 @@ class Residents:
         names = {resident.release.name for resident in self._held.values()}
         for label, held in loaded.items():
             strays = [n for n, folder in held.items() if n not in names and is_stray(folder)]
-            await _unload(members[label], strays)
+            for name in strays:
+                log.info("unloading a version that is not wanted", extra={"served": name})
+                await members[label].unload(name)
         self._show()
         return lacking
 
@@ -262,9 +281,3 @@ async def _loaded(members: Mapping[str, AdapterControl]) -> dict[str, Mapping[st
     if not held and error is not None:
         raise error
     return held
-
-
-async def _unload(control: AdapterControl, names: Iterable[str]) -> None:
-    for name in names:
-        log.info("unloading a version that is not wanted", extra={"served": name})
-        await control.unload(name)

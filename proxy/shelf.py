@@ -14,10 +14,13 @@ from strop.adapters import importing, manifest, retention
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
-from strop.adapters.peft import InvalidAdapter
+from strop.adapters.peft import AdapterNotFound, InvalidAdapter
 from strop.adapters.probe import Probe
+from strop.proxy import base_names
 from strop.proxy.errors import BadRequest, Conflict
 from strop.proxy.probe_job import ProbeJob
+from strop.proxy.run_requests import AWAITS_RUN
+from strop.proxy.store.database import storable
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Version
 
@@ -25,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Engines have limits of their own, and say so when a version is loaded.
 MAX_RANK = 512
+_GONE = "its folder is gone"
 
 
 class Shelf:
@@ -54,6 +58,7 @@ class Shelf:
         self._probing = asyncio.Lock()
         self._num_kept = num_kept
         self._orphans: list[str] = []
+        self._awaited: set[str] = set()
 
     def path_of(self, version: str) -> Path:
         """Return a version's folder."""
@@ -63,16 +68,23 @@ class Shelf:
         """Whether a folder is in this home's library."""
         return Path(folder).is_relative_to(self._library.folder)
 
-    def check(self, row: Version, *, base: str | None, force: bool) -> None:
+    async def check(self, row: Version, *, base: str | None, force: bool) -> None:
         """Raise Conflict where a version is not to be served; `force` lets a stale one pass."""
         if row.state == "candidate":
             raise Conflict(f"{row.id} is still being made; wait for its run")
-        if row.state in ("rejected", "missing"):
-            raise Conflict(f"{row.id} is {row.state}: {row.reason or 'no reason is known'}")
-        if base is not None and row.base != base:
+        if row.state == "rejected":
+            raise Conflict(f"{row.id} is rejected: {row.reason or 'no reason is known'}")
+        if row.state == "missing":
             raise Conflict(
-                f"{row.id} was made for the base {row.base}, and the engine serves {base}; serve"
-                " its base, or choose another version"
+                f"{row.id} is missing: {row.reason}; put back its folder as it was, from a copy of"
+                " the home's adapters, and ask again, or choose another version"
+            )
+        if base is not None and row.base != base:
+            names = await base_names.names(self.store, await self.store.versions.list())
+            raise Conflict(
+                f"{row.id} was made for the base {names[row.base]}, and the engine serves"
+                f" {base_names.shown(base, self._find_base())}; serve its base, or choose another"
+                " version"
             )
         if row.stale is not None and not force:
             raise Conflict(
@@ -92,6 +104,33 @@ class Shelf:
         """Raise InvalidAdapter unless every file of a version is as it was written."""
         await asyncio.to_thread(self._library.verify, version)
 
+    async def look_for(self, row: Version, *, actor: str) -> Version:
+        """Return a version's row; a missing one is its former self where its folder is back, whole.
+
+        Where it isn't, its `reason` says why.
+        """
+        if row.state != "missing":
+            return row
+        try:
+            found = await asyncio.to_thread(self._library.verify, row.id)
+            # A probe may have come since the row was written.
+            kept = manifest.loads(row.manifest)
+            if replace(found, probe=None) != replace(kept, probe=None):
+                raise InvalidAdapter(
+                    f"{self.path_of(row.id)} is another home's {row.id}: its manifest is not the"
+                    " one that strop keeps"
+                )
+        except AdapterNotFound:
+            reason = _GONE
+        except (InvalidAdapter, OSError) as error:
+            reason = str(error)
+        else:
+            log.info("a version that was missing is there again", extra={"version": row.id})
+            return self._noted(await self.store.versions.mark_found(row.id, actor=actor))
+        if reason == row.reason:
+            return row
+        return await self.store.versions.mark_missing(row.id, reason, actor=actor)
+
     async def settle(self) -> None:
         """Make rows and folders agree again after a strop that was killed; for its start.
 
@@ -108,7 +147,10 @@ class Shelf:
                 if run is None or row.run != run.id:
                     await versions.fail(row.id, "strop ended while it was made", actor="start")
             elif row.state in ("ready", "active", "retired") and row.id not in on_disk:
-                await versions.mark_missing(row.id, "its folder is gone", actor="start")
+                await versions.mark_missing(row.id, _GONE, actor="start")
+            else:
+                self._noted(row)
+                await self.look_for(row, actor="start")
         known = {row.id for row in rows}
         self._orphans = [version for version in on_disk if version not in known]
 
@@ -141,14 +183,66 @@ class Shelf:
             written, reason = await self._bring_in(source, made)
         except (InvalidAdapter, InvalidBase, OSError) as error:
             await self.store.versions.fail(row.id, str(error), actor=actor)
+            # What is said here is sent as UTF-8, which not every path is.
             if isinstance(error, InvalidBase):
-                raise Conflict(
-                    f"{source} can't be compared with the base, so it is not imported: {error}"
-                ) from error
-            raise BadRequest(f"{source} can't be imported: {error}", param="path") from error
-        return await self.store.versions.publish(
-            row.id, written, state="ready", actor=actor, reason=reason
+                why = f"{source} can't be compared with the base, so it is not imported: {error}"
+                raise Conflict(storable(why)) from error
+            why = f"{source} can't be imported: {error}"
+            raise BadRequest(storable(why), param="path") from error
+        return self._noted(
+            await self.store.versions.publish(
+                row.id, written, state="ready", actor=actor, reason=reason
+            )
         )
+
+    def _noted(self, row: Version) -> Version:
+        if row.reason == AWAITS_RUN:
+            self._awaited.add(row.id)
+        return row
+
+    @property
+    def awaits_probes(self) -> bool:
+        """Whether a version waits for its probe, and no run trains any more."""
+        return bool(self._awaited) and not self._probes.must_wait
+
+    async def make_probes(self, *, base: str | None) -> None:
+        """Make the probes that waited for a run to end; of other bases than `base`, they wait on.
+
+        Raises:
+            NotFound, Conflict: a version was removed meanwhile, or is missing.
+            StoreUnavailable: it can't be recorded.
+            OSError: a probe can't be written.
+        """
+        for version in sorted(self._awaited):
+            row = await self.store.versions.get(version)
+            if row is None or row.reason != AWAITS_RUN:
+                self._awaited.discard(version)
+            elif row.base == base:
+                await self._make_probe(row)
+
+    async def _make_probe(self, row: Version) -> None:
+        library, versions, reason = self._library, self.store.versions, None
+        file = self.path_of(row.id) / manifest.FILE
+        try:
+            made = await asyncio.to_thread(library.verify, row.id)
+            # Else it was written by a strop that was killed before it could say so.
+            if made.probe is None:
+                with library.scratch() as scratch:
+                    async with self._probing:
+                        found = await self._probes.make(self._find_base(), file.parent, scratch)
+                if found == AWAITS_RUN:
+                    return
+                if isinstance(found, str):
+                    reason = found
+                else:
+                    await asyncio.to_thread(library.add_probe, row.id, found)
+        except InvalidAdapter as error:
+            await versions.mark_missing(row.id, str(error), actor="watch")
+            return
+        written = await asyncio.to_thread(file.read_bytes)
+        await versions.amend(row.id, written, reason=reason, actor="watch")
+        self._awaited.discard(row.id)
+        log.info("made a probe", extra={"version": row.id, "reason": reason})
 
     async def _bring_in(self, source: Path, made: Manifest) -> tuple[bytes, str | None]:
         """Add the adapter at `source` to the library; return its manifest, and why it has no probe.

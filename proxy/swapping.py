@@ -5,11 +5,13 @@ what the engine holds is `residents`. Knows no HTTP.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 
@@ -32,6 +34,8 @@ from strop.proxy.store.version_records import Version
 from strop.proxy.traffic import Traffic
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Swapper:
@@ -77,7 +81,7 @@ class Swapper:
         self.keeper = VersionKeeper(shelf, serving, self._loader, identify)
         self.progress: Progress | None = None
         self._running: tuple[str, asyncio.Task[Switched]] | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[object]] = set()
         self._pruning: asyncio.Task[None] | None = None
         self._is_to_prune = False
         metrics.active_version.set_function(self._active_num)
@@ -112,13 +116,16 @@ class Swapper:
         """Copy a foreign PEFT adapter into a new version, which is then `ready`.
 
         Takes as long as it takes to load the base and make its probe; without one, its `reason`
-        says why.
+        says why. Goes on when the caller is cancelled.
 
         Raises:
             BadRequest: it is no adapter for this base; the message says why.
             Conflict: the base isn't known.
+            EngineNotReady: the engine has not answered yet, which says what the base is.
         """
-        return await self._shelf.import_adapter(folder, base=self._serving.base, actor=actor)
+        self._check_begun()
+        work = self._shelf.import_adapter(folder, base=self._serving.base, actor=actor)
+        return await asyncio.shield(self._keep(asyncio.create_task(work)))
 
     async def remove(self, version: str, *, actor: str) -> None:
         """Unload `version` and delete its folder.
@@ -170,7 +177,7 @@ class Swapper:
 
     async def aclose(self) -> None:
         """Stop what runs in the background; the next start goes on from what the store says."""
-        tasks: list[asyncio.Task[None] | asyncio.Task[Switched]] = [*self._background]
+        tasks: list[asyncio.Task[object]] = [*self._background]
         if self._running is not None:
             tasks.append(self._running[1])
         if self._loader is not None:
@@ -230,7 +237,7 @@ class Swapper:
     async def _switch(self, loader: Loader, release: Release, wish: Wish) -> Done:
         residents = loader.residents
         # What was proven serves what it was proven to, unless the engine has been started anew.
-        await loader.reconcile()
+        await self.keeper.mend(loader)
         targets = residents.targets()
         switch = loader.switch(release, targets, accepts_unproven=wish.force, on_step=self._at)
         done = switch.done
@@ -274,9 +281,12 @@ class Swapper:
         if self._loader is None or not can_serve:
             why = "; ".join(engine.shortfalls) or "serve with one that does, for instance vLLM"
             raise Conflict(f"the engine {engine.label} serves no adapters: {why}")
+        self._check_begun()
+        return self._loader
+
+    def _check_begun(self) -> None:
         if not self.keeper.has_begun:
             raise EngineNotReady(f"{self._serving.reason}; try again when the engine is ready")
-        return self._loader
 
     def _at(self, step: Step) -> None:
         if self.progress is not None:
@@ -294,8 +304,11 @@ class Swapper:
                     on_engines=[one.release.version for one in loader.residents.all()],
                 )
                 for version in removable:
-                    log.info("deleting a version by adapters.keep", extra={"version": version})
-                    await self._remove(loader, version, "watch")
+                    # It may have been pinned since, or be continued by a run, or held by a request.
+                    with contextlib.suppress(Conflict):
+                        await self._remove(loader, version, "watch")
+                        extra = {"version": version}
+                        log.info("deleted a version by adapters.keep", extra=extra)
 
     def _unloaded(self, version: str) -> None:
         async def note() -> None:
@@ -310,7 +323,10 @@ class Swapper:
             except StropError as error:
                 log.warning("left undone", extra={"reason": error.message})
 
-        task = asyncio.create_task(run())
+        return self._keep(asyncio.create_task(run()))
+
+    def _keep(self, task: asyncio.Task[T]) -> asyncio.Task[T]:
+        """Return a task that ends with strop at the latest, and is not lost before."""
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task

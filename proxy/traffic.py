@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from strop.adapters.swap import Done, Release
-from strop.proxy.alias import BASE
 from strop.proxy.errors import SwitchingVersions
 from strop.proxy.residents import Residents
 from strop.proxy.serving import Serving
@@ -74,8 +73,8 @@ class Traffic:
             self._residents.add(release, self._done.judgement)
         else:
             self._residents.keep(release.version)
-        served = self._residents.served(release)
-        if release.version == BASE:
-            served = self._serving.alias.base
+        # By the name that it was loaded under: another home may have taken its own then.
+        resident = self._residents.get(release.version)
+        served = self._residents.served(resident.release) if resident else self._serving.alias.base
         self._serving.put(self._residents.alias(active=served))
         await self._serving.have_moved()

@@ -1,5 +1,7 @@
 """The library of versions on disk: whole or not at all, never changed, and noticed where it was."""
 
+import errno
+import os
 import re
 import stat
 import subprocess
@@ -297,6 +299,22 @@ def test_a_removed_version_is_gone(library: Library) -> None:
     library.create("v1", write, manifest())
 
     library.remove("v1")
+    library.remove("v1")
+
+    assert [] == names_in(library.folder)
+
+
+def test_a_version_can_be_removed_from_a_full_disk(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is how room is made; a new folder would have none."""
+
+    def refuse(path: str, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    library.create("v1", write, manifest())
+    monkeypatch.setattr(os, "mkdir", refuse)
+
     library.remove("v1")
 
     assert [] == names_in(library.folder)

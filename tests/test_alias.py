@@ -107,6 +107,18 @@ def test_a_lease_given_back_twice_is_an_error() -> None:
     assert leases.count("v3") == 0
 
 
+def test_when_the_last_request_of_any_version_ended_is_known() -> None:
+    """As it is for each."""
+    leases = Leases()
+    never = leases.idle_since()
+    for served in (V3, BASE):
+        leases.take(served)
+        leases.release(served)
+
+    assert 0.0 == never < leases.idle_since("v3") <= leases.idle_since("base")
+    assert leases.idle_since("base") == leases.idle_since()
+
+
 async def test_waiting_for_a_version_ends_with_its_last_request() -> None:
     """Others may go on."""
     leases = Leases()

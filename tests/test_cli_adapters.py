@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -20,12 +21,15 @@ from fake_engine import FakeEngine
 from running import Running, running, settings_for
 from store_values import MODEL, database_in, learnable
 
+from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.configs import demo_model
+from strop.proxy import cli_training, run_requests
 from strop.proxy.cli import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.home import hold
+from strop.proxy.home import Serves, hold
+from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.upstream import Upstream
@@ -67,7 +71,7 @@ async def serving(folder: Path, behaviour: str = "passes") -> AsyncIterator[tupl
         settings = settings_for(engine.url, model={"base": str(demo_model())})
         train = fake_run.command(behaviour)
         async with running(settings, folder, driver=driver, train_command=train) as proxy:
-            with hold(folder, proxy.url):
+            with hold(folder, Serves(proxy.url)):
                 yield Home(folder, proxy.services.store), proxy
 
 
@@ -95,6 +99,39 @@ async def test_versions_are_listed_newest_first(home: Home) -> None:
     assert ("v1", "base", ["v2", "v1"]) == (
         found["active"], found["previous"], [one["id"] for one in found["data"]],
     )  # fmt: skip
+
+
+async def test_versions_of_several_bases_say_which_they_are_of(tmp_path: Path) -> None:
+    """By the name of the folder, or the hub id, that a run trained, and a few digits."""
+    hub = "/hub/models--acme--Large-3B/snapshots/0123abcd"
+    served = identify(demo_model(), cache=None)
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    before = Home(tmp_path, store)
+    for base, folder in ((MODEL, hub), (served, "/models/small")):
+        made_by = await store.runs.create(
+            objective="topr", preset="balanced", parent=None, base=base, requested_by="cli",
+            config=json.dumps({"base_path": folder}).encode(),
+        )  # fmt: skip
+        await before.publish(base=base, run=made_by.id)
+        await store.runs.update(made_by.id, RunUpdate(state="failed"))
+    await before.publish(base=MODEL)
+    await store.close()
+    async with serving(tmp_path) as (home, _):
+        listed = columns((await home.strop("adapters", "list")).stdout)
+        refused = await home.strop("adapters", "activate", "v3")
+        not_continued = await home.strop("train", "--detach", "--parent", "v1")
+
+    large, small = f"acme/Large-3B ({MODEL[7:15]})", f"small ({served[7:15]})"
+    assert "BASE" == listed[0][3]
+    shown = [" ".join(line) for line in listed[1:]]
+    assert f"v3 ready base {large}, not served 0 " in shown[0]
+    assert f"v2 ready base {small} 0 " in shown[1]
+    assert f"v1 ready base {large}, not served 0 " in shown[2]
+    assert f"* base {small}" == shown[3]
+    assert f"v3 was made for the base {large}, and the engine serves" in refused.stderr
+    assert f"({served[7:15]}); serve its base" in refused.stderr
+    assert f"but v1 is of {large}" in not_continued.stderr
+    assert "sha256" not in refused.stderr + not_continued.stderr
 
 
 async def test_a_version_is_shown_without_a_proxy(home: Home) -> None:
@@ -132,6 +169,29 @@ async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: 
     assert 1 == broken.exit_code
     assert "adapter_model.safetensors" in broken.stderr
     assert not (tmp_path / "other").exists()
+
+
+async def test_an_export_that_is_cut_off_leaves_nothing(home: Home, tmp_path: Path) -> None:
+    """Half a version looks like one; and the command can be given again."""
+
+    def write(folder: Path) -> None:
+        (folder / "adapter_model.safetensors").write_bytes(bytes(200_000))
+
+    await home.publish(write=write)
+    to = tmp_path / "new" / "mine"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        cut_off = await home.strop("adapters", "export", "v1", str(to))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = [*to.parent.iterdir()]
+    again = await home.strop("adapters", "export", "v1", str(to))
+
+    assert (1, []) == (cut_off.exit_code, left)
+    assert "v1 can't be exported: " in cut_off.stderr
+    assert (0, 200_000) == (again.exit_code, (to / "adapter_model.safetensors").stat().st_size)
 
 
 async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
@@ -180,12 +240,20 @@ async def test_an_adapter_is_imported(tmp_path: Path) -> None:
 
         refused = await home.strop("adapters", "import", str(tmp_path / "no-adapter"))
         made = await home.strop("adapters", "import", str(lora))
+        runs = home.folder / run_requests.RUNS_FOLDER
+        runs.mkdir(exist_ok=True)
+        with run_lock.hold(runs, "run_1"):
+            later = await home.strop("adapters", "import", str(lora))
 
     assert (0, f"v2 is ready, but can't be proven to serve: {fake_probe.NO_PROBE}") == (
         made.exit_code,
         made.stdout.splitlines()[0],
     )
     assert "To let it serve: strop adapters activate v2 --force" in made.stdout
+    says = f"v3 is ready, but can't be proven to serve yet: {run_requests.AWAITS_RUN}"
+    assert says == later.stdout.splitlines()[0]
+    assert later.stdout.splitlines()[1].startswith("Then: strop adapters activate v3")
+    assert "--force" not in later.stdout
     assert 1 == refused.exit_code
     assert "no-adapter can't be imported" in refused.stderr
 
@@ -272,7 +340,8 @@ async def test_train_waits_for_the_run_of_the_proxy(tmp_path: Path) -> None:
     assert ["version", "v1"] in columns(done.stdout)
     assert ["how", "sft,", "careful"] in columns(done.stdout)
     assert ["reason", "good", "enough"] in columns(done.stdout)
-    assert "See whether v1 serves: strop adapters list" in done.stdout
+    # The proxy is at it, or through with it.
+    assert done.stdout.splitlines()[-1].startswith(("v1 is ready; strop activates it now", "v1 se"))
     assert ("passed", "cli") == (found["data"][0]["state"], found["data"][0]["requested_by"])
 
 
@@ -356,8 +425,11 @@ async def test_a_run_that_nobody_makes_is_cancelled_at_once(home: Home) -> None:
     assert None is await home.store.runs.unfinished()
 
 
-async def test_relearning_continues_the_newest_clean_ancestor(tmp_path: Path) -> None:
-    """Not what learned a rating that was taken back, nor what came of it."""
+@pytest.mark.parametrize(("is_gone", "parent"), [(False, "v1"), (True, None)])
+async def test_relearning_continues_the_newest_clean_ancestor(
+    tmp_path: Path, is_gone: bool, parent: str | None
+) -> None:
+    """Not what learned a rating that was taken back, nor what came of it, nor what is gone."""
     async with serving(tmp_path) as (home, proxy):
         base = proxy.services.serving.base
         learned = await learnable(home.store, 1)
@@ -366,12 +438,66 @@ async def test_relearning_continues_the_newest_clean_ancestor(tmp_path: Path) ->
         await home.publish(base=base, parent="v2")
         await home.store.versions.activate("v3", actor="api")
         await home.store.withdraw(learned[0], None)
+        if is_gone:
+            await home.store.versions.mark_missing("v1", "its folder is gone", actor="start")
 
         done = await home.strop("train", "--relearn", "--detach")
         (run,) = (await home.store.runs.list()).data
 
     assert 0 == done.exit_code, done.output
-    assert "v1" == run.parent
+    assert parent == run.parent
+
+
+async def test_what_is_relearned_takes_the_place_of_what_is_stale(tmp_path: Path) -> None:
+    """It was asked for in its stead, and it has passed the gate."""
+    async with serving(tmp_path) as (home, proxy):
+        base = proxy.services.serving.base
+        learned = await learnable(home.store, 1)
+        await home.publish(base=base, feedback=[learned])
+        assert 0 == (await home.strop("adapters", "activate", "v1")).exit_code
+        await home.store.withdraw(learned[0], None)
+
+        done = await home.strop("train", "--relearn")
+        while (await home.store.versions.activation()).version != "v2":
+            await asyncio.sleep(0.01)
+
+    assert 0 == done.exit_code, done.output
+    assert done.stdout.splitlines()[-1].startswith(("v2 is ready; strop activates it now", "v2 se"))
+
+
+async def test_what_is_not_activated_by_itself_says_why_and_what_to_type(tmp_path: Path) -> None:
+    """Where a run continued another version than the active one."""
+    async with serving(tmp_path) as (home, proxy):
+        base = proxy.services.serving.base
+        await home.publish(base=base)
+        await home.publish(base=base, parent="v1")
+        await home.store.versions.activate("v2", actor="api")
+
+        done = await home.strop("train", "--parent", "v1")
+
+    assert 0 == done.exit_code, done.output
+    assert done.stdout.endswith(
+        "v3 is ready, but not activated by itself, since it was made from v1, and v2 is active"
+        " now; activate it: strop adapters activate v3\n"
+    )
+
+
+async def test_what_was_stale_when_it_passed_says_how_to_train_anew(home: Home) -> None:
+    """A rating that it learned from was taken back while it was made."""
+    learned = await learnable(home.store, 1)
+    await home.store.withdraw(learned[0], None)
+    run = await home.store.runs.create(
+        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="test"
+    )
+    await home.store.runs.update(run.id, RunUpdate(state="running"))
+    await home.publish(feedback=[learned], run=run.id)
+    await home.store.runs.update(run.id, RunUpdate(state="gating"))
+    await home.store.runs.update(run.id, RunUpdate(state="passed"))
+
+    says = await cli_training.activation_of(home.folder, run.id)
+
+    assert says.startswith("v1 is ready, but not activated by itself, since it is stale: v1 learn")
+    assert "; train anew: strop train --relearn" in says
 
 
 async def test_without_a_proxy_a_run_goes_on_in_the_terminal(home: Home) -> None:

@@ -142,6 +142,8 @@ def test_half_precision_is_read_exactly(copy_of_a: Path, dtype: str) -> None:
         ({"rank_pattern": {"q" * 501: 4}}, "may take too long"),
         ({"rank_pattern": {"a?" * 40 + "a" * 40: 4}}, "may take too long"),
         ({"alpha_pattern": {"(a|a)" * 40: 4}}, "may take too long"),
+        ({"alpha_pattern": {f".*.*x{n}": 4 for n in range(17)}}, "may take too long"),
+        ({"rank_pattern": {"a{99999999999}": 4}}, "the broken expression"),
         ({"alpha_pattern": {str(n): 4 for n in range(4097)}}, "at most 4096"),
         ({"rank_pattern": []}, None),
     ],
@@ -298,6 +300,8 @@ def test_a_hostile_config_is_refused(copy_of_a: Path, text: str, says: str) -> N
         {"modules_to_save": ["x" * 100_000]},
         {"peft_type": "x" * 100_000},
         {"use_" + "x" * 100_000: True},
+        {"use_\ud800\x1b": True},
+        {"rank_pattern": "\ud800" * 100_000},
         {"r": "x" * 100_000},
     ],
 )
@@ -309,6 +313,7 @@ def test_an_error_is_no_longer_than_a_line(copy_of_a: Path, changes: dict[str, A
         peft.read(copy_of_a)
 
     assert len(str(caught.value)) < 250
+    assert str(caught.value).isprintable()
 
 
 def test_a_name_without_end_is_refused(copy_of_a: Path) -> None:
@@ -320,6 +325,27 @@ def test_a_name_without_end_is_refused(copy_of_a: Path) -> None:
         peft.read(copy_of_a)
 
     assert "a name of 10000 characters" in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("x\x1b]0;y\x07", "F32"),
+        ("x\ud800", "F32"),
+        ("base_model.model.x.lora_A.weight", "\x1b\ud800" * 10_000),
+    ],
+)
+def test_what_is_no_text_is_not_repeated(copy_of_a: Path, name: str, dtype: str) -> None:
+    """It could steer the terminal that shows the error, or not be sent at all."""
+    weights = copy_of_a / peft.WEIGHTS
+    header = json.dumps({name: {"dtype": dtype, "shape": [2], "data_offsets": [0, 8]}}).encode()
+    weights.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+
+    with pytest.raises(peft.InvalidAdapter) as caught:
+        peft.read(copy_of_a)
+
+    assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250
 
 

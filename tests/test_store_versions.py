@@ -4,6 +4,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,7 +138,7 @@ async def test_only_what_was_ready_of_the_same_base_is_continued_from(store: Sto
         await store.versions.reserve(base=MODEL, parent="v1")
     with pytest.raises(Conflict, match="v2 is rejected"):
         await run(store, parent="v2")
-    with pytest.raises(Conflict, match=f"v3 is of {MODEL}"):
+    with pytest.raises(Conflict, match="of the base cdcdcdcd, but v3 is of abababab"):
         await store.versions.reserve(base=OTHER_MODEL, parent="v3")
     with pytest.raises(NotFound, match="'v9'"):
         await store.versions.reserve(base=MODEL, parent="v9")
@@ -254,8 +255,20 @@ async def test_a_version_is_pinned_and_unpinned(store: Store) -> None:
     assert (True, made) == (pinned.is_pinned, unpinned)
 
 
+async def test_what_is_pinned_goes_only_when_somebody_removes_it(store: Store) -> None:
+    """It may have been chosen to go before it was pinned."""
+    await version(store)
+    await store.versions.set_pinned("v1", True)
+
+    with pytest.raises(Conflict, match="v1 is pinned"):
+        await store.versions.remove("v1", actor="watch")
+    await store.versions.remove("v1", actor="cli")
+
+    assert {} == await states(store)
+
+
 async def test_a_missing_version_says_why(store: Store) -> None:
-    """Once; a rejected one needs no folder, and a candidate has none yet."""
+    """The newest reason; a rejected one needs no folder, and a candidate has none yet."""
     await version(store)
     await store.versions.reserve(base=MODEL)
     await store.versions.reserve(base=MODEL)
@@ -266,10 +279,46 @@ async def test_a_missing_version_says_why(store: Store) -> None:
     rejected = await store.versions.mark_missing("v3", "no such folder", actor="start")
 
     assert ("missing", "no such folder") == (first.state, first.reason)
-    assert first == again
+    assert replace(first, reason="still none") == again
+    assert ["missing"] == [kind for _, kind in await kinds(store, "v1") if kind == "missing"]
     assert ("rejected", "collapsed") == (rejected.state, rejected.reason)
     with pytest.raises(Conflict, match="v2 is a candidate"):
         await store.versions.mark_missing("v2", "no such folder", actor="start")
+
+
+async def test_what_was_missing_is_found_as_what_it_would_be_now(store: Store) -> None:
+    """With what was said of it before; the one on top of the stack serves again."""
+    for _ in range(3):
+        await version(store)
+    for one in ("v1", "v2"):
+        await store.versions.activate(one, actor="api")
+    before = await store.versions.list()
+    for one in ("v1", "v2", "v3"):
+        await store.versions.mark_missing(one, "no such folder", actor="start")
+        await store.versions.mark_missing(one, "still none", actor="watch")
+
+    for one in ("v1", "v2", "v3"):
+        await store.versions.mark_found(one, actor="start")
+    again = await store.versions.mark_found("v3", actor="start")
+
+    assert {"v1": "retired", "v2": "active", "v3": "ready"} == await states(store)
+    assert before == await store.versions.list()
+    assert before[0] == again
+    assert 1 == [kind for _, kind in await kinds(store, "v3")].count("found")
+
+
+async def test_what_was_missing_while_another_was_activated_is_retired(store: Store) -> None:
+    """One version is active, whichever folders come back."""
+    for _ in range(2):
+        await version(store)
+    await store.versions.activate("v1", actor="api")
+    await store.versions.mark_missing("v1", "no such folder", actor="start")
+    await store.versions.activate("v2", actor="api")
+
+    await store.versions.mark_found("v1", actor="start")
+
+    assert {"v1": "retired", "v2": "active"} == await states(store)
+    assert "v1" == (await store.versions.activation()).previous
 
 
 async def test_before_the_first_activation_the_base_is_active(store: Store) -> None:

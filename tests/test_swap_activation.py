@@ -1,24 +1,35 @@
 """Traffic moves when the engine has shown that it serves the version, and not before."""
 
 import asyncio
+import contextlib
+import functools
 import json
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import fake_adapters
+import fake_probe
 import pytest
 import shelved
 from fake_adapters import BASE_WEIGHTS, FakeAdapters, Gate
-from fake_engine import FakeEngine
-from running import running, settings_for
+from fake_engine import Call, FakeEngine
+from running import Running, running, settings_for
 from store_values import rating
 from swapped import swapped
 
+from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
 from strop.adapters.probe import Probe
+from strop.proxy import run_requests
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.replicas import Replicas
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, NotFound
+from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, EngineNotReady, NotFound
+from strop.proxy.loading import GONE
+from strop.proxy.serving import Serving
+from strop.proxy.store import run_lock
 from strop.proxy.upstream import Upstream
 
 
@@ -367,6 +378,147 @@ async def test_a_version_is_loaded_where_requests_for_it_go(tmp_path: Path) -> N
     assert [one.url] == left
 
 
+@contextlib.asynccontextmanager
+async def two_servers(
+    home: Path, fakes: Sequence[FakeAdapters], num_versions: int
+) -> AsyncIterator[tuple[Running, Replicas]]:
+    """Run a proxy before two servers that are looked at when they are suspected, and not else."""
+    folder = AdaptersFolder((home / "adapters").absolute())
+    async with FakeEngine(fakes[0]) as one, FakeEngine(fakes[1]) as other:
+        driver = Replicas(
+            [Vllm(Upstream(each.url), adapters=folder, scores=True) for each in (one, other)]
+        )
+        settings = settings_for(one.url, engine={"health_interval_s": 3600})
+        async with running(settings, home, driver=driver) as proxy:
+            while not all(replica.is_in for replica in driver.replicas):
+                await asyncio.sleep(0.005)
+            for _ in range(num_versions):
+                await shelved.publish(proxy.services.store, Library(home / "adapters"))
+            yield proxy, driver
+
+
+async def look_until(proxy: Running, has_happened: Callable[[], bool]) -> None:
+    """Let the servers be looked at until something has happened."""
+    while not has_happened():
+        proxy.services.serving.suspect()
+        await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("how", ["activated", "pinned"])
+async def test_a_server_that_lost_the_active_version_keeps_no_other_from_being_loaded(
+    how: str, tmp_path: Path
+) -> None:
+    """It gets what it lacks first: the probe of the other asks for the active one too."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 2) as (proxy, _):
+        await proxy.services.swapper.activate("v1", actor="api")
+        fakes[1].restart()
+
+        if how == "activated":
+            await proxy.services.swapper.activate("v2", actor="api")
+        answer = await proxy.chat(model="tiny@v2")
+
+        assert (200, "v2") == (answer.status_code, answer.headers["x-strop-adapter"])
+        assert [{"tiny@v1", "tiny@v2"}] * 2 == [{*fake.adapters} for fake in fakes]
+
+
+async def test_a_server_that_is_out_keeps_no_version_from_being_activated(tmp_path: Path) -> None:
+    """The others serve it; this one gets it when it can serve what it should."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 2) as (proxy, driver):
+        swapper = proxy.services.swapper
+        await swapper.activate("v1", actor="api")
+        fakes[1].restart()
+        fakes[1].load_error = "its disk is gone"
+
+        await swapper.activate("v2", actor="api")
+
+        assert [True, False] == [replica.is_in for replica in driver.replicas]
+        assert {"v2"} == {(await proxy.chat()).headers["x-strop-adapter"] for _ in range(4)}
+        fakes[1].load_error, driver.replicas[1].retry_at = None, 0.0
+        await look_until(proxy, lambda: driver.replicas[1].is_in)
+        assert {"tiny@v1", "tiny@v2"} == {*fakes[1].adapters}
+
+
+async def test_servers_whose_active_version_can_not_be_served_answer_for_the_others(
+    tmp_path: Path,
+) -> None:
+    """As one alone does: who asks for the base gets it."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, driver):
+        await proxy.services.swapper.activate("v1", actor="api")
+        folder = Library(tmp_path / "home" / "adapters").path_of("v1")
+        (folder / "adapter_model.safetensors").write_bytes(b"something else")
+        for replica, fake in zip(driver.replicas, fakes, strict=True):
+            fake.restart()
+            replica.leave("it was started anew")
+
+        await look_until(proxy, lambda: "was changed" in proxy.services.serving.reason)
+        answers = [await proxy.chat(model=model) for model in ("tiny", "tiny@base")]
+
+        assert [503, 200] == [answer.status_code for answer in answers]
+
+
+async def test_a_server_that_comes_back_and_can_not_show_what_it_serves_stays_out(
+    tmp_path: Path,
+) -> None:
+    """Nobody has forced the version upon it."""
+
+    class Terse(FakeAdapters):
+        """Says too little to be judged by, once it was started anew."""
+
+        async def _complete(self, call: Call, *, is_chat: bool) -> None:
+            fields = call.request.json()
+            if not is_chat and len(self.loads) > 1 and fields["max_tokens"] > 1:
+                body = json.dumps({**fields, "max_tokens": 4}).encode()
+                call.request = replace(call.request, body=body)
+            await super()._complete(call, is_chat=is_chat)
+
+    fakes = FakeAdapters(), Terse()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, driver):
+        await proxy.services.swapper.activate("v1", actor="api")
+        fakes[1].restart()
+
+        await look_until(proxy, lambda: "can be compared" in driver.replicas[1].reason)
+
+        assert [True, False] == [replica.is_in for replica in driver.replicas]
+        assert "tiny@v1" not in fakes[1].adapters
+
+
+async def test_a_request_to_a_server_that_got_its_version_back_meanwhile_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    """Whoever finds out first that it was lost."""
+    answering, loading = Gate(), Gate()
+
+    class Restarted(FakeAdapters):
+        """Loses what it has when it is asked, and takes its time to say so, and to load it."""
+
+        async def _complete(self, call: Call, *, is_chat: bool) -> None:
+            is_first = is_chat and not loading.opened.is_set()
+            if is_first and call.request.json()["model"] != self.base:
+                self.restart()
+                self.before_load = loading
+                await answering("")
+            await super()._complete(call, is_chat=is_chat)
+
+    fakes = Restarted(), Restarted()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, _):
+        await proxy.services.swapper.activate("v1", actor="api")
+        asking = asyncio.create_task(proxy.chat())
+        await answering.reached.wait()
+
+        await look_until(proxy, loading.reached.is_set)
+        leases = proxy.services.serving.leases
+        answering.opened.set()
+        while leases.total:
+            await asyncio.sleep(0.005)
+        loading.opened.set()
+        answer = await asking
+
+        assert (200, "v1") == (answer.status_code, answer.headers["x-strop-adapter"])
+
+
 async def test_a_pin_to_an_unknown_version_lists_what_there_is(tmp_path: Path) -> None:
     """As any other unknown model."""
     async with swapped(tmp_path / "home") as it:
@@ -427,6 +579,57 @@ async def test_a_name_that_another_home_has_taken_is_made_longer(tmp_path: Path)
         assert "/another/home/adapters/v1" == fake.adapters["tiny@v1"]
         await it.swapper.activate("base", actor="api")
         assert [] == fake.unloaded
+
+
+class Heard:
+    """Another process, which notes what is active when a switch waits for it."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.served: list[str] = []
+        self._serving = serving
+
+    def tell(self) -> None:
+        """Take note that there may be something else to serve."""
+
+    async def have_moved(self) -> None:
+        """Serve it."""
+        self.served.append(self._serving.alias.active.name)
+
+
+async def test_a_version_keeps_the_name_that_it_was_loaded_under(tmp_path: Path) -> None:
+    """The other home may give the short one back; the engine doesn't know this version by it."""
+    fake = FakeAdapters()
+    fake.adapters["tiny@v1"] = "/another/home/adapters/v1"
+    async with swapped(tmp_path / "home", fake=fake) as it:
+        version = await it.publish()
+        await it.swapper.activate(version, actor="api")
+        await it.swapper.activate("base", actor="api")
+        del fake.adapters["tiny@v1"]
+        serving = it.proxy.services.serving
+        serving.followers = heard = Heard(serving)
+
+        await it.swapper.activate(version, actor="api")
+
+        (name,) = fake.adapters
+        assert [name] == heard.served
+
+
+async def test_a_manifest_that_can_not_be_read_is_said(tmp_path: Path) -> None:
+    """It may well be whole, so the version is not missing."""
+    async with swapped(tmp_path / "home") as it:
+        version = await it.publish()
+        manifest = it.library.path_of(version) / "manifest.json"
+        manifest.rename(tmp_path / "kept")
+        manifest.mkdir()
+
+        with pytest.raises(ActivationFailed, match=r"v1 can't be served: .*manifest\.json"):
+            await it.swapper.activate(version, actor="api")
+
+        assert 503 == (await it.proxy.chat(model="tiny@v1")).status_code
+        manifest.rmdir()
+        (tmp_path / "kept").rename(manifest)
+        await it.swapper.activate(version, actor="api")
+        assert "v1" == await it.served()
 
 
 async def test_a_version_is_removed_from_the_engine_before_its_files_go(tmp_path: Path) -> None:
@@ -522,6 +725,46 @@ async def test_a_pin_that_failed_is_not_probed_for_each_request(tmp_path: Path) 
         assert "v1" == await it.served("tiny@v1")
 
 
+async def test_a_pin_that_failed_keeps_nothing_of_the_requests_for_it(tmp_path: Path) -> None:
+    """They may be large, and many."""
+    async with swapped(tmp_path / "home") as it:
+        await it.publish()
+        it.fake.weights_of = serves_base
+        depths = []
+        for _ in range(5):
+            with pytest.raises(ActivationFailed) as caught:
+                await it.swapper.keeper.bring("v1")
+            depths.append(len([*traceback.walk_tb(caught.value.__traceback__)]))
+
+        assert depths[1] == depths[-1]
+
+
+async def test_an_engine_that_restarts_before_the_probe_is_no_fault_of_the_version(
+    tmp_path: Path,
+) -> None:
+    """It says that it has no such model; the event says that the engine was gone."""
+
+    class Restarts(FakeAdapters):
+        """Ends and begins again once it has loaded its first version."""
+
+        async def _load(self, call: Call) -> None:
+            await super()._load(call)
+            if len(self.loads) == 1:
+                self.restart()
+
+    async with swapped(tmp_path / "home", fake=Restarts()) as it:
+        await it.publish()
+
+        with pytest.raises(ActivationFailed, match="has tiny@v1 no more: it was started anew"):
+            await it.swapper.activate("v1", actor="gate")
+        (failed, *_) = await it.proxy.services.store.versions.list_events("v1")
+        await it.swapper.activate("v1", actor="gate")
+
+        assert "activation_failed" == failed.kind
+        assert json.loads(failed.detail)[GONE] is True
+        assert "v1" == await it.served()
+
+
 async def test_a_foreign_adapter_is_imported_and_served_when_forced(
     qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
@@ -539,6 +782,120 @@ async def test_a_foreign_adapter_is_imported_and_served_when_forced(
             await it.swapper.import_adapter(tmp_path / "nothing", actor="cli")
         assert ("v1",) == it.library.versions_on_disk()
         assert "rejected" == (await it.version("v2")).state
+
+
+async def test_an_import_goes_on_without_the_one_who_asked(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """Else its number would be a candidate's that nobody makes, and nobody can remove."""
+    async with swapped(tmp_path / "home", base=qwen3) as it:
+        versions = it.proxy.services.store.versions
+        asking = asyncio.create_task(it.swapper.import_adapter(peft_a, actor="cli"))
+        while not await versions.list():
+            await asyncio.sleep(0)
+        asking.cancel()
+
+        while (await it.version("v1")).state == "candidate":
+            await asyncio.sleep(0.005)
+
+        assert "ready" == (await it.version("v1")).state
+
+
+def _runs_of(home: Path) -> Path:
+    """The folder of all runs, in a home that need not be there yet."""
+    runs = home / "runs"
+    runs.mkdir(mode=0o700, parents=True)
+    return runs
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_what_is_imported_while_a_run_trains_gets_its_probe_when_that_has_ended(
+    qwen3: Path, peft_a: Path, tmp_path: Path, *, restarts: bool
+) -> None:
+    """Until then it is said what is awaited; a restart in between loses nothing."""
+    home, written, fake = tmp_path / "home", tmp_path / "probe.json", FakeAdapters()
+    run_once = functools.partial(
+        swapped, home, base=qwen3, fake=fake, probe_command=fake_probe.command("writes", written)
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        with run_lock.hold(_runs_of(home), "run_1"):
+            it = await stack.enter_async_context(run_once())
+            made = await it.swapper.import_adapter(peft_a, actor="cli")
+            with pytest.raises(Conflict, match="its probe is made when the training run"):
+                await it.swapper.activate("v1", actor="cli")
+            if restarts:
+                await stack.aclose()
+                it = await stack.enter_async_context(run_once())
+            probe = fake_adapters.probe_of(it.library.path_of("v1"))
+            written.write_text(json.dumps(probe_codec.to_json(probe)), encoding="utf-8")
+        while (row := await it.version("v1")).reason is not None:
+            assert row.reason == made.reason == run_requests.AWAITS_RUN
+            await asyncio.sleep(0.005)
+
+        done = await it.swapper.activate("v1", actor="cli")
+
+        assert ("v1", "proven") == (await it.served(), done.probe and done.probe.outcome)
+        assert it.library.verify("v1") == manifest.loads(row.manifest)
+        assert 1 == (await it.events("v1")).count("probed")
+
+
+async def test_why_an_awaited_probe_can_not_be_made_is_said_and_it_is_not_tried_again(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """Its base would be loaded again and again, in vain."""
+    home = tmp_path / "home"
+    runs = _runs_of(home)
+    async with swapped(home, base=qwen3) as it:
+        for version in ("v1", "v2"):
+            with run_lock.hold(runs, "run_1"):
+                await it.swapper.import_adapter(peft_a, actor="cli")
+            while "probed" not in await it.events(version):
+                await asyncio.sleep(0.005)
+
+        row = await it.version("v1")
+        assert ("ready", fake_probe.NO_PROBE) == (row.state, row.reason)
+        assert 1 == (await it.events("v1")).count("probed")
+
+
+async def test_a_probe_that_was_written_before_strop_was_killed_counts(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """The file has it and the row doesn't: it is not made again."""
+    home = tmp_path / "home"
+    with run_lock.hold(_runs_of(home), "run_1"):
+        async with swapped(home, base=qwen3) as it:
+            await it.swapper.import_adapter(peft_a, actor="cli")
+            it.library.add_probe("v1", fake_adapters.probe_of(it.library.path_of("v1")))
+    async with swapped(home, base=qwen3, probe_command=fake_probe.command("dies")) as it:
+        while (row := await it.version("v1")).reason is not None:
+            await asyncio.sleep(0.005)
+
+        assert manifest.loads(row.manifest).probe is not None
+
+
+async def test_nothing_is_imported_before_the_engine_has_said_what_it_serves(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """Its base is not known yet, and there is nothing to set."""
+    async with FakeEngine(FakeAdapters()) as engine:
+        await engine.stop()
+        async with swapped(tmp_path / "home", engine=engine, ready=False, base=qwen3) as it:
+            with pytest.raises(EngineNotReady, match="try again when the engine is ready"):
+                await it.swapper.import_adapter(peft_a, actor="cli")
+
+            assert () == await it.proxy.services.store.versions.list()
+        await engine.start()
+
+
+async def test_a_path_that_is_no_utf_8_can_be_named_in_an_error(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """The error is sent as that, also to other processes."""
+    async with swapped(tmp_path / "home", base=qwen3) as it:
+        with pytest.raises(BadRequest, match=r"\?/nothing can't be imported") as caught:
+            await it.swapper.import_adapter(tmp_path / "\udcff" / "nothing", actor="cli")
+
+        assert caught.value.message.encode()
 
 
 async def test_a_stale_version_needs_force_and_a_pin_to_it_does_not(tmp_path: Path) -> None:

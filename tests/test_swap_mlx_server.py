@@ -1,6 +1,7 @@
 """Switching on a real mlx_lm.server, which holds one version at a time."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from shelved import copy_of, publish
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
+from strop.proxy.engines.embedded import free_port
 from strop.proxy.errors import ActivationFailed
 from strop.proxy.settings import Settings
 
@@ -132,6 +134,28 @@ async def test_requests_meanwhile_wait_and_none_fails(
 
         served = [one.headers["x-strop-adapter"] for one in await asyncio.gather(*before, *after)]
         assert ["base"] * 4 + ["v1"] * 4 == served
+
+
+async def test_after_the_server_restarts_the_active_version_is_proven_again(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """It would load it by itself, and nothing would have shown that it did."""
+    hub, port = tmp_path / "hub", free_port("127.0.0.1")
+    hub.mkdir()
+    with contextlib.ExitStack() as first:
+        url = first.enter_context(mlx_server(qwen3, hub=hub, port=port))
+        async with running(settings(url, qwen3), tmp_path / "home") as proxy:
+            await shelve(proxy, qwen3, peft_a)
+            await proxy.services.swapper.activate("v1", actor="api")
+            (before,) = proxy.services.swapper.loaded("v1")
+            first.close()
+            with mlx_server(qwen3, hub=hub, port=port):
+                while before in proxy.services.swapper.loaded("v1"):
+                    await asyncio.sleep(0.01)
+                await proxy.services.serving.wait_until_ready()
+
+                assert 1 == len(proxy.services.swapper.loaded("v1"))
+                await assert_served_by(proxy, qwen3, peft_a)
 
 
 async def test_after_strop_restarts_the_active_version_is_loaded_and_proven_again(

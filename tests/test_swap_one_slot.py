@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_adapters import BASE_WEIGHTS, FakeAdapters, Gate
+from fake_engine import Call
 from shelved import BASE
 from swapped import swapped
 
@@ -186,6 +187,44 @@ async def test_a_restarted_engine_gets_the_active_version_again(tmp_path: Path) 
 
         assert "v1" == await it.served()
         assert [] == it.fake.displaced
+
+
+async def test_a_request_whose_version_was_lost_and_then_replaced_may_be_sent_again(
+    tmp_path: Path,
+) -> None:
+    """The engine's 404 is for good, to a client; this passes."""
+    gate = Gate()
+
+    class Slow(FakeAdapters):
+        """Takes its time to say that it lacks a version."""
+
+        async def _complete(self, call: Call, *, is_chat: bool) -> None:
+            if is_chat and call.request.json()["model"] != self.base:
+                await gate("")
+            await super()._complete(call, is_chat=is_chat)
+
+    # Too seldom to find out before the request does.
+    async with swapped(
+        tmp_path / "home", fake=Slow(), num_adapters=1, health_interval_s=3600
+    ) as it:
+        for _ in range(2):
+            await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        it.fake.restart()
+        asking = asyncio.create_task(it.proxy.chat())
+        await gate.reached.wait()
+        switching = asyncio.create_task(it.swapper.activate("v2", actor="api"))
+        while it.swapper.progress is None or it.swapper.progress.step != "draining":
+            await asyncio.sleep(0.005)
+
+        gate.opened.set()
+        answer = await asking
+        await switching
+
+        error = answer.json()["error"]
+        assert (503, "engine_not_ready") == (answer.status_code, error["code"])
+        assert "has lost v1, and v2 has taken its place; try again soon" in error["message"]
+        assert "v2" == await it.served()
 
 
 async def test_requests_that_find_their_version_gone_do_not_wait_for_each_other(

@@ -1,6 +1,7 @@
 """After a restart, of strop or of the engine, what the store says serves, and nothing half made."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,24 @@ async def test_a_request_under_way_when_the_engine_forgets_is_asked_again_once(
         assert ("complete", 200) == (row.completion.state, row.completion.status)
 
 
+async def test_a_pin_that_finds_the_active_version_gone_is_served_and_that_comes_back(
+    tmp_path: Path,
+) -> None:
+    """The probe can't ask for what is gone, which is no fault of the version that is pinned."""
+    # Too seldom to find out before the request does.
+    async with swapped(tmp_path / "home", health_interval_s=3600) as it:
+        for _ in range(2):
+            await it.publish()
+        await it.swapper.activate("v2", actor="api")
+        it.fake.restart()
+
+        pinned = await it.served("tiny@v1")
+        await it.proxy.services.serving.wait_until_ready()
+
+        assert ("v1", "v2") == (pinned, await it.served())
+        assert "activation_failed" not in await it.events("v1")
+
+
 async def test_a_404_for_what_the_engine_has_is_the_clients(tmp_path: Path) -> None:
     """Nothing is asked twice, and the engine's answer passes as it is."""
 
@@ -189,6 +208,99 @@ async def test_rows_and_folders_agree_after_a_start(tmp_path: Path) -> None:
 
         assert {whole: "ready", lost: "missing", candidate: "rejected"} == states
         assert [library.path_of(whole)] == [*library.folder.iterdir()]
+
+
+async def _home_of_three(home: Path) -> Library:
+    """v1 retired, v2 active, v3 ready."""
+    async with swapped(home) as it:
+        for _ in range(3):
+            await it.publish()
+        for version in ("v1", "v2"):
+            await it.swapper.activate(version, actor="api")
+        return it.library
+
+
+async def test_folders_that_are_put_back_are_versions_again_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """As where the database alone was restored first: the same states, and the same one serves."""
+    home = tmp_path / "home"
+    library = await _home_of_three(home)
+    shutil.move(library.folder, tmp_path / "away")
+    async with swapped(home, ready=False) as it:
+        lost = {one: (await it.version(one)).state for one in ("v1", "v2", "v3")}
+    shutil.copytree(tmp_path / "away", library.folder, dirs_exist_ok=True)
+
+    async with swapped(home) as it:
+        states = {one: (await it.version(one)).state for one in ("v1", "v2", "v3")}
+
+        assert {"missing"} == {*lost.values()}
+        assert {"v1": "retired", "v2": "active", "v3": "ready"} == states
+        assert ("v2", "v1") == (await it.served(), await it.served("tiny@v1"))
+        assert ["missing", "found"] == (await it.events("v3"))[-2:]
+        await it.swapper.activate("v3", actor="api")
+
+
+async def test_a_folder_that_is_put_back_while_strop_runs_is_found_when_it_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    """Neither the active version, nor a pin, nor an activation needs a restart."""
+    home = tmp_path / "home"
+    library = await _home_of_three(home)
+    shutil.move(library.folder, tmp_path / "away")
+    async with swapped(home, ready=False) as it:
+        await it.proxy.services.serving.wait_until_asked()
+        assert 503 == (await it.proxy.chat()).status_code
+        with pytest.raises(Conflict, match="v3 is missing: its folder is gone; put back"):
+            await it.swapper.activate("v3", actor="api")
+        shutil.copytree(tmp_path / "away", library.folder, dirs_exist_ok=True)
+
+        await it.swapper.activate("v3", actor="api")
+
+        assert ("v3", "v1") == (await it.served(), await it.served("tiny@v1"))
+        assert "retired" == (await it.version("v1")).state
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        ("other weights", "adapter_model.safetensors of v1 was changed"),
+        ("another home's", "another home's v1"),
+        ("no manifest", "its folder is gone"),
+    ],
+)
+async def test_what_is_put_back_otherwise_than_it_was_stays_missing_and_says_why(
+    tmp_path: Path, harm: str, says: str
+) -> None:
+    """Other weights, another home's version of this number, half of it."""
+    home = tmp_path / "home"
+    library = await _home_of_three(home)
+    shutil.move(library.path_of("v1"), tmp_path / "v1-away")
+    async with swapped(home) as it:
+        assert "missing" == (await it.version("v1")).state
+        other = it.library.path_of("v2").name
+    if harm == "another home's":
+        async with swapped(tmp_path / "theirs") as it:
+            await it.publish()
+            theirs = it.library.path_of("v1")
+            shutil.copytree(theirs, library.folder / theirs.name)
+    else:
+        back = library.folder / other.replace("v2", "v1")
+        shutil.copytree(tmp_path / "v1-away", back)
+        if harm == "other weights":
+            (back / "adapter_model.safetensors").write_bytes(b"something else")
+        else:
+            (back / "manifest.json").unlink()
+
+    async with swapped(home) as it:
+        row = await it.version("v1")
+
+        assert "missing" == row.state
+        assert says in (row.reason or "")
+        with pytest.raises(Conflict, match=says):
+            await it.swapper.activate("v1", actor="api")
+        assert 409 == (await it.proxy.chat(model="tiny@v1")).status_code
+        assert 409 == (await it.proxy.chat(model="tiny@v1")).status_code
 
 
 async def test_what_a_run_will_finish_is_left_to_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.peft import InvalidAdapter
+from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
@@ -41,6 +42,7 @@ class MlxServerAdapters:
         self._model = ""
         self._base_name = ""
         self._tokens: TokenText | None = None
+        self._line: EngineConnection | None = None
 
     def serves(self, model: str, name: str) -> None:
         """Note what the server calls the base, and what strop does.
@@ -48,8 +50,12 @@ class MlxServerAdapters:
         Started anew with another, it would be asked for versions on that one, and answer.
         """
         if self._model not in ("", model):
-            self._sources, self.active = {}, None
+            self.forget()
         self._model, self._base_name = model, name
+
+    def forget(self) -> None:
+        """Take nothing for loaded: the server was away, so what it answers must be proven again."""
+        self._sources, self.active = {}, None
 
     def path_of(self, name: str) -> str | None:
         """Return the folder to name in a request for `name`; None unless that is loaded."""
@@ -76,9 +82,11 @@ class MlxServerAdapters:
 
     async def load(self, name: str, folder: Path) -> None:
         """Let the server load `folder` in the place of what it holds, and answer with a token."""
-        if self._sources.get(name) == folder:
+        if (await self.loaded()).get(name) == str(folder):
             return
         await self.prepare(name, folder)
+        if self._line is None or self._line.is_lost:
+            self._line = await self._calls.hold()
         adapters = str(self._converted(folder))
         await self._complete({**self._weights(adapters), "prompt": "1", "max_tokens": 1})
         former, self._sources = self._sources, {name: folder}
@@ -93,7 +101,12 @@ class MlxServerAdapters:
         await self._complete({**self._weights(None), "prompt": "1", "max_tokens": 1})
 
     async def loaded(self) -> Mapping[str, str]:
-        """Return the version in use; a server that was restarted loads it when it is asked."""
+        """Return the version in use, unless the server was restarted since it was loaded.
+
+        Such a server would load it by itself when it is asked, and nothing has shown that it did.
+        """
+        if self._line is not None and self._line.is_lost:
+            self.forget()
         return {name: str(folder) for name, folder in self._sources.items()}
 
     async def generate(

@@ -4,6 +4,7 @@ Asks nothing: `replicas` looks, and `keeping` lets it in.
 """
 
 from dataclasses import dataclass, field
+from time import monotonic
 
 from strop.proxy.engines.base import Engine, EngineState
 from strop.proxy.engines.claims import Verification
@@ -22,6 +23,7 @@ class Replica:
         verification: of its claims.
         picked: the number of the last choice that fell on it.
         retry_at: the monotonic time before which it is not worth loading anything there again.
+        entered_at: the monotonic time since which it gets requests, or at which it last did.
     """
 
     engine: Engine
@@ -32,6 +34,7 @@ class Replica:
     verification: Verification = field(default_factory=Verification)
     picked: int = 0
     retry_at: float = 0.0
+    entered_at: float = 0.0
 
     @property
     def is_ready(self) -> bool:
@@ -45,7 +48,7 @@ class Replica:
 
     def enter(self) -> None:
         """Let it have requests."""
-        self.is_in, self.reason = True, ""
+        self.is_in, self.reason, self.entered_at = True, "", monotonic()
 
     def leave(self, reason: str, *, answers: bool = False) -> None:
         """Let it have none; unless it `answers`, it can't be asked for anything else either."""

@@ -12,7 +12,7 @@ import msgspec
 
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.control import ask, list_cards
-from strop.proxy.errors import UpstreamError
+from strop.proxy.errors import UpstreamDied, UpstreamError
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers
 
@@ -143,6 +143,11 @@ class VllmAdapters:
     ) -> _Choice:
         body = {"model": name, "prompt": list(prompt_ids), **_GREEDY, **fields}
         answer = await self._ask("/v1/completions", body, ANSWER_TIMEOUT_S)
+        if answer.status_code == httpx.codes.NOT_FOUND and name not in await self.loaded():
+            raise UpstreamDied(
+                f"the engine at {self._upstream.url} has {name} no more: it was started anew"
+                " since that was loaded"
+            )
         if answer.status_code != httpx.codes.OK:
             raise self._refused(f"to answer as {name}", answer)
         try:

@@ -33,7 +33,7 @@ def paths() -> Schema:
                     "Activate a version.",
                     200,
                     "Activation",
-                    (*BODY, 401, 404, 409, 503),
+                    (*BODY, 401, 404, 409, 502, 503),
                     "NewActivation",
                     security=ADMIN,
                 ),
@@ -46,7 +46,7 @@ def paths() -> Schema:
                 "Activate the version that was active before.",
                 200,
                 "Activation",
-                (*BODY, 401, 409, 503),
+                (*BODY, 401, 409, 502, 503),
                 security=ADMIN,
             )
         },
@@ -62,7 +62,11 @@ def paths() -> Schema:
                 security=ADMIN,
             ),
             "delete": operation(
-                "Delete its files.", 200, "DeletedAdapter", (401, 404, 409, 503), security=ADMIN
+                "Delete its files.",
+                200,
+                "DeletedAdapter",
+                (401, 404, 409, 502, 503),
+                security=ADMIN,
             ),
         },
         "/admin/runs": {

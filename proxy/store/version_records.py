@@ -19,6 +19,7 @@ Origin = Literal["run", "import"]
 EventKind = Literal[
     "created",
     "imported",
+    "probed",
     "passed",
     "rejected",
     "activating",
@@ -29,6 +30,7 @@ EventKind = Literal[
     "unloaded",
     "stale",
     "missing",
+    "found",
     "removed",
 ]
 Verdict = Literal["ready", "rejected"]

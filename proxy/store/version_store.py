@@ -67,6 +67,13 @@ class VersionStore:
         )
         return await self._writer.submit(publish, len(manifest))
 
+    async def amend(self, id_: str, manifest: bytes, *, reason: str | None, actor: str) -> Version:
+        """Give a version the manifest with its probe, or say why not; see `versions.amend`."""
+        amend = partial(
+            versions.amend, id_=id_, manifest=manifest, reason=reason, actor=actor, now_ms=now_ms()
+        )
+        return await self._writer.submit(amend, len(manifest))
+
     async def fail(self, id_: str, reason: str, *, actor: str) -> Version:
         """Reject a candidate whose folder was never finished; see `versions.fail`."""
         fail = partial(versions.fail, id_=id_, reason=reason, actor=actor, now_ms=now_ms())
@@ -75,6 +82,11 @@ class VersionStore:
     async def mark_missing(self, id_: str, reason: str, *, actor: str) -> Version:
         """Say that a version's folder is gone or broken; see `versions.mark_missing`."""
         mark = partial(versions.mark_missing, id_=id_, reason=reason, actor=actor, now_ms=now_ms())
+        return await self._writer.submit(mark)
+
+    async def mark_found(self, id_: str, *, actor: str) -> Version:
+        """Say that a missing version's folder is there again; see `versions.mark_found`."""
+        mark = partial(versions.mark_found, id_=id_, actor=actor, now_ms=now_ms())
         return await self._writer.submit(mark)
 
     async def set_pinned(self, id_: str, is_pinned: bool) -> Version:

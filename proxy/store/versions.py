@@ -5,6 +5,7 @@ Does not know what is in their folders. Each function here is one operation of t
     candidate -> ready -> active -> retired -> active ...
     candidate -> rejected             refused by the gate or the import, or never finished
     ready, retired, active -> missing   its folder is gone
+    missing -> ready, retired, active   its folder is there again
 """
 
 import sqlite3
@@ -13,6 +14,7 @@ from typing import Final
 
 import orjson
 
+from strop.proxy import base_names
 from strop.proxy.errors import Conflict, NotFound
 from strop.proxy.store import events, lineage, run_queries, version_queries
 from strop.proxy.store.database import storable
@@ -23,6 +25,7 @@ from strop.proxy.store.version_records import (
     Verdict,
     Version,
     VersionEvent,
+    VersionState,
     version_num,
 )
 
@@ -30,10 +33,18 @@ _RESERVE: Final = """
 INSERT INTO versions (created_ms, parent, base, run, origin, state)
 VALUES (?, ?, ?, ?, ?, 'candidate')"""
 _RUN: Final = "SELECT version, finished_ms FROM runs WHERE id = ?"
+_BASE_PATH: Final = "SELECT json_extract(config, '$.base_path') FROM runs WHERE id = ?"
 _SET_RUN: Final = "UPDATE runs SET version = ? WHERE id = ?"
 _PUBLISH: Final = """
 UPDATE versions SET state = ?, manifest = ?, reason = ?, stale = coalesce(stale, ?) WHERE num = ?"""
+_AMEND: Final = "UPDATE versions SET manifest = ?, reason = ? WHERE num = ?"
 _SET_STATE: Final = "UPDATE versions SET state = ?, reason = ? WHERE num = ?"
+_DEACTIVATED: Final = """
+SELECT 1 FROM version_events WHERE version = ? AND kind = 'deactivated' LIMIT 1"""
+# What was said of it before its folder was gone.
+_FORMER_REASON: Final = """
+SELECT json_extract(detail, '$.former_reason') FROM version_events
+WHERE version = ? AND kind = 'missing' ORDER BY num DESC LIMIT 1"""
 _SET_PINNED: Final = "UPDATE versions SET pinned = ? WHERE num = ?"
 _REMOVE: Final = "UPDATE versions SET removed_ms = ? WHERE num = ?"
 
@@ -92,9 +103,11 @@ def continued(connection: sqlite3.Connection, parent: str | None, base: str) -> 
     if known.state not in ("ready", "active", "retired"):
         raise Conflict(f"expected a version to continue from, but {parent} is {known.state}")
     if known.base != base:
+        found = connection.execute(_BASE_PATH, (known.run,)).fetchone()
         raise Conflict(
-            f"expected a version of the base {base}, but {parent} is of {known.base}; set"
-            " model.base to that one, or start from `base`"
+            f"expected a version of the base {base_names.shown(base, None)}, but {parent} is of"
+            f" {base_names.shown(known.base, found and found[0])}; set model.base to that one, or"
+            " start from `base`"
         )
     return known.num
 
@@ -143,6 +156,29 @@ def publish(
     return _by_num(connection, known.num)
 
 
+def amend(
+    connection: sqlite3.Connection,
+    id_: str,
+    *,
+    manifest: bytes,
+    reason: str | None,
+    actor: str,
+    now_ms: int,
+) -> Version:
+    """Give a version the manifest with its probe, or say why it gets none.
+
+    Raises:
+        NotFound: there is no such version.
+        Conflict: it is a candidate or rejected, or its folder is gone.
+    """
+    known = get(connection, id_)
+    if known.state not in ("ready", "active", "retired"):
+        raise Conflict(f"expected a version with its folder in place, but {id_} is {known.state}")
+    connection.execute(_AMEND, (manifest.decode(), storable(reason), known.num))
+    events.add(connection, known.num, "probed", actor, {"reason": reason}, now_ms)
+    return _by_num(connection, known.num)
+
+
 def fail(
     connection: sqlite3.Connection, id_: str, reason: str, *, actor: str, now_ms: int
 ) -> Version:
@@ -170,7 +206,9 @@ def abandon(connection: sqlite3.Connection, id_: str, reason: str, *, now_ms: in
 def mark_missing(
     connection: sqlite3.Connection, id_: str, reason: str, *, actor: str, now_ms: int
 ) -> Version:
-    """Say that a version's folder is gone or broken. Again, or of a rejected one, changes nothing.
+    """Say that a version's folder is gone or broken; again, why it still is.
+
+    A rejected one stays as it is.
 
     Raises:
         NotFound: there is no such version.
@@ -179,9 +217,32 @@ def mark_missing(
     known = get(connection, id_)
     if known.state == "candidate":
         raise Conflict(f"expected a version that was published, but {id_} is a candidate")
-    if known.state not in ("missing", "rejected"):
-        connection.execute(_SET_STATE, ("missing", storable(reason), known.num))
-        events.add(connection, known.num, "missing", actor, {"reason": reason}, now_ms)
+    if known.state == "rejected":
+        return known
+    connection.execute(_SET_STATE, ("missing", storable(reason), known.num))
+    if known.state != "missing":
+        detail = {"reason": reason, "former_reason": known.reason}
+        events.add(connection, known.num, "missing", actor, detail, now_ms)
+    return _by_num(connection, known.num)
+
+
+def mark_found(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int) -> Version:
+    """Make a missing version what it would be now, had it never been missing; no other changes.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    known = get(connection, id_)
+    if known.state != "missing":
+        return known
+    state: VersionState = "ready"
+    if version_queries.stack().run(connection)[0].version == known.num:
+        state = "active"
+    elif connection.execute(_DEACTIVATED, (known.num,)).fetchone():
+        state = "retired"
+    (reason,) = connection.execute(_FORMER_REASON, (known.num,)).fetchone()
+    connection.execute(_SET_STATE, (state, reason, known.num))
+    events.add(connection, known.num, "found", actor, {"state": state}, now_ms)
     return _by_num(connection, known.num)
 
 
@@ -201,7 +262,8 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
 
     Raises:
         NotFound: there is no such version.
-        Conflict: it is active, or being made, or a run that isn't over continues it.
+        Conflict: it is active, or being made, or a run that isn't over continues it; or nobody
+            asked for it (the actor is `watch`) and it is pinned.
     """
     known = get(connection, id_)
     top = version_queries.stack().run(connection)[0]
@@ -209,6 +271,8 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
         raise Conflict(f"{id_} is active; activate another version first, or roll back")
     if known.state == "candidate":
         raise Conflict(f"{id_} is being made; cancel its run first")
+    if known.is_pinned and actor == "watch":
+        raise Conflict(f"{id_} is pinned, so it is kept until somebody removes it")
     for run in run_queries.unfinished().run(connection):
         if run.parent == id_:
             raise Conflict(f"{run.id} continues {id_}; wait for it, or cancel it")
