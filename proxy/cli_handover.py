@@ -11,8 +11,11 @@ from typing import Final
 
 import click
 
+from strop import configs
 from strop.proxy.cli_options import examples, home_of, home_option
+from strop.proxy.home import serving
 from strop.proxy.settings import load
+from strop.proxy.told_settings import settings_of
 
 MODULES: Final = {
     "demo": "strop.training.demo.__main__",
@@ -20,6 +23,8 @@ MODULES: Final = {
     "doctor": "strop.training.doctor",
 }
 """Where the command itself, its options and its help are: `main` in this module."""
+
+_SAYS_ITSELF: Final = ("--base", "-h", "--help")
 
 # Help too is the module's own.
 _FREE: Final = {"ignore_unknown_options": True, "help_option_names": []}
@@ -47,7 +52,7 @@ def demo(arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def evaluate(home: Path | None, arguments: tuple[str, ...]) -> None:
     """Compare versions, on held-out ratings or on a prompt file."""
-    _become("eval", [*_in_force(home_of(home)), *arguments])
+    _become("eval", [*_in_force(home_of(home), arguments), *arguments])
 
 
 @click.command(
@@ -60,20 +65,35 @@ def evaluate(home: Path | None, arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(home: Path | None, arguments: tuple[str, ...]) -> None:
     """Say what can train here, with what, and why."""
-    _become("doctor", [*_in_force(home_of(home)), *arguments])
+    _become("doctor", [*_in_force(home_of(home), arguments), *arguments])
 
 
-def _in_force(home: Path) -> list[str]:
-    """Return the options that tell what is in force; what is typed comes after, and counts."""
+def _in_force(home: Path, arguments: Sequence[str]) -> list[str]:
+    """Return the options that tell what is in force; what is typed comes after, and counts.
+
+    That is what serves from the home, else what a start would use. Says which model that is, where
+    `arguments` name none.
+    """
     from strop.proxy.pairing import base_folder
 
-    settings = load(home, environ=os.environ).settings
-    training, base = settings.training, base_folder(settings)
+    serves = serving(home)
+    if serves is not None and serves.found:
+        settings = settings_of(home, serves.found)
+        whose = f"which strop serves at {serves.url}"
+    else:
+        settings = load(home, environ=os.environ).settings
+        whose = f"since nothing serves from {home}; another one: --base DIR"
+    training = settings.training
+    # Of a base that isn't there they say so themselves.
+    base = base_folder(settings) or settings.model.base
+    if base and not any(one.partition("=")[0] in _SAYS_ITSELF for one in arguments):
+        name = "the demo model" if base == configs.demo_model() else base
+        click.echo(f"Examines {name}, {whose}", err=True)
     found = ["--home", str(home), "--preset", training.preset]
     found += ["--backend", training.backend, "--device", training.device]
     if training.quantize_base:
         found.append("--quantize-base")
-    return found if base is None else [*found, "--base", str(base)]
+    return [*found, "--base", str(base)] if base else found
 
 
 def _become(name: str, arguments: Sequence[str]) -> None:

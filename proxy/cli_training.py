@@ -24,10 +24,11 @@ from strop.proxy.cli_options import (
 )
 from strop.proxy.cli_runs import described, is_over, progress
 from strop.proxy.errors import ConfigError
-from strop.proxy.home import serving_url
+from strop.proxy.home import serving, serving_url
 from strop.proxy.run_requests import Wanted, preset
 from strop.proxy.settings import home_hint
-from strop.proxy.store.run_records import UNFINISHED, Run
+from strop.proxy.store.run_records import Run
+from strop.proxy.told_settings import settings_of
 
 _POLL_S: Final = 0.5
 _OBJECTIVES: Final = get_args(get_type_hints(settings.Training)["objective"])
@@ -72,34 +73,30 @@ def train(
     if relearn:
         parent = asyncio.run(_clean_ancestor(folder))
     wanted = Wanted(objective, chosen, parent)
-    if serving_url(folder) is not None:
+    is_served = serving_url(folder) is not None
+    if is_served:
         run = _by_proxy(folder, wanted, waits=not detach, shows=not as_json and _is_terminal())
-        says = _next_step(run, folder)
     elif detach:
         raise ConfigError(
             f"--detach needs a strop that serves from {folder}; start it with: strop"
             f" serve{home_hint(folder)}"
         )
     else:
-        run, says = _here(folder, wanted, is_quiet=as_json)
+        run = _here(folder, wanted, is_quiet=as_json)
     if as_json:
         click.echo(json.dumps(run))
     else:
         click.echo(terminal.table(described(run)))
-        click.echo(says)
+        click.echo(_next_step(run, folder, is_served=is_served))
     context.exit(0 if detach or run["state"] == "passed" else 1)
 
 
 async def _clean_ancestor(home: Path) -> str:
-    """Return the newest of the active version and its ancestors that isn't stale."""
+    """Return what relearning continues."""
+    from strop.proxy.promotion import clean_ancestor
+
     async with open_store(home) as store:
-        version = (await store.versions.activation()).version
-        while version != "base":
-            found = await store.versions.get(version)
-            if found is not None and found.stale is None:
-                return version
-            version = (found.parent if found is not None else None) or "base"
-    return "base"
+        return await clean_ancestor(store, (await store.versions.activation()).version)
 
 
 def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[str, Any]:
@@ -120,17 +117,8 @@ def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[s
     return run
 
 
-def _next_step(run: dict[str, Any], home: Path) -> str:
-    hint = home_hint(home)
-    if run["state"] == "passed":
-        return f"See whether {run['version']} serves: strop adapters list{hint}"
-    if is_over(run):
-        return f"No version was made. See all of it: strop runs show {run['id']}{hint} --json"
-    return f"See how it goes: strop runs show {run['id']}{hint}"
-
-
-def _here(home: Path, wanted: Wanted, *, is_quiet: bool) -> tuple[dict[str, Any], str]:
-    """Make a run in this terminal; return it, and what to do next."""
+def _here(home: Path, wanted: Wanted, *, is_quiet: bool) -> dict[str, Any]:
+    """Make a run in this terminal; return it."""
     from strop.proxy import foreground
 
     resolved = settings.load(home, environ=os.environ).settings
@@ -139,30 +127,56 @@ def _here(home: Path, wanted: Wanted, *, is_quiet: bool) -> tuple[dict[str, Any]
         async with open_store(home) as store:
             return await foreground.take_up(store, home, resolved, wanted)
 
-    async def over(id_: str) -> tuple[Run, str]:
+    async def over(id_: str) -> Run:
         async with open_store(home) as store:
             found = await store.runs.get(id_)
             assert found is not None
-            return found, (await store.versions.activation()).version
+            return found
 
     run = asyncio.run(take_up())
     click.echo(f"No strop serves from {home}: {run.id} runs in this terminal.", err=True)
     foreground.see_through(home, run.id, is_quiet=is_quiet)
-    run, active = asyncio.run(over(run.id))
-    return dict(adapter_objects.run(run)), _then(run, active, resolved, home_hint(home))
+    return dict(adapter_objects.run(asyncio.run(over(run.id))))
 
 
-def _then(run: Run, active: str, resolved: settings.Settings, hint: str) -> str:
-    if run.state in UNFINISHED:
-        return f"{run.id} stopped, and goes on with: strop train{hint}, or strop serve{hint}"
-    if run.state != "passed":
-        return f"No version was made. See all of it: strop runs show {run.id}{hint} --json"
-    if resolved.training.promote == "auto" and active == (run.parent or "base"):
-        return f"{run.version} is ready; strop activates it when it serves: strop serve{hint}"
-    return (
-        f"{run.version} is ready; while strop serves, activate it: strop adapters activate"
-        f" {run.version}{hint}"
-    )
+def _next_step(run: dict[str, Any], home: Path, *, is_served: bool) -> str:
+    hint = home_hint(home)
+    if run["state"] == "passed":
+        return asyncio.run(activation_of(home, run["id"]))
+    if is_over(run):
+        return f"No version was made. See all of it: strop runs show {run['id']}{hint} --json"
+    if is_served:
+        return f"See how it goes: strop runs show {run['id']}{hint}"
+    return f"{run['id']} stopped, and goes on with: strop train{hint}, or strop serve{hint}"
+
+
+async def activation_of(home: Path, run_id: str) -> str:
+    """Return whether what passed is activated by itself; if not, why, and what to type."""
+    from strop.proxy.promotion import obstacle
+
+    hint, serves = home_hint(home), serving(home)
+    if serves is not None and serves.found:
+        training = settings_of(home, serves.found).training
+    else:
+        training = settings.load(home, environ=os.environ).settings.training
+    async with open_store(home) as store:
+        run = await store.runs.get(run_id)
+        made = None if run is None else await store.versions.get(run.version or "")
+        assert run is not None
+        assert made is not None
+        if made.state == "active":
+            return f"{made.id} serves now."
+        reason = await obstacle(training, store, run, made)
+    if reason is None:
+        if serves is not None:
+            return f"{made.id} is ready; strop activates it now. See it: strop adapters list{hint}"
+        return f"{made.id} is ready; strop activates it when it serves: strop serve{hint}"
+    if made.stale is not None:
+        step = f"train anew: strop train --relearn{hint}"
+    else:
+        step = f"activate it: strop adapters activate {made.id}{hint}"
+        step = step if serves is not None else f"while strop serves, {step}"
+    return f"{made.id} is ready, but not activated by itself, since {reason}; {step}"
 
 
 def _is_terminal() -> bool:

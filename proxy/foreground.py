@@ -40,15 +40,16 @@ async def take_up(store: Store, home: Path, settings: Settings, wanted: Wanted) 
                 f"{left.id} was left unfinished; go on with it: strop train; or give it up: strop"
                 f" runs cancel {left.id}"
             )
-        return left
     base = await _base(settings, home)
+    if left is not None:
+        return await run_requests.follow_base(store, left, base)
     return await run_requests.create(store, settings.training, base, wanted, actor="cli")
 
 
 async def _base(settings: Settings, home: Path) -> Base:
     folder = base_folder(settings)
     if folder is None:
-        raise ConfigError(run_requests.NO_BASE)
+        raise ConfigError(run_requests.no_base(settings.model.base))
     identity = await identity_of(settings, home)
     if identity is None:
         raise ConfigError(f"expected a model in Hugging Face format in {folder}, found none")
@@ -67,12 +68,14 @@ def see_through(
     read_end, write_end = os.pipe()
     line = [*command(home, run), "--parent-fd", str(read_end)]
     try:
-        with subprocess.Popen(line, stdout=output, pass_fds=(read_end,)) as process:
+        with subprocess.Popen(
+            line, stdout=output, pass_fds=(read_end,), start_new_session=True
+        ) as process:
             while process.returncode is None:
                 try:
                     process.wait()
                 except KeyboardInterrupt:
-                    # The terminal has told the process too.
+                    process.terminate()
                     print(
                         f"\n{run} stops at its next step, to be resumed; while its version is"
                         " judged, it goes on to the end",

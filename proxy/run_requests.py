@@ -15,7 +15,7 @@ import orjson
 from strop import configs
 from strop.proxy.errors import BadRequest, Unavailable
 from strop.proxy.settings import Training
-from strop.proxy.store.run_records import Run
+from strop.proxy.store.run_records import Run, RunUpdate
 
 if TYPE_CHECKING:
     # Commands check a preset with this, and open no store for it.
@@ -34,6 +34,8 @@ NO_BACKEND: Final = (
     "training needs torch or mlx, and neither is installed; install strop[torch], or strop[mlx] on"
     " a Mac"
 )
+AWAITS_RUN: Final = "its probe is made when the training run that is under way has ended"
+"""Why an imported version has no probe yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,16 @@ class Wanted:
     objective: str | None = None
     preset: str | None = None
     parent: str | None = None
+
+
+def no_base(named: str) -> str:
+    """Return why there is no base to train, where `model.base` says `named`."""
+    if not named:
+        return NO_BASE
+    return (
+        f"nothing can be trained: model.base is {named}, and there is no such folder here, nor a"
+        " downloaded hub id; set it to where that model is now"
+    )
 
 
 def has_backend() -> bool:
@@ -96,6 +108,15 @@ async def create(
         requested_by=actor,
         config=orjson.dumps(config),
     )
+
+
+async def follow_base(store: "Store", run: Run, base: Base) -> Run:
+    """Return a run that is to go on, with its base in the folder where that is now."""
+    config = orjson.loads(run.config)
+    moved = config | {"base_path": str(base.folder)}
+    if run.base != base.identity or config == moved:
+        return run
+    return await store.runs.update(run.id, RunUpdate(config=orjson.dumps(moved)))
 
 
 def preset(named: str) -> str:

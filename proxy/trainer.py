@@ -7,6 +7,7 @@ learns. One at a time.
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Final
 import orjson
 
 from strop.proxy import run_requests
+from strop.proxy.alias import Leases
 from strop.proxy.child import Child, last_words
 from strop.proxy.errors import StropError, Unavailable
 from strop.proxy.promotion import Promoter
@@ -42,7 +44,7 @@ class Trainer:
         store: where ratings come from, and how runs are known.
         promoter: what becomes of what a run made.
         base: returns the base that can be trained, or why there is none.
-        load: returns how many answers are running.
+        leases: how many answers are running, and when the last one ended.
         command: returns the command line of a run's process.
         look_interval_s: seconds between two looks at whether a run is due.
 
@@ -58,7 +60,7 @@ class Trainer:
         promoter: Promoter,
         *,
         base: Callable[[], Base | str],
-        load: Callable[[], int],
+        leases: Leases,
         command: TrainCommand = run_requests.command,
         look_interval_s: float = LOOK_INTERVAL_S,
     ) -> None:
@@ -67,12 +69,12 @@ class Trainer:
         self._store = store
         self._promoter = promoter
         self._base = base
-        self._load = load
+        self._leases = leases
         self._command = command
         self._look_interval_s = look_interval_s
         self._child: Child | None = None
         self._num_crashes: dict[str, int] = {}
-        self._busy_at = monotonic()
+        self._began_at = monotonic()
         self._wake = asyncio.Event()
         self.decision = Decision(False, "starting")
 
@@ -142,6 +144,12 @@ class Trainer:
         if run_lock.is_held(self._runs_folder):
             # A person trains in a terminal, or what a dead strop left has not noticed yet.
             return False
+        base = self._base()
+        if isinstance(base, Base):
+            run = await run_requests.follow_base(self._store, run, base)
+        elif not run.is_cancelling:
+            self.decision = Decision(False, f"{run.id} can't go on yet: {base}")
+            return False
         return await self._see_through(run)
 
     async def _begin_if_due(self) -> Run | None:
@@ -149,7 +157,7 @@ class Trainer:
         return await self.request(Wanted(), actor="trigger") if self.decision.is_due else None
 
     async def _decide(self) -> Decision:
-        base, num_in_flight = self._base(), self._note_load()
+        base = self._base()
         if isinstance(base, str):
             return Decision(False, base)
         if not run_requests.has_backend():
@@ -158,18 +166,18 @@ class Trainer:
         fresh = await self._fresh(active, base)
         last = await self._store.runs.last_finished()
         num_new = fresh.total
-        if last is not None:
+        # One of another base has tried none of these ratings.
+        if last is not None and last.base == base.identity:
             since_ms = last.started_ms or last.created_ms
             is_newer = (fresh.newest_ms or 0) > since_ms
             num_new = (await self._fresh(active, base, since_ms)).total if is_newer else 0
-        moment = Moment(datetime.now().astimezone(), monotonic() - self._busy_at, num_in_flight)
-        return decide(fresh, num_new, moment, self._settings)
+        return decide(fresh, num_new, self._moment(), self._settings)
 
-    def _note_load(self) -> int:
-        num_in_flight = self._load()
-        if num_in_flight:
-            self._busy_at = monotonic()
-        return num_in_flight
+    def _moment(self) -> Moment:
+        num_in_flight = self._leases.total
+        idle_at = max(self._began_at, self._leases.idle_since())
+        idle_s = 0.0 if num_in_flight else monotonic() - idle_at
+        return Moment(datetime.now().astimezone(), idle_s, num_in_flight)
 
     async def _fresh(self, active: str, base: Base, since_ms: int = 0) -> FreshCounts:
         reopen = self._settings.reopen_on_rollback
@@ -203,7 +211,6 @@ class Trainer:
         try:
             while not ended.done():
                 await asyncio.wait([ended], timeout=self._look_interval_s)
-                self._note_load()
                 with contextlib.suppress(StropError):
                     await self._promoter.follow()
             return ended.result()
@@ -217,6 +224,8 @@ class Trainer:
             extra={"run": run.id, "exit_code": code, "said": said, "log": str(log_path)},
         )
         if num_crashes >= MAX_CRASHES:
-            reason = f"its process died {MAX_CRASHES} times (exit {code}): {said}"
+            is_killed = code == -signal.SIGKILL
+            how = "killed by the system, mostly for lack of memory" if is_killed else f"exit {code}"
+            reason = f"its process died {MAX_CRASHES} times ({how}): {said}"
             ended = RunUpdate(state="failed", reasons=orjson.dumps([reason]))
             await self._store.runs.update(run.id, ended)

@@ -3,12 +3,14 @@
 passes    publishes a version, and passes
 rejects   is rejected by the gate
 dies      ends with status 3, the row unfinished, its reason on standard error
+killed    the same, by SIGKILL
 waits     takes a step, then waits until it is cancelled, or told to stop
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -49,9 +51,11 @@ async def take(behaviour: str, home: Path, run: str, parent_fd: int) -> int:
 
 async def _behave(behaviour: str, home: Path, id_: str, store: Store, told: asyncio.Event) -> int:
     run = await store.runs.update(id_, RunUpdate(state="running", num_steps=4))
-    if behaviour == "dies":
+    if behaviour in ("dies", "killed"):
         print("warming up", flush=True)
         print(LAST_WORDS, file=sys.stderr)
+        if behaviour == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         return 3
     await store.runs.add_step(id_, 1, b'{"loss": 0.5}', eta_s=30.0)
     if behaviour == "waits":

@@ -27,6 +27,7 @@ from backend_cases import (
 )
 
 from strop.adapters import peft
+from strop.proxy.embedded import lora as embedded_lora
 from strop.training.backends import open_policy
 from strop.training.backends.base import BASE, TRAINED, LoraSettings
 
@@ -174,6 +175,44 @@ def test_a_model_for_images_is_adapted_where_text_goes_through(tmp_path: Path) -
     _, shapes = peft.read_shapes(tmp_path / "adapter")
     assert 2 * 7 == len(shapes)
     assert all(path.startswith("model.language_model.layers.") for path in shapes)
+
+
+def test_a_model_for_images_has_one_name_for_each_layer(tmp_path: Path) -> None:
+    """That of its files, which vLLM reads; trained in torch, it is the same in mlx-lm's model."""
+    import torch
+    from mlx_lm.utils import load_model
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    text = {
+        **SIZES,
+        "layer_types": ["linear_attention", "full_attention"],
+        "full_attention_interval": 2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    }
+    images = {"depth": 1, "num_heads": 2, "out_hidden_size": 64}
+    sizes = {"hidden_size": 32, "intermediate_size": 64}
+    config = Qwen3_5Config(text_config=text, vision_config={**images, **sizes})
+    model = Qwen3_5ForConditionalGeneration._from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "base")
+    asked = sequences((5, 7), (3, 4))
+    policy = open_policy(tmp_path / "base", backend="torch")
+    policy.accumulate(asked, pull)
+    policy.step(0.01)
+
+    policy.save_adapter(tmp_path)
+
+    paths = {path.removesuffix(".weight") for path in model.state_dict()}
+    assert paths > peft.read(tmp_path).modules.keys()
+    continued = open_policy(tmp_path / "base", start=tmp_path, backend="mlx")
+    for expected, found in zip(policy.logprobs(asked), continued.logprobs(asked), strict=True):
+        np.testing.assert_allclose(expected, found, atol=TOLERANCE)
+    served, _ = load_model(tmp_path / "base")
+    shapes = embedded_lora.shapes_of(served)
+    loaded = embedded_lora.prepare(tmp_path, shapes, max_rank=8, base_identity=None)
+    assert len(peft.read(tmp_path).modules) == len(loaded.keys() & shapes.keys())
 
 
 def test_a_fresh_lora_changes_nothing_and_is_the_same_in_every_backend(

@@ -63,6 +63,8 @@ def test_a_batch_needs_prompts() -> None:
         ("model.layers.1.mlp.gate", False),
         ("model.layers.1.mlp.shared_expert_gate", False),
         ("model.layers.1.block_sparse_moe.router", False),
+        ("model.layers.1.router.proj", False),
+        ("model.layers.1.mlp.gate.wg", False),
         ("score", False),
     ],
 )

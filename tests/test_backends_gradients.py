@@ -241,8 +241,9 @@ def test_what_torch_says_of_its_allocator_is_left_out() -> None:
 
     assert (
         "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 11.76 GiB"
-        " of which 10.00 MiB is free: free some, set training.device to one that has more, or"
-        " training.quantize_base"
+        " of which 10.00 MiB is free: free some, set training.device to one that has more, or take"
+        " the base in 4 bits (training.quantize_base on CUDA; for MLX, a model.base that mlx-lm has"
+        " quantised)"
     ) == message
     assert str(OutOfMemory.of("")).startswith("no memory is left: free some")
 

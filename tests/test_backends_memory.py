@@ -1,16 +1,21 @@
 """The estimate of a run's memory, what is free, and what is said where it doesn't fit."""
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
-from backend_cases import kept_bytes, sequences
+from backend_cases import backend, kept_bytes, pull, sequences
 from hypothesis import given
 from hypothesis import strategies as st
 
 from strop.training import memory
-from strop.training.backends import open_policy
+from strop.training.backends import base_files, open_policy
 from strop.training.backends.base import BackendUnavailable
 from strop.training.memory import GIB, Estimate
+
+__all__ = ["backend"]  # a fixture
 
 SMALL = Estimate(
     weights=1000, lora=100, runtime=10, per_token=5, per_pair=0, per_logits=5, max_logits=1200
@@ -52,6 +57,33 @@ def test_the_longest_sequence_fits_and_a_longer_one_does_not(free: int) -> None:
     assert longest == 0 or SMALL.total(longest, longest) <= free
 
 
+def test_where_memory_decides_a_conversation_may_have_a_little_less_than_fits() -> None:
+    """And no more than the context, where that fits."""
+    assert SMALL.longest(2000) == 74
+    assert [74 * 9 // 10, 70] == [SMALL.longest_of(2000, num) for num in (75, 70)]
+
+
+@pytest.mark.parametrize("size", [0, 2**40])
+def test_a_closed_policy_holds_no_weights(
+    backend: str, llama: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpointed or not, they go at once: a GPU's memory is given back before any collection."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", size)
+    policy: Any = open_policy(llama, backend=backend)
+    policy.accumulate(sequences((5, 7)), pull)
+    gc.collect()
+    layer = weakref.ref(policy._net.model.model.layers[0].mlp.gate_proj)
+
+    gc.disable()
+    try:
+        policy.close()
+        is_held = layer() is not None
+    finally:
+        gc.enable()
+
+    assert not is_held
+
+
 @pytest.mark.parametrize(("before", "after"), [(2**40, 2**29), (2**20, 2**20)])
 def test_mlx_keeps_little_of_what_it_has_freed(qwen3: Path, before: int, after: int) -> None:
     """Sequences of many lengths take what the longest one needs; a lower limit stays."""
@@ -79,6 +111,14 @@ def test_weights_count_as_they_are_held(qwen3: Path, qwen3_bf16: Path, qwen3_4bi
     assert weights(qwen3_4bit, "mlx", "gpu") < whole / 5
     quantized = weights(qwen3_bf16, "torch", "cuda", quantize_base=True)
     assert weights(qwen3_bf16, "torch", "cuda") / 4 < quantized < whole / 2
+
+
+def test_quantised_weights_are_counted_one_by_one(qwen3: Path, qwen3_4bit: Path) -> None:
+    """Whatever they are packed into; and it is said how they are held."""
+    whole, packed = base_files.BaseFiles(qwen3), base_files.BaseFiles(qwen3_4bit)
+
+    assert whole.num_weights == packed.num_weights
+    assert ("float32", "quantised to 4 bits by MLX") == (whole.precision, packed.precision)
 
 
 def test_a_lora_counts_once_for_each_copy(qwen3: Path) -> None:

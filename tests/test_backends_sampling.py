@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_cases import TOLERANCE, Open, backend, opened, sequences
+from backend_cases import SIZES, TOLERANCE, Open, backend, opened, save_random, sequences
 from numpy.typing import NDArray
 
 from strop.adapters import peft
@@ -100,6 +100,21 @@ def test_sampling_at_temperature_0_is_greedy_whatever_the_batch(
         ids, logprobs, _ = policy.greedy(prompt, 15)
         assert ids == answer.ids
         np.testing.assert_allclose(logprobs, answer.logprobs, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("num", [2, 3])
+def test_a_model_that_mixes_rows_answers_one_by_one(opened: Open, tmp_path: Path, num: int) -> None:
+    """mlx-lm's Gemma 2 spreads masks over heads: with as many rows all is wrong, else it fails."""
+    from transformers import Gemma2Config
+
+    base = save_random(tmp_path / "model", Gemma2Config(**SIZES, query_pre_attn_scalar=16))
+    policy = opened(base)
+
+    answers = policy.sample(PROMPTS[:num], max_tokens=8, temperature=1, seed=0)
+
+    asked = [joined(prompt, a.ids) for prompt, a in zip(PROMPTS, answers, strict=False)]
+    for tokens, answer in zip(asked, answers, strict=True):
+        np.testing.assert_allclose(policy.logprobs([tokens])[0], answer.logprobs, atol=TOLERANCE)
 
 
 def test_logprobs_and_entropies_are_those_at_temperature_1(

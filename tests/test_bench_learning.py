@@ -275,6 +275,11 @@ def test_a_target_is_not_judged_by_too_few_seeds() -> None:
     assert "**does not hold**" == report.outcome(target, [0.0] * 19 + [1.0])
 
 
+def test_one_play_has_no_spread() -> None:
+    """What was played once says nothing of how much plays differ."""
+    assert ["", "0.74", "0.50 ± 0.14 (0.40)"] == [*map(report.spread, ([], [0.74], [0.4, 0.6]))]
+
+
 def test_the_tables_have_what_was_played_and_nothing_else() -> None:
     """One arm, two seeds, one condition; targets of others say so."""
     rates = (0.4, 0.6, 0.7, 0.8, 0.8, 0.8, 0.8, 0.9)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,11 @@ import pytest
 from rated_home import RatedHome
 from store_values import database_in
 
+from strop.configs import demo_model
+from strop.proxy.home import Serves, hold
+from strop.proxy.settings import load
 from strop.proxy.store.store import Store
+from strop.proxy.told_settings import tell
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
 
@@ -86,7 +91,10 @@ def test_the_doctor_says_what_trains_here(tmp_path: Path) -> None:
     text = strop(tmp_path, "doctor")
     found = json.loads(strop(tmp_path, "doctor", "--json").stdout)
 
-    assert (0, "") == (text.returncode, text.stderr)
+    model = (
+        f"Examines the demo model, since nothing serves from {tmp_path}; another one: --base DIR"
+    )
+    assert (0, f"{model}\n") == (text.returncode, text.stderr)
     assert text.stdout.endswith("\nThis machine can train.\n")
     assert [] == found["problems"]
     facts = found["facts"]
@@ -94,6 +102,7 @@ def test_the_doctor_says_what_trains_here(tmp_path: Path) -> None:
     assert facts["preset"].startswith("careful: lr ")
     assert str(tmp_path) == facts["home"]
     assert "about " in facts["memory for 2,048 tokens"]
+    assert facts["learns from"].startswith("conversations of up to ")
 
 
 def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
@@ -108,6 +117,32 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
     assert (1, 1) == (text.returncode, unreadable.returncode)
     assert "nothing can be trained before model.base is set" in text.stdout
     assert "is no model folder" in unreadable.stdout
+
+
+def test_the_doctor_sees_that_a_base_lacks_its_tokenizer(tmp_path: Path) -> None:
+    """Weights alone train nothing."""
+    base = tmp_path / "base"
+    shutil.copytree(demo_model(), base, ignore=shutil.ignore_patterns("tokenizer*"))
+
+    result = strop(tmp_path, "doctor", "--base", str(base))
+
+    assert 1 == result.returncode
+    assert f"{base} has no tokenizer that can be loaded" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "doctor"])
+def test_a_base_that_is_not_where_it_was_is_named(tmp_path: Path, command: str) -> None:
+    """A folder that was moved is another thing than none that is set."""
+    moved = tmp_path / "moved"
+    (tmp_path / "strop.toml").write_text(f"[model]\nbase = '{moved}'\n", encoding="utf-8")
+    (tmp_path / "strop.db").touch()
+
+    result = strop(tmp_path, command)
+
+    assert result.returncode
+    said = result.stdout + result.stderr
+    assert str(moved) in said
+    assert "before model.base is set" not in said
 
 
 @pytest.mark.parametrize("command", ["eval", "doctor", "demo"])
@@ -131,3 +166,21 @@ def test_an_unknown_preset_in_the_settings_is_refused_at_the_start(tmp_path: Pat
         result.stderr
     )
     assert not (tmp_path / "strop.db").exists()
+
+
+def test_the_doctor_examines_the_model_that_is_served(tmp_path: Path) -> None:
+    """Whatever a start would serve now: flags of `strop serve` are in no file."""
+    base = tmp_path / "served"
+    shutil.copytree(demo_model(), base)
+    running = load(tmp_path, flags={"model.path": str(base), "training.preset": "careful"}).settings
+
+    with hold(tmp_path, Serves("http://127.0.0.1:9", {}, tell(running))):
+        result = strop(tmp_path, "doctor", "--json")
+        other = strop(tmp_path, "doctor", "--json", "--base", str(demo_model()))
+
+    assert f"Examines {base}, which strop serves at http://127.0.0.1:9\n" == result.stderr
+    facts = json.loads(result.stdout)["facts"]
+    assert facts["base"].startswith(f"{base}: ")
+    assert facts["preset"].startswith("careful: ")
+    assert "" == other.stderr
+    assert json.loads(other.stdout)["facts"]["base"].startswith(f"{demo_model()}: ")

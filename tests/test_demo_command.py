@@ -1,15 +1,19 @@
 """`strop demo` shows the real thing: chat, snapshot, ratings, and a model that learns from them."""
 
+import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from strop.adapters.rates import Rate
 from strop.training.demo import picture
+from strop.training.demo.__main__ import main
 from strop.training.demo.rounds import Measured
 
 pytestmark = pytest.mark.engine
@@ -18,7 +22,11 @@ pytestmark = pytest.mark.engine
 def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Return how the demo ended, and what it printed."""
     command = [sys.executable, "-m", "strop.proxy.cli", "demo", "--home", str(home), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    # A proxy for the network, which leads nowhere: the demo doesn't leave this machine.
+    environment = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=110, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,63 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     assert 1 == ended.returncode
     assert "not empty, and no earlier demo made it; name another folder" in ended.stderr
     assert "dear to me" == (tmp_path / "mine.txt").read_text(encoding="utf-8")
+
+
+def test_a_home_that_is_served_from_is_left_alone(tmp_path: Path) -> None:
+    """Whoever looks around in an earlier demo's home loses nothing by another demo."""
+    for name in ("made-by-strop-demo", "serve.lock", "strop.db"):
+        (tmp_path / name).touch()
+
+    with (tmp_path / "serve.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ended = run(tmp_path, "--rounds", "0")
+
+    assert 1 == ended.returncode
+    assert f"Error: strop serves from {tmp_path}, which is to be emptied; stop it" in ended.stderr
+    assert (tmp_path / "strop.db").exists()
+
+
+def test_a_demo_that_is_ended_ends_its_strop(tmp_path: Path) -> None:
+    """A strop that nobody knows of would keep the home, and its port, for ever."""
+    home = tmp_path / "demo"
+    command = [sys.executable, "-m", "strop.training.demo.__main__", "--home", str(home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo:
+        assert demo.stdout is not None
+        # It is served once it says where.
+        assert b"strop serves its small model at" in demo.stdout.readline()
+
+        demo.terminate()
+        demo.communicate(timeout=60)
+
+    assert 1 == demo.returncode
+    with (home / "serve.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_home_that_can_not_be_made_is_said_so(tmp_path: Path) -> None:
+    """With what to do instead, and no traceback."""
+    (tmp_path / "file").touch()
+
+    ended = run(tmp_path / "file" / "demo")
+
+    assert 1 == ended.returncode
+    assert re.fullmatch(
+        r"Error: expected to make .*; name another folder with --home\n", ended.stderr
+    )
+
+
+def test_what_is_not_installed_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a minute later, when the picture is to be drawn."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+    ended = CliRunner().invoke(main, ["--home", str(tmp_path / "demo")])
+
+    assert "Error: the demo needs matplotlib, not installed here: pip install 'strop[demo]'\n" == (
+        ended.stderr
+    )
+    assert not (tmp_path / "demo").exists()
 
 
 def test_a_bar_is_as_long_as_its_rate() -> None:

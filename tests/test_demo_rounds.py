@@ -1,6 +1,7 @@
 """The demo's rounds, against scripted answers of a strop: what a run's end means for them."""
 
 import itertools
+import json
 from collections.abc import Iterator
 
 import httpx
@@ -20,11 +21,13 @@ class Strop:
         self.ends: Iterator[str] = iter(ends)
         self.numbers = itertools.count(1)
         self.active = "base"
+        self.asked: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         """Answer one request."""
         path = request.url.path
         if path == "/v1/chat/completions":
+            self.asked.append(json.loads(request.content)["messages"][0]["content"])
             answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}}]}
             number = f"cmp_{next(self.numbers)}"
             return httpx.Response(200, json=answer, headers={"x-strop-completion-id": number})
@@ -41,15 +44,18 @@ class Strop:
         return {"id": "run_1", "state": end, "reasons": [f"it {end}"], "version": self.active}
 
 
-def played(*ends: str) -> list[Measured | Round]:
+def played(
+    *ends: str, strop: Strop | None = None, objective: str = "topr"
+) -> list[Measured | Round]:
     """Play as many rounds as runs are told to end."""
-    strop = httpx.MockTransport(Strop(*ends))
+    transport = httpx.MockTransport(strop or Strop(*ends))
     agent = AsyncOpenAI(
-        base_url=f"{URL}/v1", api_key="strop", http_client=httpx.AsyncClient(transport=strop)
+        base_url=f"{URL}/v1", api_key="strop", http_client=httpx.AsyncClient(transport=transport)
     )
-    with httpx.Client(base_url=URL, transport=strop) as owner:
+    with httpx.Client(base_url=URL, transport=transport) as owner:
         served = Served(URL, "strop-demo", agent, owner)
-        return list(play(served, Plan(rounds=len(ends), ratings=4), lambda *_: None))
+        plan = Plan(rounds=len(ends), ratings=4, objective=objective)
+        return list(play(served, plan, lambda *_: None))
 
 
 def test_a_round_without_anything_to_compare_is_shown_and_the_next_one_follows() -> None:
@@ -58,6 +64,20 @@ def test_a_round_without_anything_to_compare_is_shown_and_the_next_one_follows()
 
     shown = [(one.state, one.measured.version) for one in rounds if isinstance(one, Round)]
     assert [("passed", "v1"), ("failed", "v1"), ("rejected", "v1"), ("passed", "v2")] == shown
+
+
+@pytest.mark.parametrize(("objective", "num_questions"), [("topr", 4), ("dpo", 2)])
+def test_dpo_has_two_answers_to_each_question_to_compare(
+    objective: str, num_questions: int
+) -> None:
+    """Answers to different questions make no pair; all else learns more from more questions."""
+    strop = Strop("passed")
+
+    played("passed", strop=strop, objective=objective)
+
+    # Measured before and after, on 23 questions, four times each.
+    rated = strop.asked[23 * 4 : 23 * 4 + 4]
+    assert num_questions == len(set(rated))
 
 
 @pytest.mark.parametrize("before", [(), ("rejected",)])

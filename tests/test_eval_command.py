@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from rated_home import RatedHome
-from store_values import database_in
+from store_values import database_in, version
 
 from strop.configs import demo_model
 from strop.proxy.store.store import Store
+from strop.training import memory
 from strop.training.demo import task
 from strop.training.eval import main
 from strop.training.material import BadPrompts, read_prompts
@@ -80,6 +81,43 @@ def test_base_and_active_version_are_compared_by_default(home: Path) -> None:
     assert None is found["v1"]["good"]
 
 
+def test_an_active_version_of_another_base_is_not_compared_by_default(empty: Path) -> None:
+    """After `model.base` was changed, nobody has asked for it."""
+
+    async def activate() -> None:
+        store = await Store.open(database_in(empty))
+        await version(store, is_active=True)
+        await store.close()
+
+    asyncio.run(activate())
+    prompts = empty / "prompts.jsonl"
+    prompts.write_text('"What is the capital of France?"')
+
+    found = shown(empty, "--prompts", str(prompts), "--samples", "1")
+
+    assert ["base"] == [*found]
+
+
+def test_what_does_not_fit_into_memory_is_left_out_and_said(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A held-out conversation, or a prompt; where nothing fits, it is not begun."""
+    needed = memory.estimate(demo_model(), backend="torch", device="cpu", rank=8)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(80, 80))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(f'"What is the capital of France?"\n"{"far too long " * 80}"')
+    one = ["base", "--prompts", str(prompts), "--samples", "1", "--max-tokens", "20"]
+
+    some = CliRunner().invoke(main, [*where(home), *one])
+    monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(8, 8))
+    none = CliRunner().invoke(main, [*where(home), *one])
+
+    assert (0, 1) == (some.exit_code, none.exit_code), some.output
+    assert "left out: 1 of 2 prompts, longer than the 80 tokens that" in some.stderr
+    assert "nothing can be measured here; left out: " in none.stderr
+    assert "ratings, 2 of 2 prompts, longer than the 8 tokens" in none.stderr
+
+
 def test_versions_are_compared_by_a_rule_on_a_file_of_prompts(home: Path, tmp_path: Path) -> None:
     """With a rule there is a good-rate over fresh answers; the file may mix both forms."""
     texts = [question.text for question in task.split()[1]]
@@ -122,6 +160,7 @@ def test_people_see_a_table(home: Path) -> None:
         (["seven"], "there is no version"),
         (["--prompts", "no-such-file"], "does not exist"),
         (["--rule", "no_such_module:f"], "can't be loaded"),
+        (["--rule", "os:path"], "expected a function as the rule os:path"),
         (["--rule", "a:b", "--judge", "http://x"], "--rule or --judge, got both"),
         (["--judge", "http://x"], "expected --judge-model"),
     ],
@@ -150,6 +189,21 @@ def test_a_home_without_held_out_ratings_says_what_to_do(empty: Path) -> None:
     assert result.exit_code
     assert "there is nothing to measure on: no rating is held out yet" in result.stderr
     assert "name prompts with --prompts FILE" in result.stderr
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\r\n"])
+def test_a_prompt_may_have_any_character_that_json_has_in_a_string(
+    tmp_path: Path, char: str
+) -> None:
+    """Only a line break ends a line."""
+    path = tmp_path / "prompts.jsonl"
+    texts = [f"one{char}two", "three"]
+    lines = [json.dumps(text, ensure_ascii=False) for text in texts]
+    path.write_text("\r\n".join(lines), encoding="utf-8", newline="")
+
+    found = read_prompts(path, BaseTokenizer(demo_model()))
+
+    assert texts == [prompt.messages[-1]["content"] for prompt in found]
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,34 @@ def test_fewer_than_8_sessions_are_inconclusive() -> None:
     assert any("7 held-out sessions" in reason for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize(
+    ("num_liked", "num_disliked", "expected"),
+    [(20, 4, "rejected"), (20, 3, "inconclusive"), (4, 20, "rejected"), (3, 20, "inconclusive")],
+)
+def test_a_margin_takes_4_sessions_of_each(
+    num_liked: int, num_disliked: int, expected: str
+) -> None:
+    """One answer has no spread, so its interval would be sure of whatever that one did."""
+    worse = tuple(held_out([0.1] * num_liked, [0.3] * num_disliked))
+
+    verdict = judge(figures(held_out=worse))
+
+    assert expected == outcome_of(verdict, "margin")
+    lacks = f"{num_liked} held-out sessions with liked answers, {num_disliked} with disliked ones"
+    assert (expected == "inconclusive") == any(lacks in reason for reason in verdict.reasons)
+
+
+def test_beside_one_disliked_session_the_liked_answers_decide() -> None:
+    """As where none is disliked: what one answer did doesn't outweigh all others."""
+    worse = tuple(held_out([-0.2 - 0.01 * i for i in range(10)], [-0.9]))
+
+    verdict = judge(figures(held_out=worse))
+
+    assert ("rejected", "inconclusive") == (
+        outcome_of(verdict, "liked_logprob"), outcome_of(verdict, "margin"),
+    )  # fmt: skip
+
+
 def test_no_held_out_rating_is_inconclusive() -> None:
     """A first run has none; the collapse tests alone decide then."""
     verdict = judge(figures(held_out=()))

@@ -95,6 +95,26 @@ async def test_without_its_parent_active_it_stays_ready(store: Store) -> None:
     assert 0 == swapper.asked
 
 
+@pytest.mark.parametrize("is_stale", [True, False])
+async def test_what_was_relearned_takes_the_place_of_a_stale_version(
+    store: Store, is_stale: bool
+) -> None:
+    """Made from the stale one's newest clean ancestor; a version that isn't stale stays."""
+    swapper = FakeSwapper(store)
+    learned = await learnable(store, 1)
+    v1 = await passed(store)
+    v2 = await passed(store, parent=v1, feedback=learned)
+    v3 = await passed(store, parent=v2)
+    await store.versions.activate(v3, actor="api")
+    if is_stale:
+        await store.withdraw(learned[0], None)
+    v4 = await passed(store, parent=v1)
+
+    await promoter(store, swapper).promote()
+
+    assert ([(v4, "gate")] if is_stale else []) == swapper.activated
+
+
 async def test_a_stale_version_is_not_promoted(store: Store) -> None:
     """A rating that it learned from was taken back while it was made."""
     swapper = FakeSwapper(store)

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import fake_run
@@ -13,12 +14,13 @@ import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, version
 
+from strop.proxy.alias import Leases, Served
 from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
 from strop.proxy.promotion import Promoter
 from strop.proxy.run_requests import Base, Wanted
 from strop.proxy.settings import Training
 from strop.proxy.store import run_lock
-from strop.proxy.store.run_records import Run, RunState
+from strop.proxy.store.run_records import Run, RunState, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.trainer import Trainer
 
@@ -33,6 +35,7 @@ class Trained:
         self.store = store
         self.swapper = FakeSwapper(store)
         self.base: Base | str = Base(home / "base", MODEL)
+        self.leases = Leases()
 
     def trainer(self, behaviour: str, settings: Training = SETTINGS) -> Trainer:
         """Return a trainer whose runs behave so."""
@@ -42,7 +45,7 @@ class Trained:
             self.store,
             Promoter(settings, self.store, self.swapper),
             base=lambda: self.base,
-            load=lambda: 0,
+            leases=self.leases,
             command=fake_run.command(behaviour),
             look_interval_s=0.02,
         )
@@ -143,6 +146,26 @@ async def test_a_rejected_run_is_not_tried_again_with_the_same_ratings(training:
     assert [] == training.swapper.activated
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_an_answer_between_two_looks_counts_as_somebody_asking(
+    training: Trained, is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short it was, a run waits until nobody has asked for so long."""
+    await training.rate(2, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("strop.proxy.trainer.monotonic", lambda: monotonic() - 3600)
+        trainer = training.trainer("passes", Training(ratings=4, idle_s=600))
+    served = Served("base", "m@base")
+    for change in (training.leases.take, training.leases.release) if is_asked else ():
+        change(served)
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says != "starting")
+        says = trainer.decision.says
+
+    assert is_asked == ("training.idle_s" in says)
+
+
 async def test_what_can_not_be_trained_is_said(training: Trained) -> None:
     """By the trigger, and to whoever asks for a run."""
     training.base = "nothing can be trained before model.base is set"
@@ -231,11 +254,15 @@ async def test_a_run_is_cancelled_at_its_next_step(training: Trained) -> None:
     assert asked.id == run.id
 
 
+@pytest.mark.parametrize(
+    ("behaviour", "how"),
+    [("dies", "exit 3"), ("killed", "killed by the system, mostly for lack of memory")],
+)
 async def test_a_run_whose_process_dies_is_resumed_and_given_up_in_the_end(
-    training: Trained,
+    training: Trained, behaviour: str, how: str
 ) -> None:
     """After three times it has failed, with the process's last words."""
-    trainer = training.trainer("dies")
+    trainer = training.trainer(behaviour)
 
     async with watching(trainer):
         asked = await trainer.request(Wanted(), actor="api")
@@ -243,7 +270,7 @@ async def test_a_run_whose_process_dies_is_resumed_and_given_up_in_the_end(
 
     log = (training.home / "runs" / asked.id / "output.log").read_text(encoding="utf-8")
     assert 3 == log.count(fake_run.LAST_WORDS)
-    assert [f"its process died 3 times (exit 3): {fake_run.LAST_WORDS}"] == json.loads(run.reasons)
+    assert [f"its process died 3 times ({how}): {fake_run.LAST_WORDS}"] == json.loads(run.reasons)
     assert 0o600 == (training.home / "runs" / asked.id / "output.log").stat().st_mode & 0o777
 
 
@@ -261,6 +288,37 @@ async def test_stopping_strop_stops_the_process_and_not_the_run(training: Traine
 
     assert ("running", False, True) == (stopped.state, stopped.is_cancelling, is_free)
     assert asked.id == run.id
+
+
+async def test_an_unfinished_run_goes_on_with_its_base_where_that_is_now(training: Trained) -> None:
+    """It waits until there is one, and doesn't fail."""
+    asked = await training.trainer("passes").request(Wanted(), actor="api")
+    training.base = "model.base is no folder"
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: "model.base is no folder" in trainer.decision.says)
+        says = trainer.decision.says
+        training.base = Base(training.home / "moved", MODEL)
+        run = await training.until("passed", "failed")
+
+    assert f"{asked.id} can't go on yet: model.base is no folder" == says
+    assert (asked.id, "passed") == (run.id, run.state)
+    assert str(training.home / "moved") == json.loads(run.config)["base_path"]
+
+
+async def test_a_failed_run_of_another_base_holds_none_back(training: Trained) -> None:
+    """It has tried none of the ratings that there are of this base."""
+    await training.rate(2, 2)
+    other = await training.store.runs.create(
+        objective="topr", preset="balanced", parent=None, base="sha256:other", requested_by="api"
+    )
+    await training.store.runs.update(other.id, RunUpdate(state="failed"))
+
+    async with watching(training.trainer("passes")):
+        run = await training.until("passed")
+
+    assert (MODEL, "trigger") == (run.base, run.requested_by)
 
 
 async def test_a_run_of_another_process_is_left_to_it(training: Trained) -> None:

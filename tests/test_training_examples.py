@@ -341,10 +341,11 @@ def test_a_prompt_that_the_template_refuses_is_left_out() -> None:
     assert {LeftOut.NO_TOKENIZER: 1} == make(turn(without_ids()), tokenizer=None).left_out
 
 
-def test_a_text_completion_is_encoded_as_text() -> None:
-    """No chat template in it."""
+@pytest.mark.parametrize("request_", [b'{"prompt": "Once"}', b'{"prompt": ["Once"]}'])
+def test_a_text_completion_is_encoded_as_text(request_: bytes) -> None:
+    """No chat template in it; a list of one prompt is that prompt."""
     bare = choice(message=b'{"text": " upon a time"}', token_ids=None, logprobs=None)
-    asked = without_ids(dialect="completions", request=b'{"prompt": "Once"}', choices=(bare,))
+    asked = without_ids(dialect="completions", request=request_, choices=(bare,))
 
     row = only_row(make(turn(asked)))
 

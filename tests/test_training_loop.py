@@ -143,6 +143,27 @@ def test_a_resumed_loop_ends_as_an_undisturbed_one(tmp_path: Path, step: int) ->
     np.testing.assert_array_equal(undisturbed.trained, policy.trained)
 
 
+def test_a_resumed_loop_takes_no_more_at_once_than_there_is_room_for_now(tmp_path: Path) -> None:
+    """Where an engine has taken memory since, the state's micro-batch would end the run."""
+    run(make_loop(ToyPolicy(LOGITS), tmp_path), 2)
+    policy = ToyPolicy(LOGITS, max_tokens=20)
+    micro_batch = MicroBatch(20)
+    units = some_units(policy)
+    loop = Loop(
+        policy,
+        objectives.make("topr", Settings()),
+        units,
+        parents(units),
+        SCHEDULE,
+        micro_batch,
+        tmp_path,
+    )
+
+    loop.resume()
+
+    assert 20 == micro_batch.max_tokens
+
+
 def test_a_loop_without_a_state_begins_at_the_beginning(tmp_path: Path) -> None:
     """A state that was not finished does not count."""
     (tmp_path / ".state-00000004").mkdir()

@@ -221,6 +221,20 @@ def test_held_out_turns_that_do_not_fit_into_memory_are_not_measured() -> None:
     assert {"held_out": 2, "ratings": 7} == found.counts
 
 
+@pytest.mark.parametrize(
+    ("longest", "expected"), [(1028, [2, 900, 5]), (1027, [2, 5]), (130, [2]), (100, [2])]
+)
+def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(
+    longest: int, expected: list[int]
+) -> None:
+    """The gate's samples have to fit, as held-out turns do; where none does, the shortest is."""
+    prompts = tuple((1,) * num for num in (2, 900, 5))
+
+    found = Collected((), (), (), prompts, {}, ()).within(longest)
+
+    assert expected == [len(ids) for ids in found.prompts]
+
+
 def test_a_run_whose_ratings_all_had_to_be_left_out_says_why() -> None:
     """Each reason with its number."""
     left_out = Counter({str(LeftOut.TOO_LONG): 2, str(LeftOut.REDACTED): 1})

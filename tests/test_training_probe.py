@@ -201,7 +201,7 @@ def test_no_probe_is_made_while_a_run_trains(qwen3: Path, peft_a: Path, tmp_path
         done = run("--base", qwen3, "--adapter", peft_a, "--out", tmp_path / "probe.json",
                    "--runs", tmp_path)  # fmt: skip
 
-    assert 1 == done.returncode
+    assert os.EX_TEMPFAIL == done.returncode
     assert "run_7 is under way in this home already" in done.stderr
 
 

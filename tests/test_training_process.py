@@ -30,6 +30,19 @@ VersionStore.publish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 from strop.training.run import main
 sys.exit(main(sys.argv[1:]))
 """
+# Aborts where Python ends, as it does while a thread of MLX's frees what it has compiled.
+ABORTS_AT_PYTHONS_END = """
+import atexit, os, runpy
+atexit.register(os.abort)
+runpy.run_module("strop.training.run", run_name="__main__", alter_sys=True)
+"""
+# What `strop train` does where no strop serves.
+SEES_THROUGH = """
+import sys
+from pathlib import Path
+from strop.proxy import foreground
+foreground.see_through(Path(sys.argv[1]), sys.argv[2], is_quiet=True)
+"""
 # A machine on which none of these is installed.
 LACKS = """
 import sys
@@ -125,6 +138,15 @@ async def test_a_killed_run_goes_on_where_it_was(
     assert [*range(1, len(steps) + 1)] == [one.step for one in steps]
 
 
+async def test_a_run_ends_its_process_before_python_would(home: RatedHome) -> None:
+    """Nothing is left to be done by then."""
+    run = await home.new_run()
+
+    status = await (await start(home, run, code=ABORTS_AT_PYTHONS_END)).wait()
+
+    assert (0, "passed") == (status, (await row(home, run)).state)
+
+
 async def test_a_version_written_but_not_published_is_published_as_it_is(
     home: RatedHome,
 ) -> None:
@@ -198,21 +220,35 @@ async def test_without_torch_and_mlx_a_run_says_what_to_install(
     assert b"pip install 'strop[torch]'" in failed.reasons
 
 
-async def test_a_run_is_of_low_priority_and_in_a_session_of_its_own(home: RatedHome) -> None:
-    """It gives way to what serves, and a Ctrl-C in the terminal doesn't reach it."""
+async def test_a_ctrl_c_stops_a_run_in_the_terminal(home: RatedHome) -> None:
+    """It reaches all of the terminal's job; the run ends at its next step, to be resumed."""
+    await home.rate(200)
     run = await home.new_run()
-    read_end, write_end = os.pipe()
 
-    process = await start(home, run, parent_fd=read_end)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SEES_THROUGH, str(home.folder), run.id),
+        stderr=DEVNULL,
+        start_new_session=True,
+    )
+    await reaches(home, run, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    await process.wait()
+    stopped = await row(home, run)
+
+    assert stopped.state in UNFINISHED
+    assert stopped.step < stopped.num_steps
+
+
+async def test_a_run_is_of_low_priority(home: RatedHome) -> None:
+    """It gives way to what serves."""
+    run = await home.new_run()
+
+    process = await start(home, run)
     await reaches(home, run, 1)
     priority = os.getpriority(os.PRIO_PROCESS, process.pid)
-    session = os.getsid(process.pid)
     await process.wait()
-    os.close(read_end)
-    os.close(write_end)
 
     assert min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10) == priority
-    assert process.pid == session
 
 
 async def test_progress_is_one_line_on_a_terminal(home: RatedHome) -> None:

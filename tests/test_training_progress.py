@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import pty
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -60,6 +62,22 @@ def test_progress_is_written_over_itself(tmp_path: Path) -> None:
     assert len(rewritten[1]) == len(rewritten[2])
     assert "done" == rewritten[3].strip()
     assert terminal.getvalue().endswith("\n")
+
+
+def test_a_terminal_that_was_closed_ends_no_run(tmp_path: Path) -> None:
+    """A run goes on without whoever watched it."""
+    seen_by_us, end = pty.openpty()
+    terminal = os.fdopen(end, "w")
+    reports = Reports(tmp_path, terminal)
+    os.close(seen_by_us)
+
+    reports.progress(Progress("training", 1, 2, 3.0))
+    reports.say("done")
+    reports.close()
+
+    with pytest.raises(OSError, match="error"):
+        terminal.close()
+    assert (tmp_path / "log.jsonl").is_file()
 
 
 def test_what_is_no_terminal_gets_nothing(tmp_path: Path) -> None:

@@ -188,6 +188,24 @@ async def test_contradictory_ratings_do_no_harm(home: RatedHome) -> None:
     assert home.well_formed(run.version) >= 0.85
 
 
+async def test_answers_of_a_version_that_is_broken_count_by_what_the_engine_said(
+    home: RatedHome,
+) -> None:
+    """As of one that is gone: nobody needs it any more, so it keeps no run from passing."""
+    await home.rate(40)
+    made = await over(home)
+    await home.rate(40, "v1")
+    (Library(home.folder / "adapters").path_of("v1") / "adapter_model.safetensors").write_bytes(b"")
+
+    found = await over(home, parent="base")
+
+    assert "v1" == made.version
+    assert "passed" == found.state, reasons(found)
+    assert 30 < json.loads(found.counts)["answers_of_missing_versions"] <= 40
+    log = (home.folder / "runs" / found.id / "log.jsonl").read_text()
+    assert "adapter_model.safetensors of v1 was changed after it was written" in log
+
+
 async def test_a_collapsed_version_is_rejected(home: RatedHome, tmp_path: Path) -> None:
     """The gate says why, in the row, the version and its manifest; the ratings stay fresh."""
     await home.rate(30)
@@ -252,6 +270,16 @@ async def test_a_base_whose_files_changed_is_refused(home: RatedHome, tmp_path: 
     assert "failed" == run.state
     assert "its files changed" in reasons(run)
     assert await num_fresh(home)
+
+
+async def test_a_base_that_is_gone_is_said_so(home: RatedHome, tmp_path: Path) -> None:
+    """With where it was, and what to do."""
+    await home.rate(6)
+
+    run = await over(home, base_path=str(tmp_path / "moved"))
+
+    assert "failed" == run.state
+    assert f"the base of this run was in {tmp_path / 'moved'}, and is not there" in reasons(run)
 
 
 async def test_a_wrong_chat_template_stops_the_run(home: RatedHome) -> None:
@@ -454,6 +482,22 @@ async def test_a_process_waits_for_one_that_is_at_the_same_run_and_ending(
 
     assert not done
     assert "passed" == (await taking).state
+
+
+async def test_the_conversations_of_a_run_that_was_given_up_are_deleted_by_the_next(
+    home: RatedHome,
+) -> None:
+    """Whoever gave it up had no process at it, so nothing did so then. Its log stays."""
+    runs = home.folder / "runs"
+    state = runs / "run_old" / "state-00000003"
+    state.mkdir(parents=True)
+    log = runs / "run_old" / "log.jsonl"
+    for path in (log, log.with_name("set.npz"), state / "loop.json"):
+        path.touch()
+
+    await over(home)
+
+    assert [log] == [*log.parent.iterdir()]
 
 
 async def test_a_run_that_is_over_is_not_taken_again(home: RatedHome) -> None:

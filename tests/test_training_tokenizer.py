@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -292,31 +294,43 @@ def test_the_template_says_what_ends_a_turn(qwen3: Path, tmp_path: Path) -> None
     assert models.END_OF_TEXT == BaseTokenizer(base).decode(ids[-1:])
 
 
-@pytest.mark.parametrize("text", ["Hello", models.UNICODE_TEXT, " two  spaces ", "", "\n\n"])
-def test_ids_of_a_text_decode_to_it(tokenizer: BaseTokenizer, text: str) -> None:
-    """A byte-level tokenizer gives every text back."""
-    ids = tokenizer.ids_of_text(text)
-
-    assert ids is not None
-    assert text == tokenizer.decode(ids)
+SENTENCES = "{% for m in messages %}{{ m.role }}HEAD{{ m.content }}<end>{% endfor %}"
+BEGINS = "{% if add_generation_prompt %}assistantHEAD{% endif %}"
 
 
-def test_a_text_that_does_not_come_back_has_no_ids(tmp_path: Path) -> None:
-    """A tokenizer that can't spell a text says so."""
-    from tokenizers import Tokenizer
+@pytest.mark.parametrize(("head", "pieces"), [("\n", ["Hi", "▁there"]), ("", ["▁Hi", "▁there"])])
+def test_an_answer_behind_a_line_break_begins_without_a_space(
+    tmp_path: Path, head: str, pieces: list[str]
+) -> None:
+    """Tokenizers of SentencePiece's kind put one before a text, but not within what goes on."""
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
     from tokenizers import models as kinds
-    from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(kinds.WordLevel({"rain": 0, "sun": 1, "?": 2}, unk_token="?"))
-    words.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?").save_pretrained(tmp_path)
+    words = ["user", "assistant", "question", "answer", "Hi", "there"]
+    names = ["?", "\n", "▁", *words, *(f"▁{word}" for word in words)]
+    sentences = Tokenizer(kinds.Unigram([(name, -1.0) for name in names], unk_id=0))
+    sentences.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    sentences.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    marks = ["<end>", *([] if head else ["user", "assistant"])]
+    sentences.add_special_tokens([AddedToken(mark) for mark in marks])
+    saved = PreTrainedTokenizerFast(tokenizer_object=sentences, unk_token="?", eos_token="<end>")
+    saved.chat_template = (SENTENCES + BEGINS).replace("HEAD", head)
+    saved.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = BaseTokenizer(tmp_path)
+    answer = {"role": "assistant", "content": "Hi there"}
 
-    assert (0, 1) == tokenizer.ids_of_text("rain sun")
-    assert tokenizer.ids_of_text("rain  sun") is None
-    assert tokenizer.ids_of_text("snow") is None
+    ids = tokenizer.encode_answer(answer["content"])
+
+    asked = {"role": "user", "content": "question"}
+    whole = tokenizer.encode_chat({"messages": [asked, answer], "add_generation_prompt": False})
+    assert [*pieces, "<end>"] == saved.convert_ids_to_tokens(ids)
+    assert whole == tokenizer.encode_chat({"messages": [asked]}) + ids
 
 
 def test_the_context_is_the_configs(tokenizer: BaseTokenizer) -> None:
@@ -330,3 +344,19 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="no tokenizer"):
         BaseTokenizer(tmp_path)
+
+
+def test_that_torch_is_missing_is_no_news_to_who_trains_with_mlx() -> None:
+    """It would be said at each start."""
+    code = """
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+import strop.training
+import transformers
+assert not transformers.utils.is_torch_available()
+"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (0, "") == (done.returncode, done.stderr)

@@ -37,7 +37,7 @@ class Collected:
         learn: what the objective learns from.
         advantages: one for each of `learn`.
         held_out: rated turns of held-out sessions, the newest.
-        prompts: distinct recorded prompts, shuffled; those of held-out sessions first.
+        prompts: all distinct recorded prompts, shuffled; those of held-out sessions first.
         counts: examples by kind, and what was left out or flagged, by reason.
         warnings: what people should know.
     """
@@ -55,13 +55,26 @@ class Collected:
         return max(len(row.tokens.ids) for one in self.learn for row in one.rows)
 
     def within(self, longest: int) -> "Collected":
-        """Return the same without the held-out turns that have a longer sequence."""
+        """Return the same with what the gate can ask in sequences of up to `longest` tokens.
+
+        Held-out turns that have a longer one are left out, and so are prompts that leave no room
+        for an answer, but for the shortest where all are such; of the others up to `MAX_SAMPLES`
+        are kept.
+        """
         held_out = tuple(
             turn
             for turn in self.held_out
             if max(len(tokens.ids) for tokens in turn.answers) <= longest
         )
-        return replace(self, held_out=held_out, counts=self.counts | {"held_out": len(held_out)})
+        most = min(longest - MAX_SAMPLE_TOKENS, MAX_PROMPT_TOKENS)
+        prompts = [ids for ids in self.prompts if len(ids) <= most]
+        prompts = prompts or sorted(self.prompts, key=len)[:1]
+        return replace(
+            self,
+            held_out=held_out,
+            prompts=tuple(prompts[:MAX_SAMPLES]),
+            counts=self.counts | {"held_out": len(held_out)},
+        )
 
 
 async def collect(
@@ -101,7 +114,7 @@ async def collect(
             HeldOutTurn(one.session_root, one.rating, tuple(row.tokens for row in one.rows))
             for one in kept
         ),
-        prompts=tuple(_prompts([kept, learn], target.context, seed)),
+        prompts=_prompts([kept, learn], seed),
         counts=counts,
         warnings=found.warnings(),
     )
@@ -143,8 +156,8 @@ def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | 
     return None
 
 
-def _prompts(groups: Sequence[Sequence[Example]], context: int, seed: int) -> list[tuple[int, ...]]:
-    """Return up to `MAX_SAMPLES` distinct prompts that leave room for an answer."""
+def _prompts(groups: Sequence[Sequence[Example]], seed: int) -> tuple[tuple[int, ...], ...]:
+    """Return the distinct prompts of each group, shuffled, one group after the other."""
     rng = random.Random(seed)  # noqa: S311
     found: dict[tuple[int, ...], None] = {}
     for group in groups:
@@ -152,6 +165,4 @@ def _prompts(groups: Sequence[Sequence[Example]], context: int, seed: int) -> li
         for row in rng.sample(rows, len(rows)):
             ids = tuple(row.tokens.ids[: row.tokens.num_prompt].tolist())
             found.setdefault(ids)
-    room = context - MAX_SAMPLE_TOKENS
-    short = [ids for ids in found if len(ids) <= min(room, MAX_PROMPT_TOKENS)]
-    return (short or sorted(found, key=len)[:1])[:MAX_SAMPLES]
+    return tuple(found)

@@ -72,6 +72,7 @@ def _examine_training(
     from strop.training import memory, presets
     from strop.training.backends import choose, confirmed
     from strop.training.backends.base_files import BaseFiles
+    from strop.training.tokenizer import BaseTokenizer
 
     chosen = confirmed(choose(backend, device, base=base), device)
     report.rows.append(("trains with", f"{chosen.name} on {chosen.device}: {chosen.why}"))
@@ -85,11 +86,12 @@ def _examine_training(
         return
     files = BaseFiles(base)
     files.check()
+    BaseTokenizer(base)  # Without one no run begins; it says so.
     report.rows.append(
         (
             "base",
-            f"{base}: {files.num_weights / 1e6:,.1f} million weights, {files.dtype}, context"
-            f" {files.context_length:,}",
+            f"{base}: {files.num_weights / 1e6:,.1f} million weights, {files.precision},"
+            f" context {files.context_length:,}",
         )
     )
     found = presets.load(preset, files.config)
@@ -107,20 +109,37 @@ def _examine_training(
         rank=found.rank,
         quantize_base=quantize_base,
     )
-    lengths = sorted({min(_LONG, files.context_length), files.context_length})
-    for longest in lengths:
-        total = _gib(needed.total(longest, longest))
-        report.rows.append((f"memory for {longest:,} tokens", f"about {total}"))
+    usual = min(_LONG, files.context_length)
+    total = _gib(needed.total(usual, usual))
+    report.rows.append((f"memory for {usual:,} tokens", f"about {total}"))
+    if longest := needed.longest_of(free, files.context_length):
+        report.rows.append(("learns from", _learns_from(longest, files.context_length)))
     advice = memory.advice(
         needed,
         free,
         backend=chosen.name,
         device=chosen.device,
-        longest=lengths[0],
+        longest=usual,
         is_quantized=quantize_base,
     )
     if advice:
         report.problems.append(advice)
+
+
+def _learns_from(longest: int, context: int) -> str:
+    if longest == context:
+        return f"conversations of up to {context:,} tokens, which is all of the context"
+    return (
+        f"conversations of up to about {_rounded(longest):,} tokens, with the memory that is free"
+        " now; a run leaves longer ones out, and says so (an agent's first request alone can have"
+        " 20,000)"
+    )
+
+
+def _rounded(num: int) -> int:
+    """Return `num` with two digits, for estimates."""
+    unit: int = 10 ** max(0, len(str(num)) - 2)
+    return num // unit * unit
 
 
 def _version(package: str) -> str:

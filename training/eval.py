@@ -23,13 +23,13 @@ from strop.adapters.rates import Rate
 from strop.proxy.errors import StropError
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE
-from strop.training import presets
-from strop.training.backends import open_policy
+from strop.training import presets, room
+from strop.training.backends import choose, confirmed, open_policy
 from strop.training.backends.base import BackendUnavailable, OutOfMemory, Weights
 from strop.training.backends.base_files import BaseFiles
 from strop.training.evaluate import NUM_SAMPLES, Evaluated, Material, Prompt, evaluate
 from strop.training.figures import MAX_SAMPLE_TOKENS
-from strop.training.material import NOTHING, gather, read_prompts
+from strop.training.material import NOTHING, fitting, gather, read_prompts
 from strop.training.micro_batch import MicroBatch
 from strop.training.options import CONTEXT, computing_options, home_option, json_option
 from strop.training.raters import Judge, Rater, RaterFailed, Rule
@@ -182,7 +182,9 @@ def _evaluate(
             f"nothing is recorded in {where.home}; start strop with `strop serve`, or name its home"
             " with --home"
         )
-    files, tokenizer = BaseFiles(where.base), BaseTokenizer(where.base)
+    files = BaseFiles(where.base)
+    files.check()
+    tokenizer = BaseTokenizer(where.base)
     prompts = None if prompt_file is None else read_prompts(prompt_file, tokenizer)
     identity = identify(where.base, cache=where.home / IDENTITIES)
     target = Target(identity, files.context_length, tokenizer)
@@ -190,6 +192,11 @@ def _evaluate(
     if not material.prompts and not material.held_out:
         raise ValueError(NOTHING)
     preset = presets.load(where.preset, files.config)
+    chosen = confirmed(choose(where.backend, where.device, base=where.base), where.device)
+    space = room.now(where.base, chosen, preset, quantize_base=where.quantize_base)
+    material, left_out = fitting(material, space.longest, max_tokens)
+    if left_out:
+        print(left_out, file=sys.stderr)
     policy = open_policy(
         where.base,
         backend=where.backend,
@@ -203,7 +210,7 @@ def _evaluate(
             versions,
             material,
             lambda ids: tokenizer.decode([token for token in ids if token not in ends]),
-            MicroBatch(preset.micro_batch_tokens),
+            MicroBatch(space.max_tokens),
             rater=rater,
             num_samples=samples,
             max_tokens=max_tokens,
@@ -222,7 +229,8 @@ async def _read(
         if not named:
             active = (await store.versions.activation()).version
             usable = [one.id for one in found if one.state in _USABLE and one.base == target.base]
-            named = list(dict.fromkeys([BASE, active, *usable[:1]]))
+            chosen = dict.fromkeys([active, *usable[:1]])
+            named = [BASE, *(version for version in chosen if version in usable)]
         weights = {version: _weights(home, version, known, target.base) for version in named}
         return weights, await gather(store.training, target, prompts)
     finally:

@@ -6,7 +6,7 @@ Asks a policy and a rater. Knows no store, and trains nothing.
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -91,6 +91,22 @@ class Material:
     prompts: tuple[Prompt, ...]
     held_out: tuple[HeldOutTurn, ...] = ()
     live: Mapping[str, Rate] | None = None
+
+    def within(self, longest: int, max_tokens: int) -> "Material":
+        """Return the same without what takes more than `longest` tokens.
+
+        That is a held-out turn with a longer sequence, or a prompt that leaves no room for an
+        answer of `max_tokens`.
+        """
+        return replace(
+            self,
+            prompts=tuple(one for one in self.prompts if len(one.ids) + max_tokens <= longest),
+            held_out=tuple(
+                turn
+                for turn in self.held_out
+                if max(len(tokens.ids) for tokens in turn.answers) <= longest
+            ),
+        )
 
 
 def evaluate(

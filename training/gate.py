@@ -29,6 +29,12 @@ MAX_PARENT_KL: Final = 0.3
 LENGTH_RATIO: Final = Interval(1 / 8, 8.0)
 ENTROPY_RATIO: Final = Interval(0.1, 2.5)
 MIN_SESSIONS: Final = 8
+MIN_OF_EACH: Final = 4
+"""Of how many sessions liked answers are needed for a margin, and of how many disliked ones.
+
+An interval knows no spread where there is one session: beside 20 of the other sign, a version that
+is no worse than allowed is rejected 37 times of 100, with two 19 times, with four 9 times.
+"""
 MIN_DROP: Final = 0.02
 """The drop on held-out ratings, nats a token, that a rejection must be sure of.
 
@@ -207,15 +213,19 @@ def _preference(held_out: Sequence[HeldOut], seed: int) -> list[Check]:
 
     what = "logprob of held-out liked answers against the parent's"
     if len(liked) < MIN_SESSIONS:
-        logprob = _too_few("liked_logprob", what, len(liked))
+        lacks = f"{len(liked)} held-out sessions with such ratings; {MIN_SESSIONS} are needed"
+        logprob = _inconclusive("liked_logprob", what, lacks)
     else:
         interval = bootstrap_mean([*liked.values()], seed=seed)
         logprob = _signed("liked_logprob", what, _mean(first), interval, len(liked))
 
     what = "margin of liked over disliked held-out answers against the parent's"
-    if len(sessions) < MIN_SESSIONS or not liked or not disliked:
-        num = len(sessions) if liked and disliked else 0
-        return [logprob, _too_few("margin", what, num)]
+    if len(sessions) < MIN_SESSIONS or min(len(liked), len(disliked)) < MIN_OF_EACH:
+        lacks = (
+            f"{len(liked)} held-out sessions with liked answers, {len(disliked)} with disliked"
+            f" ones; {MIN_SESSIONS} are needed, {MIN_OF_EACH} of each"
+        )
+        return [logprob, _inconclusive("margin", what, lacks)]
     interval = bootstrap_difference(first, second, seed=seed)
     difference = _mean(first) - _mean(second)
     margin = _signed("margin", what, difference, interval, len(sessions))
@@ -255,12 +265,8 @@ def _signed(name: str, what: str, value: float, interval: Interval, num_sessions
     return Check(name, outcome, value, interval, reason)
 
 
-def _too_few(name: str, what: str, num_sessions: int) -> Check:
-    reason = (
-        f"{what}: inconclusive, {num_sessions} held-out sessions with such ratings;"
-        f" {MIN_SESSIONS} are needed"
-    )
-    return Check(name, "inconclusive", None, None, reason)
+def _inconclusive(name: str, what: str, lacks: str) -> Check:
+    return Check(name, "inconclusive", None, None, f"{what}: inconclusive, {lacks}")
 
 
 def _finite_only(value: object) -> object:

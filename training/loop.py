@@ -116,7 +116,8 @@ class Loop:
             self._policy.load_state(states[-1])
             self._step = state["step"]
             self._kl = state["kl"]
-            self._micro_batch.max_tokens = state["max_tokens"]
+            # There may be less room now than there was then.
+            self._micro_batch.max_tokens = min(self._micro_batch.max_tokens, state["max_tokens"])
         return self._step
 
     def run(self, on_step: Callable[[Step], None], is_stopping: Callable[[], bool]) -> Ending:

@@ -13,7 +13,7 @@ from strop.proxy.store.training_store import TrainingStore
 from strop.training import rows
 from strop.training.collection import MAX_HELD_OUT, MAX_PROMPT_TOKENS, held_out_turns
 from strop.training.evaluate import Material, Prompt
-from strop.training.figures import MAX_SAMPLES
+from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
 from strop.training.rows import LeftOut, Target, Tokenizer
 from strop.training.training_set import HeldOutTurn
 
@@ -75,6 +75,34 @@ def _messages(completion: Completion) -> list[dict[str, Any]]:
     return [{"role": "user", "content": str(fields.get("prompt", ""))}]
 
 
+def fitting(material: Material, longest: int, max_tokens: int) -> tuple[Material, str]:
+    """Return what of `material` fits, and what doesn't, for people; empty where all does.
+
+    Args:
+        material: what versions are to be measured on.
+        longest: the most tokens of a sequence.
+        max_tokens: of a fresh answer.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    fits = material.within(longest, min(max_tokens, MAX_SAMPLE_TOKENS))
+    counts = (
+        (len(material.held_out), len(fits.held_out), "held-out ratings"),
+        (len(material.prompts), len(fits.prompts), "prompts"),
+    )
+    parts = [f"{num - left} of {num} {what}" for num, left, what in counts if left < num]
+    left_out = (
+        f"left out: {', '.join(parts)}, longer than the {longest:,} tokens that the context and"
+        " the memory that is free have room for, answer included"
+        if parts
+        else ""
+    )
+    if not fits.prompts and not fits.held_out:
+        raise ValueError(f"nothing can be measured here; {left_out}")
+    return fits, left_out
+
+
 def read_prompts(path: Path, tokenizer: Tokenizer) -> tuple[Prompt, ...]:
     """Return the prompts of a file of JSON lines.
 
@@ -85,7 +113,8 @@ def read_prompts(path: Path, tokenizer: Tokenizer) -> tuple[Prompt, ...]:
         BadPrompts: there is none, or a line is neither.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON has U+2028 and its like in strings as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadPrompts(f"expected a file of JSON lines, can't read {path}: {error}") from error
     found = [

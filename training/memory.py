@@ -68,6 +68,14 @@ class Estimate:
             return 0
         return _largest(longest, lambda num: self.total(num, longest) <= free, at_most=free)
 
+    def longest_of(self, free: int, context: int) -> int:
+        """Return how many tokens a conversation may have, of at most `context`, to be learned from.
+
+        Where memory decides, a little less than `longest`: what is free goes up and down.
+        """
+        longest = self.longest(free)
+        return context if longest >= context else longest * 9 // 10
+
     def longest(self, free: int) -> int:
         """Return the most tokens of a sequence that fits into `free` bytes alone; 0 if none does.
 

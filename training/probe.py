@@ -49,9 +49,7 @@ _MAX_PROMPT = 400
 # Of so many prompts, continued by so many tokens, those are taken that tell the most.
 _NUM_TRIED, _NUM_TRIED_TOKENS = 24, 24
 
-_EXPECTED = (
-    AlreadyRunning, BackendUnavailable, InvalidAdapter, OutOfMemory, ValueError, OSError
-)  # fmt: skip
+_EXPECTED = (BackendUnavailable, InvalidAdapter, OutOfMemory, ValueError, OSError)
 
 # What an imported adapter is asked, for want of what was asked of it.
 _TEXTS = (
@@ -187,6 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _alone(given.runs):
             probe = _made(given)
+    except AlreadyRunning as error:
+        sys.stderr.write(f"no probe can be made yet: {error}\n")
+        return os.EX_TEMPFAIL
     except _EXPECTED as error:
         sys.stderr.write(f"no probe could be made: {error}\n")
         return 1

@@ -64,6 +64,8 @@ class Rule:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise RaterFailed(f"the rule {name} can't be loaded: {error}") from error
+        if not callable(found):
+            raise RaterFailed(f"expected a function as the rule {name}, got {found!r:.80}")
         return cls(found)
 
     def rate(self, asked: Sequence[tuple[Messages, str]]) -> list[float]:

@@ -64,6 +64,12 @@ class Recipe:
             BackendUnavailable: its files are other ones now.
         """
         path = self.settings.base_path
+        if not path.is_dir():
+            raise BackendUnavailable(
+                f"the base of this run was in {path}, and is not there any more: the run is given"
+                " up. No rating was used up; set model.base to where it is now, and start a new"
+                " run"
+            )
         found = identify(path, cache=cache)
         if found != wanted:
             raise BackendUnavailable(

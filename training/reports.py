@@ -49,8 +49,7 @@ class Reports:
 
     def progress(self, now: Progress) -> None:
         """Show where the run is."""
-        if self._terminal is not None:
-            self._rewrite(line(now, shutil.get_terminal_size().columns - 1))
+        self._rewrite(line(now, shutil.get_terminal_size().columns - 1))
 
     def step(self, num: int, metrics: Mapping[str, float]) -> None:
         """Take down the metrics of an optimizer step."""
@@ -61,24 +60,30 @@ class Reports:
 
     def say(self, text: str) -> None:
         """Leave a line on the terminal, below the progress."""
-        if self._terminal is not None:
-            self._rewrite(text)
-            self._terminal.write("\n")
-            self._width = 0
+        self._rewrite(text)
+        self._write("\n")
+        self._width = 0
 
     def close(self) -> None:
         """Finish the log and TensorBoard's files."""
         os.close(self._log)
         if self._board is not None:
             self._board.close()
-        if self._terminal is not None and self._width:
-            self._terminal.write("\n")
+        if self._width:
+            self._write("\n")
 
     def _rewrite(self, text: str) -> None:
+        self._write("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def _write(self, text: str) -> None:
         if self._terminal is not None:
-            self._terminal.write("\r" + text.ljust(self._width))
-            self._terminal.flush()
-            self._width = len(text)
+            try:
+                self._terminal.write(text)
+                self._terminal.flush()
+            except OSError:
+                # It was closed: nobody watches any more.
+                self._terminal = None
 
 
 def _tensorboard(folder: Path) -> Any:

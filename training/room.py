@@ -5,10 +5,15 @@ Estimates are `memory`'s. Opens no model, and handles no `OutOfMemory`: that is 
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from strop.training import memory
+from strop.training.backends import Choice
+from strop.training.backends.base import OutOfMemory
+from strop.training.backends.base_files import BaseFiles
 from strop.training.collection import Refused
+from strop.training.presets import Preset
 from strop.training.recipe import Recipe
 from strop.training.reports import Reports
 from strop.training.stopping import Stopping
@@ -26,11 +31,45 @@ class Room:
 
 
 class TooLong(Refused):
-    """Not even the longest sequence fits; one of `longest` tokens does, if that isn't 0."""
+    """Not even the longest sequence fits; up to `longest` tokens do, with a little to spare."""
 
     def __init__(self, message: str, longest: int) -> None:
         super().__init__(message)
         self.longest = longest
+
+
+def now(base: Path, chosen: Choice, preset: Preset, *, quantize_base: bool) -> Room:
+    """Return how much to compute at once with the memory that is free now, training or not.
+
+    Args:
+        base: the base's folder.
+        chosen: what computes.
+        preset: the most that is wanted at once, and the rank of a LoRA.
+        quantize_base: whether the base is held in 4 bits.
+
+    Raises:
+        OutOfMemory: not even the base fits.
+    """
+    needed = memory.estimate(
+        base,
+        backend=chosen.name,
+        device=chosen.device,
+        rank=preset.rank,
+        quantize_base=quantize_base,
+    )
+    free = memory.free_bytes(chosen.device)
+    lacking = memory.advice(
+        needed,
+        free,
+        backend=chosen.name,
+        device=chosen.device,
+        longest=1,
+        is_quantized=quantize_base,
+    )
+    if lacking:
+        raise OutOfMemory(lacking)
+    longest = min(BaseFiles(base).context_length, needed.longest(free))
+    return Room(min(preset.micro_batch_tokens, needed.max_tokens(free, longest)), longest)
 
 
 def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: Stopping) -> Room:
@@ -75,6 +114,6 @@ def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: St
         "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
     )
     if advice:
-        raise TooLong(advice, needed.longest(free))
+        raise TooLong(advice, needed.longest_of(free, recipe.files.context_length))
     fits = needed.max_tokens(free, longest)
     return Room(min(preset.micro_batch_tokens, fits), needed.longest(free))

@@ -156,7 +156,7 @@ def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftO
         return LeftOut.REDACTED if fields is not None else LeftOut.NO_TOKENS
     if target.tokenizer is None:
         return LeftOut.NO_TOKENIZER
-    text = fields.get("prompt")
+    text = prompt.only_prompt(fields)
     if completion.dialect == "completions" and not isinstance(text, str):
         return LeftOut.NO_TOKENS
     try:

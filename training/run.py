@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from strop.proxy.errors import StoreUnavailable, StropError
 from strop.proxy.store import run_lock
@@ -52,9 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent-fd", type=int, help="a pipe whose end of file stops the run")
     parsed = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    with contextlib.suppress(PermissionError):  # It leads a session, or a terminal's job, already.
-        if parsed.parent_fd is not None:
-            os.setsid()
     os.nice(NICENESS)
     return asyncio.run(take(parsed.home, parsed.run, parsed.parent_fd))
 
@@ -109,6 +106,10 @@ async def _locked(home: Path, store: Store, run: Run, parent_fd: int | None) -> 
     folder = home / "runs" / run.id
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with run_lock.hold(folder.parent, run.id):
+        for other in folder.parent.iterdir():
+            # One that was given up, or killed at its very end, could not do so itself.
+            if other.is_dir() and other != folder:
+                run_folder.clean(other)
         return await _work(home, folder, store, run, parent_fd)
 
 
@@ -212,5 +213,14 @@ def _stopped_by(
             loop.remove_reader(parent_fd)
 
 
+def _leave(status: int) -> NoReturn:
+    """End the process at once; all that is to stay is on disk by now."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # MLX frees what a thread has compiled after its join, and Python's own end would abort that.
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -112,12 +112,12 @@ class BaseTokenizer:
         )
         return text
 
-    def ids_of_text(self, text: str) -> tuple[int, ...] | None:
-        """Return the ids that `text` encodes to, or None where they decode to another text."""
-        ids = self._encode_plain(text)
-        return ids if self.decode(ids) == text else None
-
     def _encode_plain(self, text: str) -> tuple[int, ...]:
+        lead = self._encode(self._lead)
+        ids = self._encode(self._lead + text)
+        return ids[len(lead) :] if ids[: len(lead)] == lead else self._encode(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(
             self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         )
@@ -183,6 +183,25 @@ class BaseTokenizer:
     def _is_thinking(self) -> bool:
         vocabulary = self._tokenizer.get_vocab()
         return any(start in vocabulary and end in vocabulary for start, end in _THINKING)
+
+    @cached_property
+    def _lead(self) -> str:
+        """What an answer's text is encoded behind, which is then taken off: a line break, or none.
+
+        Tokenizers of SentencePiece's kind begin a text with a space, which an answer behind a line
+        break doesn't have in what the template writes.
+        """
+        try:
+            asked = self.encode_chat({"messages": [_ASKED]})
+            whole = self.encode_chat(
+                {"messages": [_ASKED, _ANSWERED], "add_generation_prompt": False}
+            )
+        except ValueError:
+            return ""
+        lead = self._encode("\n")
+        plain, behind = self._encode(_PLACEHOLDER), self._encode(f"\n{_PLACEHOLDER}")
+        goes_on = whole[: len(asked) + len(behind) - len(lead)] == asked + behind[len(lead) :]
+        return "\n" if goes_on and behind != lead + plain else ""
 
     @cached_property
     def _end_id(self) -> int:

@@ -13,6 +13,7 @@ from typing import Final
 from strop.adapters import peft
 from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
+from strop.adapters.peft import InvalidAdapter
 from strop.proxy.errors import StropError
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.version_records import BASE
@@ -136,16 +137,14 @@ class Trainer:
         try:
             space = self._find_room(found.longest)
         except room.TooLong as error:
-            # A little less, since what is free goes up and down.
-            longest = min(context, error.longest * 9 // 10)
-            self._reports.event("too_long", longest=longest, reason=str(error))
+            self._reports.event("too_long", longest=error.longest, reason=str(error))
             try:
-                found = self._collect(longest)
+                found = self._collect(error.longest)
             except Refused:
                 raise error from None
-            self._reports.say(f"what has more than {longest:,} tokens is left out: {error}")
+            self._reports.say(f"what has more than {error.longest:,} tokens is left out: {error}")
             space = self._find_room(found.longest)
-        return found.within(space.longest), space.max_tokens
+        return found.within(min(context, space.longest)), space.max_tokens
 
     def _find_room(self, longest: int) -> Room:
         rank = self._recipe.preset.rank
@@ -189,14 +188,12 @@ class Trainer:
         self, policy: Policy, collected: Collected, micro_batch: MicroBatch
     ) -> TrainingSet:
         """Compute what the losses need of parent, base and samplers, and keep it for a resume."""
-        on_disk = set(self._library.versions_on_disk())
-        sampled = {row.version for one in collected.learn for row in one.rows}
         measured = measure(
             policy,
             collected.learn,
             collected.advantages,
             self._parent,
-            {version: self._library.path_of(version) for version in sampled & on_disk},
+            self._samplers(collected),
             micro_batch,
             self._stopping.check,
         )
@@ -220,6 +217,20 @@ class Trainer:
             counts=counts,
         )
         training_set.save(whole, self._folder / run_folder.SET_FILE)
+        return whole
+
+    def _samplers(self, collected: Collected) -> dict[str, Path]:
+        """Return the folders of those who answered, but for the parent; a broken one is gone."""
+        sampled = {row.version for one in collected.learn for row in one.rows} - {self._parent}
+        whole = {}
+        for version in sorted(sampled.intersection(self._library.versions_on_disk())):
+            try:
+                self._library.verify(version)
+            except InvalidAdapter as error:
+                self._reports.event("broken_version", version=version, reason=str(error))
+                self._reports.say(f"{error}. What it answered counts as of a version that is gone")
+            else:
+                whole[version] = self._library.path_of(version)
         return whole
 
     def _learn(

@@ -108,7 +108,7 @@ def targets_table(results: Sequence[Result]) -> str:
 
 
 def outcome(target: Target, values: Sequence[float]) -> str:
-    """Return whether a target holds on average, and in how many seeds where not in all."""
+    """Return whether a target holds on average over as many seeds as it takes."""
     if len(values) < target.min_seeds:
         return "not measured"
     average = mean(values)
@@ -149,8 +149,7 @@ def cost_table(cost: Mapping[int, float]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean, sd and smallest; nothing of nothing."""
-    if not values:
-        return ""
-    sd = stdev(values) if len(values) > 1 else 0.0
-    return f"{mean(values):.2f} ± {sd:.2f} ({min(values):.2f})"
+    """Return mean, sd and smallest; of one value itself, and nothing of nothing."""
+    if len(values) < 2:
+        return "".join(f"{value:.2f}" for value in values)
+    return f"{mean(values):.2f} ± {stdev(values):.2f} ({min(values):.2f})"

@@ -110,10 +110,3 @@ def middle(values: Iterable[float | None]) -> float | None:
     """Return the median of the known values, None of none."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
-
-
-def flatness(values: Sequence[float], after: int = 10, width: int = 5) -> float | None:
-    """Return the end of a series over its value `after` steps in: medians of `width` values."""
-    if len(values) < after + 2 * width:
-        return None
-    return median(values[-width:]) / median(values[after : after + width])

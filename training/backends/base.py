@@ -34,7 +34,8 @@ class OutOfMemory(Exception):
         said = (what.partition(" If reserved")[0].splitlines() or [""])[0].rstrip(" .")
         return cls(
             f"{said or 'no memory is left'}: free some, set training.device to one that has more,"
-            " or training.quantize_base"
+            " or take the base in 4 bits (training.quantize_base on CUDA; for MLX, a model.base"
+            " that mlx-lm has quantised)"
         )
 
 

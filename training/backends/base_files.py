@@ -78,15 +78,34 @@ class BaseFiles:
         ids = [named] if isinstance(named, int) else named or []
         return frozenset(int(token) for token in ids) | self._tokenizer_end
 
+    @property
+    def precision(self) -> str:
+        """What its weights are, for people: a dtype, or how they are quantised."""
+        quantization = self.config.get("quantization")
+        if isinstance(quantization, dict) and "bits" in quantization:
+            return f"quantised to {quantization['bits']} bits by MLX"
+        other = self.config.get("quantization_config")
+        if isinstance(other, dict) and "quant_method" in other:
+            return f"quantised by {other['quant_method']}"
+        return self.dtype
+
     @cached_property
     def num_weights(self) -> int:
-        """How many numbers the weight files hold; of packed ones, the packed."""
-        return sum(prod(tensor.shape) for tensor in self._tensors)
+        """How many weights the files hold; those that MLX has packed are counted unpacked."""
+        tensors = self._tensors
+        num = sum(prod(tensor.shape) for tensor in tensors.values())
+        for name, packed in tensors.items():
+            module = name.removesuffix(".weight")
+            if self.is_mlx_quantized and packed.dtype == "U32" and f"{module}.scales" in tensors:
+                num += prod(packed.shape) * 32 // self._bits(module) - prod(packed.shape)
+                added = [tensors.get(f"{module}.{each}") for each in ("scales", "biases")]
+                num -= sum(prod(one.shape) for one in added if one is not None)
+        return num
 
     @cached_property
     def num_weight_bytes(self) -> int:
         """How many bytes of tensors the weight files hold."""
-        return sum(tensor.end - tensor.start for tensor in self._tensors)
+        return sum(tensor.end - tensor.start for tensor in self._tensors.values())
 
     @property
     def is_checkpointed(self) -> bool:
@@ -96,19 +115,26 @@ class BaseFiles:
         """
         return self.num_weight_bytes > _CHECKPOINTED_BYTES
 
+    def _bits(self, module: str) -> int:
+        """Return how many bits a weight of a module that MLX has quantised takes."""
+        quantization = self.config["quantization"]
+        own = quantization.get(module)
+        return int((own if isinstance(own, dict) else quantization)["bits"])
+
     @cached_property
-    def _tensors(self) -> tuple[tensor_file.Tensor, ...]:
+    def _tensors(self) -> Mapping[str, tensor_file.Tensor]:
         paths = sorted(self.folder.glob("model*.safetensors"))
         if not paths:
             raise BackendUnavailable(
                 f"{self.folder} has no model*.safetensors; strop loads no other weights"
             )
+        found: dict[str, tensor_file.Tensor] = {}
         try:
-            return tuple(
-                tensor for path in paths for tensor in tensor_file.read_header(path).values()
-            )
+            for path in paths:
+                found |= tensor_file.read_header(path)
         except tensor_file.BrokenTensorFile as error:
             raise BackendUnavailable(f"{self.folder}: {error}") from error
+        return found
 
     @property
     def _tokenizer_end(self) -> frozenset[int]:

@@ -18,7 +18,7 @@ from strop.training.sequences import Floats
 
 # A linear layer inside a block: `model.layers.0.self_attn.q_proj`, `transformer.h.0.attn.c_attn`.
 _IN_BLOCK = re.compile(r"(?:.+\.)?(?:layers|h|blocks)\.\d+\..+")
-# What chooses experts or mixes them: engines put no LoRA there.
+# What chooses experts or mixes them, a layer or a module of layers: engines put no LoRA there.
 _ROUTERS = frozenset(("gate", "router", "shared_expert_gate"))
 
 _STATE = "state.json"
@@ -37,7 +37,7 @@ class State:
 
 def is_target(path: str) -> bool:
     """Whether a fresh LoRA adapts the linear layer at `path`."""
-    return _IN_BLOCK.fullmatch(path) is not None and path.rpartition(".")[2] not in _ROUTERS
+    return _IN_BLOCK.fullmatch(path) is not None and _ROUTERS.isdisjoint(path.split("."))
 
 
 def fresh(shapes: Mapping[str, tuple[int, int]], settings: LoraSettings) -> peft.Adapter:

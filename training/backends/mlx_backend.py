@@ -6,12 +6,14 @@ Knows no objective and no store. The LoRA's weights are float32 whatever the bas
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from strop.adapters import peft
+from strop.adapters.mlx import own_path
 from strop.training.backends import lora, mlx_decoding, mlx_model
 from strop.training.backends.base import (
     BASE,
@@ -53,7 +55,7 @@ class MlxPolicy:
             self._shapes = mlx_model.linear_shapes(model)
             self._net = mlx_model.prepare(model)
         self._adapter = start or lora.fresh(self._shapes, lora_settings)
-        lora.check_fit(self._adapter, self._shapes)
+        self._check_fit(self._adapter)
         self._slots = mlx_model.Slots(model)
         self._checkpointing: mlx_model.Checkpointing | None = None
         if base.is_checkpointed:
@@ -116,6 +118,7 @@ class MlxPolicy:
                 temperature=temperature,
                 seed=seed,
                 end_ids=self.end_ids,
+                is_batched=self._is_batched,
             )
 
     def greedy(
@@ -219,6 +222,10 @@ class MlxPolicy:
         mx.eval(self._parameters, self._means, self._variances)
         self._slots.put(self._adapter, self._parameters)
 
+    @cached_property
+    def _is_batched(self) -> bool:
+        return mlx_decoding.rows_are_independent(self._net.model)
+
     @contextmanager
     def _using(self, weights: Weights) -> Iterator[None]:
         """Compute with these weights for the time of the block, then with the trained ones."""
@@ -232,11 +239,16 @@ class MlxPolicy:
             # A trace leaves its own placeholders behind, too.
             self._slots.put(self._adapter, self._parameters)
 
+    def _check_fit(self, adapter: peft.Adapter) -> None:
+        own = {path: own_path(path, self._shapes) for path in adapter.modules}
+        shapes = {path: self._shapes[own[path]] for path in own if own[path] in self._shapes}
+        lora.check_fit(adapter, shapes)
+
     def _load(self, folder: Path) -> tuple[peft.Adapter, Arrays]:
         loaded = self._others.pop(folder, None)
         if loaded is None:
             adapter = peft.read(folder)
-            lora.check_fit(adapter, self._shapes)
+            self._check_fit(adapter)
             while len(self._others) >= _NUM_OTHERS:
                 del self._others[next(iter(self._others))]
             loaded = (adapter, _to_mlx(lora.arrays_of(adapter)))

@@ -17,6 +17,10 @@ from strop.training.sequences import Floats
 
 Sampler = Callable[[mx.array], mx.array]
 
+_SHORT, _LONG = 3, 24  # tokens: beside the long prompt the short one is padded
+_TOLERANCE = 1.0  # nats: more than bf16 rounds, less than what a wrong mask does
+_LIKELY = 10.0  # nats below the likeliest token; beyond that roundings are larger
+
 
 class _Float32Logits:
     """A model whose logits are float32, so that logprobs keep more digits than bf16 has."""
@@ -32,6 +36,33 @@ class _Float32Logits:
         return getattr(self._model, name)
 
 
+def rows_are_independent(model: Any) -> bool:
+    """Return whether a prompt's answer is the same beside longer prompts as alone.
+
+    Of some models of mlx-lm it isn't (Gemma 2, Mamba): with several rows they fail, or attend to
+    padding and say nothing.
+    """
+    short, long = ([*range(1, length + 1)] for length in (_SHORT, _LONG))
+    alone_V = _first(model, [short])
+    is_likely_V = alone_V > alone_V.max() - _LIKELY
+    # A mask that is spread over the wrong axis fits where there are as many rows as heads.
+    for others in ([long], [long, long]):
+        try:
+            beside_V = _first(model, [short, *others])
+        except ValueError:
+            return False
+        difference: Any = mx.where(is_likely_V, mx.abs(alone_V - beside_V), 0).max()
+        if not difference.item() < _TOLERANCE:
+            return False
+    return True
+
+
+def _first(model: Any, prompts: Sequence[Sequence[int]]) -> mx.array:
+    """Return the logprobs of what comes first after the first prompt, (V,)."""
+    steps = _decode(model, prompts, 1, frozenset(), _best, len(prompts))
+    return next(logprobs_BV[rows.index(0)] for rows, _, logprobs_BV in steps if 0 in rows)
+
+
 def sample(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -40,13 +71,15 @@ def sample(
     temperature: float,
     seed: int,
     end_ids: frozenset[int],
+    is_batched: bool,
 ) -> list[Sampled]:
-    """Return one answer for each prompt, as `Policy.sample` says."""
+    """Return one answer for each prompt, as `Policy.sample` says, all at once if `is_batched`."""
     if not prompts:
         return []
     drawn: list[list[tuple[int, float, float]]] = [[] for _ in prompts]
+    num_rows = len(prompts) if is_batched else 1
     for rows, tokens, logprobs_BV in _decode(
-        model, prompts, max_tokens, end_ids, _sampler(temperature, seed)
+        model, prompts, max_tokens, end_ids, _sampler(temperature, seed), num_rows
     ):
         chosen_B = mx.take_along_axis(logprobs_BV, mx.array(tokens)[:, None], axis=-1)[:, 0]
         # Where a token is impossible, 0 times minus infinity counts as 0.
@@ -64,7 +97,7 @@ def greedy(
 ) -> tuple[tuple[int, ...], Floats, Floats]:
     """Return a greedy continuation, as `Policy.greedy` says."""
     ids, logprobs, margins = [], [], []
-    for _, tokens, logprobs_BV in _decode(model, [prompt], num_tokens, frozenset(), _best):
+    for _, tokens, logprobs_BV in _decode(model, [prompt], num_tokens, frozenset(), _best, 1):
         second, best = _floats(mx.sort(mx.topk(logprobs_BV[0], 2)))
         ids.append(tokens[0])
         logprobs.append(best)
@@ -78,13 +111,17 @@ def _decode(
     max_tokens: int,
     end_ids: frozenset[int],
     sampler: Sampler,
+    num_rows: int,
 ) -> Iterator[tuple[list[int], list[int], mx.array]]:
-    """Yield, step by step, the rows that drew a token, the tokens, and logprobs (rows, V)."""
+    """Yield, step by step, the rows that drew a token, the tokens, and logprobs (rows, V).
+
+    At most `num_rows` are decoded at once.
+    """
     generator = BatchGenerator(
         _Float32Logits(model),
         sampler=sampler,
-        completion_batch_size=len(prompts),
-        prefill_batch_size=len(prompts),
+        completion_batch_size=num_rows,
+        prefill_batch_size=num_rows,
     )
     stops = StopSequences([(token,) for token in end_ids])
     with closing(generator), mx.stream(generator.stream):

@@ -17,6 +17,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.utils import load_model
 
 from strop.adapters import peft
+from strop.adapters.mlx import own_path
 from strop.adapters.rope import flat_rope, turn_partly
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
@@ -134,10 +135,11 @@ class Slots:
     def put(self, adapter: peft.Adapter | None, arrays: Mapping[str, mx.array]) -> None:
         """Make the model compute with an adapter whose weights are `arrays`; None is the base."""
         adapted = adapter.modules if adapter else {}
-        linears = dict(self._model.named_modules()) if adapted.keys() - self._modules.keys() else {}
-        new = {path: LoraLinear(linears[path]) for path in adapted if path not in self._modules}
-        if new:
-            self._model.update_modules(tree_unflatten([*new.items()]))
+        if missing := adapted.keys() - self._modules.keys():
+            linears = dict(self._model.named_modules())
+            own = {path: own_path(path, linears) for path in missing}
+            new = {path: LoraLinear(linears[own[path]]) for path in missing}
+            self._model.update_modules(tree_unflatten([(own[p], new[p]) for p in missing]))
             self._modules.update(new)
         for path, module in self._modules.items():
             module.a, module.b = arrays.get(f"{path}.a"), arrays.get(f"{path}.b")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging as transformers_logging
 
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
@@ -107,8 +107,10 @@ def load(base: BaseFiles, device: torch.device, *, quantize: bool) -> Any:
     dtype = pick_dtype(base, device)
     if quantize:
         options["quantization_config"] = _four_bits(device, dtype)
+    # Of a model for images too, the one for text alone has other paths than its files and engines.
+    kind = AutoModelForImageTextToText if "vision_config" in base.config else AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             base.folder,
             dtype=dtype,
             local_files_only=True,
@@ -235,7 +237,9 @@ def keeps_last(model: Any) -> bool:
 def _checkpoint_blocks(model: Any) -> None:
     """Keep only what goes into each block; all else is computed again in the backward pass."""
     for block in _blocks(model):
-        block.forward = _checkpointed(block.forward)
+        # Of its class: a method of its own would keep the block alive after the model is freed.
+        kind = type(block)
+        block.__class__ = type(kind.__name__, (kind,), {"forward": _checkpointed(kind.forward)})
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:

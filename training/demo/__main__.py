@@ -3,9 +3,12 @@
 Parses and prints. Serve, chat, rate, train, gate, swap: what runs is what a user runs.
 """
 
+import fcntl
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +23,8 @@ from strop.training.options import CONTEXT
 
 _MARK = "made-by-strop-demo"
 _PNG = "good-rate.png"
+_LOCK = "serve.lock"  # which a strop that serves from a home holds
+_NEEDS = ("matplotlib", "openai")
 
 
 @click.command(
@@ -55,6 +60,7 @@ def main(*, as_json: bool, home: Path | None, **given: object) -> None:
     plan = Plan(**given)  # type: ignore[arg-type]  # click has checked each
     folder = (home or _default_home()).expanduser().absolute()
     try:
+        _check_installed()
         _make_empty(folder)
         with serve(folder, {"training.enabled": "false"}) as served:
             results = _play(served, plan, is_quiet=as_json)
@@ -76,18 +82,47 @@ def _make_empty(folder: Path) -> None:
     """Make the demo's home anew.
 
     Raises:
-        DemoFailed: there is something that no demo made.
+        DemoFailed: there is something that no demo made, somebody uses it, or it can't be made.
     """
     mark = folder / _MARK
-    if folder.is_dir() and any(folder.iterdir()):
-        if not mark.is_file():
-            raise DemoFailed(
-                f"{folder} is not empty, and no earlier demo made it; name another folder with"
-                " --home"
-            )
-        shutil.rmtree(folder)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mark.touch()
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not mark.is_file():
+                raise DemoFailed(
+                    f"{folder} is not empty, and no earlier demo made it; name another folder with"
+                    " --home"
+                )
+            if _is_served(folder):
+                raise DemoFailed(
+                    f"strop serves from {folder}, which is to be emptied; stop it, or name another"
+                    " folder with --home"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise DemoFailed(
+            f"expected to make {folder} anew: {error}; name another folder with --home"
+        ) from error
+
+
+def _is_served(home: Path) -> bool:
+    if not (home / _LOCK).is_file():
+        return False
+    with (home / _LOCK).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoFailed(
+            f"the demo needs {' and '.join(missing)}, not installed here: pip install 'strop[demo]'"
+        )
 
 
 def _play(served: Served, plan: Plan, *, is_quiet: bool) -> list[Measured | Round]:
@@ -160,4 +195,6 @@ def _clear() -> None:
 
 
 if __name__ == "__main__":
+    # Whoever ends it ends what it started too, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main(prog_name="strop demo")

@@ -5,6 +5,7 @@ A simulated person with a hidden rule rates. Does not start strop, and prints no
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,10 @@ def play(served: Served, plan: Plan, progress: Progress) -> Iterator[Measured | 
         yield base
         latest = base
         for number in range(1, plan.rounds + 1):
-            questions = _draw(rated_questions, plan.ratings, rng)
+            # dpo learns from two answers to one question, of which one is better.
+            times = 2 if plan.objective == "dpo" else 1
+            drawn = _draw(rated_questions, math.ceil(plan.ratings / times), rng)
+            questions = (drawn * times)[: plan.ratings]
             rated = runner.run(_chat_and_rate(served, questions, rater, rng, progress))
             num_good = sum(one.rating > 0 for one in rated)
             run, train_s = _train(served, plan.objective, progress)

@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-from openai import AsyncOpenAI
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 READY_TIMEOUT_S = 120.0
 HOST = "127.0.0.1"
@@ -31,7 +33,7 @@ class Served:
 
     url: str
     model: str
-    agent: AsyncOpenAI
+    agent: "AsyncOpenAI"
     owner: httpx.Client
 
     def get(self, path: str) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def serve(home: Path, settings: Mapping[str, str]) -> Iterator[Served]:
     Raises:
         DemoFailed: it doesn't get ready.
     """
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
     port = _free_port()
     pairs = {"engine.kind": "embedded", **settings}
     command = [*(sys.executable, "-m", "strop.proxy.cli", "serve"), "--home", str(home)]
@@ -75,11 +79,16 @@ def serve(home: Path, settings: Mapping[str, str]) -> Iterator[Served]:
     try:
         _wait_until_ready(url, child, home)
         key = (home / "admin.key").read_text(encoding="ascii").strip()
+        # A proxy that the environment names for the network doesn't lead back to this machine.
         with httpx.Client(
-            base_url=url, timeout=60.0, headers={"Authorization": f"Bearer {key}"}
+            base_url=url,
+            timeout=60.0,
+            headers={"Authorization": f"Bearer {key}"},
+            trust_env=False,
         ) as owner:
             model = _json(owner.get("/v1/models"))["data"][0]["id"]
-            agent = AsyncOpenAI(base_url=f"{url}/v1", api_key="strop")
+            direct = DefaultAsyncHttpxClient(trust_env=False)
+            agent = AsyncOpenAI(base_url=f"{url}/v1", api_key="strop", http_client=direct)
             yield Served(url, model, agent, owner)
     finally:
         child.terminate()
@@ -96,7 +105,7 @@ def _wait_until_ready(url: str, child: "subprocess.Popen[bytes]", home: Path) ->
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and child.poll() is None:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz").status_code == httpx.codes.OK:
+            if httpx.get(f"{url}/readyz", trust_env=False).status_code == httpx.codes.OK:
                 return
         time.sleep(0.1)
     log = (home / "serve.log").read_text(encoding="utf-8", errors="replace")
