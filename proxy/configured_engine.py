@@ -67,7 +67,11 @@ def at(url: str, settings: Settings, home: Path) -> Engine:
     engine = settings.engine
     adapters = AdaptersFolder(adapters_folder(home), engine.adapters_dir)
     if _kind(settings) == "embedded":
-        upstream = Upstream(url, connect_timeout_s=engine.connect_timeout_s)
+        upstream = Upstream(
+            url,
+            connect_timeout_s=engine.connect_timeout_s,
+            advice=f"strop starts it by itself; its log is {LOG_FILE} in strop's home",
+        )
         return Vllm(
             upstream,
             label="embedded",

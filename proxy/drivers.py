@@ -3,9 +3,11 @@
 Knows where converted versions are kept, and which converter each engine needs; runs nothing.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
+from strop.adapters.base_model import InvalidBase, number, read_config
 from strop.proxy.engines.base import Engine
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.llama_server import LlamaServer
@@ -34,6 +36,7 @@ def make(settings: Settings, home: Path, upstream: Upstream) -> Engine | None:
             model=model,
             rechunks=engine.rechunk_streams,
             adapters=_mlx_adapters(settings, home, upstream),
+            vocab_size=_vocab_size(base_folder(settings)),
         )
     if engine.kind == "ollama":
         adapters = _ollama_adapters(settings, home, upstream)
@@ -49,6 +52,16 @@ def _mlx_adapters(settings: Settings, home: Path, upstream: Upstream) -> MlxServ
         return None
     calls = Calls(upstream, credentials(settings.engine.key))
     return MlxServerAdapters(calls, base=base, folder=home / MLX_FOLDER, convert=_to_mlx)
+
+
+def _vocab_size(base: Path | None) -> int | None:
+    """Return how many tokens the base has, as far as its folder says."""
+    with contextlib.suppress(InvalidBase):
+        config = read_config(base) if base is not None else {}
+        # That of a model with images is in a part of its own.
+        text = config.get("text_config")
+        return number(text if isinstance(text, dict) else config, "vocab_size")
+    return None
 
 
 def _ollama_adapters(settings: Settings, home: Path, upstream: Upstream) -> OllamaAdapters | None:

@@ -5,12 +5,14 @@ answer may take: whoever watches the time calls `Exchange.abort`.
 """
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
 from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamError
 from strop.proxy.http1 import Answer, AnswerError
+from strop.proxy.wire import coding
 
 # Unread body bytes above which the connection is no longer read from.
 HIGH_WATER_BYTES = 256 * 1024
@@ -54,6 +56,7 @@ class Exchange:
         self._head = head
         self._body = body
         self._answer = Answer(has_body=method != b"HEAD")
+        self._unpack: Callable[[bytes], bytes] | None = None
         self._is_sent = False
         self._has_received = False
         self._error: UpstreamError | None = None
@@ -97,24 +100,57 @@ class Exchange:
         if self._error is not None:
             raise self._error
 
+    def unpack(self) -> None:
+        """Read the body without the content coding in its head, and `headers` without that.
+
+        Raises:
+            UpstreamError: it is another than strop knows.
+        """
+        answer, name = self._answer, b"content-encoding"
+        said = b", ".join(v for k, v in answer.headers if k == name).decode("latin-1")
+        answer.headers = [header for header in answer.headers if header[0] != name]
+        if said.lower() == "identity":
+            return
+        self._unpack = coding.unpacker(said)
+        if self._unpack is None:
+            raise UpstreamError(
+                f"expected an answer that can be read from {self._url}, got one in the content"
+                f" coding {said!r}, though none was asked for; strop reads"
+                f" {', '.join(coding.KNOWN)}: let it, or the proxy before it, compress nothing"
+            )
+
     async def read(self) -> bytes:
         """Return the body bytes that came since the last call, waiting for some; b"" at the end.
 
         Raises:
             UpstreamDied: the connection closed before the body's end, or its framing is broken.
+            UpstreamError: it is not in the coding that is unpacked.
             UpstreamAborted: `abort` was called.
         """
-        answer = self._answer
-        while not answer.body:
-            if answer.is_complete:
-                return b""
-            if self._error is not None:
-                raise self._error
-            await self._wait()
-        data = answer.take()
-        if self._connection is not None:
-            self._connection.resume()
+        answer, data = self._answer, b""
+        while not data:
+            while not answer.body:
+                if answer.is_complete:
+                    return b""
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+            data = answer.take()
+            if self._connection is not None:
+                self._connection.resume()
+            if self._unpack is not None:
+                data = self._unpacked(data)
         return data
+
+    def _unpacked(self, data: bytes) -> bytes:
+        assert self._unpack is not None
+        try:
+            return self._unpack(data)
+        except coding.BROKEN as error:
+            raise UpstreamError(
+                f"expected what its Content-Encoding says from {self._url}, got: {error}; look at"
+                " the engine's log, or at the proxy before it"
+            ) from error
 
     async def read_all(self, limit: int) -> bytes:
         """Return the rest of the body.

@@ -90,22 +90,27 @@ class Intake:
         raw = await read_body(receive, headers, self.limits)
         fields = wire_body.parse(raw)
         is_rewritten = False
-        rated = wire_headers.first(headers, RATING_HEADER)
         session = conversation.session_label(headers, path_session, fields)
         history: list[object] = []
+        command: commands.Command | None = None
         if dialect == "chat":
             messages = chat.messages_of(fields)
             command = commands.find_command(messages)
             kept = commands.without_commands(messages) if b"/rl" in raw else None
             history = messages if kept is None else kept
-            if command is not None:
-                text = await self.rater.by_command(command, history, caller.key_id)
-                await _say(commands.MARK + text, fields, send)
-                return
             if kept is not None:
                 fields, is_rewritten = {**fields, "messages": kept}, True
         elif "prompt" not in fields:
             raise BadRequest("expected `prompt` in a text completion, got none", param="prompt")
+        told: wire_headers.Headers = []
+        if rated := [value for name, value in headers if name == RATING_HEADER]:
+            meant = _text(wire_headers.first(headers, RATING_FOR_HEADER))
+            status = await self.rater.by_header(rated, meant, history, caller.key_id)
+            told.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
+        if command is not None:
+            text = await self.rater.by_command(command, history, caller.key_id)
+            await _say(commands.MARK + text, fields, told, send)
+            return
         incoming = Incoming(
             id=new_id("cmp", created_ms),
             created_ms=created_ms,
@@ -116,24 +121,23 @@ class Intake:
             query=scope["query_string"],
             request_id=_text(wire_headers.first(headers, b"x-request-id")),
             session=session,
+            extra_headers=told,
         )
-        if rated is not None:
-            meant = _text(wire_headers.first(headers, RATING_FOR_HEADER))
-            status = await self.rater.by_header(rated, meant, history, caller.key_id)
-            incoming.extra_headers.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
         try:
             await self.relay.relay(incoming, receive, send)
         except StropError as error:
-            error.headers += incoming.extra_headers
+            error.headers += told
             raise
 
 
-async def _say(text: str, fields: Mapping[str, object], send: Send) -> None:
-    """Answer in the model's place, in the dialect that was asked for."""
+async def _say(
+    text: str, fields: Mapping[str, object], told: wire_headers.Headers, send: Send
+) -> None:
+    """Answer in the model's place, in the dialect that was asked for, with the headers `told`."""
     identity = new_id("chatcmpl")
     model = str(fields.get("model", ""))
     options = fields.get("stream_options")
-    head: wire_headers.Headers = []
+    head = list(told)
     if fields.get("stream") is True:
         include_usage = isinstance(options, dict) and options.get("include_usage") is True
         answer = chat.say_stream(text, identity=identity, model=model, include_usage=include_usage)

@@ -143,7 +143,7 @@ def _runs(stream: StreamCopy) -> Iterator[bytes]:
     """Yield the stream in runs of whole events, and what is left at its end."""
     splitter = sse.Splitter()
     yield from map(splitter.feed, stream)
-    yield splitter.rest
+    yield splitter.take_rest()
 
 
 def _chunks(events: bytes) -> list[bytes]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final, TypeVar, overload
 
-from strop.proxy.errors import ConfigError
+from strop.proxy.errors import BadRequest, ConfigError
 from strop.proxy.store.records import NewFeedback, Revision
 from strop.proxy.wire import body
 
@@ -75,12 +75,18 @@ class Redaction:
         )
 
     def json(self, text: bytes) -> bytes:
-        """Return JSON with the matches in its strings replaced; `text` itself if there are none."""
+        """Return JSON with the matches in its strings replaced; `text` itself if there are none.
+
+        What is nested too deeply to be searched is left out: an empty object.
+        """
         if not self.patterns:
             return text
-        value = body.loads(text)
-        found = self.value(value)
-        return text if found == value else body.dumps(found)
+        try:
+            value = body.loads(text)
+            found = self.value(value)
+            return text if found == value else body.dumps(found)
+        except (BadRequest, RecursionError):
+            return b"{}"
 
     def value(self, value: object) -> object:
         """Return a JSON value with the matches in its strings replaced; keys stay."""

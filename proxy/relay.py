@@ -21,7 +21,6 @@ from strop.proxy import heap, waiting
 from strop.proxy.alias import BASE
 from strop.proxy.attempts import Attempts
 from strop.proxy.call import Call, Incoming, Receive, Send, exchange_of
-from strop.proxy.engines.base import Ask
 from strop.proxy.errors import (
     RETRY_HEADER,
     SOURCE_HEADER,
@@ -139,8 +138,9 @@ class Relay:
             exchange = await self._attempts.reached(call)
             if exchange.status == 404 and call.served.version != BASE:
                 exchange = await self._attempts.again(call)
-            content_type = wire_headers.first(exchange.headers, b"content-type") or b""
-            if exchange.status == 200 and content_type.startswith(b"text/event-stream"):
+            if wire_headers.first(exchange.headers, b"content-encoding") is not None:
+                exchange.unpack()
+            if exchange.status == 200 and wire_headers.is_stream(exchange.headers):
                 await self._stream(call, send)
             else:
                 await self._json(call, send)
@@ -155,7 +155,9 @@ class Relay:
         call.first_byte_at = monotonic()
         is_ok = exchange.status < 400
         state: State = "complete" if is_ok else "upstream_error"
-        body, plan, num_choices = call.answer, call.plan, _num_choices(incoming.ask)
+        body, plan, ask = call.answer, call.plan, incoming.ask
+        # In a text completion's logprobs stand tokens for names, among them those searched for.
+        num_choices = _num_choices(call) if ask.dialect == "chat" else None
         if is_ok and plan.restore is not None and num_choices == 1:
             call.split = plan.restore.split(body)
         # The writer works on it while the client's body is made.
@@ -178,11 +180,10 @@ class Relay:
 
     async def _stream(self, call: Call, send: Send) -> None:
         exchange, incoming = call.exchange, call.incoming
-        num_choices = incoming.ask.fields.get("n")
         capture = self._settings.capture
         call.tap = tap = Tap(
             call.plan.restore,
-            num_choices if isinstance(num_choices, int) else 1,
+            _num_choices(call) or 1,
             capture.max_answer_bytes if capture.mode != "off" else 0,
         )
         await self._start(call, exchange.status, self._head(call), send)
@@ -290,10 +291,15 @@ class Relay:
             call.give_up("upstream_timeout")
 
 
-def _num_choices(ask: Ask) -> int | None:
-    """Return how many choices a request asks for; None where only the engine can tell."""
-    asked = ask.fields.get("n")
-    # For each prompt of a text completion, of which there may be many.
-    if ask.dialect != "chat" or not isinstance(asked, int | None):
+def _num_choices(call: Call) -> int | None:
+    """Return how many choices the answer has; None where only the engine can tell."""
+    ask = call.incoming.ask
+    asked = ask.fields.get("n") if call.engine.capabilities.obeys_n else None
+    if not isinstance(asked, int | None):
         return None
-    return 1 if asked is None else asked
+    num_choices = 1 if asked is None else asked
+    prompts = ask.fields.get("prompt") if ask.dialect == "completions" else None
+    if isinstance(prompts, list):
+        # Numbers are the ids of one.
+        num_choices *= sum(not isinstance(one, int) for one in prompts) or 1
+    return num_choices

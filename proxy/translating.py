@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from strop.proxy.call import Receive, Send
-from strop.proxy.errors import BadRequest, UpstreamError
+from strop.proxy.errors import SOURCE_HEADER, BadRequest, UpstreamError
 from strop.proxy.ids import digits_of, new_id
 from strop.proxy.intake import read_body
 from strop.proxy.settings import Server
@@ -124,7 +124,7 @@ class Interpreter:
         is_last = not message.get("more_body", False)
         events = self._splitter.feed(message.get("body", b""))
         if is_last:
-            events += self._splitter.rest
+            events += self._splitter.take_rest()
         said = b"".join(self._event(writer, event) for event in sse.events(events))
         if is_last and not self._has_failed:
             said += writer.end()
@@ -158,7 +158,7 @@ class Interpreter:
             else:
                 said = self._new_writer().whole(_completion_in(body))
         except UpstreamError as error:
-            status, kind = error.status, _JSON
+            status, kind, head = error.status, _JSON, [*head, SOURCE_HEADER]
             said = self._translation.error(status, _as_error(error.message))
         own = {b"content-length", b"content-type"}
         head = [h for h in head if h[0] not in own] + self._own_head()
@@ -193,8 +193,7 @@ def earlier_in(found: StoredCompletion, key_id: str) -> Earlier | None:
 
 
 def _is_stream(start: Message) -> bool:
-    kind = wire_headers.first(start["headers"], b"content-type") or b""
-    return start["status"] < 400 and kind.startswith(b"text/event-stream")
+    return start["status"] < 400 and wire_headers.is_stream(start["headers"])
 
 
 def _part(body: bytes) -> Message:

@@ -43,6 +43,7 @@ class Upstream(httpx.AsyncBaseTransport):
             keep-alive time (uvicorn and vLLM: 5 s).
         max_idle: how many idle connections are kept.
         ssl_context: for https; without one, the system's trust.
+        advice: what to do where nothing listens.
 
     Attributes:
         origin: scheme, host and port.
@@ -62,6 +63,7 @@ class Upstream(httpx.AsyncBaseTransport):
         idle_expiry_s: float = 4.0,
         max_idle: int = 64,
         ssl_context: ssl.SSLContext | None = None,
+        advice: str = "start it, or set engine.url",
     ) -> None:
         url = _parse(base_url)
         self.host_header = url.netloc
@@ -76,6 +78,7 @@ class Upstream(httpx.AsyncBaseTransport):
         self._connect_timeout_s = connect_timeout_s
         self._idle_expiry_s = idle_expiry_s
         self._max_idle = max_idle
+        self._advice = advice
         self._connections: set[EngineConnection] = set()
         self._idle: deque[EngineConnection] = deque()
         self._connecting: set[asyncio.Task[EngineConnection]] = set()
@@ -202,7 +205,7 @@ class Upstream(httpx.AsyncBaseTransport):
             ) from error
         except (OSError, UnicodeError) as error:
             raise UpstreamUnreachable(
-                f"expected an engine at {self.url}, got: {error}; start it, or set engine.url"
+                f"expected an engine at {self.url}, got: {error}; {self._advice}"
             ) from error
         # Counted only now: uvloop never reports the loss of one whose making was cancelled.
         if not connection.is_lost:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from strop.proxy.configured_engine import name_of
+from strop.proxy.configured_engine import make, name_of
+from strop.proxy.errors import UpstreamUnreachable
+from strop.proxy.settings import Settings
 
 
 def test_a_model_is_called_as_its_folder_or_its_hub_id(
@@ -23,3 +25,15 @@ def test_a_model_is_called_as_its_folder_or_its_hub_id(
 def test_without_a_model_it_is_the_demo() -> None:
     """The one that strop ships."""
     assert "strop-demo" == name_of("")
+
+
+async def test_nobody_is_told_to_start_strops_own_engine(tmp_path: Path) -> None:
+    """Where it doesn't listen, it is loading its model, or strop starts it again."""
+    engine, _ = make(Settings(), tmp_path)
+
+    with pytest.raises(UpstreamUnreachable) as caught:
+        await engine.check()
+
+    assert caught.value.message.endswith(
+        "; strop starts it by itself; its log is engine.log in strop's home"
+    )

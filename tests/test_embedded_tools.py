@@ -43,6 +43,25 @@ def test_asking_for_a_snapshot_changes_nothing_else_of_tools_and_reasoning(
     assert len(asked) > len(plain)
 
 
+@pytest.mark.parametrize("tools", [None, scripted_models.TOOLS])
+def test_a_stream_has_the_logprob_of_each_token_where_only_these_are_asked_for(
+    actor: EngineProcess, tools: list[Any] | None
+) -> None:
+    """Those of markup too, as vLLM's."""
+    body = {"messages": engine_process.HELLO, "tools": tools, "temperature": 0, "logprobs": True}
+
+    (choice,) = engine_process.expect_ok(actor.post("/v1/chat/completions", body)).json()["choices"]
+    events = actor.stream("/v1/chat/completions", body)
+
+    streamed = [
+        entry["token"]
+        for event in events
+        for one in event["choices"]
+        for entry in (one["logprobs"] or {"content": []})["content"]
+    ]
+    assert [entry["token"] for entry in choice["logprobs"]["content"]] == streamed
+
+
 def test_tool_calls_are_parsed_in_both_modes(actor: EngineProcess) -> None:
     """A call has a name and JSON arguments, its markup is no content, and it ends as one."""
     body = {"messages": engine_process.HELLO, "tools": scripted_models.TOOLS, "temperature": 0}

@@ -21,6 +21,7 @@ from strop.proxy.alias import Served
 from strop.proxy.engines.base import Ask, Capabilities
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.store import Store
+from strop.proxy.wire import sse
 from strop.proxy.wire import tap as wire_tap
 from strop.proxy.wire.stream_copy import StreamCopy
 
@@ -192,6 +193,23 @@ def test_a_stream_of_half_surrogates_is_read_whole() -> None:
 
     assert "\N{GRINNING FACE}" == json.loads(choice.message)["content"]
     assert [1, 2] == list(choice.token_ids or ())
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["json", "stream"])
+def test_bytes_that_are_no_text_cost_a_record_only_themselves(is_stream: bool) -> None:
+    """As a client's own decoder has it; the snapshot beside them is kept."""
+    one = draft("cmp_1", random.Random(1))
+    said = b'{"content":"so \xff"}'
+    body = b'{"choices":[{"index":0,"message":%b,"delta":%b,"token_ids":[1]}]}' % (said, said)
+    ask_ = Ask("chat", b"{}", {"messages": [], "stream": is_stream}, "m")
+    fields = {name: getattr(one, name) for name in recording.Draft.__slots__}
+    fields |= {"answer": body, "stream": copied(sse.event(body)) if is_stream else None}
+
+    completion = recording.complete(recording.Draft(**{**fields, "ask": ask_}))
+
+    (choice,) = completion.choices
+    assert "so \ufffd" == json.loads(choice.message)["content"]
+    assert ([1], None) == (list(choice.token_ids or ()), completion.error)
 
 
 OK_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"

@@ -10,6 +10,7 @@ import httpx
 import models
 import pytest
 from fake_engine import Call, FakeEngine
+from fake_mlx_server import FakeMlxServer
 from mlx_server_process import mlx_server
 from openai import AsyncOpenAI, NotFoundError
 from running import Running, running, settings_for
@@ -19,7 +20,7 @@ from strop import configs
 from strop.adapters import mlx
 from strop.proxy import detection
 from strop.proxy.engines.base import Ask
-from strop.proxy.engines.calls import Calls
+from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
 from strop.proxy.errors import BadRequest, Unavailable, UpstreamError
@@ -165,6 +166,53 @@ async def test_a_text_completion_takes_a_number_of_logprobs(proxy: Running) -> N
     assert 200 == answer.status_code
     assert 4 == len(answer.json()["choices"][0]["logprobs"]["content"])
     assert 4 == len(choice.token_ids or ())
+
+
+async def test_a_list_of_one_prompt_is_that_prompt(proxy: Running) -> None:
+    """As LangChain sends it; the server would try to read it as tokens, and answer nobody again."""
+    body = {"model": "qwen3", "max_tokens": 4, "temperature": 0.0}
+
+    answers = [
+        await proxy.client.post("/v1/completions", json={**body, "prompt": prompt})
+        for prompt in ([PROMPT], PROMPT)
+    ]
+
+    first, second = (answer.json()["choices"][0]["text"] for answer in answers)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prompt": ["a", "b"]}, {"prompt": ""}, {"prompt": [""]}, {"prompt": "a", "stop": 5}],
+    ids=json.dumps,
+)
+async def test_what_would_end_the_servers_generation_is_refused(
+    fields: dict[str, Any], proxy: Running
+) -> None:
+    """It would answer 404 to whatever comes then."""
+    refused = await proxy.client.post("/v1/completions", json={"model": "qwen3", **fields})
+    answer = await proxy.chat(model="qwen3", max_tokens=2)
+
+    assert (400, list(fields)[-1]) == (refused.status_code, refused.json()["error"]["param"])
+    assert 200 == answer.status_code
+
+
+@pytest.mark.parametrize("asked", [{"top_k": 0}, {"logit_bias": {"0": -1}}], ids=json.dumps)
+async def test_tokens_beyond_the_vocabulary_are_refused_where_its_size_is_known(
+    asked: dict[str, Any], qwen3: Path, server: str, tmp_path: Path
+) -> None:
+    """They would end the server's generation too; those within it pass."""
+    size = json.loads((qwen3 / "config.json").read_bytes())["vocab_size"]
+    beyond = {"top_k": size} if "top_k" in asked else {"logit_bias": {str(size): -1}}
+    settings = settings_for(server, kind="mlx_server", model={"base": str(qwen3)})
+    fields = {"model": "qwen3", "max_tokens": 2, "temperature": 1.0}
+
+    async with running(settings, tmp_path / "home") as proxy:
+        refused = await proxy.chat(**fields, **beyond)
+        answer = await proxy.chat(**fields, **asked)
+
+    assert (400, *asked) == (refused.status_code, refused.json()["error"]["param"])
+    assert 200 == answer.status_code
 
 
 async def test_alternatives_are_not_asked_for(proxy: Running) -> None:
@@ -392,6 +440,55 @@ async def test_a_server_started_anew_with_another_model_has_lost_its_versions(
 
     assert {} == await swapped.control.loaded()
     assert swapped.control.path_of("qwen3@v1") is None
+
+
+async def test_a_server_that_was_restarted_has_lost_its_version(
+    peft_a: Path, qwen3: Path, tmp_path: Path
+) -> None:
+    """Between two looks too; it is asked to load it again, and to show what it serves."""
+    async with FakeEngine(FakeMlxServer()) as engine:
+        one = Swapped(engine.url, qwen3, tmp_path / "adapters-mlx")
+        await one.driver.check()
+        await one.control.load("tiny@v1", peft_a)
+        before = await one.control.loaded()
+
+        await engine.stop()
+        await engine.start()
+        fake = engine.handler = FakeMlxServer()
+
+        assert ({"tiny@v1": str(peft_a)}, {}) == (before, await one.control.loaded())
+        await one.control.load("tiny@v1", peft_a)
+        assert 1 == fake.num_loads
+        assert before == await one.control.loaded()
+        await one.upstream.aclose()
+
+
+async def test_a_server_that_was_away_has_lost_its_version_also_behind_a_key(
+    peft_a: Path, qwen3: Path, tmp_path: Path
+) -> None:
+    """What asks for the key may close a connection that asks nothing, so there is none."""
+    key = "k"
+    async with FakeEngine(FakeMlxServer()) as engine:
+        upstream = Upstream(engine.url)
+        calls = Calls(upstream, credentials(key))
+        control = MlxServerAdapters(
+            calls, base=qwen3, folder=tmp_path / "adapters-mlx", convert=mlx.convert
+        )
+        driver = MlxServer(upstream, key=key, adapters=control)
+        await driver.check()
+        await control.load("tiny@v1", peft_a)
+        assert 0 == upstream.num_connections
+        await driver.check()
+        before = await control.loaded()
+
+        await engine.stop()
+        with pytest.raises(UpstreamError):
+            await driver.check()
+        await engine.start()
+        await driver.check()
+
+        assert ({"tiny@v1": str(peft_a)}, {}) == (before, await control.loaded())
+        await upstream.aclose()
 
 
 async def test_what_can_not_be_converted_never_reaches_the_server(

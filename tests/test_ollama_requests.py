@@ -1,12 +1,13 @@
 """What Ollama would refuse of a chat, or pass over, is said to it in its own way."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import SSE, Call, FakeEngine
 from fake_ollama import FakeOllama, base_of
 from running import Running, running, settings_for
 
@@ -69,3 +70,51 @@ async def test_an_effort_that_it_refuses_is_the_nearest_that_it_takes(
 
     assert 200 == answer.status_code
     assert expected == engine.requests[-1].json()["reasoning_effort"]
+
+
+@pytest.mark.parametrize("name", ["MODEL", "Messages", "me\u017f\u017fages", "Stream", "TOP_P"])
+async def test_a_name_in_another_case_is_refused(
+    name: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """Go would take it for the name, so another model could answer than the one recorded."""
+    answer = await proxy.chat(**{name: "other"})
+
+    assert (400, name) == (answer.status_code, answer.json()["error"]["param"])
+    assert "/v1/chat/completions" not in [request.path for request in engine.requests]
+
+
+async def test_names_that_it_does_not_read_may_have_any_case(proxy: Running) -> None:
+    """Some clients send fields of their own."""
+    assert 200 == (await proxy.chat(chatId="c")).status_code
+
+
+async def test_the_end_of_its_one_choice_waits_for_the_record_whatever_n_says(
+    tmp_path: Path,
+) -> None:
+    """It ignores `n`: a second choice would be waited for in vain."""
+    said = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    is_read = asyncio.Event()
+    ollama = FakeOllama(models={"tiny:latest": base_of("tiny")})
+
+    async def handler(call: Call) -> None:
+        if call.request.path != "/v1/chat/completions":
+            return await ollama(call)
+        await call.head(200, [("content-type", SSE)])
+        await call.chunk(said + end)
+        await is_read.wait()
+        await call.chunk(b"data: [DONE]\n\n")
+        return await call.end()
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url, kind="ollama"), tmp_path / "home") as proxy,
+    ):
+        asked = {"model": "tiny", "messages": [USER], "stream": True, "n": 2}
+        async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            pieces = answer.aiter_bytes()
+            first = await asyncio.wait_for(anext(pieces), 10)
+            is_read.set()
+            rest = b"".join([piece async for piece in pieces])
+
+    assert (said, end + b"data: [DONE]\n\n") == (first, rest)

@@ -2,18 +2,21 @@
 
 import asyncio
 import gc
+import gzip
 import hashlib
 import json
 import re
 import sqlite3
 import threading
+import zlib
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import zstandard
 from fake_engine import SSE, Call, DisconnectedError, FakeEngine, Unanswered
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
@@ -99,6 +102,51 @@ async def test_text_completions_come_through_too(
     assert masked(expected.content) == masked(relayed.content)
     (choice,) = (await proxy.row()).completion.choices
     assert ("echo" in fields) == (choice.token_ids is None)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields"),
+    [
+        ("chat/completions", {"messages": MESSAGES, "n": 2}),
+        ("completions", {"prompt": ["a", "b"]}),
+        ("completions", {"prompt": [[5, 6], [7]], "n": 1}),
+        ("completions", {"prompt": [5, 6], "n": 2}),
+    ],
+    ids=["n", "prompts", "prompts of ids", "n of ids"],
+)
+async def test_a_stream_goes_on_while_a_choice_of_it_does(
+    dialect: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each of several prompts has choices of its own; what ends the last one waits for its row."""
+    is_read = asyncio.Event()
+
+    def event(index: int, reason: str | None) -> bytes:
+        said = {"text": "x", "delta": {"content": "x"}, "index": index, "finish_reason": reason}
+        return b"data: " + json.dumps({"choices": [said]}).encode() + b"\n\n"
+
+    async def handler(call: Call) -> None:
+        # Strop itself asks for something, too.
+        if not call.request.target.endswith("?ours"):
+            return await FakeVllm()(call)
+        await call.head(200, [("content-type", SSE)])
+        await call.chunk(event(0, "stop") + event(1, None))
+        await is_read.wait()
+        await call.chunk(event(1, "stop"))
+        return await call.end()
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        asked = {"model": "tiny", "stream": True, **fields}
+        async with proxy.client.stream("POST", f"/v1/{dialect}?ours", json=asked) as answer:
+            pieces = answer.aiter_bytes()
+            first = await asyncio.wait_for(anext(pieces), 10)
+            is_read.set()
+            rest = b"".join([piece async for piece in pieces])
+
+    assert event(0, "stop") + event(1, None) == first
+    assert event(1, "stop") == rest
 
 
 async def test_where_nothing_is_injected_the_hash_of_the_stream_is_the_engines(
@@ -237,6 +285,94 @@ async def test_an_engines_error_passes_through_and_is_recorded(
     assert "x-strop-error-source" not in answer.headers
     row = (await proxy.row()).completion
     assert ("upstream_error", 400, "too long") == (row.state, row.status, row.error)
+
+
+@pytest.mark.parametrize(
+    ("coding", "packed"),
+    [
+        ("gzip", gzip.compress),
+        ("GZip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("zstd", zstandard.compress),
+        ("identity", bytes),
+    ],
+    ids=["gzip", "capitals", "deflate", "zstd", "identity"],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_what_an_engine_packs_unasked_is_unpacked(
+    stream: bool,
+    coding: str,
+    packed: Callable[[bytes], bytes],
+    engine: FakeEngine,
+    tmp_path: Path,
+) -> None:
+    """The client gets what the engine sends unpacked, without strop's own fields; so the record."""
+    body = {"model": "tiny", "messages": MESSAGES, "request_id": "r1", "stream": stream}
+
+    async def packing(call: Call) -> None:
+        async with httpx.AsyncClient(base_url=engine.url) as client:
+            url, content = call.request.target, call.request.body
+            plain = await client.request(call.request.method, url, content=content)
+        kind = ("content-type", plain.headers["content-type"])
+        await call.head(plain.status_code, [kind, ("Content-Encoding", coding)])
+        data = packed(plain.content)
+        for at in range(0, len(data), 100):
+            await call.chunk(data[at : at + 100])
+        await call.end()
+
+    async with (
+        FakeEngine(packing) as packer,
+        running(settings_for(packer.url), tmp_path / "home") as proxy,
+        httpx.AsyncClient(base_url=engine.url) as direct,
+    ):
+        expected = await direct.post("/v1/chat/completions", json=body)
+        answer = await proxy.client.post("/v1/chat/completions", json=body)
+
+        assert masked(expected.content) == masked(answer.content)
+        assert "content-encoding" not in answer.headers
+        assert all(choice.token_ids for choice in (await proxy.row()).completion.choices)
+
+
+@pytest.mark.parametrize(
+    ("coding", "names"), [("br", "'br'"), ("gzip, gzip", "'gzip, gzip'"), ("gzip", "incorrect")]
+)
+async def test_what_cannot_be_unpacked_is_a_502_that_says_so(
+    coding: str, names: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """With the engine's address; nothing of it reaches the client."""
+
+    async def handler(call: Call) -> None:
+        kind = ("content-type", "application/json")
+        await call.answer(b"\x0b\x02\x80", 200, [kind, ("content-encoding", coding)])
+
+    engine.handler = handler
+    answer = await proxy.chat()
+
+    assert (502, "proxy") == (answer.status_code, answer.headers["x-strop-error-source"])
+    message = answer.json()["error"]["message"]
+    assert names in message
+    assert engine.url in message
+    assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@pytest.mark.parametrize("kind", ["Text/Event-Stream", "text/event-stream ;Charset=UTF-8"])
+async def test_a_stream_is_one_however_its_media_type_is_written(
+    kind: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """Case and spaces make no difference."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"token_ids":[7]}]}\n\n'
+
+    async def handler(call: Call) -> None:
+        await call.head(200, [("content-type", kind)])
+        await call.chunk(event + b"data: [DONE]\n\n")
+        await call.end()
+
+    engine.handler = handler
+    answer = await proxy.chat(stream=True)
+
+    assert event.replace(b"[7]", b"null") + b"data: [DONE]\n\n" == answer.content
+    (choice,) = (await proxy.row()).completion.choices
+    assert [7] == list(choice.token_ids or ())
 
 
 @pytest.mark.parametrize("way", ["close", "reset"])

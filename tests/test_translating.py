@@ -300,6 +300,7 @@ async def test_an_engine_that_answers_with_something_else_is_an_error(
 
         message = answer.json()["error"]["message"]
         assert (502, "application/json") == (answer.status_code, answer.headers["content-type"])
+        assert "proxy" == answer.headers["x-strop-error-source"]
         assert message.startswith("expected a chat completion")
         assert told in message
 

@@ -134,6 +134,35 @@ async def test_a_rating_typed_behind_a_response_leaves_no_trace(
     assert (parent.completion.id, 1.0) == (rating.completion, rating.rating)
 
 
+@pytest.mark.parametrize("instructions", [None, "Be brief."])
+async def test_a_conversation_may_begin_with_a_command(
+    instructions: str | None, engine: FakeEngine, proxy: Running
+) -> None:
+    """Strop's answer to it is a link like any other, and what follows begins the conversation."""
+    last: Item = {}
+    for command in ("/rl help", "/rl good"):
+        said = {"input": command, "previous_response_id": last.get("id")}
+        last = (await ask(proxy, instructions=instructions, **said)).json()
+    first = (await ask(proxy, input="hi", previous_response_id=last["id"])).json()
+    await ask(proxy, input="more", previous_response_id=first["id"])
+
+    text = first["output"][0]["content"][0]["text"]
+    assert ["hi", text, "more"] == [one["content"] for one in told(engine)]
+    begun, follower = await proxy.rows()
+    assert (None, begun.completion.id) == (begun.parent, follower.parent)
+
+
+async def test_a_command_behind_what_strop_does_not_know_is_no_link(proxy: Running) -> None:
+    """What was said before it would be lost: the client is asked to send it all."""
+    told_before = {"role": "developer", "content": "Speak French."}
+    command = {"role": "user", "content": "/rl help"}
+    rated = (await ask(proxy, input=[told_before, command])).json()
+
+    refused = await ask(proxy, input="hi", previous_response_id=rated["id"])
+
+    assert (400, "previous_response_id") == (refused.status_code, refused.json()["error"]["param"])
+
+
 async def test_a_rating_typed_between_items_that_are_named_leaves_no_trace(
     engine: FakeEngine, proxy: Running
 ) -> None:
@@ -183,7 +212,7 @@ async def test_what_another_key_was_answered_is_unknown(tmp_path: Path) -> None:
         mine, theirs = {"x-api-key": "mine"}, {"x-api-key": "theirs"}
         first = (await ask(proxy, input="Hortensia", headers=mine)).json()
         named = {"type": "item_reference", "id": first["output"][0]["id"]}
-        unknown = f"resp_{'0' * 32}"
+        unknown = f"resp_{'1' * 32}"
         refused = [
             await ask(proxy, input="more", previous_response_id=first["id"], headers=theirs),
             await ask(proxy, input=[named], headers=theirs),

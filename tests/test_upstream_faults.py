@@ -314,6 +314,17 @@ async def test_unreachable_engine_is_named_without_secrets() -> None:
     assert 0 == upstream.num_connections
 
 
+async def test_what_to_do_about_an_unreachable_engine_is_as_given() -> None:
+    """Nobody can start the one that strop starts itself, and it has no URL to set."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+    with pytest.raises(UpstreamUnreachable, match=r"; start it, or set engine\.url$"):
+        await started(Upstream(url))
+    with pytest.raises(UpstreamUnreachable, match=r"; wait a little$"):
+        await started(Upstream(url, advice="wait a little"))
+
+
 @on_both_loops
 async def test_connecting_has_a_time_limit() -> None:
     """A server that never answers TLS's hello is unreachable after `connect_timeout_s`."""

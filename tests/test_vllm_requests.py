@@ -10,10 +10,13 @@ from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
 
+from strop.proxy.embedded.protocol import parse_completion
 from strop.proxy.engines.base import AdaptersFolder, Ask
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import BadRequest
 from strop.proxy.upstream import Upstream
+from strop.proxy.wire.hide import Hide
+from strop.proxy.wire.restore import Restore
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
 
@@ -74,3 +77,48 @@ async def test_an_engine_without_adapters_echoes_a_chat() -> None:
 async def test_what_is_an_error_without_logprobs_stays_one(alone: dict[str, Any]) -> None:
     """They would be asked for in its place, and the error be gone."""
     assert "logprobs" not in asked(Vllm(Upstream("http://127.0.0.1:1")), {**CHAT, **alone})
+
+
+@pytest.mark.parametrize("own", ['"logprobs": 1', '"logprobs": 5', '"return_token_ids": 1'])
+async def test_what_vllm_may_take_for_true_stays_as_it_came(own: str) -> None:
+    """A chat with `"logprobs": 1` gets its logprobs, and one with 5 vLLM's own error."""
+    sent = asked(Vllm(Upstream("http://127.0.0.1:1")), {**CHAT, **json.loads(f"{{{own}}}")})
+
+    assert own in json.dumps(sent)
+
+
+@pytest.mark.parametrize("nothing", [None, False, 0])
+async def test_what_asks_for_no_logprobs_does_not_keep_strop_from_it(nothing: object) -> None:
+    """Nor from the ids."""
+    own = {"logprobs": nothing, "return_token_ids": nothing}
+
+    sent = asked(Vllm(Upstream("http://127.0.0.1:1")), {**CHAT, **own})
+
+    assert [True, True] == [sent["logprobs"], sent["return_token_ids"]]
+
+
+@pytest.mark.parametrize("wanted", [False, True, 0, 3])
+async def test_a_text_completion_that_says_anything_of_logprobs_gets_what_vllm_gives(
+    wanted: object,
+) -> None:
+    """It takes false for 0, and so does strop's own engine."""
+    fields = {"model": "tiny", "prompt": "Hello", "logprobs": wanted}
+    driver = Vllm(Upstream("http://127.0.0.1:1"))
+
+    plan = driver.plan(Ask("completions", json.dumps(fields).encode(), fields, served="tiny"))
+
+    assert wanted is json.loads(plan.body)["logprobs"]
+    assert Restore(("token_ids", "prompt_token_ids")) == plan.restore
+    assert int(wanted) == parse_completion(fields).logprobs  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("wanted", [1, True, 0, False, None])
+async def test_who_wants_ids_and_no_reasoning_keeps_those_of_the_prompt(wanted: object) -> None:
+    """As vLLM gives them, which takes 1 for true."""
+    driver = Vllm(Upstream("http://127.0.0.1:1"))
+    driver.hides_ids = True
+    fields = {**CHAT, "include_reasoning": False, "return_token_ids": wanted}
+
+    plan = driver.plan(Ask("chat", json.dumps(fields).encode(), fields, served="tiny"))
+
+    assert Hide(keeps_prompt_ids=bool(wanted)) == plan.restore

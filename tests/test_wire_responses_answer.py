@@ -117,6 +117,15 @@ def test_why_an_answer_ended_is_its_status(
         assert ["completed", status] == [item["status"] for item in response["output"]]
 
 
+def test_thoughts_that_were_cut_short_are_the_same_in_each_event() -> None:
+    """The answer was cut in the empty text behind them, without which clients wait."""
+    found = events(asked(), chunks({"reasoning_content": "Hm."}, "length"))
+
+    done = [one["item"] for one in found if one["type"] == "response.output_item.done"]
+    assert found[-1]["response"]["output"] == done
+    assert ["completed", "incomplete"] == [item["status"] for item in done]
+
+
 def test_a_response_is_the_first_choice() -> None:
     """Some engines give more than the one that is asked for."""
     more = {"index": 1, "delta": {"content": "Or not."}, "finish_reason": None}

@@ -60,6 +60,37 @@ def test_nothing_from_the_last_finish_reason_on_leaves_before_the_flush(
     assert tap.is_ended
 
 
+def test_an_answers_id_is_known_as_soon_as_it_has_come() -> None:
+    """Some engines begin with comments, while they read the prompt."""
+    tap = Tap(None, 1, 1 << 20)
+
+    ids = []
+    for piece in (b": keepalive 0/1\n\n", *cut(STREAM, [10, 20, 400])):
+        tap.feed(piece)
+        ids.append(tap.answer_id)
+
+    assert [None, None, "c", "c", "c"] == ids
+
+
+def test_a_long_event_is_searched_once() -> None:
+    """An image, say: were it searched again with each piece, this would take minutes."""
+    event = chunk("x" * 20_000_000)
+    tap = Tap(None, 1, 1 << 25)
+
+    passed = [tap.feed(event[at : at + 500]) for at in range(0, len(event), 500)]
+
+    assert event == b"".join(passed) == passed[-1]
+
+
+def test_an_end_is_seen_whichever_line_ends_came_before_it() -> None:
+    """A server between may send comments of its own, with others than the engine's."""
+    end = (chunk("", reason="stop") + DONE).replace(b"\n", b"\r\n")
+    tap = Tap(None, 1, 1 << 20)
+
+    assert b": keep-alive\n\n" == tap.feed(b": keep-alive\n\n" + end)
+    assert (True, end) == (tap.is_ended, tap.flush())
+
+
 def test_a_finished_choice_does_not_hold_up_the_others() -> None:
     """With n choices the end is the end of the last one."""
     tap = Tap(None, 2, 1 << 20)

@@ -178,11 +178,6 @@ class Engine:
             "strop:kv_cache_max_bytes": worker.room.max_bytes if self.loaded else 0,
         }
 
-    @property
-    def is_running(self) -> bool:
-        """Whether the worker has not ended."""
-        return self._worker.is_alive()
-
     async def stop(self) -> None:
         """End the worker after its current step."""
         self._worker.stop()

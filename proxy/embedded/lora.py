@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from strop.adapters import peft
+from strop.adapters.mlx import own_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,8 @@ def prepare(
     """
     _check_base(folder, base_identity)
     weights = {}
-    for path, module in peft.read(folder).modules.items():
+    for named, module in peft.read(folder).modules.items():
+        path = own_path(named, shapes)
         shape = shapes.get(path)
         if shape is None:
             raise peft.InvalidAdapter(f"the base has no linear layer {path} to adapt")

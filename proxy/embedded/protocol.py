@@ -140,7 +140,7 @@ def parse_completion(body: object) -> Request:
     is_null = isinstance(body, dict) and "max_tokens" in body and "max_tokens" not in fields
     logprobs = fields.get("logprobs")
     if isinstance(logprobs, bool):
-        logprobs = 1 if logprobs else None
+        logprobs = int(logprobs)  # as vLLM takes them
     else:
         logprobs = fields.integer("logprobs", low=0, high=MAX_TOP_LOGPROBS)
     return _request(

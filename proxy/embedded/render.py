@@ -118,7 +118,8 @@ class Renderer:
         has_end = piece.finish_reason or not self._is_chat
         end = {"stop_reason": piece.stop_reason} if has_end else {}
         if self._is_chat:
-            if piece.delta.is_empty and not piece.finish_reason and ids is None:
+            is_asked = ids is not None or self._request.logprobs is not None
+            if piece.delta.is_empty and not piece.finish_reason and not is_asked:
                 return b""
             choice = {
                 "index": index,

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 from types import FrameType
+from typing import NoReturn
 
 from strop.proxy.child import follow_parent
 from strop.proxy.embedded.options import Options
@@ -22,8 +23,8 @@ from strop.proxy.open_files import raise_limit
 _log = logging.getLogger(__name__)
 
 
-def run(options: Options) -> int:
-    """Serve until SIGTERM, SIGINT or the parent's end; return the exit status.
+def run(options: Options) -> NoReturn:
+    """Serve until SIGTERM, SIGINT or the parent's end; then end the process, with 1 if it failed.
 
     Prints `listening on http://HOST:PORT` once the port is bound. The model is loaded after that;
     /health answers 200 when it is ready. Must be called in the main thread of a process of its own.
@@ -62,12 +63,10 @@ def run(options: Options) -> int:
     # uvicorn raises the signal that stopped it once more when it is done.
     with contextlib.suppress(SystemExit):
         server.run(sockets=[listener])
-    status = 1 if app.state.has_failed else 0
-    if app.state.engine is not None and app.state.engine.is_running:
-        # A step takes longer than it is waited for. Python would abort the process over its thread.
-        logging.shutdown()
-        os._exit(status)
-    return status
+    logging.shutdown()
+    # A step may take longer than it is waited for, and MLX frees what a thread has compiled after
+    # its join: Python's own end would abort over either.
+    os._exit(1 if app.state.has_failed else 0)
 
 
 def _set_environment(options: Options) -> None:

@@ -35,6 +35,7 @@ class Capabilities:
         logprobs_show_penalties: those of a request with penalties or logit_bias are `processed`.
         may_drop_tokens: its logprobs may lack tokens, those that end inside a character for
             instance; so they count only where there are as many as it says it sampled.
+        obeys_n: it gives as many choices as `n` says, and not one whatever it says.
         dtype: what it keeps its weights or its cache in, whichever is coarser; empty where it
             doesn't say.
     """
@@ -50,6 +51,7 @@ class Capabilities:
     logprobs_kind: Literal["raw", "processed"] = "raw"
     logprobs_show_penalties: bool = False
     may_drop_tokens: bool = False
+    obeys_n: bool = True
     dtype: str = ""
 
 

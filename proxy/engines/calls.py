@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.engines.control import CHECK_TIMEOUT_S, ask
 from strop.proxy.errors import BadRequest, NotFound, UpstreamError
 from strop.proxy.upstream import Upstream
@@ -58,6 +59,16 @@ class Calls:
             content=content,
             timeout_s=timeout_s,
         )
+
+    async def hold(self) -> EngineConnection | None:
+        """Return a connection on which nothing is asked: it is lost when the engine's process ends.
+
+        None where the engine wants a key: what asks for that may close it for its silence.
+
+        Raises:
+            UpstreamUnreachable: nobody listens there.
+        """
+        return None if self._credentials else await self._upstream.connect()
 
     async def must(
         self,

@@ -6,6 +6,7 @@ Imports nothing of the engine: that happens in the child.
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -89,10 +90,13 @@ class EngineProcess:
                 return
             num_failures = 1 if loop.time() - started > _HEALTHY_AFTER_S else num_failures + 1
             wait_s = _BACK_OFF_S[min(num_failures, len(_BACK_OFF_S)) - 1]
+            # As a rule nobody but the system does that.
+            killed = {"why": "killed, mostly by the system for lack of memory"}
             log.error(
                 "the embedded engine ended; starting it again",
                 extra={
                     "exit_code": code,
+                    **(killed if code == -signal.SIGKILL else {}),
                     "wait_s": wait_s,
                     "said": last_words(self._log_path),
                     "log": str(self._log_path),

@@ -4,6 +4,7 @@ Its JSON answers carry the sampled ids, its streams none; the prompt's ids it ne
 measured on mlx-lm 0.32.2. Adapter versions are in `mlx_server_adapters`.
 """
 
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, credentials, json_o
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm import refuse_weights
-from strop.proxy.errors import EngineNotReady, Unavailable, UpstreamError
+from strop.proxy.errors import BadRequest, EngineNotReady, Unavailable, UpstreamError
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers, to_engine
@@ -43,6 +44,7 @@ class MlxServer(SingleServer):
         model: the id of the model to serve, where the server lists several.
         rechunks: whether streams are asked for as JSON, so that they have a snapshot too.
         adapters: its adapter control; None where there is no base to convert adapters for.
+        vocab_size: how many tokens the model has; None where that isn't known.
     """
 
     label = "mlx_server"
@@ -55,6 +57,7 @@ class MlxServer(SingleServer):
         model: str = "",
         rechunks: bool = False,
         adapters: MlxServerAdapters | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         self.upstream = upstream
         self.adapters = adapters
@@ -67,11 +70,13 @@ class MlxServer(SingleServer):
             adapters=1 if adapters is not None else 0,
             is_local=True,
             logprobs_show_penalties=True,
+            obeys_n=False,
         )
         self._credentials = credentials(key)
         self._calls = Calls(upstream, self._credentials)
         self._wanted = model
         self._rechunks = rechunks
+        self._vocab_size = vocab_size
         self._model = DEFAULT_MODEL
         self._version: str | None = None
         self._has_answered = False
@@ -81,7 +86,7 @@ class MlxServer(SingleServer):
         """Return the request: the version's weights named, ids asked for where there are any.
 
         Raises:
-            BadRequest: the request names weights itself.
+            BadRequest: the request names weights itself, or would end the server's generation.
             Unavailable: the version is not the one that this server holds.
         """
         refuse_weights(ask.fields)
@@ -95,6 +100,12 @@ class MlxServer(SingleServer):
             del fields["top_logprobs"]
         if ask.dialect == "chat" and "messages" in fields:
             fields["messages"] = messages.plain(fields["messages"])
+        if ask.dialect == "completions":
+            fields["prompt"] = _text_of(fields.get("prompt"))
+        if "stop" in fields:
+            _check_stop(fields["stop"])
+        if self._vocab_size is not None:
+            _check_tokens(fields, self._vocab_size)
         if wants_logprobs:
             # It takes no number, not even in a stream, which has none.
             fields["logprobs"] = True
@@ -183,6 +194,8 @@ class MlxServer(SingleServer):
             {**self._weights(active or self._name), **fields},
             timeout_s=LOAD_TIMEOUT_S,
         )
+        if self.adapters is not None:
+            self.adapters.forget()
         fingerprint = said.get("system_fingerprint") if isinstance(said, dict) else None
         self._version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else None
         try:
@@ -197,6 +210,52 @@ class MlxServer(SingleServer):
         if not isinstance(cards, list):
             return []
         return [str(card["id"]) for card in cards if isinstance(card, dict) and "id" in card]
+
+
+def _text_of(prompt: object) -> object:
+    """Return the prompt of a text completion as a text, where it is one in a list, as LangChain's.
+
+    Raises:
+        BadRequest: it is several texts, or none: the server would answer nobody any more.
+    """
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    if all(isinstance(one, str) for one in texts):
+        if len(texts) != 1 or not texts[0]:
+            came = "an empty one" if len(texts) == 1 else f"{len(texts)} of them"
+            raise BadRequest(
+                f"expected `prompt` to be one text, got {came}, after which mlx_lm.server would"
+                " answer nobody any more; send each by itself",
+                param="prompt",
+            )
+        return texts[0]
+    # Ids, which it refuses by itself.
+    return prompt
+
+
+def _check_stop(stop: object) -> None:
+    """Raise BadRequest where it would end the server's generation, as whatever is no text does."""
+    if not all(isinstance(one, str) for one in (stop if isinstance(stop, list) else [stop])):
+        raise BadRequest("expected `stop` to be a text or a list of texts", param="stop")
+
+
+def _check_tokens(fields: Mapping[str, object], vocab_size: int) -> None:
+    """Raise BadRequest for what names more tokens than there are: it would end the generation."""
+    top_k, bias = fields.get("top_k"), fields.get("logit_bias")
+    if isinstance(top_k, int) and top_k >= vocab_size:
+        raise BadRequest(
+            f"expected `top_k` below the {vocab_size} tokens that the model has, got {top_k}; leave"
+            " it out to cut nothing off",
+            param="top_k",
+        )
+    for token in bias if isinstance(bias, Mapping) else ():
+        # What is no number it refuses by itself.
+        with contextlib.suppress(ValueError):
+            if not 0 <= int(token) < vocab_size:
+                raise BadRequest(
+                    f"expected `logit_bias` to name tokens from 0 to {vocab_size - 1}, got"
+                    f" {ascii(token)[:80]}; take it out",
+                    param="logit_bias",
+                )
 
 
 def _chosen(ids: list[str], wanted: str) -> str:

@@ -15,7 +15,7 @@ from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.vllm import refuse_weights
-from strop.proxy.errors import EngineNotReady
+from strop.proxy.errors import BadRequest, EngineNotReady
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers, to_engine
@@ -26,6 +26,14 @@ ADAPTERS_SINCE = (0, 30, 0)
 
 # Of OpenAI's efforts, those that it refuses, and what comes nearest.
 _EFFORTS = {"minimal": "low", "xhigh": "high"}
+
+# What it reads of a request. Go takes `"MODEL"`, and `"meſſages"` too, for the same names, the last
+# of several counts: what strop resolves and records would not be what is answered.
+_READ = frozenset({
+    "model", "messages", "prompt", "suffix", "stream", "stream_options", "max_tokens", "seed",
+    "stop", "temperature", "top_p", "frequency_penalty", "presence_penalty", "response_format",
+    "tools", "reasoning", "reasoning_effort", "logprobs", "top_logprobs",
+})  # fmt: skip
 
 # Sent only for its logprobs: the token that ends a text, or one that a parser still holds back.
 _EXTRA_CHUNK: Mapping[Dialect, tuple[bytes, ...]] = {
@@ -71,6 +79,7 @@ class Ollama(SingleServer):
             # One of 999 numbers.
             body_ids_are_unique=False,
             may_drop_tokens=True,
+            obeys_n=False,
         )
         self._credentials = credentials(key)
         self._calls = Calls(upstream, self._credentials)
@@ -80,6 +89,7 @@ class Ollama(SingleServer):
     def plan(self, ask: Ask) -> Plan:
         """Return the request with logprobs and usage asked for, and what to take out again."""
         refuse_weights(ask.fields)
+        _refuse_other_case(ask.fields)
         fields = ask.fields
         changes: dict[str, object] = {}
         absent: list[str] = []
@@ -182,6 +192,17 @@ class Ollama(SingleServer):
         return tag or served
 
 
+def _refuse_other_case(fields: Mapping[str, object]) -> None:
+    """Raise BadRequest for a name that Ollama would take for one that it reads."""
+    for name in fields:
+        if name not in _READ and (meant := name.casefold()) in _READ:
+            raise BadRequest(
+                f"expected `{meant}`, got {name!a}, which Ollama would take for it; write it"
+                " in lower case",
+                param=name,
+            )
+
+
 def _said_for_it(fields: Mapping[str, object]) -> dict[str, object]:
     """Return what a chat has to say otherwise: a form that Ollama refuses, or passes over.
 
@@ -201,7 +222,7 @@ def _asks_no_logprobs(ask: Ask) -> bool:
     wanted = ask.fields.get("logprobs")
     if ask.dialect == "completions":
         return wanted is None or wanted == 0
-    return wanted is not True and not ask.fields.get("top_logprobs")
+    return wanted in (None, False) and not ask.fields.get("top_logprobs")
 
 
 def _dtype_of(card: Mapping[str, object]) -> str:

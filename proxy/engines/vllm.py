@@ -113,7 +113,7 @@ class Vllm(SingleServer):
         restore: Restorer | None = Restore(nulls, extra) if nulls else None
         if ask.fields.get("include_reasoning") is False and self.hides_ids and wants_snapshot:
             changes["include_reasoning"] = True
-            restore = Hide(keeps_prompt_ids=ask.fields.get("return_token_ids") is True)
+            restore = Hide(keeps_prompt_ids="return_token_ids" not in changes)
         if ask.fields.get("model") != ask.served:
             changes["model"] = ask.served
         if not changes and not ask.is_rewritten:
@@ -187,13 +187,15 @@ def _version(answer: bytes) -> str | None:
 def _snapshot(ask: Ask) -> dict[str, object]:
     """Return the fields to add for a snapshot, those that the client asked for itself left out."""
     add: dict[str, object] = {}
-    if ask.fields.get("return_token_ids") is not True:
+    # It takes 1 and "true" for true, and refuses a chat's 5: neither is ours to change.
+    if ask.fields.get("return_token_ids") in (None, False):
         add["return_token_ids"] = True
     wanted = ask.fields.get("logprobs")
     if ask.dialect == "completions":
-        if wanted is None or wanted is False:
+        # Here it takes false for 0, so who says so gets them.
+        if wanted is None:
             add["logprobs"] = 0
-    elif wanted is not True and not any(map(ask.fields.get, _NEEDS_LOGPROBS)):
+    elif wanted in (None, False) and not any(map(ask.fields.get, _NEEDS_LOGPROBS)):
         add["logprobs"] = True
     return add
 

@@ -134,7 +134,8 @@ class AnsweredChoice:
 class Answer:
     """All of an answer that the store keeps.
 
-    `error` is what the engine said was wrong, or why its answer can't be read.
+    `error` is what the engine said was wrong, or why its answer can't be read. `has_one_prompt`:
+    all choices answer the same, whose ids are `prompt_ids`.
     """
 
     upstream_id: str | None = None
@@ -144,6 +145,7 @@ class Answer:
     completion_tokens: int | None = None
     choices: dict[int, AnsweredChoice] = field(default_factory=dict)
     error: str | None = None
+    has_one_prompt: bool = True
 
     def entries(self, pieces: Iterable[bytes]) -> Iterator[tuple[AnsweredChoice, Entry]]:
         """Read a body, or the chunks of a stream; yield each choice with what it gets.
@@ -190,11 +192,11 @@ class Answer:
     def _decode(self, piece: bytes) -> _Body | None:
         try:
             return _decode_sampled(piece)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             reason = error
         try:
             # Some engines write NaN, or halves of a character: Python reads these.
-            value = json.loads(piece)
+            value = json.loads(piece.decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError):
             value = None
         for shape in (_SampledBody, _Body):
@@ -227,8 +229,10 @@ class Answer:
             self.prompt_tokens = cached + read
 
     def _read_prompt_ids(self, ids: list[int]) -> None:
-        if self.prompt_ids is None:
-            self.prompt_ids = ints(ids)
+        """Take the prompt of a choice; of those of several text prompts none is that of all."""
+        found = ints(ids)
+        self.has_one_prompt = self.has_one_prompt and self.prompt_ids in (None, found)
+        self.prompt_ids = found if self.has_one_prompt else None
 
 
 def _count(value: object, known: _Known) -> int | _Known:
@@ -239,7 +243,7 @@ def text_of_tokens(pieces: Iterable[bytes]) -> str:
     """Return the text of all tokens that have a logprob, in a body or the chunks of a stream."""
     texts: list[str] = []
     for piece in pieces:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(ValueError):
             for entry in _decode_named(piece).choices or ():
                 content = entry.logprobs and entry.logprobs.content
                 texts += [token.token for token in content or ()]

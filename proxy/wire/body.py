@@ -6,16 +6,20 @@ Does not know what the bodies mean.
 import json
 import math
 
+import msgspec
 import orjson
 
 from strop.proxy.errors import BadRequest
+
+# orjson would make floats of integers beyond 64 bits.
+_decode = msgspec.json.Decoder().decode
 
 
 def parse(body: bytes) -> dict[str, object]:
     """Return the JSON object in `body`.
 
-    orjson refuses what some clients send (integers beyond 64 bits, lone surrogates); the standard
-    library's parser then decides.
+    msgspec refuses what some clients send, lone surrogates for one; the standard library's parser
+    then decides.
 
     Raises:
         BadRequest: the body is not JSON, or not an object.
@@ -32,14 +36,14 @@ def parse(body: bytes) -> dict[str, object]:
 def loads(body: bytes) -> object:
     """Return the JSON value in `body`; see `parse`."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as fast:
+        return _decode(body)
+    except (ValueError, RecursionError):
         try:
             return json.loads(body, parse_constant=_refuse, parse_float=_finite)
         except RecursionError:
             reason = "it is nested too deeply"
-        except ValueError:
-            reason = str(fast)
+        except ValueError as error:
+            reason = str(error)
     raise BadRequest(f"the request body is not JSON: {reason}; got {len(body)} bytes")
 
 

@@ -5,7 +5,7 @@ beside them.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body, sse
@@ -49,6 +49,11 @@ def read_stream(chunks: Iterable[bytes]) -> Answer:
     return result
 
 
+# A delta's objects of which some members come in pieces. OpenAI API reference, "Chat", streaming:
+# the call of a function before there were tools, and what is said aloud, base64 and as text.
+_IN_PIECES = {"function_call": ("arguments",), "audio": ("data", "transcript")}
+
+
 class _Text(list[str]):
     """A text in its pieces, while they come: adding each to the others would copy them all."""
 
@@ -70,8 +75,24 @@ def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
                 calls = message[key] = _Calls()
             for place, part in calls.places.read(delta):
                 _merge_call(calls.setdefault(place, {}), part)
+        elif key in _IN_PIECES and isinstance(value, dict):
+            holder = message.get(key)
+            if not isinstance(holder, dict):
+                holder = message[key] = {}
+            _merge_members(holder, value, _IN_PIECES[key])
         elif value is not None:
             message[key] = value
+
+
+def _merge_members(
+    holder: dict[str, object], part: Mapping[str, object], in_pieces: Collection[str]
+) -> None:
+    """Take the members of a delta's object: the texts of those `in_pieces` are joined."""
+    for name, value in part.items():
+        if name in in_pieces and isinstance(value, str):
+            _add_text(holder, name, value)
+        elif value is not None:
+            holder[name] = value
 
 
 def _add_text(holder: dict[str, object], key: str, piece: str) -> None:
@@ -90,11 +111,7 @@ def _merge_call(call: dict[str, object], part: Mapping[str, object]) -> None:
             function = call.get(key)
             if not isinstance(function, dict):
                 function = call[key] = {}
-            for name, text in value.items():
-                if name == "arguments" and isinstance(text, str):
-                    _add_text(function, name, text)
-                elif text is not None:
-                    function[name] = text
+            _merge_members(function, value, _IN_PIECES["function_call"])
         else:
             call[key] = value
 
@@ -107,6 +124,9 @@ def _finish(message: dict[str, object]) -> None:
         for call in calls.values():
             if isinstance(function := call.get("function"), dict):
                 _join_texts(function)
+    for key in _IN_PIECES:
+        if isinstance(holder := message.get(key), dict):
+            _join_texts(holder)
     _join_texts(message)
     message.setdefault("role", "assistant")
     message.setdefault("content", None)

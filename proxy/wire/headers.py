@@ -70,6 +70,13 @@ def to_client(engine: Iterable[tuple[bytes, bytes]]) -> Headers:
     ]
 
 
+def is_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether the body behind `headers` is a stream of events."""
+    kind = first(headers, b"content-type") or b""
+    # Media types are case-insensitive (RFC 9110, section 8.3.1).
+    return kind.partition(b";")[0].strip().lower() == b"text/event-stream"
+
+
 def first(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """Return the first value under `name`, or None."""
     for key, value in headers:

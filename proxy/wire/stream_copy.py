@@ -59,8 +59,8 @@ class StreamCopy:
 
     @property
     def head(self) -> bytes:
-        """The first bytes: one piece or more; b"" while there is none."""
-        return self._pieces[0] if self._pieces and not self._packed else next(iter(self), b"")
+        """The first bytes, up to a block; b"" while there is none."""
+        return next(iter(self), b"")
 
     @property
     def num_held_bytes(self) -> int:

@@ -40,6 +40,7 @@ class Tap:
         self.has_failed = False
         self._restore = restore
         self._splitter = sse.Splitter()
+        self._answer_id: str | None = None
         self._num_choices = num_choices
         self._ended_choices: set[object] = set()
         self._held: list[bytes] = []
@@ -48,8 +49,9 @@ class Tap:
     @property
     def answer_id(self) -> str | None:
         """The id that the engine gave the answer, once it has come; None where none was kept."""
-        found = _ID.search(self.copy.head)
-        return found[1].decode("utf-8", "replace") if found else None
+        if self._answer_id is None and (found := _ID.search(self.copy.head)):
+            self._answer_id = found[1].decode("utf-8", "replace")
+        return self._answer_id
 
     def feed(self, data: bytes) -> bytes:
         """Take what the engine sent; return what the client may have of it now.
@@ -60,7 +62,7 @@ class Tap:
         """
         self.copy.add(data)
         whole = self._splitter.feed(data)
-        if len(self._splitter.rest) + self._num_held_bytes > MAX_WAITING_BYTES:
+        if self._splitter.num_waiting_bytes + self._num_held_bytes > MAX_WAITING_BYTES:
             raise UpstreamError(
                 f"expected an event, or the end of the stream, within {MAX_WAITING_BYTES} bytes"
                 " from the engine, got more; see its log"
@@ -76,9 +78,8 @@ class Tap:
 
     def flush(self) -> bytes:
         """Return what was held back, to the last byte."""
-        held = self._restored(b"".join(self._held)) + self._splitter.rest
+        held = self._restored(b"".join(self._held)) + self._splitter.take_rest()
         self._held.clear()
-        self._splitter.rest = b""
         return held
 
     def _until_end(self, whole: bytes, mark: int) -> bytes:

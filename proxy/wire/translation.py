@@ -54,7 +54,8 @@ class Translated:
         left_out: where in the request stands what no chat completion can carry and what may be
             missing without changing what the model is asked, such as `tools[3]`.
         writer: makes what writes the answer, given the hexadecimal digits of its id.
-        follows: the digits of the answer whose conversation goes on, where the client names one.
+        follows: the digits of the answer whose conversation goes on, where the client names one;
+            of strop's own answer to a command that begins one, those that stand for nothing.
     """
 
     fields: dict[str, object]

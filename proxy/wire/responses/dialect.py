@@ -5,9 +5,10 @@ left out where it is a hint, and refused where the answer would be another. Fiel
 reference, "Responses".
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+from strop.proxy.commands import without_commands
 from strop.proxy.wire import body
 from strop.proxy.wire.members import (
     list_in,
@@ -19,7 +20,12 @@ from strop.proxy.wire.members import (
 )
 from strop.proxy.wire.responses.history import History
 from strop.proxy.wire.responses.object import Envelope
-from strop.proxy.wire.responses.references import SEND_ALL, answer_of, answers_in
+from strop.proxy.wire.responses.references import (
+    NOTHING_BEFORE,
+    SEND_ALL,
+    answer_of,
+    answers_in,
+)
 from strop.proxy.wire.responses.stream import ResponseWriter
 from strop.proxy.wire.responses.tools import Toolbox
 from strop.proxy.wire.translation import (
@@ -102,9 +108,11 @@ class _Responses:
             _instruct(history, instructions)
         follows = _resume(history, fields, earlier)
         history.read(fields.get("input"))
-        said["messages"] = history.messages()
-        if not said["messages"]:
+        said["messages"] = messages = history.messages()
+        if not messages:
             refuse("input", "at least one message", fields.get("input"))
+        if follows is None and _is_only_commands(messages, instructions):
+            follows = NOTHING_BEFORE
         tools = Toolbox()
         tools.add(fields.get("tools"), "tools")
         for path, more in history.tools:
@@ -158,11 +166,19 @@ def _resume(
     if name is None:
         return None
     answer = answer_of(name)
+    if answer == NOTHING_BEFORE:
+        return answer
     before = earlier.get(answer) if answer else None
     if answer is None or before is None:
         refuse("previous_response_id", "a response that strop has", name, SEND_ALL)
     history.resume(before, answer)
     return answer
+
+
+def _is_only_commands(messages: Sequence[object], instructions: object) -> bool:
+    """Whether nothing is said to the model: what goes on from there begins a conversation."""
+    kept = without_commands(messages)
+    return kept in ([], [{"role": "system", "content": instructions}])
 
 
 def _stream_options(fields: Mapping[str, object]) -> list[str]:

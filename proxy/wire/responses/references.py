@@ -10,6 +10,9 @@ from typing import Final
 # As an answer and its items are called.
 _OUR_ID = re.compile(r"(?:resp|rs|msg|fc|ctc)_([0-9a-f]{32})(?:_\d+)?")
 
+NOTHING_BEFORE: Final = "0" * 32
+"""The digits of strop's own answer to a command that begins a conversation: no answer has them."""
+
 SEND_ALL: Final = (
     "it is unknown, or was recorded with parts taken out, or nothing is recorded: send the whole"
     " conversation in `input` (in most SDKs: store=False)"

@@ -116,10 +116,12 @@ class ResponseWriter:
     ) -> None:
         item = self._text
         if item is None or item.kind is not kind:
-            if item is not None:
-                events += self._close_text()
-            item = self._text = TextItem(kind, self._new_id(kind.prefix), len(self._items))
+            item = TextItem(kind, self._new_id(kind.prefix), len(self._items))
+            # First: the one before it is not where the answer was cut short.
             self._items.append(item)
+            if self._text is not None:
+                events += self._close_text()
+            self._text = item
             events += item.opens()
         events.append(item.add(piece, logprobs))
 
