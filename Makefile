@@ -63,7 +63,7 @@ types: $(VENV)/.installed-dev  ## Check types.
 imports: $(VENV)/.installed-dev  ## Check which package may import which.
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed-dev  ## Measure speed beside nginx and LiteLLM; writes docs/performance.md.
+bench: $(VENV)/.installed-dev  ## Measure speed beside nginx and LiteLLM (ARGS=--docs writes docs/performance.md).
 	$(BIN)/python -m bench $(ARGS)
 
 bench-quick: $(VENV)/.installed-dev  ## The same in under two minutes, without LiteLLM.

@@ -94,8 +94,9 @@ class App(Generic[F]):
                 # Cancelled where a person asks twice: then all ends in order too, but at once.
                 with contextlib.suppress(asyncio.CancelledError):
                     await receive()
-        except StropError as error:
-            await send({"type": "lifespan.startup.failed", "message": error.message})
+        except (StropError, OSError) as error:
+            said = error.message if isinstance(error, StropError) else str(error)
+            await send({"type": "lifespan.startup.failed", "message": said})
             return
         await send({"type": "lifespan.shutdown.complete"})
 

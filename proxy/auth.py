@@ -27,6 +27,11 @@ CLI_AGENT: Final = "strop-cli"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+?)\.?(?::[0-9]*)?")
 _HIDDEN = "[hidden]"
+# Shorter, an engine's key is a placeholder: ollama, EMPTY, lm-studio, dummy, sk-xxx.
+_MIN_SECRET_CHARS = 12
+_PLACEHOLDERS = frozenset(
+    {"sk-no-key-required", "no-key-required", "no-key-needed", "llama-server"}
+)
 _CREDENTIALS = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]+", re.IGNORECASE)
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#@]+@")
 
@@ -107,12 +112,12 @@ class Doors:
     def __init__(
         self, bind: str, allowed_hosts: Iterable[str] = (), allowed_origins: Iterable[str] = ()
     ) -> None:
-        allowed = {_host_name(host) for host in allowed_hosts}
+        allowed = {host_name(host) for host in allowed_hosts}
         self._answers_any_host = is_public(bind) and not allowed
         own = bind.strip("[]")
         own = f"[{own}]" if ":" in own else own
-        self._hosts = (allowed | _LOOPBACK_NAMES | {_host_name(own)}) - {""}
-        self._origins = {origin.lower().rstrip("/") for origin in allowed_origins}
+        self._hosts = (allowed | _LOOPBACK_NAMES | {host_name(own)}) - {""}
+        self._origins = {origin.lower() for origin in allowed_origins}
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Let a request pass whose Host and Origin are as they should be.
@@ -127,7 +132,7 @@ class Doors:
             elif name == b"origin":
                 origins.append(value.decode("latin-1").strip().lower())
         if not self._answers_any_host and not (
-            hosts and all(_host_name(host) in self._hosts for host in hosts)
+            hosts and all(host_name(host) in self._hosts for host in hosts)
         ):
             raise Forbidden(
                 f"expected a Host header that names this server; got {_quoted(hosts)}; if the name"
@@ -209,6 +214,16 @@ def load_or_create_admin_key(home: Path) -> str:
     return key
 
 
+def secrets_of(client_keys: Iterable[str], engine_key: str) -> tuple[str, ...]:
+    """Return the keys of the settings that no log may show.
+
+    What a local engine is given because a client wants some key is a word like others: hosts and
+    models are named so too.
+    """
+    is_secret = len(engine_key) >= _MIN_SECRET_CHARS and engine_key.lower() not in _PLACEHOLDERS
+    return (*client_keys, engine_key) if is_secret else (*client_keys,)
+
+
 def scrub(text: str, known_secrets: Iterable[str]) -> str:
     """Return `text` without the secrets given, and without what looks like credentials."""
     # The longest first: one secret may be the beginning of another.
@@ -228,6 +243,12 @@ def scrub_url(url: str) -> str:
     return parts._replace(netloc=host, query="", fragment="").geturl()
 
 
+def host_name(host: str) -> str:
+    """Return the host without its port, in lower case; an empty string where it names none."""
+    found = _HOST.fullmatch(host.lower())
+    return found[1] if found else ""
+
+
 def _given_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
     keys = []
     for name, value in headers:
@@ -242,12 +263,6 @@ def _given_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
 
 def _what_came(given: Sequence[bytes]) -> str:
     return "another key" if given else "no key"
-
-
-def _host_name(host: str) -> str:
-    """Return the host without its port, in lower case; an empty string where it names none."""
-    found = _HOST.fullmatch(host.lower())
-    return found[1] if found else ""
 
 
 def _quoted(values: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from strop.proxy import (
     cli_training,
     settings,
     terminal,
+    told_settings,
 )
 from strop.proxy.cli_options import (
     examples,
@@ -36,6 +38,10 @@ from strop.proxy.cli_options import (
     json_option,
 )
 from strop.proxy.errors import BadRequest, ConfigError, StropError
+from strop.proxy.home import serving
+from strop.proxy.service_variables import is_of_a_service
+
+log = logging.getLogger(__name__)
 
 
 class _Misused(click.ClickException):
@@ -49,6 +55,8 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for."""
+        # What parts of strop log is for those who serve; a command says itself what failed.
+        logging.getLogger("strop").addHandler(logging.NullHandler())
         for stream in (sys.stdout, sys.stderr):
             # Where a terminal's encoding lacks a character, the rest of the line is still of use.
             if isinstance(stream, io.TextIOWrapper):
@@ -189,11 +197,14 @@ def serve(context: click.Context, /, home: Path | None, **flags: Any) -> None:
     settings.make_home(folder)
     from strop.proxy import logs
 
-    keys = (*resolved.settings.server.client_keys, resolved.settings.engine.key)
+    keys = auth.secrets_of(resolved.settings.server.client_keys, resolved.settings.engine.key)
     logs.set_up(resolved.settings.log, (*keys, auth.load_or_create_admin_key(folder)))
-    from strop.proxy import serve as serving
+    if passed_over := [name for name in os.environ.items() if is_of_a_service(*name)]:
+        names = ", ".join(sorted(name for name, _ in passed_over))
+        log.info("variables that say where a service is set nothing", extra={"variables": names})
+    from strop.proxy import serve as server
 
-    context.exit(serving.serve(resolved.settings, folder))
+    context.exit(server.serve(resolved.settings, folder))
 
 
 _COUNT = click.IntRange(1)
@@ -228,8 +239,7 @@ _COUNT = click.IntRange(1)
     "--grace-s", type=click.FloatRange(0), metavar="SECONDS", help="Time to finish after SIGTERM."
 )
 @click.option("--base-identity", metavar="HASH", help="The base that adapters must be of.")
-@click.pass_context
-def engine(context: click.Context, /, **given: Any) -> None:
+def engine(**given: Any) -> None:
     """Run the embedded engine alone.
 
     There is no need to: `strop serve` starts it by itself.
@@ -250,21 +260,33 @@ def engine(context: click.Context, /, **given: Any) -> None:
         )
     from strop.proxy.embedded import server
 
-    context.exit(server.run(options))
+    server.run(options)
 
 
 @main.command(epilog=examples("strop config --engine openai --engine-url http://127.0.0.1:8000"))
 @_settings_options
 @json_option
 def config(home: Path | None, as_json: bool, **flags: Any) -> None:
-    """Show the settings in force, and where each came from."""
+    """Show what a start would use, and where it comes from.
+
+    Where strop serves with others, it says which: those count until it is restarted.
+    """
     folder = home_of(home)
-    described = _load(folder, flags).describe()
+    resolved = _load(folder, flags)
+    described = resolved.describe()
+    serves = serving(folder)
+    asked = {} if serves is None else serves.asked
+    others = told_settings.differences(asked, resolved.settings)
     if as_json:
         keys = [{"key": key, "value": value, "origin": origin} for key, value, origin in described]
-        click.echo(json.dumps({"home": str(folder), "settings": keys}))
+        running = None if serves is None else {"url": serves.url, "differs": others}
+        found = {"home": str(folder), "settings": keys, "running": running}
+        click.echo(json.dumps(found))
         return
     click.echo(terminal.table(described, ("KEY", "VALUE", "FROM")))
+    if serves is not None and others:
+        click.echo(f"\nstrop at {serves.url} was started with others, until it is restarted:")
+        click.echo(terminal.table([(name, told_settings.words(asked, name)) for name in others]))
 
 
 for command in (

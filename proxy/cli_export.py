@@ -17,7 +17,9 @@ from strop.proxy.cli_options import examples, home_of, home_option, open_store
 from strop.proxy.errors import ConfigError
 from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
 
-_FIRST_DAY: Final = datetime(1970, 1, 2)  # noqa: DTZ001 (local, as what is typed)
+# Local, as what is typed; in any zone both are days that the system's clock knows.
+_FIRST_DAY: Final = datetime(1970, 1, 2)  # noqa: DTZ001
+_LAST_DAY: Final = datetime(9999, 12, 30)  # noqa: DTZ001
 
 
 @click.command(
@@ -70,8 +72,9 @@ async def _export(
     since: datetime | None,
     out: Path | None,
 ) -> None:
-    # The system's clock begins in 1970, and so does all that is recorded.
-    since_ms = None if since is None else int(1000 * max(since, _FIRST_DAY).timestamp())
+    since_ms = None
+    if since is not None:
+        since_ms = int(1000 * min(max(since, _FIRST_DAY), _LAST_DAY).timestamp())
     wanted = FeedbackFilter(session=session, rater=rater, since_ms=since_ms)
     num_lines = 0
     async with open_store(home) as store:

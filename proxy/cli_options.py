@@ -13,7 +13,7 @@ import click
 
 from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.ids import completion_id
-from strop.proxy.settings import find_home, home_hint
+from strop.proxy.settings import absolute, find_home, home_hint
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -65,9 +65,9 @@ def home_of(given: Path | None) -> Path:
     """Return the home: as given, or where it is by default; it need not exist.
 
     Raises:
-        ConfigError: it is no folder.
+        ConfigError: it is no folder, or nobody knows where it is.
     """
-    home = find_home(os.environ) if given is None else given.expanduser().absolute()
+    home = find_home(os.environ) if given is None else absolute(given)
     if home.exists() and not home.is_dir():
         raise ConfigError(f"expected strop's home to be a folder, got the file {home}")
     return home

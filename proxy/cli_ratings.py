@@ -92,7 +92,7 @@ def rate(
     RATING is good or bad, a number from -1 to 1, or stars as in 4/5.
     """
     if said["correction"] == "-":
-        said["correction"] = sys.stdin.read()
+        said["correction"] = _standard_input()
     value = _rating_in(rating)
     try:
         ratings.parse_rating(value)
@@ -103,6 +103,23 @@ def rate(
         ) from error
     body = {**said, "rating": value, "tags": list(tags)}
     asyncio.run(_rate(completion, body, home_of(home)))
+
+
+def _standard_input() -> str:
+    """Return what standard input says.
+
+    Raises:
+        BadRequest: it says nothing, or no text.
+    """
+    # Where it is closed, Python has none.
+    if sys.stdin is None:
+        raise BadRequest("expected the correction on standard input, which is closed")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise BadRequest(
+            f"expected the correction on standard input as {error.encoding} text: {error.reason}"
+        ) from error
 
 
 def _rating_in(text: str) -> object:
@@ -118,8 +135,7 @@ def _rating_in(text: str) -> object:
 
 async def _rate(identity: str | None, said: Mapping[str, object], home: Path) -> None:
     async with open_store(home) as store:
-        if identity is None:
-            identity = await _newest(store)
+        identity = await _newest(store) if identity is None else await store.id_of(identity)
         found = await store.get_completion(identity)
         key_id = LOCAL_KEY_ID if found is None else found.completion.key_id
         body = {name: value for name, value in said.items() if value is not None}
@@ -157,7 +173,8 @@ async def _undo(identity: str | None, rater: str, home: Path) -> None:
             assert newest is not None
             wanted = FeedbackFilter(session=newest.session, rater=rater, state="standing")
         else:
-            wanted = FeedbackFilter(completion=identity, rater=rater, state="standing")
+            named = await store.id_of(identity)
+            wanted = FeedbackFilter(completion=named, rater=rater, state="standing")
         standing = await store.list_feedback(wanted, limit=1)
         if not standing.data:
             of = f"of {identity}" if identity else "in the newest conversation"

@@ -126,7 +126,8 @@ def show_completion(completion: str, home: Path | None, as_json: bool) -> None:
 async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
     async with open_store(home) as store:
         found = await _recorded(store, identity)
-        given = await store.list_feedback(FeedbackFilter(completion=identity), limit=1000)
+        of_it = FeedbackFilter(completion=found.completion.id)
+        given = await store.list_feedback(of_it, limit=1000)
     if as_json:
         click.echo(json.dumps(objects.completion(found, given.data)))
         return
@@ -151,7 +152,7 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
 
 
 async def _recorded(store: "Store", identity: str) -> StoredCompletion:
-    found = await store.get_completion(identity)
+    found = await store.get_completion(await store.id_of(identity))
     if found is None:
         raise not_recorded(identity)
     return found
@@ -202,24 +203,27 @@ async def _delete_completions(
     is_sure: bool,
 ) -> None:
     async with open_store(home) as store:
-        sessions = {(await _recorded(store, one)).session for one in named}
+        found = [await _recorded(store, one) for one in named]
+        # One may have been named twice.
+        ids = tuple({one.completion.id for one in found})
         if session is not None:
             what = f"all answers of {session}"
         elif older_than is not None:
             what = f"the answers older than {older_than} days, where nothing is rated,"
         else:
-            what = _answers(len(set(named)))
+            what = _answers(len(ids))
         if not is_sure:
             click.confirm(f"Delete {what} for good?", abort=True)
         if session is not None:
             num = await store.deletion.session(session)
         elif older_than is not None:
-            before_ms = time.time_ns() // 1_000_000 - older_than * _DAY_MS
+            # The system's clock begins in 1970, and so does all that is recorded.
+            before_ms = max(0, time.time_ns() // 1_000_000 - older_than * _DAY_MS)
             num = await store.deletion.unrated(before_ms)
         else:
-            num = await store.deletion.completions(named)
+            num = await store.deletion.completions(ids)
         click.echo(f"Deleted {_answers(num)}.")
-        for one in sorted(sessions):
+        for one in sorted({one.session for one in found}):
             if (await store.list_completions(CompletionFilter(session=one), limit=1)).data:
                 again = f"strop completions delete --session {shlex.quote(one)}{home_hint(home)}"
                 click.echo(f"Its conversation goes on, and may repeat it: {again}")

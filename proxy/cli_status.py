@@ -44,10 +44,12 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(shown | {"training": waits_for}))
     else:
         rows = _health_rows(url, health) if url and health else []
-        if not health:
+        if not url:
             click.echo(
                 f"strop does not serve from {folder}; start it with: strop serve{home_hint(folder)}"
             )
+        elif not health:
+            click.echo(f"strop at {url} gives no answer: it starts, stops, or is stuck")
         rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
         if stored:
             rows += _stored_rows(stored)

@@ -33,10 +33,9 @@ engine wrote them.
     └── ConfigError                     500 config_error   (start-up and CLI only)
 """
 
+import json
 from collections.abc import Mapping
 from typing import ClassVar
-
-import orjson
 
 SOURCE_HEADER = (b"x-strop-error-source", b"proxy")
 RETRY_HEADER = (b"retry-after", b"2")
@@ -259,14 +258,13 @@ class ConfigError(StropError):
 
 def render(error: StropError) -> bytes:
     """Return the OpenAI error object for `error` as a JSON body."""
-    return orjson.dumps(
-        {
-            "error": {
-                "message": error.message,
-                "type": error.type,
-                "param": error.param,
-                "code": error.code,
-                **error.detail,
-            }
-        }
-    )
+    said = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+        **error.detail,
+    }
+    # A request's own words may hold lone surrogates, which orjson refuses.
+    text = json.dumps({"error": said}, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")

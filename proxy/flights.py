@@ -1,14 +1,21 @@
 """Completions in flight: begun, and not in the store yet; here, or in another process of this home.
 
-Asks, and keeps nothing: `relay` knows this process's own.
+Asks, and keeps nothing: `relay` knows this process's own. What waits for one that is in flight no
+more waits for what is lost.
 """
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from strop.proxy.relay import Relay
+from strop.proxy.store.records import Feedback, FeedbackFilter
+from strop.proxy.store.store import Store
 
 Elsewhere = Callable[[str], Awaitable[str | None]]
 """Returns the key of a completion that is in flight in another process, by its id."""
+
+_PENDING: Final = FeedbackFilter(state="pending")
+_PAGE: Final = 500
 
 
 async def nowhere(_completion_id: str) -> str | None:
@@ -44,3 +51,30 @@ class Flights:
     async def has(self, completion_id: str, key_id: str) -> bool:
         """Whether a completion of this key is in flight; raises as `key_of`."""
         return await self.key_of(completion_id) == key_id
+
+
+async def withdraw_lost(store: Store, key_of: Elsewhere) -> None:
+    """Withdraw the ratings that wait for a completion which is in flight nowhere: it is lost.
+
+    Args:
+        store: where they are.
+        key_of: returns the key of a completion in flight, here or elsewhere.
+
+    Raises:
+        StropError: who may have it can't be asked, or the store takes no writes.
+    """
+    # In this order: what begins after the list was read is not in it.
+    waiting = await _pending(store)
+    lost = [one.id for one in waiting if await key_of(one.completion) is None]
+    if lost:
+        await store.withdraw_lost(lost)
+
+
+async def _pending(store: Store) -> list[Feedback]:
+    found, after = list[Feedback](), None
+    while True:
+        page = await store.list_feedback(_PENDING, limit=_PAGE, after=after)
+        found += page.data
+        if not page.has_more:
+            return found
+        after = page.data[-1].id

@@ -1,4 +1,4 @@
-"""The home folder while strop serves from it: held by one process, which says where it listens.
+"""The home folder while strop serves from it: held by one process, which says what it serves.
 
 Does not make the folder or know what else is in it.
 """
@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +20,29 @@ from strop.proxy.errors import ConfigError
 log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = "serve.lock"
+_MAX_BYTES = 2**24
 _LOCK_TRIES = 20
 _LOCK_PAUSE_S = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Serves:
+    """What the process that serves from a home says of itself.
+
+    Attributes:
+        url: where it listens.
+        asked: the settings that it was started with, as `told_settings` has them.
+        found: those that it serves with: the same, with the engine that it found.
+    """
+
+    url: str
+    asked: dict[str, object] = field(default_factory=dict)
+    found: dict[str, object] = field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def hold(home: Path, url: str) -> Iterator[None]:
-    """Hold `home` for this process, which serves at `url`. The kernel lets go when it dies.
+def hold(home: Path, serves: Serves) -> Iterator[None]:
+    """Hold `home` for this process, which serves from it. The kernel lets go when it dies.
 
     What others may do in it is taken away: its settings may hold keys.
 
@@ -43,7 +60,7 @@ def hold(home: Path, url: str) -> Iterator[None]:
                     " another folder with --home"
                 )
             os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps({"url": url, "pid": os.getpid()}).encode(), 0)
+            os.pwrite(file, json.dumps({**asdict(serves), "pid": os.getpid()}).encode(), 0)
         except OSError as error:
             raise ConfigError(
                 f"expected to write {home / LOCK_FILE}: {error.strerror}; mend that, or choose"
@@ -83,6 +100,12 @@ def _lock(file: int) -> bool:
 
 def serving_url(home: Path) -> str | None:
     """Return where strop serves from `home`; None where it doesn't."""
+    found = serving(home)
+    return None if found is None else found.url
+
+
+def serving(home: Path) -> Serves | None:
+    """Return what serves from `home`; None where nothing does."""
     try:
         file = os.open(home / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -92,7 +115,9 @@ def serving_url(home: Path) -> str | None:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            return str(json.loads(os.pread(file, 4096, 0))["url"])
+            said = json.loads(os.pread(file, _MAX_BYTES, 0))
+            # An older strop that still runs says less.
+            return Serves(str(said["url"]), said.get("asked", {}), said.get("found", {}))
     finally:
         os.close(file)
     return None

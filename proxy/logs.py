@@ -6,6 +6,7 @@ looks like a secret is taken out here all the same.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 _CHATTY = ("uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore")
 # A connection that strop cuts on purpose: the one way to say that a body under way is not whole.
 _CUT = "ASGI callable returned without completing response."
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _Plain = str | int | float | bool | None
 
@@ -66,12 +69,13 @@ class TextFormatter(_Formatter):
             _time(record),
             f"{record.levelname:<7}",
             _logger(record).removeprefix("proxy.") + ":",
-            # A message stays on its line, so that nobody can write lines of their own into the log.
-            self._message(record).replace("\r", "\\r").replace("\n", "\\n"),
+            self._message(record),
             *(f"{name}={_word(value)}" for name, value in self._facts(record).items()),
         ]
+        # So that nobody can write lines of their own into the log, or steer the terminal by it.
+        line = _CONTROL.sub(lambda found: repr(found[0])[1:-1], " ".join(words))
         trace = self._trace(record)
-        return " ".join(words) + (f"\n{trace}" if trace else "")
+        return line + (f"\n{trace}" if trace else "")
 
 
 class JsonFormatter(_Formatter):

@@ -5,6 +5,7 @@ Does not know versions. What a probe is, and proves, is `strop.adapters.probe`'s
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from strop.adapters.probe import Probe
 from strop.proxy import run_requests
 from strop.proxy.child import Child, last_words
 from strop.proxy.settings import Training
+from strop.proxy.store import run_lock
 
 ProbeCommand = Callable[["ProbeJob", Path, Path, Path], Sequence[str]]
 """Returns the job's command line, from the job, the base, the adapter, and the file to write."""
@@ -26,11 +28,11 @@ _LOG: Final = "output.log"
 
 def command(job: "ProbeJob", base: Path, adapter: Path, out: Path) -> list[str]:
     """Return the command line."""
-    runs = job.home / run_requests.RUNS_FOLDER
     settings = job.settings
     return [
         *(sys.executable, "-m", "strop.training.probe"),
-        *("--base", str(base), "--adapter", str(adapter), "--out", str(out), "--runs", str(runs)),
+        *("--base", str(base), "--adapter", str(adapter), "--out", str(out)),
+        *("--runs", str(job.runs_folder)),
         *("--backend", settings.backend, "--device", settings.device),
         *(["--quantize-base"] if settings.quantize_base else []),
     ]
@@ -50,8 +52,18 @@ class ProbeJob:
     settings: Training
     command: ProbeCommand = command
 
+    @property
+    def runs_folder(self) -> Path:
+        """The folder of all runs."""
+        return self.home / run_requests.RUNS_FOLDER
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether a run is under way."""
+        return run_lock.is_held(self.runs_folder)
+
     async def make(self, base: Path | None, adapter: Path, scratch: Path) -> Probe | str:
-        """Return the probe of an adapter, or why there is none.
+        """Return the probe of an adapter, or why there is none: `AWAITS_RUN` while a run trains.
 
         Args:
             base: the folder of its base; None where that isn't on this machine.
@@ -62,6 +74,8 @@ class ProbeJob:
             return run_requests.NO_BASE
         if not run_requests.has_backend():
             return run_requests.NO_BACKEND
+        if self.must_wait:
+            return run_requests.AWAITS_RUN
         out, log_path = scratch / _PROBE, scratch / _LOG
         try:
             child = await Child.start(self.command(self, base, adapter, out), log_path=log_path)
@@ -69,6 +83,8 @@ class ProbeJob:
                 status = await child.wait()
             finally:
                 await child.stop()
+            if status == os.EX_TEMPFAIL:
+                return run_requests.AWAITS_RUN
             if status:
                 return last_words(log_path) or f"its process ended with the status {status}"
             return await asyncio.to_thread(_read, out)

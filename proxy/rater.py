@@ -1,23 +1,29 @@
-"""Ratings that come with a completion request: in a header, or typed into the chat.
+"""Ratings as they come in: by themselves, in a completion request's header, typed into the chat.
 
 Finds the answer that is meant from the request's own history, never "the latest one around". Does
 not relay or render anything.
 """
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from strop.proxy import conversation, ratings
 from strop.proxy.commands import Command
-from strop.proxy.errors import BadRequest, StropError
-from strop.proxy.flights import Flights
+from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
+from strop.proxy.flights import Flights, withdraw_lost
 from strop.proxy.ids import completion_id
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
-from strop.proxy.store.records import Feedback, NewFeedback, Scope
+from strop.proxy.store.records import Feedback, FeedbackOutcome, NewFeedback, Scope
 from strop.proxy.store.store import Store
+from strop.proxy.tally import num_lost
 
+log = logging.getLogger(__name__)
+
+SETTLE_INTERVAL_S = 1.0
 HELP = (
     "Rate the answer above: /rl good [why], /rl bad [why], /rl undo, /rl status."
     " What you type here is answered by strop and never reaches the model."
@@ -26,45 +32,94 @@ HELP = (
 
 @dataclass(slots=True)
 class Rater:
-    """Takes the ratings that requests carry."""
+    """Takes the ratings that requests carry, or are."""
 
     store: Store
     flights: Flights
     metrics: Metrics
     redaction: Redaction
 
+    async def add(self, new: NewFeedback, *, is_recorded: bool = False) -> FeedbackOutcome:
+        """Store a rating; see `feedback.add` for how it is bound, and its errors.
+
+        Args:
+            new: the rating.
+            is_recorded: whether its completion was found in the store.
+
+        Raises:
+            UnknownCompletion: it was lost meanwhile, too.
+            Unavailable: another process can't be asked what it has in flight.
+        """
+        is_running = not is_recorded and await self.flights.has(new.completion, new.key_id)
+        outcome = await self.store.add_feedback(new, lambda _: is_running)
+        if outcome.outcome != "pending" or await self.flights.has(new.completion, new.key_id):
+            return outcome
+        # Its completion ended in between: it is recorded, or nobody will settle what waits for it.
+        await self.store.withdraw_lost([outcome.feedback.id])
+        settled = await self.store.get_feedback(outcome.feedback.id)
+        assert settled is not None
+        if settled.state == "withdrawn":
+            raise UnknownCompletion(
+                f"the completion {new.completion!r} could not be recorded, so it can't be rated",
+                param="completion_id",
+            )
+        return FeedbackOutcome(settled, "created")
+
+    async def settle(self) -> None:
+        """Withdraw the ratings of completions that get lost, soon after. Runs until cancelled.
+
+        Not before the store takes writes again, as it mostly was the store that lost them.
+        """
+        num_seen = 0
+        while True:
+            await asyncio.sleep(SETTLE_INTERVAL_S)
+            num_now = num_lost(self.metrics)
+            if num_now == num_seen or self.store.reason is not None:
+                continue
+            try:
+                await withdraw_lost(self.store, self.flights.key_of)
+            except StropError as error:
+                reason = error.message
+                log.warning("ratings of lost completions wait", extra={"reason": reason})
+            else:
+                num_seen = num_now
+
     async def by_header(
-        self, value: bytes, meant: str | None, history: Sequence[object], key_id: str
+        self, values: Sequence[bytes], meant: str | None, history: Sequence[object], key_id: str
     ) -> str:
         """Carry out an X-Strop-Feedback header; return what became of it, as one line of ASCII.
 
         A rating that fails is said here and never fails the request that carries it.
 
         Args:
-            value: the header.
+            values: the header, as often as it came; more than once is refused.
             meant: the completion that X-Strop-Feedback-For names, or None for the reply that
                 `history` ends with.
             history: the request's messages, inline commands taken out.
             key_id: whose request it is.
         """
         try:
-            said = ratings.parse_header(value)
+            if len(values) > 1:
+                raise BadRequest(
+                    f"expected one X-Strop-Feedback header, got {len(values)}; send one"
+                )
+            said = ratings.parse_header(values[0])
             named = completion_id(meant) if meant else None
             reply = (named, 0) if named else await self._reply(history, key_id)
             if reply is None:
                 return "no-reply; this request's history ends in no answer known here"
             if said.rating is None:
-                undone = await self._undo(reply[0], key_id)
+                undone = await self._undo(await self.store.id_of(reply[0], key_id), key_id)
                 return f"undone {undone.id}" if undone else "nothing-to-undo"
             new = self._new(
                 reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
             )
             # What a history ends with was found in the store.
-            is_running = named is not None and await self.flights.has(named, key_id)
-            outcome = await self.store.add_feedback(new, lambda _: is_running)
+            outcome = await self.add(new, is_recorded=named is None)
         except StropError as error:
             return f"error {error.code}; {error.message}"
-        self.metrics.feedback.labels("header").inc()
+        if outcome.outcome != "repeat":
+            self.metrics.feedback.labels("header").inc()
         return f"{outcome.outcome} {outcome.feedback.id}; completion={outcome.feedback.completion}"
 
     async def by_command(self, command: Command, history: Sequence[object], key_id: str) -> str:
@@ -90,7 +145,7 @@ class Rater:
             rating = 1.0 if command.verb == "good" else -1.0
             original = b'"%b"' % command.verb.encode()
             new = self._new(reply, key_id, rating, original, command.comment, "turn", "inline")
-            outcome = await self.store.add_feedback(new, lambda _: False)
+            outcome = await self.add(new, is_recorded=True)
         except StropError as error:
             return f"Could not do that: {error.message}."
         self.metrics.feedback.labels("inline").inc()

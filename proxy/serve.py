@@ -5,6 +5,7 @@ Does not parse command lines, or know engines.
 
 import asyncio
 import contextlib
+import errno
 import functools
 import gc
 import json
@@ -24,9 +25,10 @@ from strop.proxy import auth, configured_engine, detection, open_files, routes
 from strop.proxy.app import App
 from strop.proxy.client_connection import ClientConnection
 from strop.proxy.errors import ConfigError
-from strop.proxy.home import hold
+from strop.proxy.home import Serves, hold
 from strop.proxy.services import Control, Front, Services, run_services
 from strop.proxy.settings import Settings, home_hint
+from strop.proxy.told_settings import tell
 
 log = logging.getLogger(__name__)
 
@@ -48,23 +50,27 @@ def serve(settings: Settings, home: Path) -> int:
     auth.check_bind(settings.server.host, settings.server.client_keys)
     choice = asyncio.run(detection.detect(settings))
     _tell("\n".join(choice.says))
-    settings = choice.settings
+    asked, settings = tell(settings), choice.settings
     configured_engine.check(settings)
     open_files.raise_limit()
     listener = listen(settings.server.host, settings.server.port)
     url = url_of(settings.server.host, listener.getsockname()[1])
-    with listener, hold(home, url):
+    with listener, hold(home, Serves(url, asked, tell(settings))):
         if settings.server.workers > 1:
             # One process needs nothing of it.
             from strop.proxy.workers.supervisor import run
 
-            return run(settings, home, listener, lambda it: say_when_ready(it, url))
-        app = App(_services(settings, home, url), routes.make)
-        server = Server(uvicorn_config(settings, app))
-        # Where start-up fails uvicorn says why, and leaves with a status of its own.
-        with contextlib.suppress(SystemExit):
-            server.run(sockets=[listener])
-    return 0 if server.started else 1
+            status = run(settings, home, listener, lambda it: say_when_ready(it, url))
+        else:
+            app = App(_services(settings, home, url), routes.make)
+            server = _Alone(uvicorn_config(settings, app))
+            # Where start-up fails uvicorn says why, and leaves with a status of its own.
+            with contextlib.suppress(SystemExit):
+                server.run(sockets=[listener])
+            status = 0 if server.started else 1
+    if status == 0:
+        log.info("stopped")
+    return status
 
 
 def url_of(host: str, port: int) -> str:
@@ -137,10 +143,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"can't listen on {host}:{port}: {error.strerror}; is strop running already? Stop it,"
-            " or choose another port with --port"
-        ) from error
+        advice = "choose another address of this machine's with --host, or another port with --port"
+        if error.errno == errno.EADDRINUSE:
+            advice = "is strop running already? Stop it, or choose another port with --port"
+        raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}; {advice}") from error
     listener.set_inheritable(False)
     return listener
 
@@ -164,6 +170,33 @@ class Server(uvicorn.Server):
             if signal.getsignal(sig) != signal.SIG_IGN:
                 signal.signal(sig, self.handle_exit)
         yield
+
+
+def say_stopping(asked_by: signal.Signals, num_running: int) -> None:
+    """Log that strop stops: why, and how many answers it lets end before."""
+    log.info("stopping", extra={"signal": asked_by.name, "answers_running": num_running})
+
+
+class _Alone(Server):
+    """The server where one process does all."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._asked_by: signal.Signals | None = None
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        """Stop; at the second Ctrl-C, at once."""
+        self._asked_by = self._asked_by or signal.Signals(sig)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and let those that run end."""
+        # Not where the signal is handled: that may be in the middle of another line.
+        if self._asked_by is not None:
+            app = self.config.app
+            assert isinstance(app, App)
+            say_stopping(self._asked_by, app.services.relay.num_calls)
+        await super().shutdown(sockets)
 
 
 async def say_when_ready(services: Control, url: str) -> None:

@@ -26,7 +26,7 @@ from strop.proxy.promotion import Promoter
 from strop.proxy.rater import Rater
 from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
-from strop.proxy.run_requests import NO_BASE, Base, TrainCommand
+from strop.proxy.run_requests import Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.shelf import Shelf
@@ -115,12 +115,11 @@ async def run_services(
             parts,
             process,
             census,
-            load=lambda: relay.num_calls,
             train_command=train_command,
             probe_command=probe_command,
         )
         services = Services(**{**vars(control), **vars(front)})
-        async with in_background(relay.sweep), _deciding(control):
+        async with in_background(relay.sweep, front.rater.settle), _deciding(control):
             yield services
 
 
@@ -147,9 +146,7 @@ async def run_control(
     turns.begin(home / STORE_FILE)
     async with _opened(settings, home, is_server=True) as store:
         parts = await _parts(settings, home, store, engine, leases)
-        control = await _make_control(
-            parts, process, census(store, parts.metrics), load=lambda: leases.total
-        )
+        control = await _make_control(parts, process, census(store, parts.metrics))
         async with _deciding(control):
             yield control
 
@@ -169,7 +166,7 @@ async def run_front(
     async with _opened(settings, home, is_server=False) as store:
         front = make_front(_with(settings, home, store, serving), elsewhere)
         try:
-            async with in_background(front.relay.sweep):
+            async with in_background(front.relay.sweep, front.rater.settle):
                 yield front
         finally:
             await _close_upstreams(serving.engine)
@@ -246,7 +243,6 @@ async def _make_control(
     process: EngineProcess | None,
     census: Census,
     *,
-    load: Callable[[], int],
     train_command: TrainCommand = run_requests.command,
     probe_command: ProbeCommand = probe_job.command,
 ) -> Control:
@@ -277,7 +273,7 @@ async def _make_control(
         store,
         Promoter(settings.training, store, swapper),
         base=lambda: _trainable(settings, serving),
-        load=load,
+        leases=serving.leases,
         command=train_command,
     )
     return Control(**vars(parts), swapper=swapper, trainer=trainer, census=census, process=process)
@@ -314,7 +310,7 @@ def _trainable(settings: Settings, serving: Serving) -> Base | str:
         )
     folder = base_folder(settings)
     if folder is None:
-        return NO_BASE
+        return no_base(settings.model.base)
     if serving.base is None:
         return "the identity of the base is not known yet"
     return Base(folder, serving.base)

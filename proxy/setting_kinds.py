@@ -76,7 +76,8 @@ class Kind:
         Raises:
             ValueError: it is not of this kind.
         """
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+        # In its range: a TOML integer may be larger than any float.
+        if self.type is float and type(value) is int and self._is_in_range(value):
             value = float(value)
         if self.type is tuple:
             if not isinstance(value, list | tuple):
@@ -122,8 +123,11 @@ class Kind:
     def _text(self, value: object) -> str:
         if not isinstance(value, str) or (self.choices and value not in self.choices):
             raise ValueError(self.expected)
-        if self.secret and len(value) < self.secret.min_chars:
-            raise ValueError(self.expected)
+        if self.secret:
+            # Who sends one in a header can't send what is around it.
+            value = value.strip()
+            if len(value) < self.secret.min_chars:
+                raise ValueError(self.expected)
         # Bytes that are no UTF-8 reach the environment as surrogates.
         value.encode()
         return value

@@ -15,8 +15,10 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from strop import configs
-from strop.proxy.auth import scrub
+from strop.proxy import setting_paths
+from strop.proxy.auth import host_name, scrub
 from strop.proxy.errors import ConfigError
+from strop.proxy.service_variables import is_of_a_service
 from strop.proxy.setting_kinds import Kind, Range, Secret, parse_hours, shown
 
 FILE_NAME: Final = "strop.toml"
@@ -140,12 +142,13 @@ class Resolved:
     def describe(self) -> list[tuple[str, str, str]]:
         """Return key, value and origin of every setting; of secrets, only whether they are set."""
         return [
-            (name, kind.shown(_value(self.settings, name)), self.origins[name])
+            (name, kind.shown(value_of(self.settings, name)), self.origins[name])
             for name, kind in KINDS.items()
         ]
 
 
-def _value(settings: Settings, name: str) -> object:
+def value_of(settings: Settings, name: str) -> object:
+    """Return the value of the setting `name`, as `section.key`."""
     section, _, key = name.partition(".")
     value: object = getattr(getattr(settings, section), key)
     return value
@@ -168,8 +171,27 @@ VARIABLES: Final[Mapping[str, str]] = {
 
 
 def find_home(environ: Mapping[str, str]) -> Path:
-    """Return the folder where strop keeps its things: `STROP_HOME`, or `~/.strop`."""
-    return Path(environ.get(HOME_VARIABLE) or "~/.strop").expanduser().absolute()
+    """Return the folder where strop keeps its things: `STROP_HOME`, or `~/.strop`.
+
+    Raises:
+        ConfigError: as `absolute` has it.
+    """
+    return absolute(Path(environ.get(HOME_VARIABLE) or "~/.strop"))
+
+
+def absolute(folder: Path) -> Path:
+    """Return the whole path of `folder`, which may begin with `~`.
+
+    Raises:
+        ConfigError: nobody knows where that user's folder is.
+    """
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"expected a folder, got {folder}, and no user's home for its ~; set {HOME_VARIABLE} to"
+            " a whole path"
+        ) from error
 
 
 def home_hint(home: Path) -> str:
@@ -197,10 +219,13 @@ def load(
 ) -> Resolved:
     """Return the settings in force: defaults < `strop.toml` in the home < environment < flags.
 
+    A relative path in the file begins at the home, any other at the current folder.
+
     Args:
         home: the folder with the file; neither needs to exist.
         flags: values by `section.key`; None for a flag that was not given.
-        environ: the environment variables; all that begin with `STROP_` must be known.
+        environ: the environment variables; all that begin with `STROP_` must be known, but for
+            those that a service named strop gets.
 
     Raises:
         ConfigError: a key is unknown, or a value is not what it must be.
@@ -214,6 +239,10 @@ def load(
     ]
     for name, value, origin in given:
         values[name], origins[name] = value, origin
+    for name in values.keys() & setting_paths.NAMES:
+        is_in_file = origins[name] == str(home / FILE_NAME)
+        folder = home if is_in_file else Path.cwd()
+        values[name] = setting_paths.resolved(name, str(values[name]), folder)
     settings = Settings(
         **{
             section: holder(
@@ -239,7 +268,7 @@ def _from_file(path: Path) -> _Given:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected a readable TOML file: {error}") from error
     for section, keys in sections.items():
         if section not in _SECTIONS:
@@ -255,6 +284,8 @@ def _from_file(path: Path) -> _Given:
 def _from_environment(environ: Mapping[str, str]) -> _Given:
     for variable, text in environ.items():
         if not variable.startswith(_PREFIX) or variable == HOME_VARIABLE:
+            continue
+        if is_of_a_service(variable, text):
             continue
         name = VARIABLES.get(variable)
         if name is None:
@@ -301,15 +332,15 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
     """Check the form of what are strings to their kind."""
 
     def wrong(name: str, expected: str) -> ConfigError:
-        got = scrub(KINDS[name].shown(_value(settings, name)), ())
+        got = scrub(KINDS[name].shown(value_of(settings, name)), ())
         where = "" if origins[name] == "default" else f"{origins[name]}: "
         return ConfigError(f"{where}{name}: expected {expected}, got {got}")
 
     engine, server = settings.engine, settings.server
     if not server.host:
         raise wrong("server.host", "a host or address to listen on")
-    if any(not host or "/" in host for host in server.allowed_hosts):
-        raise wrong("server.allowed_hosts", "host names alone, as in `strop.lan`")
+    if not all(map(host_name, server.allowed_hosts)):
+        raise wrong("server.allowed_hosts", "host names alone, as in `strop.lan` or `[fd00::7]`")
     if any("://" not in one or one.count("/") > 2 for one in server.allowed_origins):
         raise wrong("server.allowed_origins", "origins, as in `https://strop.lan:8484`")
     for name, urls in (("engine.url", (engine.url,)), ("engine.replicas", engine.replicas)):
@@ -320,10 +351,12 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
     for pattern in settings.capture.redact:
         if (why := _why_not_redacted(pattern)) is not None:
             raise wrong("capture.redact", f"regular expressions, but {pattern!r} {why}")
-    if configs.preset_file(settings.training.preset) is None:
-        raise wrong(
-            "training.preset", f"one of {', '.join(configs.presets())}, or the path of a TOML file"
-        )
+    preset = settings.training.preset
+    if configs.preset_file(preset) is None:
+        expected = f"one of {', '.join(configs.presets())}, or the path of a TOML file"
+        if setting_paths.looks_like_path(setting_paths.PRESET, preset):
+            expected += ", and there is no such file"
+        raise wrong("training.preset", expected)
     if settings.training.hours:
         try:
             parse_hours(settings.training.hours)

@@ -11,6 +11,8 @@ from strop.proxy import objects
 from strop.proxy.store.records import StoredCompletion
 
 _SPACE = re.compile(r"\s+")
+# Line ends and tabs; and the joiners without which emoji fall apart, and words of many scripts.
+_HARMLESS = frozenset("\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}")
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
@@ -50,8 +52,8 @@ def excerpt(text: str, width: int = 60) -> str:
 def safe(text: str) -> str:
     """Return `text` without what would steer the terminal, such as escape sequences."""
     return "".join(
-        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}"
-        for char in text
+        char if char.isprintable() or char in _HARMLESS else "\N{REPLACEMENT CHARACTER}"
+        for char in text.replace("\r\n", "\n")
     )
 
 

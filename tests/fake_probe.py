@@ -1,5 +1,6 @@
 """A probe job's process that loads no model: it writes a given file as the probe, or says no."""
 
+import os
 import shutil
 import sys
 import time
@@ -14,7 +15,10 @@ NO_PROBE = "no probe could be made: it was not wanted"
 def command(
     behaviour: str = "refuses", probe: Path | None = None
 ) -> Callable[[ProbeJob, Path, Path, Path], Sequence[str]]:
-    """Return the command line of a job that `refuses`, `dies`, `waits`, or `writes` the file."""
+    """Return the command line of a job that `refuses`, `dies`, `waits`, or `writes` the file.
+
+    One that `trains` finds a run under way.
+    """
     return lambda job, base, adapter, out: [  # noqa: ARG005
         *(sys.executable, __file__, behaviour, str(probe), str(out))
     ]
@@ -31,7 +35,7 @@ def main(behaviour: str, probe: str, out: str) -> int:
     if behaviour == "refuses":
         print(NO_PROBE, file=sys.stderr)
         return 1
-    return 3
+    return os.EX_TEMPFAIL if behaviour == "trains" else 3
 
 
 if __name__ == "__main__":

@@ -70,9 +70,10 @@ def completion(**changes: Any) -> Completion:
 class Running:
     """A strop that has started, and a client of it."""
 
-    def __init__(self, app: App[Services], vllm: FakeVllm) -> None:
+    def __init__(self, app: App[Services], vllm: FakeVllm, engine: FakeEngine) -> None:
         self.app = app
         self.vllm = vllm
+        self.engine = engine
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app),  # type: ignore[arg-type]
             base_url="http://127.0.0.1:8484",
@@ -178,7 +179,7 @@ async def running(
         app = App(services, routes.make)
         async with _started(app):
             await app.services.serving.wait_until_ready()
-            found = Running(app, vllm)
+            found = Running(app, vllm, engine)
             async with found.client:
                 yield found
 

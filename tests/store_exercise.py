@@ -1,5 +1,6 @@
 """Every public call of the store, made once for each way that it can go. Asserts nothing."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import fields
@@ -9,6 +10,7 @@ from store_values import (
     KEY,
     MODEL,
     NOON_MS,
+    OTHER_MODEL,
     always,
     choice,
     first_of_session,
@@ -19,6 +21,7 @@ from store_values import (
     version,
 )
 
+from strop.proxy.errors import Conflict
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, Revision
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
@@ -114,8 +117,12 @@ async def _versions(store: Store, given: str) -> None:
         await version(store, parent=made.id, is_active=True)
     await versions.activate(made.id, actor="api")
     await versions.activate("v4", actor="api", kind="rolled_back")
+    with contextlib.suppress(Conflict):
+        await versions.reserve(base=OTHER_MODEL, parent=made.id)
+    await versions.amend("v4", b"{}", reason=None, actor="watch")
     await versions.set_pinned("v3", True)
     await versions.mark_missing("v3", "gone", actor="api")
+    await versions.mark_found("v3", actor="api")
     await versions.add_event("v4", "unloaded", actor="api")
     await versions.remove("v3", actor="api")
     # The second rating takes the place of the first, which a version has learned.
@@ -139,6 +146,8 @@ async def _reads(store: Store, given: str) -> None:
             await store.list_feedback(asked, after=after)
     await store.feedback_counts()
     await store.feedback_counts("mine", KEY)
+    for key_id in (None, KEY):
+        await store.id_of("engine's", key_id)
     for session, rater in itertools.product((None, "mine"), (None, "ann")):
         for key_id, since_ms in itertools.product((None, KEY), (None, 1)):
             exported = FeedbackFilter(

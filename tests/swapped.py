@@ -14,6 +14,7 @@ from running import Running, running, settings_for
 from strop.adapters.library import Library
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
+from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.settings import Adapters
 from strop.proxy.store.version_records import Version
 from strop.proxy.swapping import Swapper
@@ -74,6 +75,7 @@ async def swapped(
     num_kept: int = 10,
     health_interval_s: float = 0.05,
     capture: dict[str, Any] | None = None,
+    probe_command: ProbeCommand | None = None,
 ) -> AsyncIterator[Swapped]:
     """Run a proxy behind a fake engine; behind `engine`, if one runs already.
 
@@ -100,5 +102,7 @@ async def swapped(
             ),
             adapters=Adapters(swap_hold_s=hold_s, keep=num_kept),
         )
-        proxy = await stack.enter_async_context(running(settings, home, ready=ready, driver=driver))
+        proxy = await stack.enter_async_context(
+            running(settings, home, ready=ready, driver=driver, probe_command=probe_command)
+        )
         yield Swapped(proxy, fake, engine, Library(library_folder))

@@ -93,12 +93,13 @@ def test_a_key_id_is_stable_and_tells_keys_apart() -> None:
         "[::1]:8484",
         "strop.lan:8484",
         "Strop.Lan",
+        "[fd00::7]:8484",
     ],
 )
 @pytest.mark.parametrize("bind", ["127.0.0.1", "localhost", "::1"])
 def test_on_loopback_local_and_allowed_names_are_answered(bind: str, host: str) -> None:
     """Names that no web page can have pass, with any port, and those that are configured."""
-    doors = Doors(bind, allowed_hosts=["strop.LAN"])
+    doors = Doors(bind, allowed_hosts=["strop.LAN", "[FD00::7]"])
 
     doors.check([(b"host", host.encode())])
 
@@ -138,11 +139,12 @@ def test_a_public_bind_answers_any_name_or_those_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://localhost:8484", "HTTP://LOCALHOST:8484", "https://chat.lan:3000"]
+    "origin",
+    ["http://localhost:8484", "HTTP://LOCALHOST:8484", "https://chat.lan:3000", "file://"],
 )
 def test_the_same_origin_and_allowed_ones_pass(origin: str) -> None:
     """Our own pages may call us, and those that are configured."""
-    doors = Doors("127.0.0.1", allowed_origins=["https://chat.lan:3000/"])
+    doors = Doors("127.0.0.1", allowed_origins=["https://Chat.lan:3000", "file://"])
 
     doors.check([(b"host", b"localhost:8484"), (b"origin", origin.encode())])
 
@@ -284,3 +286,14 @@ def test_secrets_are_scrubbed(text: str, expected: str) -> None:
 def test_urls_are_scrubbed(url: str, expected: str) -> None:
     """A URL is shown without credentials, query and fragment."""
     assert expected == auth.scrub_url(url)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "ollama", "EMPTY", "lm-studio", "sk-no-key-required", "a" * 11]
+)
+def test_a_placeholder_for_an_engines_key_is_no_secret(key: str) -> None:
+    """Else hosts and words that are called so would be hidden in logs."""
+    clients = ("12345678",)
+
+    assert clients == auth.secrets_of(clients, key)
+    assert (*clients, "sk-0123456789") == auth.secrets_of(clients, "sk-0123456789")

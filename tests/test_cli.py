@@ -23,9 +23,11 @@ from routes_app import completion
 from strop.proxy.cli import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
-from strop.proxy.settings import KINDS
+from strop.proxy.home import Serves, hold
+from strop.proxy.settings import KINDS, load
 from strop.proxy.store.records import Choice, Completion, Feedback
 from strop.proxy.store.store import Store
+from strop.proxy.told_settings import tell
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
 
@@ -113,11 +115,30 @@ def test_a_rating_of_another_home_is_taken_back_there(home: Path, tmp_path: Path
 
 
 def test_an_answer_can_be_named_by_the_engines_id(home: Path) -> None:
-    """Where it names one alone."""
-    (made,) = record(home, {"upstream_id": "chatcmpl-7"})
+    """Where it names one alone: to rate it, to take that back, to show it and to delete it."""
+    (made,) = record(home, {"upstream_id": "chatcmpl-7", "key_id": "key_1"})
 
     assert 0 == run(home, "good", "chatcmpl-7").exit_code
     assert [(made, 1, "standing")] == words(home)
+    shown = run(home, "completions", "show", "chatcmpl-7", "--json")
+    (given,) = json.loads(shown.stdout)["feedback"]
+    assert made == given["completion_id"]
+    assert 0 == run(home, "undo", "chatcmpl-7").exit_code
+    assert [(made, 1, "withdrawn")] == words(home)
+    deleted = run(home, "completions", "delete", "chatcmpl-7", made, "--yes")
+    assert "Deleted 1 answer.\n" == deleted.stdout
+
+
+def test_an_id_of_the_engines_that_names_several_names_none(home: Path) -> None:
+    """Nobody's guess which one is meant."""
+    record(home, {"upstream_id": "chatcmpl-7"}, {"upstream_id": "chatcmpl-7", "key_id": "key_1"})
+
+    shown, deleted = (
+        run(home, "completions", *words, "chatcmpl-7") for words in (["show"], ["delete", "--yes"])
+    )
+
+    assert (1, 1) == (shown.exit_code, deleted.exit_code)
+    assert "no completion 'chatcmpl-7' is recorded" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -446,10 +467,11 @@ def test_old_answers_are_deleted_but_for_rated_conversations(home: Path) -> None
     (rated,) = record(home, {"session": "rated"})
     run(home, "good", rated)
 
+    never = run(home, "completions", "delete", "--older-than", str(10**12), "--yes")
     none = run(home, "completions", "delete", "--older-than", "36500", "--yes")
     some = run(home, "completions", "delete", "--older-than", "30", input="y\n")
 
-    assert "Deleted 0 answers.\n" == none.stdout
+    assert "Deleted 0 answers.\n" == none.stdout == never.stdout
     assert "the answers older than 30 days, where nothing is rated, for good?" in some.stdout
     assert some.stdout.endswith("Deleted 2 answers.\n")
     (left,) = json.loads(run(home, "completions", "list", "--json").stdout)["data"]
@@ -543,6 +565,16 @@ def test_status_says_that_nothing_runs(home: Path) -> None:
     assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
 
 
+def test_status_says_that_what_runs_gives_no_answer(home: Path) -> None:
+    """It may be stopping: then to start another would be refused."""
+    with hold(home, Serves("http://127.0.0.1:9")):
+        text = run(home, "status")
+
+    assert 1 == text.exit_code
+    first = text.stdout.splitlines()[0]
+    assert "strop at http://127.0.0.1:9 gives no answer: it starts, stops, or is stuck" == first
+
+
 async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     """`strop serve` and `strop status`, as processes: home made 0700, answers recorded, exit 0."""
     home = tmp_path / "home"
@@ -621,6 +653,42 @@ def test_serve_fails_where_the_store_cannot_be_used(tmp_path: Path) -> None:
 
     assert 1 == done.returncode
     assert "the file is no SQLite database" in done.stderr
+
+
+def test_serve_fails_where_the_versions_cannot_be_kept(tmp_path: Path) -> None:
+    """As where `adapters` leads to a disk that isn't mounted: one line says it."""
+    (tmp_path / "adapters").symlink_to(tmp_path / "not mounted" / "adapters")
+    engine = ("--engine", "openai", "--engine-url", "http://127.0.0.1:1")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "strop.proxy.cli", "serve", "--port", "0", *engine],
+        env={**ENVIRONMENT, "STROP_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 1 == done.returncode
+    assert f"File exists: '{tmp_path / 'adapters'}'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
+def test_the_last_day_that_there_is_can_be_asked_for(home: Path, zone: str) -> None:
+    """By any clock: elsewhere it is the year 10000 then."""
+    record(home, {})
+    words = ["export", "--format", "raw", "--since", "9999-12-31T23:59:59"]
+
+    result = subprocess.run(
+        [sys.executable, "-m", "strop.proxy.cli", *words],
+        env={**ENVIRONMENT, "STROP_HOME": str(home), "TZ": zone},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    nothing = "Nothing that is rated makes such a line.\n"
+    assert (0, "", nothing) == (result.returncode, result.stdout, result.stderr)
 
 
 def test_a_closed_pipe_ends_an_export_quietly(home: Path) -> None:
@@ -704,3 +772,78 @@ def test_the_version_is_the_packages() -> None:
     result = CliRunner().invoke(main, ["--version"])
 
     assert (0, "strop 0.1.0\n") == (result.exit_code, result.stdout)
+
+
+def test_config_says_what_a_running_strop_was_started_with(home: Path) -> None:
+    """Another file, and other flags: they count until it is restarted. Secrets stay unsaid."""
+    flags = {"server.port": 9000, "engine.key": "sk-that-it-has-now"}
+    asked = tell(load(home, flags=flags).settings)
+    (home / "strop.toml").write_text('[engine]\nkey = "sk-that-it-will-have"\n', encoding="utf-8")
+
+    with hold(home, Serves("http://127.0.0.1:9", asked)):
+        text = run(home, "config").stdout
+        same = run(home, "config", "--port", "9000", "--engine-key", "sk-that-it-has-now").stdout
+        found = json.loads(run(home, "config", "--json").stdout)
+    alone = json.loads(run(home, "config", "--json").stdout)
+
+    said = text.partition("strop at http://127.0.0.1:9 was started with others")[2]
+    assert [["server.port", "9000"], ["engine.key", "another"]] == [
+        line.split() for line in said.splitlines()[1:]
+    ]
+    assert "was started with others" not in same
+    differs = {"url": "http://127.0.0.1:9", "differs": ["server.port", "engine.key"]}
+    assert (differs, None) == (found["running"], alone["running"])
+    assert "sk-that" not in text + json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"), [(None, "which is closed"), (b"caf\xe9", "standard input as utf-8 text")]
+)
+def test_a_correction_that_cannot_be_read_is_refused(
+    home: Path, given: bytes | None, says: str
+) -> None:
+    """Standard input is closed, or holds no text: one line, and the exit status of misuse."""
+    (made,) = record(home, {})
+    command = [sys.executable, "-m", "strop.proxy.cli", "rate", made, "bad", "--correction", "-"]
+
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command] if given is None else command,
+        input=given,
+        env={**ENVIRONMENT, "STROP_HOME": str(home), "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert 2 == result.returncode
+    (line,) = result.stderr.decode().splitlines()
+    assert says in line
+
+
+def test_serve_says_when_it_begins_to_stop_and_when_it_has(tmp_path: Path) -> None:
+    """For which signal, and how many answers still run."""
+    command = [sys.executable, "-m", "strop.proxy.cli", "serve", "--port", "0"]
+
+    with subprocess.Popen(
+        [*command, "--engine", "openai", "--engine-url", "http://127.0.0.1:1"],
+        env={
+            **ENVIRONMENT,
+            "STROP_HOME": str(tmp_path),
+            "STROP_PORT": "tcp://10.0.0.1:8484",
+            "STROP_SERVICE_HOST": "10.0.0.1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr is not None
+        said = [server.stderr.readline()]
+        while "waiting for the engine" not in said[-1]:
+            said.append(server.stderr.readline())
+        server.terminate()
+        rest = server.stderr.read()
+
+    assert 0 == server.returncode
+    assert 'a service is set nothing variables="STROP_PORT, STROP_SERVICE_HOST"' in said[0]
+    first, *_, last = rest.splitlines()
+    assert first.endswith("INFO    serve: stopping signal=SIGTERM answers_running=0")
+    assert last.endswith("INFO    serve: stopped")

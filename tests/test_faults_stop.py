@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -53,6 +54,10 @@ async def test_a_stop_under_load_records_everything(
         answers = await asyncio.gather(*asked)
 
     assert 0 == status
+    said = proxy.log.read_text(encoding="utf-8")
+    found = re.search(rf"stopping signal={sig.name} answers_running=(\d+)\n", said)
+    assert found is not None
+    assert 0 < int(found[1]) <= len(plans)
     with database(home) as opened:
         rows: dict[str, str] = dict(opened.execute("SELECT id, state FROM completions").fetchall())
     states = Counter(rows.values())

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from strop.proxy.errors import ConfigError
-from strop.proxy.home import LOCK_FILE, hold, serving_url
+from strop.proxy.home import LOCK_FILE, Serves, hold, serving_url
 
 
 def test_a_held_home_says_where_it_is_served(tmp_path: Path) -> None:
     """And a free one says nothing, whatever a dead process left there."""
     before = serving_url(tmp_path)
-    with hold(tmp_path, "http://127.0.0.1:1"):
+    with hold(tmp_path, Serves("http://127.0.0.1:1")):
         during = serving_url(tmp_path)
 
     assert (None, "http://127.0.0.1:1", None) == (before, during, serving_url(tmp_path))
@@ -23,12 +23,12 @@ def test_a_held_home_says_where_it_is_served(tmp_path: Path) -> None:
 def test_a_home_is_held_once(tmp_path: Path) -> None:
     """The error names the one that serves; afterwards it is free."""
     with (
-        hold(tmp_path, "http://127.0.0.1:1"),
+        hold(tmp_path, Serves("http://127.0.0.1:1")),
         pytest.raises(ConfigError, match=re.escape("http://127.0.0.1:1")),
-        hold(tmp_path, "http://127.0.0.1:2"),
+        hold(tmp_path, Serves("http://127.0.0.1:2")),
     ):
         raise AssertionError("it was held twice")
-    with hold(tmp_path, "http://127.0.0.1:3"):
+    with hold(tmp_path, Serves("http://127.0.0.1:3")):
         assert "http://127.0.0.1:3" == serving_url(tmp_path)
 
 
@@ -37,7 +37,7 @@ def test_a_home_that_is_served_from_is_its_owners_alone(mode: int, tmp_path: Pat
     """Its settings may hold keys: whatever others may do there is taken away."""
     tmp_path.chmod(mode)
 
-    with hold(tmp_path, "http://127.0.0.1:1"):
+    with hold(tmp_path, Serves("http://127.0.0.1:1")):
         assert 0o700 == tmp_path.stat().st_mode & 0o777
 
 
@@ -48,7 +48,7 @@ def test_a_home_of_somebody_else_is_served_from_with_a_warning(
     tmp_path.chmod(0o750)
     monkeypatch.setattr(Path, "chmod", _refused)
 
-    with hold(tmp_path, "http://127.0.0.1:1"):
+    with hold(tmp_path, Serves("http://127.0.0.1:1")):
         served = serving_url(tmp_path)
 
     assert "http://127.0.0.1:1" == served
@@ -61,7 +61,7 @@ def test_a_folder_for_all_stays_so(tmp_path: Path, caplog: pytest.LogCaptureFixt
     """Others need it, so it is served from with a warning."""
     tmp_path.chmod(0o1777)
 
-    with hold(tmp_path, "http://127.0.0.1:1"):
+    with hold(tmp_path, Serves("http://127.0.0.1:1")):
         mode = tmp_path.stat().st_mode
 
     assert 0o1777 == mode & 0o7777
@@ -74,7 +74,7 @@ def test_a_home_that_takes_no_file_is_refused(tmp_path: Path) -> None:
 
     with (
         pytest.raises(ConfigError, match=re.escape(f"{tmp_path / LOCK_FILE}: Is a directory")),
-        hold(tmp_path, "http://127.0.0.1:1"),
+        hold(tmp_path, Serves("http://127.0.0.1:1")),
     ):
         raise AssertionError("it was held")
 

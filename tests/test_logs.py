@@ -91,12 +91,21 @@ def test_secrets_are_never_written(format_: str) -> None:
 
 @pytest.mark.parametrize("format_", ["text", "json"])
 def test_nobody_writes_lines_of_their_own(format_: str) -> None:
-    """A newline in a message or a fact stays in its line."""
+    """A newline in a message or a fact stays in its line, by whatever name."""
     stream = written(Log(format="json" if format_ == "json" else "text"))
 
     logging.getLogger("strop.x").info("a\nb\r\nc", extra={"path": "/x\nERROR forged"})
 
     assert 1 == len(stream.getvalue().splitlines())
+
+
+def test_what_is_logged_can_not_steer_the_terminal() -> None:
+    """Nor end its line, as U+0085 and U+2028 do for some readers; the rest is as it was."""
+    stream = written(Log())
+
+    logging.getLogger("strop.x").info("\x9b2Jgone\x85\u2028", extra={"path": "/\x9b2J \u00e9"})
+
+    assert stream.getvalue().endswith(' x: \\x9b2Jgone\\x85\\u2028 path="/\\x9b2J \u00e9"\n')
 
 
 def test_a_traceback_follows_its_line() -> None:

@@ -39,6 +39,7 @@ async def test_it_gives_the_probe_that_its_process_wrote(tmp_path: Path) -> None
     [
         ("refuses", fake_probe.NO_PROBE),
         ("dies", "its process ended with the status 3"),
+        ("trains", run_requests.AWAITS_RUN),
         ("writes", "no probe could be made: a probe must be"),
     ],
 )

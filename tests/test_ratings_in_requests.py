@@ -152,6 +152,38 @@ async def test_what_became_of_a_header_is_said_with_an_error_too(
     assert [(id_of(answer), 1.0, None, "header", "turn")] == await standing(proxy)
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_header_beside_a_command_counts_before_it(stream: bool, proxy: Running) -> None:
+    """What the person typed stands; what became of the header is said."""
+    history, first = await say(proxy, [], "one")
+
+    typed = await proxy.client.post(
+        "/v1/chat/completions",
+        json={"model": "tiny", "messages": [*history, user("/rl bad")], "stream": stream},
+        headers={"X-Strop-Feedback": "good"},
+    )
+
+    assert text_of(typed).startswith("[strop] Rated the answer above bad")
+    assert typed.headers["x-strop-feedback-status"].startswith("created fb_")
+    assert [(id_of(first), -1.0, None, "inline", "turn")] == await standing(proxy)
+
+
+async def test_two_headers_that_rate_are_refused(proxy: Running) -> None:
+    """Neither counts: which one is meant is nobody's guess."""
+    history, _ = await say(proxy, [], "one")
+
+    response = await proxy.client.post(
+        "/v1/chat/completions",
+        json={"model": "tiny", "messages": [*history, user("two")]},
+        headers=[("X-Strop-Feedback", "good; comment=fine"), ("X-Strop-Feedback", "bad")],
+    )
+
+    assert 200 == response.status_code
+    said = "error invalid_request; expected one X-Strop-Feedback header, got 2; send one"
+    assert said == response.headers["x-strop-feedback-status"]
+    assert [] == await standing(proxy)
+
+
 async def test_a_header_may_name_the_answer(proxy: Running) -> None:
     """By strop's id, or by the engine's own."""
     _, first = await say(proxy, [], "one")
@@ -161,6 +193,13 @@ async def test_a_header_may_name_the_answer(proxy: Running) -> None:
     await say(proxy, [], "y", x_strop_feedback="0.5", x_strop_feedback_for=id_of(second))
 
     assert [(id_of(first), 1.0), (id_of(second), 0.5)] == [s[:2] for s in await standing(proxy)]
+
+    _, undone = await say(
+        proxy, [], "z", x_strop_feedback="undo", x_strop_feedback_for=first.json()["id"]
+    )
+
+    assert undone.headers["x-strop-feedback-status"].startswith("undone ")
+    assert [id_of(second)] == [s[0] for s in await standing(proxy)]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +242,8 @@ async def test_the_same_header_again_is_one_rating(proxy: Running) -> None:
 
     assert response.headers["x-strop-feedback-status"].startswith("repeat ")
     assert [(id_of(first), 1.0)] == [s[:2] for s in await standing(proxy)]
+    counted = await proxy.client.get("/metrics")
+    assert 'strop_feedback_total{source="header"} 1.0' in counted.text.splitlines()
 
 
 async def test_undo_takes_back_the_last_rating_of_this_conversation(proxy: Running) -> None:

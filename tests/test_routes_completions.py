@@ -44,12 +44,16 @@ async def test_a_client_key_does_not_open_admin(tmp_path: Path) -> None:
 
 async def test_a_completion_is_shown_with_its_snapshot(app: Running) -> None:
     """Request, answer, token ids, logprobs and ratings come back as they went in."""
-    completion = await app.record(sampling=b'{"temperature": 0.5}', session="s")
+    completion = await app.record(
+        sampling=b'{"temperature": 0.5}', session="s", upstream_id="chatcmpl-1"
+    )
     given = (await app.rate(completion, "bad")).json()
 
     answer = await app.client.get(f"/admin/completions/{completion}", headers=app.admin)
+    same = await app.client.get("/admin/completions/chatcmpl-1", headers=app.admin)
 
     found = answer.json()
+    assert found == same.json()
     assert 200 == answer.status_code
     assert {"model": "tiny", "messages": MESSAGES} == found["request"]
     assert [

@@ -46,6 +46,13 @@ async def test_an_unknown_path_under_v1_is_answered_with_those_there_are(
     )
 
 
+async def test_an_error_may_repeat_what_is_no_text(app: Running) -> None:
+    """JSON can name a field by half a character."""
+    answer = await app.client.post("/v1/feedback", content=b'{"\\ud800": 1, "rating": "\xc3\xa9"}')
+
+    assert (400, "?") == (answer.status_code, answer.json()["error"]["param"])
+
+
 @pytest.mark.parametrize(
     ("path", "meant"),
     [

@@ -12,6 +12,9 @@ import httpx
 import pytest
 from routes_app import Running, running
 
+from strop.proxy import rater
+from strop.proxy.auth import key_id
+from strop.proxy.flights import Flights
 from strop.proxy.store.records import Choice
 
 ALICE, BOB = "alice-has-a-key", "bob-has-another"
@@ -185,8 +188,10 @@ async def test_the_engines_id_is_an_alias(app: Running) -> None:
     completion = await app.record(upstream_id="chatcmpl-1")
 
     answer = await app.rate("chatcmpl-1")
+    listed = await app.client.get("/v1/feedback?completion_id=chatcmpl-1")
 
     assert (201, completion) == (answer.status_code, answer.json()["completion_id"])
+    assert [answer.json()] == listed.json()["data"]
 
 
 async def test_an_ambiguous_id_is_answered_with_candidates(app: Running) -> None:
@@ -199,6 +204,21 @@ async def test_an_ambiguous_id_is_answered_with_candidates(app: Running) -> None
     assert (409, "ambiguous_completion_id", "completion_id") == error_of(answer)
     candidates = [one["completion_id"] for one in answer.json()["error"]["candidates"]]
     assert sorted([first, second]) == sorted(candidates)
+
+
+async def test_what_is_never_recorded_can_not_be_rated(tmp_path: Path) -> None:
+    """Where nothing is, no rating waits for a completion in flight."""
+    async with running(tmp_path, capture__mode="off") as app, app.in_flight() as id_:
+        answer = await app.rate(id_)
+        header = await app.client.post(
+            "/v1/completions",
+            json={"model": "tiny", "prompt": "x"},
+            headers={"X-Strop-Feedback": "good", "X-Strop-Feedback-For": id_},
+        )
+
+        assert (404, "completion_not_found", "completion_id") == error_of(answer)
+        assert header.headers["x-strop-feedback-status"].startswith("error completion_not_found")
+        assert [] == await ids(app)
 
 
 async def test_a_stream_is_rated_by_the_engines_id_while_it_comes(app: Running) -> None:
@@ -230,6 +250,64 @@ async def test_a_completion_in_flight_is_rated_pending(app: Running) -> None:
     assert (202, "pending", None) == (answer.status_code, pending["state"], pending["session"])
     assert [pending["id"]] == listed
     assert ("standing", completion) == (stood["state"], stood["completion_id"])
+
+
+async def test_a_rating_of_a_completion_that_is_lost_is_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the store takes writes again; the feedback says why, and a rating is refused."""
+    monkeypatch.setattr(rater, "SETTLE_INTERVAL_S", 0.01)
+    async with running(tmp_path, capture__commit_timeout_s=0.05) as app:
+        with contextlib.closing(sqlite3.connect(tmp_path / "strop.db")) as other:
+            async with app.in_flight() as completion:
+                pending = (await app.rate(completion)).json()
+                other.execute("BEGIN IMMEDIATE")
+            while app.services.relay.num_calls:
+                await asyncio.sleep(0.01)
+            other.rollback()
+        path = f"/v1/feedback/{pending['id']}"
+        while (said := (await app.client.get(path)).json())["state"] == "pending":
+            await asyncio.sleep(0.01)
+        again = await app.rate(completion)
+
+    assert ("pending", "withdrawn") == (pending["state"], said["state"])
+    assert "the completion was never recorded" == said["note"]
+    assert (404, "completion_not_found", "completion_id") == error_of(again)
+
+
+async def test_a_rating_that_comes_as_its_completion_is_lost_does_not_wait(app: Running) -> None:
+    """Nobody would settle it: what is in flight is asked again once the rating is stored."""
+    running = app.services
+    asked = iter(["local", None])
+
+    async def ends_meanwhile(_: str) -> str | None:
+        return next(asked)
+
+    running.rater.flights = Flights(running.relay, ends_meanwhile)
+    answer = await app.rate("cmp_" + "0" * 32)
+    listed = (await app.client.get("/v1/feedback")).json()["data"]
+
+    assert (404, "completion_not_found", "completion_id") == error_of(answer)
+    assert ["withdrawn"] == [one["state"] for one in listed]
+
+
+async def test_without_client_keys_no_error_speaks_of_a_key(app: Running) -> None:
+    """Whoever has set none would look for one."""
+    rated = await app.rate("cmp_none")
+    shown = await app.client.get("/v1/feedback/fb_none")
+    withdrawn = await app.client.delete("/v1/feedback/fb_none")
+
+    for answer in (rated, shown, withdrawn):
+        assert "is recorded; " in answer.json()["error"]["message"]
+
+
+async def test_with_client_keys_an_error_speaks_of_them(keyed: Running) -> None:
+    """It may be there for another one."""
+    rated = await keyed.rate("cmp_none", headers=AS_ALICE)
+    shown = await keyed.client.get("/v1/feedback/fb_none", headers=AS_ALICE)
+
+    assert "was made with this key; " in rated.json()["error"]["message"]
+    assert "was given with this key; " in shown.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("by_header", [True, False])
@@ -452,7 +530,9 @@ async def lines(app: Running, query: str, **headers: str) -> list[dict[str, Any]
     answer = await app.client.get(f"/v1/feedback/export?{query}", headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/jsonl"
-    return [json.loads(line) for line in answer.text.splitlines()]
+    found: list[dict[str, Any]] = [json.loads(line) for line in answer.text.splitlines()]
+    assert {bool} >= {type(line.pop("held_out")) for line in found}
+    return found
 
 
 async def test_an_export_has_the_shape_that_was_asked_for(app: Running) -> None:
@@ -460,8 +540,8 @@ async def test_an_export_has_the_shape_that_was_asked_for(app: Running) -> None:
     prompt = [{"role": "user", "content": "What is the capital of France?"}]
     paris = [{"role": "assistant", "content": "Paris."}]
     lyon = [{"role": "assistant", "content": "Lyon."}]
-    liked = await app.record(answer="Paris.")
-    disliked = await app.record(answer="Lyon.")
+    liked = await app.record(id="cmp_1", answer="Paris.")
+    disliked = await app.record(id="cmp_2", answer="Lyon.")
     await app.rate(liked, "good")
     await app.rate(disliked, "bad", correction="Paris.")
     await app.record(answer="unrated")
@@ -597,6 +677,15 @@ async def test_an_admin_rates_and_sees_everything(keyed: Running) -> None:
     assert [given] == await ids(keyed, **keyed.admin)
     assert [given] == await ids(keyed, **AS_ALICE)
     assert 1 == len(await lines(keyed, "format=raw", **keyed.admin))
+
+
+async def test_an_admin_rates_by_the_engines_id(keyed: Running) -> None:
+    """As the completion's own key does."""
+    completion = await keyed.record(key_id=key_id(ALICE), upstream_id="chatcmpl-1")
+
+    answer = await keyed.rate("chatcmpl-1", headers=keyed.admin)
+
+    assert (201, completion) == (answer.status_code, answer.json()["completion_id"])
 
 
 async def test_an_admin_is_told_what_is_wrong_too(keyed: Running) -> None:

@@ -61,7 +61,13 @@ async def test_all_is_well(app: Running) -> None:
         health["in_flight"],
     )
     assert ["tiny"] == health["engine"]["models"]
-    assert {"name": "tiny", "active": "base", "versions": ["base"]} == health["model"]
+    assert {
+        "name": "tiny",
+        "base": app.services.serving.base,
+        "active": "base",
+        "versions": ["base"],
+    } == health["model"]
+    assert health["model"]["base"].startswith("sha256:")
     assert health["engine"]["capabilities"]["token_ids"] is True
 
 
@@ -77,7 +83,7 @@ async def test_an_engine_that_has_not_answered_is_said(
     assert (200, 503) == (live.status_code, ready.status_code)
     assert ["the engine is not ready: it has not answered yet"] == ready.json()["reasons"]
     assert ("degraded", "it has not answered yet") == (health["status"], health["engine"]["reason"])
-    assert {"name": None, "active": None, "versions": []} == health["model"]
+    assert {"name": None, "base": None, "active": None, "versions": []} == health["model"]
 
 
 async def test_draining_is_not_ready(app: Running) -> None:

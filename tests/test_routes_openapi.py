@@ -11,7 +11,7 @@ import fake_run
 import pytest
 import shelved
 from fake_adapters import FakeAdapters, Gate
-from routes_app import Running, running
+from routes_app import MESSAGES, Running, running
 
 from strop.adapters.library import Library
 from strop.configs import demo_model
@@ -27,7 +27,7 @@ METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 # What the schemas here are made of; another keyword needs a line in `problems`.
 KEYWORDS = {
     "$ref", "type", "description", "properties", "required", "additionalProperties", "items",
-    "enum", "const", "oneOf", "minimum", "maximum", "maxLength", "pattern", "default",
+    "enum", "const", "oneOf", "minimum", "maximum", "minLength", "maxLength", "pattern", "default",
     "externalDocs",
 }  # fmt: skip
 TYPES: dict[str, tuple[type, ...]] = {
@@ -78,8 +78,8 @@ def problems(value: object, schema: dict[str, Any], at: str = "$") -> Iterator[s
     if is_number and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
         yield f"{at}: {value} is out of range"
     if isinstance(value, str):
-        if len(value) > schema.get("maxLength", len(value)):
-            yield f"{at}: too long"
+        if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
+            yield f"{at}: too short, or too long"
         if "pattern" in schema and not re.search(schema["pattern"], value):
             yield f"{at}: {value!r} does not match"
     if "oneOf" in schema:
@@ -247,7 +247,11 @@ async def test_answers_are_as_described(app: Running) -> None:
         ("/admin/completions", "get", "/admin/completions", None),
         ("/admin/completions/{id}", "get", f"/admin/completions/{completion}", None),
         ("/admin/completions/{id}", "get", "/admin/completions/cmp_no", None),
+        ("/v1/messages", "post", "/v1/messages", {"max_tokens": 9, "messages": MESSAGES}),
+        ("/v1/messages", "post", "/v1/messages", {"model": "no", "max_tokens": 9, "messages": []}),
     ]
+    count = "/v1/messages/count_tokens"
+    calls += [(count, "post", count, {"messages": sent}) for sent in (MESSAGES, "none")]
 
     assert {200, 201, 400, 404, 409} == await statuses(app, calls)
 
@@ -331,6 +335,29 @@ async def test_an_activation_under_way_is_as_described(tmp_path: Path) -> None:
         gate.opened.set()
 
         assert ({200}, {503}) == (listed, await activating)
+
+
+async def test_what_an_engine_that_is_gone_can_not_do_is_as_described(tmp_path: Path) -> None:
+    """It is asked what it holds before anything is changed there."""
+    adapters = "/admin/adapters"
+    async with running(tmp_path, vllm=FakeAdapters()) as app:
+        for _ in range(2):
+            await shelved.publish(app.services.store, Library(tmp_path / "adapters"))
+        for version in ("v1", "v2"):
+            await app.services.swapper.activate(version, actor="api")
+        await app.engine.stop()
+
+        found = await statuses(
+            app,
+            [
+                (f"{adapters}/active", "put", f"{adapters}/active", {"version": "v1"}),
+                (f"{adapters}/rollback", "post", f"{adapters}/rollback", {}),
+                (f"{adapters}/{{version}}", "delete", f"{adapters}/v1", None),
+            ],
+        )
+        await app.engine.start()
+
+    assert {502} == found
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def test_a_port_is_taken_from_the_start() -> None:
         listen("127.0.0.1", first.getsockname()[1])
 
 
+def test_an_address_of_another_machine_is_explained() -> None:
+    """Nothing listens there that could be stopped (192.0.2.0/24 is for examples; RFC 5737)."""
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.7:0: .*; choose another address"):
+        listen("192.0.2.7", 0)
+
+
 def test_a_serving_process_imports_nothing_that_only_training_or_a_terminal_needs() -> None:
     """Each worker would have its own of it, for as long as it runs."""
     unneeded = "{'torch', 'mlx', 'transformers', 'numpy', 'peft'}"

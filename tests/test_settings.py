@@ -1,14 +1,17 @@
 """Settings: their sources, their checks, and the manual that ships with them."""
 
+import json
 import re
 import stat
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from strop.proxy import settings
+from strop.proxy import configured_engine, settings, told_settings
 from strop.proxy.errors import ConfigError
 from strop.proxy.setting_kinds import Kind
 from strop.proxy.settings import KINDS, VARIABLES, Settings, load
@@ -171,11 +174,17 @@ def test_each_key_has_one_variable() -> None:
         ("[server]\nport = 65536", "server.port: expected an integer from 0 to 65,535, got 65536"),
         ("[server]\ndrain_s = nan", "server.drain_s: expected a number from 0 to 86,400, got NaN"),
         ("[server]\ndrain_s = inf", "server.drain_s: expected a number from 0 to 86,400"),
+        (f"[server]\ndrain_s = {10**400}", "server.drain_s: expected a number from 0 to 86,400"),
         ("[server]\nhost = 1979-05-27", 'server.host: expected a string, got "1979-05-27"'),
         ("[server]\nhost = ''", "server.host: expected a host or address to listen on"),
         ("[server]\nallowed_hosts = 'a'", "expected a list of strings, got"),
         ("[server]\nallowed_hosts = [1]", "expected a list of strings, got"),
         ("[server]\nallowed_hosts = ['http://a']", "server.allowed_hosts: expected host names"),
+        ("[server]\nallowed_hosts = ['']", "server.allowed_hosts: expected host names"),
+        (
+            "[server]\nallowed_hosts = ['fd00::7']",
+            "expected host names alone, as in `strop.lan` or",
+        ),
         ("[server]\nallowed_origins = ['a.lan']", "server.allowed_origins: expected origins"),
         ("[model]\naccept_any = 1", "model.accept_any: expected true or false, got 1"),
         ("[capture]\nmode = 'on'", 'expected one of "best_effort", "required", "off", got "on"'),
@@ -183,6 +192,7 @@ def test_each_key_has_one_variable() -> None:
         ("[engine]\nurl = 'http://a:b'", "engine.url: expected http:// or https://"),
         ("[engine]\nurl = 'http://a/v1?key=1'", "engine.url: expected http:// or https://"),
         ("[server\n", "expected a readable TOML file: "),
+        (f"[server]\nport = {'[' * 5000}", "expected a readable TOML file: "),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path: Path, text: str, said: str) -> None:
@@ -294,6 +304,12 @@ def test_the_home_is_the_variable_or_a_folder_of_the_user(
     assert tmp_path / "y" == settings.find_home({"STROP_HOME": "y"})
 
 
+def test_a_home_that_nobody_knows_is_explained() -> None:
+    """No such user, or none of this number: then there is nothing that ~ stands for."""
+    with pytest.raises(ConfigError, match="set STROP_HOME to a whole path"):
+        settings.find_home({"STROP_HOME": "~nobody-of-that-name/x"})
+
+
 def test_a_new_home_is_its_owners_alone(tmp_path: Path) -> None:
     """The home is made with mode 0700; one that exists keeps its mode."""
     home = tmp_path / "a" / "strop"
@@ -315,3 +331,103 @@ def test_a_home_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="expected to make the folder"):
         settings.make_home(tmp_path / "file" / "home")
+
+
+@pytest.mark.parametrize("key", ["model.path", "model.base"])
+def test_a_relative_folder_begins_where_it_was_said(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the file at its folder, from flags and the environment at the current one."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        (folder / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    section, name = key.split(".")
+    (home / "strop.toml").write_text(f'[{section}]\n{name} = "models/mine"\n', encoding="utf-8")
+
+    def value(**more: Any) -> object:
+        return getattr(load(home, **more).settings.model, name)
+
+    assert str(home / "models/mine") == value()
+    assert str(here / "models/mine") == value(flags={key: "models/mine"})
+    variable = f"STROP_{section}_{name}".upper()
+    assert str(here / "models/mine") == value(environ={variable: "./models/mine"})
+
+
+@pytest.mark.parametrize("name", ["org/model", "gpt2", "mlx-community/Qwen3-0.6B"])
+def test_what_is_no_folder_is_a_hub_id(name: str, tmp_path: Path) -> None:
+    """Unless it looks like a path: then it is never fetched."""
+    assert name == load(tmp_path, flags={"model.path": name}).settings.model.path
+    for path in (f"./{name}", f"a/b/{name}", f"{name}/"):
+        found = load(tmp_path, flags={"model.path": path}).settings
+        assert Path(found.model.path).is_absolute()
+        with pytest.raises(ConfigError, match="there is no folder /"):
+            configured_engine.check(found)
+
+
+def test_a_relative_preset_begins_where_it_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shipped one's name is that one, whatever lies there."""
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("mine.toml", "careful"):
+        (home / name).touch()
+    file = home / "strop.toml"
+    file.write_text('[training]\npreset = "mine.toml"\n', encoding="utf-8")
+    relative = load(home).settings.training.preset
+    file.write_text('[training]\npreset = "careful"\n', encoding="utf-8")
+    shipped = load(home).settings.training.preset
+
+    assert (str(home / "mine.toml"), "careful") == (relative, shipped)
+    for name in ("mine.toml", "presets/mine"):
+        whole = re.escape(str(tmp_path / name))
+        with pytest.raises(ConfigError, match=f"there is no such file, got .*{whole}"):
+            load(home, flags={"training.preset": name})
+
+
+def test_what_a_service_named_strop_gets_sets_nothing(tmp_path: Path) -> None:
+    """Kubernetes' variables and those of Docker's links, by their values too."""
+    given = {
+        "STROP_PORT": "tcp://10.0.0.1:8484",
+        "STROP_PORT_8484_TCP": "tcp://10.0.0.1:8484",
+        "STROP_PORT_8484_TCP_PROTO": "tcp",
+        "STROP_PORT_8484_TCP_PORT": "8484",
+        "STROP_PORT_8484_TCP_ADDR": "10.0.0.1",
+        "STROP_SERVICE_HOST": "10.0.0.1",
+        "STROP_SERVICE_PORT": "8484",
+        "STROP_SERVICE_PORT_HTTP": "8484",
+        "STROP_VLLM_SERVICE_HOST": "10.0.0.2",
+        "STROP_SERVER_PORT": "tcp://10.0.0.3:80",
+    }
+
+    assert Settings() == load(tmp_path, environ=given).settings
+    for variable, text in (("STROP_PORT", "8484"), ("STROP_SERVICE_PORT", "tcp://a:1")):
+        with pytest.raises(ConfigError, match=f"unknown variable {variable}"):
+            load(tmp_path, environ={variable: text})
+
+
+def test_a_key_is_what_is_between_its_spaces(tmp_path: Path) -> None:
+    """No client could send them; and without them, it may be too short."""
+    (tmp_path / "strop.toml").write_text(
+        '[server]\nclient_keys = [" sk-12345678\\n"]\n', encoding="utf-8"
+    )
+
+    assert ("sk-12345678",) == load(tmp_path).settings.server.client_keys
+    with pytest.raises(ConfigError, match="at least 8 characters"):
+        load(tmp_path, flags={"server.client_keys": ["1234567 "]})
+
+
+def test_settings_are_told_and_had_again_without_their_secrets(tmp_path: Path) -> None:
+    """Another key is another value, and no value is the key."""
+    flags = {"engine.key": "sk-one", "engine.kind": "openai", "engine.url": "http://a"}
+    one = load(tmp_path, flags={**flags, "capture.redact": ["a", "b"]}).settings
+    other = load(tmp_path, flags={**flags, "engine.key": "sk-other"}).settings
+
+    said = json.loads(json.dumps(told_settings.tell(one)))
+
+    assert "sk-one" not in json.dumps(said)
+    assert said["engine.key"] != told_settings.tell(other)["engine.key"]
+    again = told_settings.settings_of(tmp_path, {**said, "of.another": "strop"})
+    assert replace(one, engine=replace(one.engine, key="")) == again

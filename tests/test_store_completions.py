@@ -138,6 +138,19 @@ async def test_what_was_not_recorded_is_none(store: Store) -> None:
     assert await store.get_completion("cmp_1") is None
 
 
+async def test_the_engines_id_names_the_one_completion_that_has_it(store: Store) -> None:
+    """Of this key, or of any; several have no name, and what is an id of strop's own stays that."""
+    await record(store, "cmp_1", upstream_id="both")
+    await record(store, "cmp_2", upstream_id="both", key_id=OTHER_KEY)
+    await record(store, "cmp_3", upstream_id="one")
+    await record(store, "cmp_4", upstream_id="cmp_1")
+
+    asked = [("both", KEY), ("both", None), ("one", OTHER_KEY), ("one", None), ("cmp_1", None)]
+    found = [await store.id_of(name, key_id) for name, key_id in asked]
+
+    assert ["cmp_1", "both", "one", "cmp_3", "cmp_1"] == found
+
+
 async def test_a_completion_is_recorded_once(store: Store) -> None:
     """The same id again is an error, and leaves the first one as it was."""
     await record(store, "cmp_1", model="first")

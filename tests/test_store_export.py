@@ -11,6 +11,7 @@ import pytest
 from store_values import KEY, OTHER_KEY, choice, database_in, rate, record
 
 from strop.proxy.store.database import Query
+from strop.proxy.store.held_out import is_held_out
 from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
 from strop.proxy.store.store import ALL_FEEDBACK, Store
@@ -36,7 +37,9 @@ async def rows(
 ) -> list[dict[str, Any]]:
     lines = [line async for line in store.export(format_, wanted, dialect=dialect)]
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
-    return [json.loads(line) for line in lines]
+    found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    assert {bool} >= {type(row.pop("held_out")) for row in found}
+    return found
 
 
 def says(text: str) -> bytes:
@@ -182,6 +185,22 @@ async def test_tool_calls_and_tools_are_kept(store: Store) -> None:
         {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "a leather", "tool_call_id": "c1"},
     ] == row["prompt"]
+
+
+async def test_the_arguments_of_a_call_are_a_string(store: Store) -> None:
+    """Also where the client sent an object: a column has one type."""
+    called = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"at": 1}}}
+    custom = {"id": "c2", "type": "custom", "custom": {"name": "run", "input": "it"}}
+    history = {"role": "assistant", "content": None, "tool_calls": [called, custom]}
+    await record(store, "cmp_1", request=asks(QUESTION, history))
+    await rate(store, "cmp_1")
+
+    ((row,), (raw,)) = [await rows(store, format_) for format_ in ("kto", "raw")]
+
+    first, second = row["prompt"][1]["tool_calls"]
+    assert {"name": "look", "arguments": '{"at":1}'} == first["function"]
+    assert custom == second
+    assert history == raw["request"]["messages"][1]
 
 
 async def test_content_is_always_one_string(store: Store) -> None:
@@ -355,3 +374,23 @@ async def test_raw_keeps_a_request_that_is_not_json(store: Store) -> None:
     assert (None, "/wA=") == (broken["request"], broken["request_base64"])
     assert ("\ud800", None) == (lone["request"]["messages"][0]["content"], lone["request_base64"])
     assert [None] == lone["choices"][0]["logprobs"]
+
+
+@pytest.mark.parametrize("format_", ["raw", "kto", "dpo", "sft"])
+async def test_each_line_says_whether_its_session_is_held_out(
+    store: Store, format_: ExportFormat
+) -> None:
+    """By the session's first completion, for each of its answers: strop measures on those."""
+    ids = [f"cmp_{number}" for number in range(12)]
+    for id_ in ids:
+        await record(store, id_, session=f"of {id_}")
+        await rate(store, id_, correction=f"Better than {id_}.")
+    await record(store, "cmp_later", session=f"of {ids[0]}")
+    await rate(store, "cmp_later", correction="Better than cmp_later.")
+
+    found = [json.loads(line) async for line in store.export(format_)]
+
+    each = 2 if format_ == "sft" else 1
+    expected = [is_held_out(root) for root in [*ids[:2], *ids[10:], *ids[2:10], ids[0]]]
+    assert {True, False} == {*expected}
+    assert [said for said in expected for _ in range(each)] == [row["held_out"] for row in found]

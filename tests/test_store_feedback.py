@@ -178,6 +178,18 @@ async def test_a_header_that_repeats_itself_changes_nothing(store: Store) -> Non
     assert first.feedback == again.feedback
 
 
+async def test_a_header_that_repeats_its_comment_changes_nothing(store: Store) -> None:
+    """A client that asks again after an error sends it again; another comment is a new rating."""
+    await record(store, "cmp_1")
+
+    first = await rate(store, "cmp_1", -1.0, source="header", comment="too long")
+    again = await rate(store, "cmp_1", -1.0, source="header", comment="too long")
+    other = await rate(store, "cmp_1", -1.0, source="header", comment="wrong")
+
+    assert ["created", "repeat", "created"] == [one.outcome for one in (first, again, other)]
+    assert first.feedback == again.feedback
+
+
 async def test_a_header_does_not_supersede_a_comment_with_nothing(store: Store) -> None:
     """A header that says no more than the standing rating leaves its comment and correction."""
     await record(store, "cmp_1")

@@ -68,6 +68,9 @@ def test_sizes_are_in_the_unit_that_suits_them(num_bytes: int, said: str) -> Non
         ("abcdefghi", 8, "abcde..."),
         ("\x1b[31mred", 60, "\N{REPLACEMENT CHARACTER}[31mred"),
         ("caf\u00e9 \u4e2d\u6587", 60, "caf\u00e9 \u4e2d\u6587"),
+        ("one\r\ntwo\r", 60, "one two\N{REPLACEMENT CHARACTER}"),
+        ("\u0645\u06cc\u200c\u062e\u0648", 60, "\u0645\u06cc\u200c\u062e\u0648"),
+        ("\u202edlrow", 60, "\N{REPLACEMENT CHARACTER}dlrow"),
     ],
 )
 def test_excerpts_are_one_safe_line(text: str, width: int, said: str) -> None:

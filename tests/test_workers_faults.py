@@ -151,6 +151,9 @@ async def test_a_stop_drains_every_worker(tmp_path: Path) -> None:
         status = await stopping
 
     assert 0 == status
+    said = it.proxy.log.read_text(encoding="utf-8")
+    assert 1 == said.count("stopping signal=SIGTERM answers_running=4\n")
+    assert said.endswith("serve: stopped\n")
     assert [True] * 4 == [one.is_answered for one in streams]
     assert [False, False] == [is_alive(pid) for pid in pids]
 

@@ -46,7 +46,8 @@ async def index(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """GET /admin/completions/{id}: what was asked and answered, the snapshot, and the ratings."""
     Query(request)
-    store, identity = services(request).store, completion_id(request.path_params["id"])
+    store = services(request).store
+    identity = await store.id_of(completion_id(request.path_params["id"]))
     found = await store.get_completion(identity)
     if found is None:
         raise UnknownCompletion(

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from strop.proxy import objects, ratings
-from strop.proxy.auth import Caller
+from strop.proxy.auth import LOCAL_KEY_ID, Caller
 from strop.proxy.errors import BadRequest, NotFound
 from strop.proxy.ids import completion_id
 from strop.proxy.routes.requests import Query, caller, front, json_object, services
@@ -47,8 +47,7 @@ async def create(request: Request) -> Response:
     if who.is_admin:
         new = replace(new, key_id=await _key_to_rate_with(who, new.completion, running))
     new = running.redaction.feedback(new)
-    is_running = await running.flights.has(new.completion, new.key_id)
-    outcome = await running.store.add_feedback(new, lambda _: is_running)
+    outcome = await running.rater.add(new)
     if outcome.outcome != "repeat":
         running.metrics.feedback.labels("api").inc()
     return json_response(objects.feedback(outcome.feedback), _STATUS[outcome.outcome])
@@ -60,19 +59,17 @@ async def index(request: Request) -> Response:
     query = Query(
         request, "limit", "after", "completion_id", "session", "rater", "state", "sign", "since"
     )
-    named = query.text("completion_id")
+    store, named = services(request).store, query.text("completion_id")
     wanted = FeedbackFilter(
         key_id=_seen_by(who),
-        completion=named and completion_id(named),
+        completion=named and await store.id_of(completion_id(named), _seen_by(who)),
         session=query.text("session"),
         rater=query.text("rater"),
         state=query.one_of("state", FEEDBACK_STATES),
         sign=query.one_of("sign", SIGNS),
         since_ms=query.since_ms(),
     )
-    page = await services(request).store.list_feedback(
-        wanted, limit=query.limit(), after=query.text("after")
-    )
+    page = await store.list_feedback(wanted, limit=query.limit(), after=query.text("after"))
     return json_response(objects.list_of(map(objects.feedback, page.data), has_more=page.has_more))
 
 
@@ -152,7 +149,7 @@ async def _key_to_rate_with(admin: Caller, completion: str, running: Front) -> s
     """Return the key that an admin's rating counts for: the completion's."""
     if key_id := await running.flights.key_of(completion):
         return key_id
-    found = await running.store.get_completion(completion)
+    found = await running.store.get_completion(await running.store.id_of(completion))
     return admin.key_id if found is None else found.completion.key_id
 
 
@@ -172,9 +169,9 @@ async def _own(request: Request, who: Caller) -> Feedback:
     identity = request.path_params["id"]
     found = await services(request).store.get_feedback(identity)
     if found is None or _seen_by(who) not in (None, found.key_id):
-        raise NotFound(
-            f"no feedback {identity[:100]!r} was given with this key; list them to find its id"
-        )
+        has_key = who.key_id != LOCAL_KEY_ID and not who.is_admin
+        whose = "was given with this key" if has_key else "is recorded"
+        raise NotFound(f"no feedback {identity[:100]!r} {whose}; list them to find its id")
     return found
 
 

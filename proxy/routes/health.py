@@ -150,9 +150,11 @@ def _model(running: Control) -> dict[str, object]:
     try:
         alias = running.serving.alias
     except EngineNotReady:
-        return {"name": running.settings.model.name or None, "active": None, "versions": []}
+        name = running.settings.model.name or None
+        return {"name": name, "base": None, "active": None, "versions": []}
     return {
         "name": alias.name,
+        "base": running.serving.base,
         "active": alias.active.version,
         "versions": list(alias.versions),
     }

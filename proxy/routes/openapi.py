@@ -12,22 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from strop.proxy.routes import operations
-from strop.proxy.routes.schema_terms import ref
+from strop.proxy.routes.operation_terms import ERRORS, refusal
 from strop.proxy.routes.schemas import SCHEMAS
 from strop.proxy.wire import body
-
-_ERRORS: Final = {
-    400: "The request can't be understood; `param` names what is wrong in it.",
-    401: "The key is missing or wrong.",
-    403: "The Host or Origin is another server's.",
-    404: "There is no such thing, or it belongs to another key.",
-    408: "The body came too slowly.",
-    409: "It contradicts what is stored; `code` says how.",
-    413: "The body is too long.",
-    502: "The engine broke the exchange.",
-    503: "Not now: the engine or the store is not ready, or strop is stopping.",
-    504: "The engine was too slow.",
-}
 
 
 @cache
@@ -53,19 +40,7 @@ def document() -> bytes:
             "paths": operations.paths(),
             "components": {
                 "schemas": SCHEMAS,
-                "responses": {
-                    str(status): {
-                        "description": what,
-                        "headers": {
-                            "X-Strop-Error-Source": {
-                                "description": "`proxy` on strop's own errors, else absent.",
-                                "schema": {"const": "proxy"},
-                            }
-                        },
-                        "content": {"application/json": {"schema": ref("Error")}},
-                    }
-                    for status, what in _ERRORS.items()
-                },
+                "responses": {str(status): refusal(status, "Error") for status in ERRORS},
                 "securitySchemes": {
                     "clientKey": {
                         "type": "http",

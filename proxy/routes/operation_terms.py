@@ -17,6 +17,20 @@ ADMIN: Final[list[Schema]] = [{"adminKey": []}]
 BODY: Final = (400, 408, 413)
 """The statuses with which a body is refused."""
 
+ERRORS: Final = {
+    400: "The request can't be understood; `param` names what is wrong in it.",
+    401: "The key is missing or wrong.",
+    403: "The Host or Origin is another server's.",
+    404: "There is no such thing, or it belongs to another key.",
+    408: "The body came too slowly.",
+    409: "It contradicts what is stored; `code` says how.",
+    413: "The body is too long.",
+    502: "The engine broke the exchange.",
+    503: "Not now: the engine or the store is not ready, or strop is stopping.",
+    504: "The engine was too slow.",
+}
+"""What each status says that is an error."""
+
 
 def operation(
     summary: str,
@@ -45,6 +59,15 @@ def refusals(*statuses: int) -> Schema:
     return {
         str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)
     }
+
+
+def refusal(status: int, schema: str) -> Schema:
+    """Return the error response of `status`."""
+    source = {
+        "description": "`proxy` on strop's own errors, else absent.",
+        "schema": {"const": "proxy"},
+    }
+    return {**answer(ERRORS[status], schema), "headers": {"X-Strop-Error-Source": source}}
 
 
 def json_content(schema: Schema) -> Schema:

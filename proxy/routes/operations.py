@@ -21,6 +21,7 @@ from strop.proxy.routes.operation_terms import (
     paging,
     path,
     query,
+    refusal,
     refusals,
     since,
 )
@@ -128,7 +129,7 @@ def paths() -> Schema:
                 **operation("Ratings, newest first.", 200, "FeedbackList", (400, 401, 503)),
                 "parameters": [
                     *paging(),
-                    query("completion_id", string()),
+                    query("completion_id", string("As a rating names it.")),
                     query("session", string()),
                     query("rater", string()),
                     query("state", string(enum=list(FEEDBACK_STATES))),
@@ -217,20 +218,26 @@ def paths() -> Schema:
             )
         },
         "/v1/messages": {
-            "post": _relayed(
-                "Answer in Anthropic's Messages API, by a chat completion; recorded as one.",
-                "MessagesRequest",
-                "Message",
-                _LEFT_OUT,
+            "post": _refused_as_messages(
+                _relayed(
+                    "Answer in Anthropic's Messages API, by a chat completion; recorded as one.",
+                    "MessagesRequest",
+                    "Message",
+                    _LEFT_OUT,
+                )
             )
         },
         "/v1/messages/count_tokens": {
-            "post": operation(
-                "Count the tokens of a prompt, where the engine can; not recorded.",
-                200,
-                "TokenCount",
-                (*BODY, 401, 404, 502, 503),
-                "CountRequest",
+            "post": _refused_as_messages(
+                operation(
+                    "Count the tokens of a prompt, where the engine can; not recorded.",
+                    200,
+                    "TokenCount",
+                    (*BODY, 401, 404, 502, 503),
+                    "CountRequest",
+                ),
+                # The Host is checked before it is known what answers.
+                but="403",
             )
         },
         "/v1/embeddings": {
@@ -258,6 +265,15 @@ def _relayed(
     }
     reply["content"]["text/event-stream"] = {"schema": string("Where `stream` is true.")}
     return found
+
+
+def _refused_as_messages(described: Schema, but: str = "") -> Schema:
+    """Return an operation whose errors are as Anthropic's Messages API has them, `but` for one."""
+    errors = [status for status, one in described["responses"].items() if "$ref" in one]
+    described["responses"] |= {
+        status: refusal(int(status), "MessagesError") for status in errors if status != but
+    }
+    return described
 
 
 def _get(summary: str, schema: str) -> Schema:

@@ -108,6 +108,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         {
             "completion_id": string(
                 "X-Strop-Completion-Id of an answer, or its `id` where that names only one.",
+                minLength=1,
                 maxLength=ratings.MAX_ID_CHARS,
             ),
             "choice": or_null(
@@ -256,6 +257,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "model": object_of(
                 {
                     "name": or_null(string()),
+                    "base": or_null(string("The identity of its base, as adapters name it.")),
                     "active": or_null(string()),
                     "versions": array_of(string()),
                 }
@@ -295,6 +297,16 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Response": _relayed("responses/object", goes="from a chat completion"),
     "MessagesRequest": _of_anthropic("messages", "max_tokens"),
     "Message": _of_anthropic("id", "content"),
+    "MessagesError": object_of(
+        {
+            "type": {"const": "error"},
+            "error": {
+                **object_of({"type": string(), "message": string()}),
+                "additionalProperties": True,
+            },
+        },
+        "As Anthropic's API writes errors.",
+    ),
     "CountRequest": _of_anthropic("messages"),
     "TokenCount": object_of({"input_tokens": integer()}),
     "EmbeddingsRequest": _relayed("embeddings/create", "input"),

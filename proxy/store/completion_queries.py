@@ -30,6 +30,7 @@ c.state, c.delivered, c.stream, c.status, c.prompt_tokens, c.completion_tokens, 
 (SELECT count(*) FROM feedback AS f WHERE f.completion = c.id AND f.state = 'standing')"""
 _IS_RATED: Final = """EXISTS
 (SELECT 1 FROM feedback AS f WHERE f.completion = c.id AND f.state = 'standing')"""
+_IS_ALIAS: Final = "NOT EXISTS (SELECT 1 FROM completions WHERE id = ?)"
 _ORDER: Final = "ORDER BY c.created_ms DESC, c.num DESC LIMIT ?"
 # By what stands of ratings, whose rows say where their completions come in this order.
 _RATED: Final = """FROM feedback AS s CROSS JOIN completions AS c ON c.num = s.completion_num
@@ -58,6 +59,20 @@ def assemble(rows: Iterable[Row], choice_rows: Iterable[Row]) -> dict[str, Store
     for row in choice_rows:
         answers.setdefault(row[0], []).append(_decode_choice(row))
     return {row[0]: _decode(row, tuple(answers.get(row[0], ()))) for row in rows}
+
+
+def called(name: str, key_id: str | None) -> Query[str]:
+    """Return the query for two completions, at most, whose answers the engine gave this id.
+
+    None where it is one of strop's own.
+    """
+    sql, parameters = (
+        f"SELECT id FROM completions WHERE upstream_id = ? AND {_IS_ALIAS}",
+        [name] * 2,
+    )
+    if key_id is not None:
+        sql, parameters = f"{sql} AND key_id = ?", [*parameters, key_id]
+    return Query(f"{sql} LIMIT 2", parameters, lambda row: str(row[0]))
 
 
 def position(id_: str) -> Query[Position]:

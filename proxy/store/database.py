@@ -3,6 +3,7 @@
 Does not know what the tables hold.
 """
 
+import asyncio
 import contextlib
 import os
 import re
@@ -134,10 +135,16 @@ async def connect_reader(path: Path, *, busy_timeout_s: float = 5.0) -> aiosqlit
     # Else a process that dies without closing it would never end. (Up to 0.21 it is the thread.)
     thread: Any = getattr(connecting, "_thread", connecting)
     thread.daemon = True
+    opening = asyncio.ensure_future(connecting)
     try:
-        reader = await connecting
+        reader = await asyncio.shield(opening)
     except sqlite3.Error as error:
         raise unavailable(error, path) from error
+    except asyncio.CancelledError:
+        # The thread opens it all the same.
+        with contextlib.suppress(sqlite3.Error):
+            await (await opening).close()
+        raise
     try:
         await reader.execute_fetchall("PRAGMA query_only = ON")
     except BaseException:

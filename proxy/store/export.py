@@ -9,6 +9,9 @@ the mean of its ratings lies above 0, bad below.
                                                over each bad one of the same completion
     sft   {"messages"}                         each good choice, and each correction
 
+Each line says whether its session is `held_out`, as strop measures on those; trainers pass over
+columns that they don't know.
+
 The last three are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
 list of messages, an answer a list of one. A text completion gives plain strings, and `{"prompt",
 "completion"}` as sft. One file holds one dialect, since a column can't be both.
@@ -48,6 +51,11 @@ class Rated:
     stored: StoredCompletion
     feedback: tuple[Feedback, ...]
 
+    @property
+    def is_held_out(self) -> bool:
+        """Whether its session is held out."""
+        return any(one.is_held_out for one in self.feedback)
+
 
 @dataclass(frozen=True, slots=True)
 class _Example:
@@ -74,7 +82,8 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
         return
     examples = list(_examples(rated, request, prompt, read))
     tools = request.get("tools") if dialect == "chat" else None
-    beside = {"tools": body.dumps(tools).decode()} if tools else {}
+    beside: Json = {"tools": body.dumps(tools).decode()} if tools else {}
+    beside["held_out"] = rated.is_held_out
     for row in _ROWS[format_](examples):
         yield body.dumps({**row, **beside}) + b"\n"
 
@@ -184,7 +193,7 @@ def _message(message: object) -> Json | None:
         return None
     read: Json = {"role": str(message.get("role", "assistant")), "content": content}
     if isinstance(calls, list) and calls:
-        read["tool_calls"] = calls
+        read["tool_calls"] = [_call(call) for call in calls]
     elif said is None and read["role"] == "assistant":
         # It said something else, such as a refusal.
         return None
@@ -192,6 +201,15 @@ def _message(message: object) -> Json | None:
         if isinstance(message.get(key), str):
             read[key] = message[key]
     return read
+
+
+def _call(call: object) -> object:
+    """Return a tool call with its arguments as a string; some clients send the object itself."""
+    if isinstance(call, dict) and isinstance(function := call.get("function"), dict):
+        given = function.get("arguments")
+        if isinstance(given, dict):
+            return {**call, "function": {**function, "arguments": body.dumps(given).decode()}}
+    return call
 
 
 def _content(content: object) -> str | None:
@@ -216,6 +234,7 @@ def _raw(rated: Rated) -> Json:
         "parent": stored.parent,
         "parent_choice": stored.parent_choice,
         "parent_by": stored.parent_by,
+        "held_out": rated.is_held_out,
         "dialect": c.dialect,
         "engine": c.engine,
         "model": c.model,

@@ -17,6 +17,7 @@ from typing import Final
 
 import orjson
 
+from strop.proxy.auth import ADMIN_KEY_ID, LOCAL_KEY_ID
 from strop.proxy.errors import (
     BadRequest,
     Conflict,
@@ -79,8 +80,8 @@ def add(
     """Store a rating, and supersede the one it replaces.
 
     The completion is named by its own id, else by the engine's, which is an alias among the
-    completions of the same key. A header that repeats the standing rating and its scope, and says
-    nothing more, changes nothing.
+    completions of the same key. A header that repeats the standing rating and its scope, and has
+    the same comment or none, changes nothing.
 
     Args:
         connection: in a transaction.
@@ -100,8 +101,10 @@ def add(
     bound = binding.find(connection, new.completion, new.key_id)
     if bound is None:
         if not is_in_flight:
+            has_key = new.key_id not in (LOCAL_KEY_ID, ADMIN_KEY_ID)
+            whose = "was made with this key" if has_key else "is recorded"
             raise UnknownCompletion(
-                f"no completion {new.completion!r} was made with this key; send the id of an answer"
+                f"no completion {new.completion!r} {whose}; send the id of an answer"
                 " (X-Strop-Completion-Id, or the answer's own id)",
                 param="completion_id",
             )
@@ -251,7 +254,8 @@ def _storable(new: NewFeedback) -> NewFeedback:
 def _own(connection: sqlite3.Connection, id_: str, key_id: str | None) -> Feedback:
     found = by_id(id_).run(connection)
     if not found or key_id not in (None, found[0].key_id):
-        raise NotFound(f"no feedback {id_!r} was given with this key; list them to find its id")
+        whose = "is recorded" if key_id in (None, LOCAL_KEY_ID) else "was given with this key"
+        raise NotFound(f"no feedback {id_!r} {whose}; list them to find its id")
     return found[0]
 
 
@@ -336,5 +340,6 @@ def _revision_of(known: Feedback) -> Revision:
 
 
 def _says_nothing_new(new: NewFeedback, known: Feedback) -> bool:
+    # A header has no correction and no tags.
     is_same = new.rating == known.rating and new.scope == known.scope
-    return is_same and new.comment is None and new.correction is None and not new.tags
+    return is_same and new.comment in (None, known.comment)

@@ -17,7 +17,8 @@ NEWEST: Final = 2**63 - 1
 
 _COLUMNS: Final = """
 f.id, r.revision, f.completion, f.choice, r.rating, r.original, r.comment, r.correction, r.tags,
-f.rater, f.key_id, f.source, r.scope, f.state, f.created_ms, f.session, f.note"""
+f.rater, f.key_id, f.source, r.scope, f.state, f.created_ms, f.session, f.note,
+f.held_out"""
 # CROSS JOIN keeps the order: the feedback by its filter first, then its current revision.
 _CURRENT: Final = """
 FROM feedback AS f CROSS JOIN feedback_revisions AS r
@@ -120,9 +121,10 @@ def _conditions(wanted: FeedbackFilter, leads: Sequence[str]) -> tuple[list[str]
 def _decode(row: Row) -> Feedback:
     (
         id_, revision, completion, choice, rating, original, comment, correction, tags, rater,
-        key_id, source, scope, state, created_ms, session, note,
+        key_id, source, scope, state, created_ms, session, note, held_out,
     ) = row  # fmt: skip
     return Feedback(
         id_, revision, completion, choice, rating, original.encode(), comment, correction,
         tuple(orjson.loads(tags)), rater, key_id, source, scope, state, created_ms, session, note,
+        bool(held_out),
     )  # fmt: skip

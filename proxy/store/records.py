@@ -204,7 +204,7 @@ class Feedback:
     """One rating event as stored; `revision` counts PUTs from 1.
 
     While `pending`, `completion` is the id that was given and `session` is None. `note` says why
-    strop itself withdrew it.
+    strop itself withdrew it. What is of a session that is held out is never learned from.
     """
 
     id: str
@@ -224,6 +224,7 @@ class Feedback:
     created_ms: int
     session: str | None = None
     note: str | None = None
+    is_held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,6 +202,18 @@ class Store:
                 return replies[0]
         return None
 
+    async def id_of(self, name: str, key_id: str | None = None) -> str:
+        """Return the id of the one completion whose answer the engine called `name`.
+
+        Where there is none such, or several, it is `name` itself, which may be strop's own.
+
+        Args:
+            name: what a person calls a completion.
+            key_id: the key that it must have been asked with; None for any.
+        """
+        found = await self._reader.all(completion_queries.called(name, key_id))
+        return found[0] if len(found) == 1 else name
+
     async def get_completion(self, id_: str) -> StoredCompletion | None:
         """Return a completion, whole, or None."""
         return (await self._completions([id_])).get(id_)

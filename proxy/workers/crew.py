@@ -259,10 +259,13 @@ class CrewLeases(Leases):
         """How many requests hold any version."""
         return sum(num for one in self._crew.members for num, _ in one.held.values())
 
-    def idle_since(self, version: str) -> float:
-        """Return the monotonic time at which nobody held `version` any more; 0.0 if never held."""
-        since = (one.held.get(version, (0, 0.0))[1] for one in self._crew.members)
-        return max(since, default=0.0)
+    def idle_since(self, version: str | None = None) -> float:
+        """Return the monotonic time at which nobody held `version` any more; 0.0 if never held.
+
+        Without one, the last such time of any version.
+        """
+        held = (each for one in self._crew.members for each in one.held.items())
+        return max((since for name, (_, since) in held if version in (None, name)), default=0.0)
 
     async def wait_until_free(self, version: str | None = None) -> None:
         """Return when no worker's request holds `version`, or any version at all."""

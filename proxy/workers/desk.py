@@ -3,11 +3,8 @@
 Decides nothing itself: the parts of `Control` do.
 """
 
-from typing import Final
-
-from strop.proxy import routes
+from strop.proxy import flights, routes
 from strop.proxy.services import Control
-from strop.proxy.store.records import Feedback, FeedbackFilter
 from strop.proxy.workers import requests
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.messages import (
@@ -22,9 +19,6 @@ from strop.proxy.workers.messages import (
     Reloaded,
     Request,
 )
-
-_PENDING: Final = FeedbackFilter(state="pending")
-_PAGE: Final = 500
 
 
 class Desk:
@@ -74,19 +68,4 @@ class Desk:
         Raises:
             StropError: who else may have it can't be asked, or the store takes no writes.
         """
-        # In this order: what begins after the list was read is not in it.
-        lost = [one.id for one in await self._pending() if not await self._is_in_flight(one)]
-        if lost:
-            await self._control.store.withdraw_lost(lost)
-
-    async def _pending(self) -> list[Feedback]:
-        store, found, after = self._control.store, list[Feedback](), None
-        while True:
-            page = await store.list_feedback(_PENDING, limit=_PAGE, after=after)
-            found += page.data
-            if not page.has_more:
-                return found
-            after = page.data[-1].id
-
-    async def _is_in_flight(self, one: Feedback) -> bool:
-        return await self._crew.key_of(one.completion) is not None
+        await flights.withdraw_lost(self._control.store, self._crew.key_of)

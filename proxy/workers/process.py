@@ -201,7 +201,7 @@ class _Server(Server):
 
 def _set_up_log(number: int, home: Path, settings: Settings) -> None:
     """Log as the process that decides does, with the worker's number in each line."""
-    keys = (*settings.server.client_keys, settings.engine.key)
+    keys = auth.secrets_of(settings.server.client_keys, settings.engine.key)
     logs.set_up(settings.log, (*keys, auth.load_or_create_admin_key(home)))
     make = logging.getLogRecordFactory()
 

@@ -15,7 +15,7 @@ import uvloop
 
 from strop.proxy import configured_engine
 from strop.proxy.errors import StropError
-from strop.proxy.serve import collect_rarely
+from strop.proxy.serve import collect_rarely, say_stopping
 from strop.proxy.services import Control, run_control
 from strop.proxy.settings import Settings
 from strop.proxy.workers.census import CrewCensus
@@ -67,7 +67,9 @@ async def _serve(
                 on_replaced=desk.withdraw_lost,
             )
             try:
-                await _until_stopped(crew, _work(workers, crew, lambda: announce(control)))
+                work = _work(workers, crew, lambda: announce(control))
+                asked_by = await _until_stopped(crew, work)
+                say_stopping(asked_by, (await control.census.take()).in_flight)
             finally:
                 crew.is_draining = True
                 door.close()
@@ -86,34 +88,35 @@ async def _work(
     await asyncio.gather(announce(), crew.watch())
 
 
-async def _until_stopped(crew: Crew, work: Coroutine[Any, Any, None]) -> None:
-    """Let strop work until a signal asks it to stop; a second Ctrl-C lets nothing finish.
+async def _until_stopped(crew: Crew, work: Coroutine[Any, Any, None]) -> signal.Signals:
+    """Let strop work until a signal asks it to stop, and return that.
+
+    A second Ctrl-C lets nothing finish.
 
     Raises:
         StropError: it can't.
     """
     loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
+    stopped: asyncio.Future[signal.Signals] = loop.create_future()
 
     def stop(sig: signal.Signals) -> None:
-        if stopped.is_set() and sig == signal.SIGINT:
+        if not stopped.done():
+            stopped.set_result(sig)
+        elif sig == signal.SIGINT:
             # Not the signal: of two that are pending, the one sent later may come first.
             crew.hurry()
-        stopped.set()
 
     # SIGHUP: the terminal was closed. Under nohup it is ignored, and stays so.
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(sig) != signal.SIG_IGN:
             loop.add_signal_handler(sig, stop, sig)
-    tasks: list[asyncio.Task[Any]] = [
-        asyncio.create_task(work),
-        asyncio.create_task(stopped.wait()),
-    ]
+    working = asyncio.create_task(work)
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        waited: list[asyncio.Future[Any]] = [working, stopped]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return await stopped
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
