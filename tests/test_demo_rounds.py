@@ -45,16 +45,16 @@ class Strop:
 
 
 def played(
-    *ends: str, strop: Strop | None = None, objective: str = "topr"
+    *ends: str, strop: Strop | None = None, objective: str = "topr", rounds: int | None = None
 ) -> list[Measured | Round]:
-    """Play as many rounds as runs are told to end."""
+    """Play as many rounds as runs are told to end, or `rounds`."""
     transport = httpx.MockTransport(strop or Strop(*ends))
     agent = AsyncOpenAI(
         base_url=f"{URL}/v1", api_key="strop", http_client=httpx.AsyncClient(transport=transport)
     )
     with httpx.Client(base_url=URL, transport=transport) as owner:
         served = Served(URL, "strop-demo", agent, owner)
-        plan = Plan(rounds=len(ends), ratings=4, objective=objective)
+        plan = Plan(rounds=rounds or len(ends), ratings=4, objective=objective)
         return list(play(served, plan, lambda *_: None))
 
 
@@ -80,10 +80,18 @@ def test_dpo_has_two_answers_to_each_question_to_compare(
     assert num_questions == len(set(rated))
 
 
+def test_a_base_of_which_nothing_was_liked_is_rated_on() -> None:
+    """As a person would: the round is over when there is something to learn from."""
+    _, first, second = played("failed", "failed", "passed", "passed", rounds=2)
+
+    assert isinstance(first, Round)
+    assert isinstance(second, Round)
+    assert ("passed", 12, 12) == (first.state, first.num_bad, first.measured.num_ratings)
+    assert ("passed", 4, 16) == (second.state, second.num_bad, second.measured.num_ratings)
+
+
 @pytest.mark.parametrize("before", [(), ("rejected",)])
-def test_a_run_that_fails_before_anything_was_learned_ends_the_demo(
-    before: tuple[str, ...],
-) -> None:
+def test_runs_that_fail_before_anything_was_learned_end_the_demo(before: tuple[str, ...]) -> None:
     """It says why."""
     with pytest.raises(DemoFailed, match="run_1 is failed: it failed"):
-        played(*before, "failed")
+        played(*before, "failed", "failed", "failed")

@@ -23,6 +23,8 @@ _CONCURRENCY = 8
 _MAX_TOKENS = 64
 _RUN_TIMEOUT_S = 600.0
 _POLL_S = 0.1
+# How often a round is rated on before anything was learned.
+_MAX_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def play(served: Served, plan: Plan, progress: Progress) -> Iterator[Measured | 
     """Yield the base as measured, then each round once it is over.
 
     Raises:
-        DemoFailed: strop answered with an error, or a run failed before any had passed.
+        DemoFailed: strop answered with an error, or run after run failed before any had passed.
     """
     with asyncio.Runner() as runner:
         rng = random.Random(plan.seed)  # noqa: S311
@@ -89,21 +91,26 @@ def play(served: Served, plan: Plan, progress: Progress) -> Iterator[Measured | 
         rated_questions, held_out = task.split(seed=plan.seed)
         base = runner.run(_measure(served, held_out, rater, 0, progress))
         yield base
-        latest = base
-        for number in range(1, plan.rounds + 1):
-            # dpo learns from two answers to one question, of which one is better.
-            times = 2 if plan.objective == "dpo" else 1
-            drawn = _draw(rated_questions, math.ceil(plan.ratings / times), rng)
-            questions = (drawn * times)[: plan.ratings]
-            rated = runner.run(_chat_and_rate(served, questions, rater, rng, progress))
-            num_good = sum(one.rating > 0 for one in rated)
-            run, train_s = _train(served, plan.objective, progress)
-            # What is liked throughout leaves nothing to compare; the next round may bring it.
-            if run["state"] not in ("passed", "rejected") and latest.version == base.version:
+        latest, num_rated = base, 0
+        for _ in range(plan.rounds):
+            rated: list[Rated] = []
+            train_s = 0.0
+            for _ in range(_MAX_TRIES):
+                questions = _questions_of(plan, rated_questions, rng)
+                rated += runner.run(_chat_and_rate(served, questions, rater, rng, progress))
+                run, seconds = _train(served, plan.objective, progress)
+                train_s += seconds
+                # What is liked throughout leaves nothing to compare; the next round may bring it.
+                if run["state"] in ("passed", "rejected") or latest.version != base.version:
+                    break
+            else:
+                # Nor does what is never liked, of which a base may have 30 answers in a row.
                 raise DemoFailed(f"{run['id']} is {run['state']}: {'; '.join(run['reasons'])}")
+            num_good = sum(one.rating > 0 for one in rated)
+            num_rated += len(rated)
             if run["state"] == "passed":
                 _wait_until_active(served, run["version"])
-            latest = runner.run(_measure(served, held_out, rater, number * plan.ratings, progress))
+            latest = runner.run(_measure(served, held_out, rater, num_rated, progress))
             yield Round(
                 num_good,
                 len(rated) - num_good,
@@ -113,6 +120,14 @@ def play(served: Served, plan: Plan, progress: Progress) -> Iterator[Measured | 
                 _swap_ms(served, run["version"]) if run["state"] == "passed" else None,
                 latest,
             )
+
+
+def _questions_of(
+    plan: Plan, questions: Sequence[task.Question], rng: random.Random
+) -> list[task.Question]:
+    # dpo learns from two answers to one question, of which one is better.
+    times = 2 if plan.objective == "dpo" else 1
+    return (_draw(questions, math.ceil(plan.ratings / times), rng) * times)[: plan.ratings]
 
 
 def _draw(
