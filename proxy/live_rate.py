@@ -11,6 +11,11 @@ from strop.proxy.store.version_records import Activation, Version
 MIN_RATINGS: Final = 20
 """How many of a version's own answers must be rated before it is judged by them."""
 
+MOST_RATINGS: Final = 200
+"""How many ratings are compared at most: the first of a version's answers since it was promoted,
+and the newest of its parent's before that. What people ask, and expect, changes over weeks, and
+that is no fault of a version's; and whoever looks for ever finds a difference at last."""
+
 PROMOTER: Final = "gate"
 """Who activates what passed; a version that a person chose is not taken back from them."""
 
@@ -30,9 +35,9 @@ def complaint(version: str, own: Rate, parent: str, before: Rate) -> str | None:
 
     Args:
         version: the active version.
-        own: how its answers were rated since it was promoted.
+        own: how its first answers were rated since it was promoted.
         parent: what it was trained on from.
-        before: how the answers of that one were rated.
+        before: how the last answers of that one were rated before.
     """
     if own.num < MIN_RATINGS or own.interval.high >= before.interval.low:
         return None

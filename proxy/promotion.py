@@ -20,7 +20,7 @@ from strop.proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from strop.proxy.live_rate import PROMOTER, complaint, is_followed
+from strop.proxy.live_rate import MOST_RATINGS, PROMOTER, complaint, is_followed
 from strop.proxy.loading import BUSY, GONE
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
@@ -120,27 +120,27 @@ class Promoter:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
         self._settled.add(version)
 
-    async def follow(self) -> None:
+    async def follow(self) -> str | None:
         """Roll the active version back if the gate promoted it and people like it less; see there.
 
-        Looks at the ratings only once in a while, however often it is called.
+        Looks at the ratings only once in a while, however often it is called. Returns the version
+        that was rolled back, if one was.
         """
         if monotonic() < self._follow_at:
-            return
+            return None
         self._follow_at = monotonic() + self._follow_interval_s
         versions = self._store.versions
         activation = await versions.activation()
         active = await versions.get(activation.version)
         if active is None or active.id in self._kept or not is_followed(activation, active):
-            return
-        parent, live_rates = active.parent or BASE, self._store.training.live_rates
-        since = await live_rates(base=active.base, since_ms=activation.created_ms)
-        ever = await live_rates(base=active.base)
-        if active.id not in since or parent not in ever:
-            return
-        reason = complaint(active.id, since[active.id], parent, ever[parent])
+            return None
+        parent = active.parent or BASE
+        before, own = await self._store.training.rates_around(
+            activation.created_ms, parent, active.id, base=active.base, most=MOST_RATINGS
+        )
+        reason = complaint(active.id, own, parent, before)
         if reason is None or self._swapper.progress is not None:
-            return
+            return None
         log.warning("rolling back", extra={"version": active.id, "reason": reason})
         try:
             await self._swapper.rollback(actor="watch", reason=reason)
@@ -148,6 +148,8 @@ class Promoter:
             # It would be asked again and again for what can't be served, or is gone.
             self._kept.add(active.id)
             log.error("not rolled back", extra={"version": active.id, "reason": error.message})
+            return None
+        return active.id
 
 
 async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:

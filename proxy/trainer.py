@@ -31,6 +31,9 @@ from strop.proxy.trigger import Decision, Moment, decide
 log = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S: Final = 2.0
+TRIGGER: Final = "trigger"
+"""Who asks for the runs that nobody asked for."""
+
 MAX_CRASHES: Final = 3
 """How often the process of a run may die before the run counts as failed."""
 
@@ -154,7 +157,7 @@ class Trainer:
 
     async def _begin_if_due(self) -> Run | None:
         self.decision = await self._decide()
-        return await self.request(Wanted(), actor="trigger") if self.decision.is_due else None
+        return await self.request(Wanted(), actor=TRIGGER) if self.decision.is_due else None
 
     async def _decide(self) -> Decision:
         base = self._base()
@@ -192,11 +195,13 @@ class Trainer:
     async def _see_through(self, run: Run) -> bool:
         """Run the process of `run` to its end; return whether the run is over."""
         folder = self._runs_folder / run.id
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Not with parents=True: that gives the outer one the mode that the umask leaves.
+        for one in (self._runs_folder, folder):
+            one.mkdir(mode=0o700, exist_ok=True)
         log_path = folder / "output.log"
         command = self._command(self._home, run.id)
         self._child = await Child.start(command, log_path=log_path)
-        code = await self._end_of(self._child)
+        code = await self._end_of(self._child, run)
         self._child = None
         run = await self._store.runs.get(run.id) or run
         if run.state in UNFINISHED:
@@ -205,17 +210,24 @@ class Trainer:
         log.info("training run over", extra={"run": run.id, "state": run.state})
         return True
 
-    async def _end_of(self, child: Child) -> int:
+    async def _end_of(self, child: Child, run: Run) -> int:
         """Return the exit status of `child`; what serves is followed meanwhile."""
         ended = asyncio.ensure_future(child.wait())
         try:
             while not ended.done():
                 await asyncio.wait([ended], timeout=self._look_interval_s)
                 with contextlib.suppress(StropError):
-                    await self._promoter.follow()
+                    await self._follow(run)
             return ended.result()
         finally:
             ended.cancel()
+
+    async def _follow(self, run: Run) -> None:
+        """Follow what serves; where that is rolled back, stop what the trigger builds on it."""
+        rolled_back = await self._promoter.follow()
+        if rolled_back is not None and (run.parent, run.requested_by) == (rolled_back, TRIGGER):
+            log.info("stopping a run: what it continues was rolled back", extra={"run": run.id})
+            await self._store.runs.cancel(run.id)
 
     async def _crashed(self, run: Run, code: int, said: str, log_path: Path) -> None:
         num_crashes = self._num_crashes[run.id] = self._num_crashes.get(run.id, 0) + 1

@@ -183,7 +183,8 @@ async def _read_training(store: Store) -> None:
         _ = [turn async for turn in training.fresh_turns("v4", base=MODEL, reopen=reopen)]
     _ = [turn async for turn in training.held_out_turns(base=MODEL)]
     await training.prior(base=MODEL)
-    await training.live_rates(base=MODEL, since_ms=NOON_MS)
+    await training.live_rates(base=MODEL)
+    await training.rates_around(NOON_MS, "base", "v1", base=MODEL, most=200)
 
 
 async def _deletes(store: Store) -> None:

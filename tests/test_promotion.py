@@ -204,10 +204,12 @@ async def test_an_engine_that_goes_away_is_tried_again_but_not_for_ever(store: S
     assert MAX_GONE == swapper.asked
 
 
-async def rated(store: Store, version: str, num_good: int, num_bad: int) -> None:
-    """Rate answers that a version gives now."""
+async def rated(
+    store: Store, version: str, num_good: int, num_bad: int, at_ms: int | None = None
+) -> None:
+    """Rate answers that a version gives then, or now."""
     ratings = [1.0] * num_good + [-1.0] * num_bad
-    now_ms = (await store.versions.activation()).created_ms
+    now_ms = at_ms or (await store.versions.activation()).created_ms
     for number, rating in enumerate(ratings):
         id_ = f"cmp_{version}_{now_ms}_{number}"
         await record(store, id_, base=MODEL, version=version, created_ms=now_ms)
@@ -254,6 +256,23 @@ async def test_a_version_that_people_like_as_much_stays(store: Store) -> None:
     await decides.follow()
 
     assert [] == swapper.rolled_back
+
+
+async def test_what_people_think_later_is_no_fault_of_a_version(store: Store) -> None:
+    """Neither what its parent was liked for long before, nor how its own answers are in the end."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 150, 0, at_ms=1)
+    await rated(store, "base", 60, 140, at_ms=2)
+    v1 = await passed(store)
+    await decides.promote()
+    now_ms = (await store.versions.activation()).created_ms
+    await rated(store, v1, 60, 140, at_ms=now_ms)
+    await rated(store, v1, 0, 150, at_ms=now_ms + 1)
+
+    followed = await decides.follow()
+
+    assert (None, []) == (followed, swapper.rolled_back)
 
 
 async def test_nothing_goes_to_and_fro(store: Store) -> None:

@@ -49,13 +49,35 @@ async def test_only_what_stands_counts(store: Store) -> None:
     assert {"v1": Rate(0, 2)} == await store.training.live_rates(base=MODEL)
 
 
-async def test_other_bases_and_older_answers_do_not_count(store: Store) -> None:
-    """The time is that of the answer, and not of the rating."""
+async def test_other_bases_do_not_count(store: Store) -> None:
+    """A version answers for one base."""
     await record(store, "cmp_other", base=OTHER_MODEL, version="v1")
-    await record(store, "cmp_old", base=MODEL, version="v1", created_ms=1999)
-    await record(store, "cmp_new", base=MODEL, version="v1", created_ms=2000)
-    for id_ in ("cmp_other", "cmp_old", "cmp_new"):
+    await record(store, "cmp_own", base=MODEL, version="v1")
+    for id_ in ("cmp_other", "cmp_own"):
         await rate(store, id_, 1.0)
 
-    assert {"v1": Rate(1, 1)} == await store.training.live_rates(base=MODEL, since_ms=2000)
-    assert {"v1": Rate(2, 2)} == await store.training.live_rates(base=MODEL)
+    assert {"v1": Rate(1, 1)} == await store.training.live_rates(base=MODEL)
+
+
+async def test_the_ratings_next_to_a_switch_are_told_apart(store: Store) -> None:
+    """The newest before it and the first from then on, by when the answer was asked for."""
+    answers = [
+        ("base", 1997, 1.0), ("base", 1998, -1.0), ("base", 1999, -1.0), ("base", 2000, 1.0),
+        ("v1", 1999, -1.0), ("v1", 2000, 1.0), ("v1", 2001, 0.0), ("v1", 2002, 0.5),
+        ("v1", 2003, -1.0),
+    ]  # fmt: skip
+    # The order of the ratings isn't that of the answers.
+    for number, (version, created_ms, rating) in reversed(list(enumerate(answers))):
+        await record(store, f"cmp_{number}", base=MODEL, version=version, created_ms=created_ms)
+        await rate(store, f"cmp_{number}", rating)
+
+    two, all_ = [
+        await store.training.rates_around(2000, "base", "v1", base=MODEL, most=most)
+        for most in (2, 9)
+    ]
+
+    assert (Rate(0, 2), Rate(2, 2)) == two
+    assert (Rate(1, 3), Rate(2, 3)) == all_
+    assert (Rate(0, 0), Rate(0, 0)) == await store.training.rates_around(
+        2000, "base", "v1", base=OTHER_MODEL, most=9
+    )

@@ -49,8 +49,12 @@ ALLOWED: Final = (
     ("SEARCH activations USING INDEX activations_version (version>?)", "lineage"),
     # What no version has learned is what is asked for; the next run learns it.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=? AND learned=?)", "fresh"),
-    # How people like what serves, since it serves.
-    ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms>?)", "GROUP BY c.version"),
+    # How people like each version: all of their ratings are counted.
+    ("SEARCH f USING INDEX feedback_lessons (base=?)", "GROUP BY c.version"),
+    # The ratings next to a switch, up to so many; it is their own version's that lie there.
+    ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms<?)", "LIMIT ?"),
+    ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms>?)", "LIMIT ?"),
+    ("SCAN (subquery-1)", "ORDER BY f.completion_ms"),
     # A training run, which is a process of its own, reads all that stands, a page at a time.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=?)", "sum(r.rating)"),
     (

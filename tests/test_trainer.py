@@ -12,7 +12,7 @@ from typing import Any
 import fake_run
 import pytest
 from fake_swapper import FakeSwapper
-from store_values import MODEL, database_in, learnable, version
+from store_values import MODEL, database_in, learnable, rate, record, version
 
 from strop.proxy.alias import Leases, Served
 from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
@@ -43,7 +43,7 @@ class Trained:
             settings,
             self.home,
             self.store,
-            Promoter(settings, self.store, self.swapper),
+            Promoter(settings, self.store, self.swapper, follow_interval_s=0),
             base=lambda: self.base,
             leases=self.leases,
             command=fake_run.command(behaviour),
@@ -254,6 +254,37 @@ async def test_a_run_is_cancelled_at_its_next_step(training: Trained) -> None:
     assert asked.id == run.id
 
 
+@pytest.mark.parametrize("asked_by", ["trigger", "api"])
+async def test_a_run_whose_parent_was_rolled_back_is_stopped(
+    training: Trained, asked_by: str
+) -> None:
+    """It would continue what people like less; what a person asked for is theirs to stop."""
+    await training.rate(30, 1)
+    parent = await version(training.store)
+    await training.store.versions.activate(parent.id, actor="gate")
+    at_ms = (await training.store.versions.activation()).created_ms
+    trainer = training.trainer("waits", replace(SETTINGS, enabled=asked_by == "trigger"))
+
+    async with watching(trainer):
+        if asked_by == "api":
+            await trainer.request(Wanted(), actor=asked_by)
+        while not (runs := (await training.store.runs.list()).data) or not runs[0].step:
+            await asyncio.sleep(0.01)
+        for number in range(20):
+            id_ = f"cmp_of_parent_{number}"
+            await record(training.store, id_, base=MODEL, version=parent.id, created_ms=at_ms)
+            await rate(training.store, id_, -1.0)
+        if asked_by == "trigger":
+            await training.until("cancelled")
+        await eventually(lambda: bool(training.swapper.rolled_back))
+        found = await training.store.runs.get(runs[0].id)
+
+    assert found is not None
+    assert (parent.id, asked_by) == (found.parent, found.requested_by)
+    assert (asked_by == "trigger") == (found.state == "cancelled")
+    assert not (asked_by == "api" and found.is_cancelling)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "how"),
     [("dies", "exit 3"), ("killed", "killed by the system, mostly for lack of memory")],
@@ -272,6 +303,8 @@ async def test_a_run_whose_process_dies_is_resumed_and_given_up_in_the_end(
     assert 3 == log.count(fake_run.LAST_WORDS)
     assert [f"its process died 3 times ({how}): {fake_run.LAST_WORDS}"] == json.loads(run.reasons)
     assert 0o600 == (training.home / "runs" / asked.id / "output.log").stat().st_mode & 0o777
+    folders = (training.home / "runs", training.home / "runs" / asked.id)
+    assert {0o700} == {folder.stat().st_mode & 0o777 for folder in folders}
 
 
 async def test_stopping_strop_stops_the_process_and_not_the_run(training: Trained) -> None:

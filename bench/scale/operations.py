@@ -10,6 +10,7 @@ from typing import Final
 
 from bench.scale.filling import BASE, KEY, MODEL, RARE, Filled, Spot
 from strop.proxy.ids import new_id
+from strop.proxy.live_rate import MOST_RATINGS
 from strop.proxy.store.records import (
     Choice,
     Completion,
@@ -172,7 +173,9 @@ async def _run_steps(store: Store, filled: Filled, spot: Spot) -> None:
 
 async def _live_rates(store: Store, filled: Filled, spot: Spot) -> None:
     del spot
-    await store.training.live_rates(base=BASE, since_ms=filled.newest_ms - _RECENT_MS)
+    await store.training.rates_around(
+        filled.newest_ms - _RECENT_MS, "base", "v1", base=BASE, most=MOST_RATINGS
+    )
 
 
 async def _status(store: Store, filled: Filled, spot: Spot) -> None:

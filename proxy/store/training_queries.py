@@ -109,16 +109,37 @@ FROM feedback AS f {_REVISION} WHERE {_IS_LESSON}"""
     return Query(sql, (base, False), lambda row: (row[0], row[1]))
 
 
-def live_rates(base: str, since_ms: int) -> Query[tuple[str, Rate]]:
-    """Return the query for how each version's own answers from `since_ms` on were rated.
+# Held-out ratings count too; those of 0 say neither.
+_LIKING: Final = """FROM feedback AS f CROSS JOIN completions AS c ON c.num = f.completion_num
+WHERE f.state = 'standing' AND f.base = ? AND f.sign <> 0"""
 
-    Held-out ratings count too; those of 0 say neither.
-    """
-    sql = """SELECT c.version, count(*) FILTER (WHERE f.sign > 0), count(*)
-FROM feedback AS f CROSS JOIN completions AS c ON c.num = f.completion_num
-WHERE f.state = 'standing' AND f.base = ? AND f.sign <> 0 AND f.completion_ms >= ?
-GROUP BY c.version"""
-    return Query(sql, (base, since_ms), lambda row: (row[0], Rate(row[1], row[2])))
+
+def live_rates(base: str) -> Query[tuple[str, Rate]]:
+    """Return the query for how each version's own answers were rated."""
+    sql = f"""SELECT c.version, count(*) FILTER (WHERE f.sign > 0), count(*)
+{_LIKING} GROUP BY c.version"""
+    return Query(sql, (base,), lambda row: (row[0], Rate(row[1], row[2])))
+
+
+def rate_before(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
+    """Return the query for how the newest `most` of a version's answers before then were rated."""
+    return _rate_beside(version, "f.completion_ms < ?", "DESC", base, at_ms, most)
+
+
+def rate_from(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
+    """Return the query for how the first `most` of a version's answers from then on were rated."""
+    return _rate_beside(version, "f.completion_ms >= ?", "ASC", base, at_ms, most)
+
+
+def _rate_beside(
+    version: str, side: str, order: str, base: str, at_ms: int, most: int
+) -> Query[Rate]:
+    sql = f"""SELECT count(*) FILTER (WHERE sign > 0), count(*)
+FROM (
+    SELECT f.sign {_LIKING} AND {side} AND c.version = ?
+    ORDER BY f.completion_ms {order} LIMIT ?
+)"""
+    return Query(sql, (base, at_ms, version, most), lambda row: Rate(*row))
 
 
 def steps(rated: Sequence[str]) -> Query[Step]:

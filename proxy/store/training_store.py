@@ -64,12 +64,32 @@ class TrainingStore:
         ((total, num),) = await self._reader.all(training_queries.prior(base))
         return total, num
 
-    async def live_rates(self, *, base: str, since_ms: int = 0) -> Mapping[str, Rate]:
+    async def live_rates(self, *, base: str) -> Mapping[str, Rate]:
         """Return, by version, how many of its answers' ratings are good, `base` too.
 
-        Only answers that were asked for from `since_ms` on count, and ratings that aren't 0.
+        Ratings of 0 don't count.
         """
-        return dict(await self._reader.all(training_queries.live_rates(base, since_ms)))
+        return dict(await self._reader.all(training_queries.live_rates(base)))
+
+    async def rates_around(
+        self, at_ms: int, before: str, after: str, *, base: str, most: int
+    ) -> tuple[Rate, Rate]:
+        """Return how the answers next to a moment were rated, those of 0 not counted.
+
+        Args:
+            at_ms: when the answers of `after` took the place of those of `before`.
+            before: the version of whose answers, asked for until then, the newest count.
+            after: the version of whose answers, asked for from then on, the first count.
+            base: what both answer for.
+            most: how many ratings count on each side.
+        """
+        (left,) = await self._reader.all(
+            training_queries.rate_before(before, at_ms, base=base, most=most)
+        )
+        (right,) = await self._reader.all(
+            training_queries.rate_from(after, at_ms, base=base, most=most)
+        )
+        return left, right
 
     async def _turns(
         self, choices: Callable[[int, Rated], Query[Rated]]
