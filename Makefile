@@ -12,7 +12,7 @@ help:  ## Say what each target does.
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "strop needs Python 3.11 or newer; got $$($(PYTHON) --version). Say which: make PYTHON=python3.12 install" >&2; exit 1; }
+	  { echo "strop needs Python 3.11 or newer; got $$($(PYTHON) --version). Say which: make PYTHON=python3.13 install" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python $(INPUTS)
