@@ -95,8 +95,9 @@ class App(Generic[F]):
                 with contextlib.suppress(asyncio.CancelledError):
                     await receive()
         except (StropError, OSError) as error:
+            stage = "shutdown" if self.has_started else "startup"
             said = error.message if isinstance(error, StropError) else str(error)
-            await send({"type": "lifespan.startup.failed", "message": said})
+            await send({"type": f"lifespan.{stage}.failed", "message": said})
             return
         await send({"type": "lifespan.shutdown.complete"})
 

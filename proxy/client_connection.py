@@ -9,6 +9,8 @@ Knows HTTP, and neither paths nor what is asked for.
     a client that stops reading   cut off after `server.stall_timeout_s` without a byte taken
     an offer to upgrade           declined, and the request served: some clients send `Upgrade: h2c`
                                   with each (RFC 9110, section 7.8)
+    HTTP/1.0                      knows no chunks: the connection's end is that of an answer whose
+                                  length isn't known (RFC 9112, sections 6.1 and 6.3)
 """
 
 import asyncio
@@ -177,6 +179,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = _until_the_end(cycle, app)
         super()._start_asgi_task(cycle, app)
 
     def _bound_head(self, num_bytes: int) -> None:
@@ -271,3 +275,24 @@ class ClientConnection(HttpToolsProtocol):
         if cycle and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+
+
+def _until_the_end(cycle: RequestResponseCycle, app: Any) -> Any:
+    """Return `app` with answers that are not cut into chunks; uvicorn closes behind them itself."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        has_length = True
+
+        async def send_plain(message: Any) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = any(name == b"content-length" for name, _ in message["headers"])
+            if not has_length:
+                # To uvicorn, each piece is all that was announced.
+                cycle.chunked_encoding = False
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return serve

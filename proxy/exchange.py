@@ -5,7 +5,6 @@ answer may take: whoever watches the time calls `Exchange.abort`.
 """
 
 import asyncio
-from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
@@ -56,7 +55,7 @@ class Exchange:
         self._head = head
         self._body = body
         self._answer = Answer(has_body=method != b"HEAD")
-        self._unpack: Callable[[bytes], bytes] | None = None
+        self._unpacker: coding.Unpacker | None = None
         self._is_sent = False
         self._has_received = False
         self._error: UpstreamError | None = None
@@ -109,10 +108,10 @@ class Exchange:
         answer, name = self._answer, b"content-encoding"
         said = b", ".join(v for k, v in answer.headers if k == name).decode("latin-1")
         answer.headers = [header for header in answer.headers if header[0] != name]
-        if said.lower() == "identity":
+        if said.lower() in ("", "identity"):
             return
-        self._unpack = coding.unpacker(said)
-        if self._unpack is None:
+        self._unpacker = coding.unpacker(said)
+        if self._unpacker is None:
             raise UpstreamError(
                 f"expected an answer that can be read from {self._url}, got one in the content"
                 f" coding {said!r}, though none was asked for; strop reads"
@@ -123,14 +122,17 @@ class Exchange:
         """Return the body bytes that came since the last call, waiting for some; b"" at the end.
 
         Raises:
-            UpstreamDied: the connection closed before the body's end, or its framing is broken.
-            UpstreamError: it is not in the coding that is unpacked.
+            UpstreamDied: the connection closed before the body's end, its framing is broken, or the
+                coding that is unpacked ends too early.
+            UpstreamError: it is not in that coding.
             UpstreamAborted: `abort` was called.
         """
         answer, data = self._answer, b""
         while not data:
             while not answer.body:
                 if answer.is_complete:
+                    if self._unpacker is not None and not self._unpacker.is_whole:
+                        raise self._died("an end inside its content coding")
                     return b""
                 if self._error is not None:
                     raise self._error
@@ -138,14 +140,13 @@ class Exchange:
             data = answer.take()
             if self._connection is not None:
                 self._connection.resume()
-            if self._unpack is not None:
-                data = self._unpacked(data)
+            if self._unpacker is not None:
+                data = self._unpacked(self._unpacker, data)
         return data
 
-    def _unpacked(self, data: bytes) -> bytes:
-        assert self._unpack is not None
+    def _unpacked(self, unpacker: coding.Unpacker, data: bytes) -> bytes:
         try:
-            return self._unpack(data)
+            return unpacker.feed(data)
         except coding.BROKEN as error:
             raise UpstreamError(
                 f"expected what its Content-Encoding says from {self._url}, got: {error}; look at"
@@ -300,12 +301,15 @@ class Exchange:
             self._end(None)
 
     def _die(self, came: str, cause: Exception) -> None:
-        expected = "the rest of the answer" if self._answer.has_head else "an answer"
-        died = UpstreamDied(
-            f"expected {expected} from {self._url}, got: {came}; look at the engine's log"
-        )
+        died = self._died(came)
         died.__cause__ = cause
         self._end(died)
+
+    def _died(self, came: str) -> UpstreamDied:
+        expected = "the rest of the answer" if self._answer.has_head else "an answer"
+        return UpstreamDied(
+            f"expected {expected} from {self._url}, got: {came}; look at the engine's log"
+        )
 
     def _end(self, error: UpstreamError | None) -> None:
         """Let go of the connection, to the pool or closed, and let the task see why."""

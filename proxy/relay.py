@@ -49,6 +49,8 @@ from strop.proxy.wire.tap import Tap
 SWEEP_INTERVAL_S = 1.0
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+# A server such as nginx in front would gather a stream, and pass it on in one piece at its end.
+_UNBUFFERED = (b"x-accel-buffering", b"no")
 
 
 class Relay:
@@ -186,7 +188,10 @@ class Relay:
             _num_choices(call) or 1,
             capture.max_answer_bytes if capture.mode != "off" else 0,
         )
-        await self._start(call, exchange.status, self._head(call), send)
+        head = self._head(call)
+        if wire_headers.first(head, _UNBUFFERED[0]) is None:
+            head.append(_UNBUFFERED)
+        await self._start(call, exchange.status, head, send)
         while data := await exchange.read():
             if not call.first_byte_at:
                 call.first_byte_at = monotonic()

@@ -211,3 +211,25 @@ async def test_nonsense_behind_two_requests_does_not_mix_with_an_answer(proxy: R
 
     assert b"HTTP/1.1" not in rest
     assert ["client_cancelled"] == [row.completion.state for row in await proxy.rows()]
+
+
+@pytest.mark.parametrize("extra", [b"", b"connection: keep-alive\r\n"], ids=["bare", "keep-alive"])
+async def test_a_client_of_http_1_0_gets_no_chunks(
+    extra: bytes, proxy: Running, handler: Stoppable
+) -> None:
+    """It doesn't know them: its stream ends with the connection, and JSON has its length."""
+    handler.goes_on.set()
+    heads, bodies = [], []
+    for body in (STREAM, GOOD):
+        client = await Client.connect(proxy.url)
+        start = START.replace(b"HTTP/1.1", b"HTTP/1.0") + extra
+        client.send(start + b"content-length: %d\r\n\r\n" % len(body) + body)
+        head, _, rest = (await end_of(client)).partition(b"\r\n\r\n")
+        heads.append(head.lower())
+        bodies.append(rest)
+        await client.leave()
+
+    assert not any(b"transfer-encoding" in head for head in heads)
+    assert b"content-length: %d" % len(bodies[1]) in heads[1]
+    assert bodies[0].startswith(b"data: ")
+    assert bodies[0].endswith(b"data: [DONE]\n\n")

@@ -104,6 +104,24 @@ async def test_text_completions_come_through_too(
     assert ("echo" in fields) == (choice.token_ids is None)
 
 
+async def test_a_token_may_be_called_as_what_is_taken_out(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """In the logprobs of a text completion tokens are names."""
+    said = b'{"choices":[{"index":0,"text":"logprobs","logprobs":%b,"token_ids":%b}]}'
+    logprobs = b'{"token_logprobs":[-0.5],"top_logprobs":[{"logprobs":-0.5}]}'
+
+    async def handler(call: Call) -> None:
+        await call.answer(said % (logprobs, b"[7]"))
+
+    engine.handler = handler
+    answer = await proxy.client.post("/v1/completions", json={"model": "tiny", "prompt": "hi"})
+
+    assert said % (b"null", b"null") == answer.content
+    (choice,) = (await proxy.row()).completion.choices
+    assert ([7], [-0.5]) == (list(choice.token_ids or ()), list(choice.logprobs or ()))
+
+
 @pytest.mark.parametrize(
     ("dialect", "fields"),
     [
@@ -236,6 +254,10 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
             "cookie": "c=1",
             "referer": f"{proxy.url}/page",
             "x-forwarded-for": "203.0.113.9",
+            "x-forwarded-user": "ann@example.com",
+            "x-auth-request-email": "ann@example.com",
+            "tailscale-user-login": "ann@example.com",
+            "cf-connecting-ip": "203.0.113.9",
             "forwarded": "for=203.0.113.9",
             "via": "1.1 door",
             "traceparent": "00-1-2-01",
@@ -255,6 +277,10 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
             "x-api-key",
             "referer",
             "x-forwarded-for",
+            "x-forwarded-user",
+            "x-auth-request-email",
+            "tailscale-user-login",
+            "cf-connecting-ip",
             "forwarded",
             "via",
             "x-request-id",
@@ -295,8 +321,9 @@ async def test_an_engines_error_passes_through_and_is_recorded(
         ("deflate", zlib.compress),
         ("zstd", zstandard.compress),
         ("identity", bytes),
+        ("", bytes),
     ],
-    ids=["gzip", "capitals", "deflate", "zstd", "identity"],
+    ids=["gzip", "capitals", "deflate", "zstd", "identity", "none"],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_what_an_engine_packs_unasked_is_unpacked(
@@ -353,6 +380,46 @@ async def test_what_cannot_be_unpacked_is_a_502_that_says_so(
     assert names in message
     assert engine.url in message
     assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_packed_answer_that_is_cut_off_is_no_whole_one(
+    stream: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """Its framing is whole where the server that packs it has lost the one behind it."""
+    said = b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}]}'
+    whole = b"data: %b\n\ndata: [DONE]\n\n" % said if stream else said
+
+    async def handler(call: Call) -> None:
+        kind = ("content-type", SSE if stream else "application/json")
+        await call.answer(gzip.compress(whole)[:-1], 200, [kind, ("content-encoding", "gzip")])
+
+    engine.handler = handler
+    answer = await proxy.chat(stream=stream)
+
+    assert (200 if stream else 502) == answer.status_code
+    (error,) = answer.content.removeprefix(b"data: ").splitlines()[:1]
+    assert "upstream_died" == json.loads(error)["error"]["code"]
+    assert "upstream_error" == (await proxy.row()).completion.state
+
+
+@pytest.mark.parametrize("own", [(), (("x-accel-buffering", "yes"),)], ids=["silent", "said"])
+async def test_a_stream_asks_servers_in_front_not_to_gather_it(
+    own: tuple[tuple[str, str], ...], engine: FakeEngine, proxy: Running
+) -> None:
+    """Unless the engine says something of it; what is no stream says nothing."""
+    whole = (await proxy.chat()).headers
+
+    async def handler(call: Call) -> None:
+        await call.head(200, [("content-type", SSE), *own])
+        await call.chunk(b"data: [DONE]\n\n")
+        await call.end()
+
+    engine.handler = handler
+    streamed = (await proxy.chat(stream=True)).headers
+
+    assert "x-accel-buffering" not in whole
+    assert [dict(own).get("x-accel-buffering", "no")] == streamed.get_list("x-accel-buffering")
 
 
 @pytest.mark.parametrize("kind", ["Text/Event-Stream", "text/event-stream ;Charset=UTF-8"])

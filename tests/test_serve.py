@@ -1,16 +1,20 @@
 """Where serving listens, and what it tells people."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
 
-from strop.proxy.errors import ConfigError
+from strop.proxy.app import App
+from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.serve import banner, listen, say_when_ready, url_of
 
 
@@ -38,6 +42,34 @@ def test_an_address_of_another_machine_is_explained() -> None:
     """Nothing listens there that could be stopped (192.0.2.0/24 is for examples; RFC 5737)."""
     with pytest.raises(ConfigError, match=r"192\.0\.2\.7:0: .*; choose another address"):
         listen("192.0.2.7", 0)
+
+
+@pytest.mark.parametrize("error", [ConfigError("full"), OSError("full")])
+@pytest.mark.parametrize("stage", ["startup", "shutdown"])
+async def test_why_strop_cannot_start_or_stop_in_order_is_told_to_the_server(
+    stage: str, error: StropError | OSError
+) -> None:
+    """It logs that as one line; told of the wrong stage, it would log a fault of strop's."""
+
+    @contextlib.asynccontextmanager
+    async def failing() -> AsyncIterator[Any]:
+        if stage == "shutdown":
+            yield object()
+        raise error
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        told.append(message)
+
+    async def no_routes(*_: object) -> None:
+        raise AssertionError("nobody asks for anything")
+
+    told: list[MutableMapping[str, Any]] = []
+    await App(failing(), lambda _: no_routes)({"type": "lifespan"}, receive, send)
+
+    assert {"type": f"lifespan.{stage}.failed", "message": "full"} == told[-1]
 
 
 def test_a_serving_process_imports_nothing_that_only_training_or_a_terminal_needs() -> None:

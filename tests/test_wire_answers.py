@@ -7,6 +7,7 @@ import pytest
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body, chat, completions
+from strop.proxy.wire.answer import text_of_tokens
 
 
 def entry(
@@ -123,6 +124,30 @@ def test_a_new_id_begins_a_new_call_under_the_same_index() -> None:
         {"id": "other", "function": {"name": "f", "arguments": "{}"}},
         {"id": "c1", "function": {"name": "g", "arguments": "[]"}},
     ] == answer.choices[0].message["tool_calls"]
+
+
+def test_what_a_later_piece_leaves_empty_stays_as_it_was() -> None:
+    """Some engines write empty strings there; a call without its name is not what comes back."""
+    named = {"id": "c0", "type": "function", "function": {"name": "f", "arguments": ""}}
+    empty = {"id": "", "type": "", "function": {"name": "", "arguments": "{}"}}
+    old = {"name": "g", "arguments": "["}
+    deltas: list[dict[str, object]] = [
+        {"role": "assistant", "tool_calls": [{"index": 0, **named}], "function_call": old},
+        {
+            "role": "",
+            "tool_calls": [{"index": 0, **empty}],
+            "function_call": {"name": "", "arguments": "]"},
+        },
+    ]
+
+    answer = chat.read_stream([orjson.dumps(entry(delta, None)) for delta in deltas])
+
+    assert {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{**named, "function": {"name": "f", "arguments": "{}"}}],
+        "function_call": {"name": "g", "arguments": "[]"},
+    } == answer.choices[0].message
 
 
 def test_reasoning_and_text_join_apart() -> None:
@@ -248,6 +273,24 @@ def test_choices_of_several_prompts_have_none_in_common(
     for answer in (whole, pieces):
         assert kept == list(answer.prompt_ids or ())
         assert all(choice.token_ids for choice in answer.choices.values())
+
+
+def test_an_answer_may_begin_with_a_byte_order_mark() -> None:
+    """Which is none of its JSON, and which some servers write."""
+    answer = chat.read_json(b'\xef\xbb\xbf{"id":"a","choices":[{"message":{"content":"b"}}]}')
+
+    assert ("a", "b", None) == (
+        answer.upstream_id,
+        answer.choices[0].message["content"],
+        answer.error,
+    )
+
+
+def test_a_token_that_is_no_text_has_none() -> None:
+    """And costs no record: that it is missing shows in the text of the others."""
+    said = b'{"choices":[{"logprobs":{"content":[{"token":"%b","logprob":-1}]}}]}'
+
+    assert "ac" == text_of_tokens([said % token for token in (b"a", b"\xff", b"c")])
 
 
 def test_a_malformed_snapshot_does_not_cost_the_message() -> None:

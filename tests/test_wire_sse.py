@@ -1,7 +1,8 @@
-"""Events that strop writes are read as one line by every client."""
+"""Events: those that strop writes are read as one line, and those that it relays leave whole."""
 
 import json
 from collections.abc import Callable
+from itertools import accumulate
 
 import pytest
 
@@ -46,3 +47,21 @@ def test_what_ends_no_line_stays_as_it_is() -> None:
     data = '{"a": "\u0084\u2027\u202a é 🙂"}'.encode()
 
     assert b"data: " + data + b"\n\n" == sse.event(data)
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_an_event_leaves_with_its_last_byte(line_end: bytes) -> None:
+    """However the stream is cut, and whatever waits until then is counted."""
+    events = [one + 2 * line_end for one in (b"data: a", b": b", b"event: c", b"data: [DONE]")]
+    stream = b"".join(events) + b"data: half"
+    splitter = sse.Splitter()
+
+    left, waiting = [], []
+    for byte in stream:
+        left.append(splitter.feed(bytes([byte])))
+        waiting.append(splitter.num_waiting_bytes)
+
+    num_left = accumulate(map(len, left))
+    assert events == [one for one in left if one]
+    assert waiting == [num_fed - num for num_fed, num in enumerate(num_left, start=1)]
+    assert (b"data: half", 0) == (splitter.take_rest(), splitter.num_waiting_bytes)

@@ -243,7 +243,7 @@ def text_of_tokens(pieces: Iterable[bytes]) -> str:
     """Return the text of all tokens that have a logprob, in a body or the chunks of a stream."""
     texts: list[str] = []
     for piece in pieces:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             for entry in _decode_named(piece).choices or ():
                 content = entry.logprobs and entry.logprobs.content
                 texts += [token.token for token in content or ()]

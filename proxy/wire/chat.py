@@ -52,6 +52,8 @@ def read_stream(chunks: Iterable[bytes]) -> Answer:
 # A delta's objects of which some members come in pieces. OpenAI API reference, "Chat", streaming:
 # the call of a function before there were tools, and what is said aloud, base64 and as text.
 _IN_PIECES = {"function_call": ("arguments",), "audio": ("data", "transcript")}
+# What some engines write where a later piece has nothing to say of a name, an id or a role.
+_NOTHING = (None, "")
 
 
 class _Text(list[str]):
@@ -80,7 +82,7 @@ def _merge(message: dict[str, object], delta: Mapping[str, object]) -> None:
             if not isinstance(holder, dict):
                 holder = message[key] = {}
             _merge_members(holder, value, _IN_PIECES[key])
-        elif value is not None:
+        elif value not in _NOTHING:
             message[key] = value
 
 
@@ -91,7 +93,7 @@ def _merge_members(
     for name, value in part.items():
         if name in in_pieces and isinstance(value, str):
             _add_text(holder, name, value)
-        elif value is not None:
+        elif value not in _NOTHING:
             holder[name] = value
 
 
@@ -105,7 +107,7 @@ def _add_text(holder: dict[str, object], key: str, piece: str) -> None:
 
 def _merge_call(call: dict[str, object], part: Mapping[str, object]) -> None:
     for key, value in part.items():
-        if value is None or key == "index":
+        if value in _NOTHING or key == "index":
             continue
         if key == "function" and isinstance(value, dict):
             function = call.get(key)

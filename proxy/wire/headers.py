@@ -36,12 +36,16 @@ _REQUEST_STAYS = _HOP_BY_HOP | {
     b"referer",
     b"forwarded",
     b"via",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
+    b"cf-connecting-ip",
+    b"remote-user",
+    b"true-client-ip",
+    b"x-client-ip",
     b"x-real-ip",
+    b"x-remote-user",
     b"x-request-id",
 }
+# What servers in front say of who came, and how; and what is said to strop.
+_STAYING = (b"x-strop-", b"x-forwarded-", b"x-auth-request-", b"tailscale-user-")
 _RESPONSE_STAYS = _HOP_BY_HOP | {b"content-length"}
 
 
@@ -55,7 +59,7 @@ def to_engine(client: Collection[tuple[bytes, bytes]], credentials: Headers) -> 
     kept = [
         (name, value)
         for name, value in client
-        if name not in stays and not name.startswith(b"x-strop-")
+        if name not in stays and not name.startswith(_STAYING)
     ]
     kept += credentials
     return kept

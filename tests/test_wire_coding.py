@@ -1,0 +1,50 @@
+"""Content codings: what a server packed comes out as it was, and whether that is all of it."""
+
+import gzip
+import zlib
+from collections.abc import Callable
+
+import pytest
+import zstandard
+
+from strop.proxy.wire import coding
+
+PARTS = (b"one " * 100, b"", b"two")
+
+packings = pytest.mark.parametrize(
+    ("name", "pack"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstandard.compress)],
+    ids=coding.KNOWN,
+)
+
+
+@packings
+@pytest.mark.parametrize("num_bytes", [1, 7, 10_000])
+def test_parts_in_a_row_are_one_body(
+    num_bytes: int, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """Some servers pack each piece by itself; they come cut anywhere."""
+    packed = b"".join(map(pack, PARTS))
+    unpacker = coding.unpacker(name)
+    assert unpacker is not None
+
+    said = [unpacker.feed(packed[at : at + num_bytes]) for at in range(0, len(packed), num_bytes)]
+
+    assert b"".join(PARTS) == b"".join(said)
+    assert unpacker.is_whole
+
+
+@packings
+def test_a_body_is_whole_where_a_part_ends(name: str, pack: Callable[[bytes], bytes]) -> None:
+    """And where there is nothing: not each server packs what is empty."""
+    packed = [pack(part) for part in PARTS]
+    unpacker = coding.unpacker(name)
+    assert unpacker is not None
+
+    found = [unpacker.is_whole]
+    for byte in b"".join(packed):
+        unpacker.feed(bytes([byte]))
+        found.append(unpacker.is_whole)
+
+    ends = [0, *(sum(map(len, packed[: num + 1])) for num in range(len(packed)))]
+    assert ends == [at for at, is_whole in enumerate(found) if is_whole]
