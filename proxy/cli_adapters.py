@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -266,19 +267,24 @@ def remove_adapter(version: str, home: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @home_option
 def export_adapter(version: str, folder: Path, home: Path | None) -> None:
-    """Copy VERSION into a new FOLDER, which PEFT can load."""
+    """Copy VERSION into a new FOLDER, which PEFT can load.
+
+    Without its probe, which holds what people asked.
+    """
     if folder.exists():
         raise ConfigError(f"expected a folder that doesn't exist yet, got {folder}")
     # It reads tensors, which no other command does.
+    from strop.adapters import manifest
     from strop.adapters.library import Library
 
     try:
         library = Library(home_of(home) / "adapters")
-        library.verify(version)
+        made = library.verify(version)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # It appears whole or not at all.
         with tempfile.TemporaryDirectory(prefix=".strop-", dir=folder.parent) as scratch:
             copy = shutil.copytree(library.path_of(version), Path(scratch) / version)
+            (copy / manifest.FILE).write_bytes(manifest.dumps(replace(made, probe=None)))
             copy.rename(folder)
     except (ValueError, OSError) as error:
         raise StropError(f"{version} can't be exported: {error}") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import click
 
 from strop.proxy import objects, terminal
+from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli_options import (
     completion_argument,
     examples,
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 
+_key_option: Final = click.option(
+    "--key", metavar="KEY_ID", help="Made with one client key; `show` says its id."
+)
+
 
 @click.group(epilog=examples("strop completions list --rated"))
 def completions() -> None:
@@ -56,6 +61,7 @@ def completions() -> None:
 )
 @click.option("--after", metavar="ID", help="Go on after this one.")
 @click.option("--session", help="Of one conversation.")
+@_key_option
 @click.option("--state", type=click.Choice(get_args(State)), help="That ended so.")
 @click.option("--rated/--unrated", default=None, help="With ratings, or without.")
 @json_option
@@ -70,11 +76,12 @@ async def _list_completions(
     limit: int,
     after: str | None,
     session: str | None,
+    key: str | None,
     state: State | None,
     rated: bool | None,
     as_json: bool,
 ) -> None:
-    wanted = CompletionFilter(session=session, state=state, is_rated=rated)
+    wanted = CompletionFilter(session=session, key_id=key, state=state, is_rated=rated)
     async with open_store(home) as store:
         page = await store.list_completions(wanted, limit=limit, after=after)
         if as_json:
@@ -87,7 +94,7 @@ async def _list_completions(
         return
     click.echo(terminal.table(rows, ("COMPLETION", "WHEN", "STATE", "MODEL", "RATED", "ANSWER")))
     if page.has_more:
-        asked = {"limit": limit, "session": session, "state": state}
+        asked = {"limit": limit, "session": session, "key": key, "state": state}
         again = "".join(
             f" --{name} {shlex.quote(str(value))}" for name, value in asked.items() if value
         )
@@ -138,6 +145,7 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
         ("model", f"{c.model} ({c.version}), by {c.engine}"),
         ("state", c.state + (f": {c.error}" if c.error else "")),
         ("session", found.session),
+        ("key", c.key_id),
         ("follows", found.parent or "nothing known"),
         ("tokens", f"{_or_unknown(c.prompt_tokens)} in, {_or_unknown(c.completion_tokens)} out"),
         *((f"snapshot {choice.index}", objects.snapshot_of(choice)) for choice in c.choices),
@@ -163,12 +171,14 @@ async def _recorded(store: "Store", identity: str) -> StoredCompletion:
     epilog=examples(
         "strop completions delete cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708",
         "strop completions delete --session ses_0198c1d25a7e7f3ab6e1a2c4d5e6f708",
+        "strop completions delete --key key_40716899757d",
         "strop completions delete --older-than 90 --yes",
     ),
 )
 @click.argument("named", metavar="[COMPLETION]...", nargs=-1)
 @home_option
 @click.option("--session", help="All of one conversation.")
+@_key_option
 @click.option(
     "--older-than",
     type=click.IntRange(0),
@@ -180,6 +190,7 @@ def delete_completions(
     named: tuple[str, ...],
     home: Path | None,
     session: str | None,
+    key: str | None,
     older_than: int | None,
     yes: bool,
 ) -> None:
@@ -188,16 +199,20 @@ def delete_completions(
     Their ratings are withdrawn, which makes the versions that learned from them stale. The file
     stays as large as it is; what is freed is used again.
     """
-    if (bool(named), session is not None, older_than is not None).count(True) != 1:
-        raise click.UsageError("expected COMPLETION..., --session or --older-than, one of them")
+    whole = bool(session or key)
+    if (bool(named), whole, older_than is not None).count(True) != 1:
+        raise click.UsageError(
+            "expected COMPLETION..., --session, --key, both of these, or --older-than"
+        )
     ids = tuple(map(completion_id, named))
-    asyncio.run(_delete_completions(home_of(home), ids, session, older_than, is_sure=yes))
+    asyncio.run(_delete_completions(home_of(home), ids, session, key, older_than, is_sure=yes))
 
 
 async def _delete_completions(
     home: Path,
     named: tuple[str, ...],
     session: str | None,
+    key: str | None,
     older_than: int | None,
     *,
     is_sure: bool,
@@ -206,16 +221,17 @@ async def _delete_completions(
         found = [await _recorded(store, one) for one in named]
         # One may have been named twice.
         ids = tuple({one.completion.id for one in found})
-        if session is not None:
-            what = f"all answers of {session}"
+        if session or key:
+            of = f" of {session}" if session else ""
+            what = f"all answers{of}" + (f" made with {key}" if key else "")
         elif older_than is not None:
             what = f"the answers older than {older_than} days, where nothing is rated,"
         else:
             what = _answers(len(ids))
         if not is_sure:
             click.confirm(f"Delete {what} for good?", abort=True)
-        if session is not None:
-            num = await store.deletion.session(session)
+        if session or key:
+            num = await store.deletion.all_of(session=session, key_id=key)
         elif older_than is not None:
             # The system's clock begins in 1970, and so does all that is recorded.
             before_ms = max(0, time.time_ns() // 1_000_000 - older_than * _DAY_MS)
@@ -223,10 +239,13 @@ async def _delete_completions(
         else:
             num = await store.deletion.completions(ids)
         click.echo(f"Deleted {_answers(num)}.")
-        for one in sorted({one.session for one in found}):
-            if (await store.list_completions(CompletionFilter(session=one), limit=1)).data:
-                again = f"strop completions delete --session {shlex.quote(one)}{home_hint(home)}"
-                click.echo(f"Its conversation goes on, and may repeat it: {again}")
+        for one, key_id in sorted({(one.session, one.completion.key_id) for one in found}):
+            # Clients of other keys may name theirs alike.
+            left = CompletionFilter(session=one, key_id=key_id)
+            if (await store.list_completions(left, limit=1)).data:
+                again = f"strop completions delete --session {shlex.quote(one)}"
+                again += "" if key_id == LOCAL_KEY_ID else f" --key {key_id}"
+                click.echo(f"Its conversation goes on, and may repeat it: {again}{home_hint(home)}")
 
 
 COMMANDS: Final = (completions,)

@@ -184,7 +184,7 @@ class Loader:
         try:
             release = await self._release_of(row, accepts_stale=True, accepts_unproven=was_active)
         except Conflict as error:
-            if row.state == "missing":
+            if row.state == "missing" and self.shelf.path_of(version).exists():
                 # Who asks again and again would have its files hashed each time.
                 self._failed[version] = time.monotonic() + RETRY_S, Conflict, error.message
             raise
@@ -204,7 +204,8 @@ class Loader:
             reason = await self.note_failure(version, "watch", error)
             self._failed[version] = time.monotonic() + RETRY_S, ActivationFailed, reason
             raise ActivationFailed(reason) from error
-        log.info("version loaded", extra={"version": version, "timings_ms": switch.done.timings_ms})
+        timings = {f"{step}_ms": round(ms, 1) for step, ms in switch.done.timings_ms.items()}
+        log.info("version loaded", extra={"version": version, **timings})
         await self.pairings.note(self.serving.base, switch.done.judgement)
 
     async def bring_up(self, control: AdapterControl) -> None:

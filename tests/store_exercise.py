@@ -192,5 +192,6 @@ async def _deletes(store: Store) -> None:
         await record(store, name, session="gone")
     await rate(store, "cmp_rated")
     await store.deletion.completions(("cmp_rated",))
-    await store.deletion.session("gone")
+    for session, key_id in (("gone", None), (None, "gone"), ("gone", "gone")):
+        await store.deletion.all_of(session=session, key_id=key_id)
     await store.deletion.unrated(NOON_MS + 1)

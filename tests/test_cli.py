@@ -23,7 +23,7 @@ from routes_app import completion
 from strop.proxy.cli import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
-from strop.proxy.home import Serves, hold
+from strop.proxy.home import Serves, hold, serving
 from strop.proxy.settings import KINDS, load
 from strop.proxy.store.records import Choice, Completion, Feedback
 from strop.proxy.store.store import Store
@@ -125,7 +125,10 @@ def test_an_answer_can_be_named_by_the_engines_id(home: Path) -> None:
     assert made == given["completion_id"]
     assert 0 == run(home, "undo", "chatcmpl-7").exit_code
     assert [(made, 1, "withdrawn")] == words(home)
-    deleted = run(home, "completions", "delete", "chatcmpl-7", made, "--yes")
+    assert "Delete 1 answer for good?" in (
+        run(home, "completions", "delete", "chatcmpl-7", made, input="n\n").stdout
+    )
+    deleted = run(home, "completions", "delete", "chatcmpl-7", "--yes")
     assert "Deleted 1 answer.\n" == deleted.stdout
 
 
@@ -251,11 +254,11 @@ def test_a_model_set_as_any_other_setting_is_the_one(home: Path, engine: str) ->
         (("good", "cmp_no", "--choice", "-1"), 2, "expected `choice` to be"),
         (("completions", "show", "cmp_no"), 1, "no completion 'cmp_no'"),
         (("completions", "delete", "cmp_no", "--yes"), 1, "no completion 'cmp_no'"),
-        (("completions", "delete"), 2, "expected COMPLETION..., --session or --older-than"),
+        (("completions", "delete"), 2, "expected COMPLETION..., --session, --key, both"),
         (
             ("completions", "delete", "cmp_1", "--session", "mine"),
             2,
-            "expected COMPLETION..., --session or --older-than",
+            "expected COMPLETION..., --session, --key, both",
         ),
         (("completions", "list", "--after", "cmp_no"), 2, "expected `after` to be an id"),
         (("completions", "list", "--limit", "0"), 2, "not in the range"),
@@ -461,6 +464,23 @@ def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
     assert "No answers.\n" == run(home, "completions", "list").stdout
 
 
+def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Path) -> None:
+    """Also where they are named alike: neither the hint nor the option reaches these."""
+    mine = {"session": "project", "key_id": "key_a"}
+    first, second, theirs = record(home, mine, mine, {**mine, "key_id": "key_b"})
+
+    one = run(home, "completions", "delete", first, "--yes").stdout
+    listed = run(home, "completions", "list", "--key", "key_a", "--json").stdout
+    all_of = run(home, "completions", "delete", "--key", "key_a", input="y\n").stdout
+    last = run(home, "completions", "delete", theirs, "--yes").stdout
+
+    assert one.endswith(" strop completions delete --session project --key key_a\n")
+    assert [second] == [one["id"] for one in json.loads(listed)["data"]]
+    assert "Delete all answers made with key_a for good?" in all_of
+    assert all_of.endswith("Deleted 1 answer.\n")
+    assert "Deleted 1 answer.\n" == last
+
+
 def test_old_answers_are_deleted_but_for_rated_conversations(home: Path) -> None:
     """The test's answers are of 1970."""
     record(home, {"session": "idle"}, {"session": "idle"})
@@ -576,7 +596,10 @@ def test_status_says_that_what_runs_gives_no_answer(home: Path) -> None:
 
 
 async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    """`strop serve` and `strop status`, as processes: home made 0700, answers recorded, exit 0."""
+    """`strop serve` and `strop status`, as processes: home made 0700, exit 0.
+
+    It finds out which kind its engine is, and doesn't say that it was asked for one.
+    """
     home = tmp_path / "home"
     environment = {**ENVIRONMENT, "STROP_HOME": str(home)}
     strop = [sys.executable, "-m", "strop.proxy.cli"]
@@ -590,7 +613,7 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
 
     async with FakeEngine(FakeVllm()) as engine:
         server = await asyncio.create_subprocess_exec(
-            *(*strop, "serve", "--port", "0", "--engine", "vllm", "--engine-url", engine.url),
+            *(*strop, "serve", "--port", "0", "--engine-url", engine.url),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -601,6 +624,8 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
                     break
             code, text = await output("status")
             _, found = await output("status", "--json")
+            _, config = await output("config", "--json")
+            serves = serving(home)
             second, _ = await output("serve", "--port", "0", "--engine", "embedded")
         finally:
             server.terminate()
@@ -611,6 +636,9 @@ async def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert "vllm at http://127.0.0.1" in text
     assert "tiny (base)" in text
     assert "ok" == json.loads(found)["health"]["status"]
+    assert ["server.port", "engine.url"] == json.loads(config)["running"]["differs"]
+    assert serves is not None
+    assert "vllm" == serves.found["engine.kind"]
     assert (0o700, 0o600) == (
         home.stat().st_mode & 0o777,
         (home / "admin.key").stat().st_mode & 0o777,
@@ -785,12 +813,17 @@ def test_config_says_what_a_running_strop_was_started_with(home: Path) -> None:
         same = run(home, "config", "--port", "9000", "--engine-key", "sk-that-it-has-now").stdout
         found = json.loads(run(home, "config", "--json").stdout)
     alone = json.loads(run(home, "config", "--json").stdout)
+    with hold(
+        home, Serves("http://127.0.0.1:9", tell(load(home, flags={"engine.key": ""}).settings))
+    ):
+        keyless = run(home, "config").stdout
 
     said = text.partition("strop at http://127.0.0.1:9 was started with others")[2]
     assert [["server.port", "9000"], ["engine.key", "another"]] == [
         line.split() for line in said.splitlines()[1:]
     ]
     assert "was started with others" not in same
+    assert keyless.endswith("others, until it is restarted:\nengine.key  not set\n")
     differs = {"url": "http://127.0.0.1:9", "differs": ["server.port", "engine.key"]}
     assert (differs, None) == (found["running"], alone["running"])
     assert "sk-that" not in text + json.dumps(found)

@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from click.testing import CliRunner, Result
 from fake_adapters import FakeAdapters
 from fake_engine import FakeEngine
 from running import Running, running, settings_for
-from store_values import MODEL, database_in, learnable
+from store_values import MODEL, database_in, learnable, rate, record
 
+from strop.adapters import manifest
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.configs import demo_model
@@ -29,9 +31,11 @@ from strop.proxy.cli import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.home import Serves, hold
+from strop.proxy.settings import Settings, Training
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.told_settings import tell
 from strop.proxy.upstream import Upstream
 
 
@@ -102,7 +106,10 @@ async def test_versions_are_listed_newest_first(home: Home) -> None:
 
 
 async def test_versions_of_several_bases_say_which_they_are_of(tmp_path: Path) -> None:
-    """By the name of the folder, or the hub id, that a run trained, and a few digits."""
+    """By the name of the folder, or the hub id, that a run trained, and a few digits.
+
+    And `base` is the one that serves.
+    """
     hub = "/hub/models--acme--Large-3B/snapshots/0123abcd"
     served = identify(demo_model(), cache=None)
     store = await Store.open(database_in(tmp_path), synchronous="off")
@@ -114,6 +121,8 @@ async def test_versions_of_several_bases_say_which_they_are_of(tmp_path: Path) -
         )  # fmt: skip
         await before.publish(base=base, run=made_by.id)
         await store.runs.update(made_by.id, RunUpdate(state="failed"))
+        await record(store, f"cmp_{base[7:15]}", base=base, version="base")
+        await rate(store, f"cmp_{base[7:15]}", 1.0 if base == served else -1.0)
     await before.publish(base=MODEL)
     await store.close()
     async with serving(tmp_path) as (home, _):
@@ -127,7 +136,7 @@ async def test_versions_of_several_bases_say_which_they_are_of(tmp_path: Path) -
     assert f"v3 ready base {large}, not served 0 " in shown[0]
     assert f"v2 ready base {small} 0 " in shown[1]
     assert f"v1 ready base {large}, not served 0 " in shown[2]
-    assert f"* base {small}" == shown[3]
+    assert f"* base {small} 1.00 (" in shown[3]
     assert f"v3 was made for the base {large}, and the engine serves" in refused.stderr
     assert f"({served[7:15]}); serve its base" in refused.stderr
     assert f"but v1 is of {large}" in not_continued.stderr
@@ -148,8 +157,9 @@ async def test_a_version_is_shown_without_a_proxy(home: Home) -> None:
 
 
 async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: Path) -> None:
-    """A copy of its verified folder, in one that wasn't there."""
+    """A copy of its verified folder, in one that wasn't there; what people asked stays here."""
     await home.publish()
+    kept = home.library.read_manifest("v1")
     to = tmp_path / "mine"
 
     done = await home.strop("adapters", "export", "v1", str(to))
@@ -162,6 +172,8 @@ async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: 
 
     assert (0, f"v1 is in {to}\n") == (done.exit_code, done.stdout)
     assert b"weights" * 100 == (to / "adapter_model.safetensors").read_bytes()
+    assert kept.probe is not None
+    assert replace(kept, probe=None) == manifest.loads((to / manifest.FILE).read_bytes())
     assert 2 == again.exit_code
     assert "expected a folder that doesn't exist yet" in again.stderr
     assert 1 == inside.exit_code
@@ -482,22 +494,46 @@ async def test_what_is_not_activated_by_itself_says_why_and_what_to_type(tmp_pat
     )
 
 
+async def passed_run(home: Home, **changes: Any) -> str:
+    """Return the id of a run whose version, published with `changes`, has passed its gate."""
+    runs = home.store.runs
+    run = await runs.create(
+        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="test"
+    )
+    await runs.update(run.id, RunUpdate(state="running"))
+    await home.publish(run=run.id, **changes)
+    await runs.update(run.id, RunUpdate(state="gating"))
+    await runs.update(run.id, RunUpdate(state="passed"))
+    return run.id
+
+
 async def test_what_was_stale_when_it_passed_says_how_to_train_anew(home: Home) -> None:
     """A rating that it learned from was taken back while it was made."""
     learned = await learnable(home.store, 1)
     await home.store.withdraw(learned[0], None)
-    run = await home.store.runs.create(
-        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="test"
-    )
-    await home.store.runs.update(run.id, RunUpdate(state="running"))
-    await home.publish(feedback=[learned], run=run.id)
-    await home.store.runs.update(run.id, RunUpdate(state="gating"))
-    await home.store.runs.update(run.id, RunUpdate(state="passed"))
+    run = await passed_run(home, feedback=[learned])
 
-    says = await cli_training.activation_of(home.folder, run.id)
+    says = await cli_training.activation_of(home.folder, run)
 
     assert says.startswith("v1 is ready, but not activated by itself, since it is stale: v1 learn")
     assert "; train anew: strop train --relearn" in says
+
+
+async def test_what_passed_is_activated_as_the_strop_that_serves_was_told(home: Home) -> None:
+    """Its flags are in no file; where none serves, a start is as the file says."""
+    run = await passed_run(home)
+    found = tell(Settings(training=Training(promote="manual")))
+
+    with hold(home.folder, Serves("http://127.0.0.1:9", {}, found)):
+        served = await cli_training.activation_of(home.folder, run)
+    alone = await cli_training.activation_of(home.folder, run)
+    await home.store.versions.activate("v1", actor="api")
+    then = await cli_training.activation_of(home.folder, run)
+
+    manual = "v1 is ready, but not activated by itself, since training.promote is manual; activate"
+    assert served.startswith(f"{manual} it: strop adapters activate v1")
+    assert alone.startswith("v1 is ready; strop activates it when it serves: strop serve")
+    assert "v1 serves now." == then
 
 
 async def test_without_a_proxy_a_run_goes_on_in_the_terminal(home: Home) -> None:
@@ -535,3 +571,20 @@ async def test_a_run_that_was_left_is_gone_on_with(home: Home) -> None:
     found = json.loads(done.stdout)
     assert (run.id, "failed") == (found["id"], found["state"])
     assert "its files changed" in found["reasons"][0]
+
+
+async def test_a_run_that_was_left_goes_on_with_its_base_where_that_is_now(home: Home) -> None:
+    """The base's folder was moved, and the settings say where to."""
+    await home.store.runs.create(
+        objective="topr",
+        preset="balanced",
+        parent=None,
+        base=identify(demo_model(), cache=None),
+        requested_by="test",
+        config=json.dumps({"base_path": str(home.folder / "moved")}).encode(),
+    )
+
+    found = json.loads((await home.strop("train", "--json")).stdout)
+
+    assert str(demo_model()) == found["config"]["base_path"]
+    assert "there is no rating to learn from" in found["reasons"][0]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from store_values import (
+    KEY,
     MODEL,
     NOON_MS,
+    OTHER_KEY,
     always,
     choice,
     completion,
@@ -56,7 +58,7 @@ async def test_a_completion_is_deleted_with_its_choices(store: Store) -> None:
 
 
 async def test_its_ratings_are_withdrawn_and_keep_no_words(store: Store) -> None:
-    """Each revision's; the note says why."""
+    """Each revision's, nor who rated; the note says why."""
     await record(store, "cmp_1")
     given = (await rate(store, "cmp_1", comment="why", correction="so", tags=("style",))).feedback
     other = (await rate(store, "cmp_1", -1.0, rater="ann")).feedback
@@ -69,8 +71,9 @@ async def test_its_ratings_are_withdrawn_and_keep_no_words(store: Store) -> None
     (said,) = await store.list_revisions(given.id)
     assert (None, None, ()) == (said.comment, said.correction, said.tags)
     assert (await store.feedback_counts()).total == 0
-    assert {given.id, other.id} == {
-        one.id for one in (await store.list_feedback(FeedbackFilter(state="withdrawn"))).data
+    assert {(given.id, ""), (other.id, "")} == {
+        (one.id, one.rater)
+        for one in (await store.list_feedback(FeedbackFilter(state="withdrawn"))).data
     }
 
 
@@ -95,9 +98,24 @@ async def test_a_session_is_deleted_whole(store: Store) -> None:
         await record(store, f"cmp_{number}", session="mine")
     await record(store, "cmp_else", session="another")
 
-    assert 150 == await store.deletion.session("mine")
+    assert 150 == await store.deletion.all_of(session="mine")
 
     assert ["cmp_else"] == await left(store)
+
+
+async def test_what_one_key_asked_is_deleted_whole_or_of_one_session(store: Store) -> None:
+    """What others asked stays, of a session that they named alike too."""
+    for number in range(150):
+        await record(store, f"cmp_{number}", session="project")
+    await record(store, "cmp_alone")
+    await record(store, "cmp_theirs", session="project", key_id=OTHER_KEY)
+
+    assert 150 == await store.deletion.all_of(session="project", key_id=KEY)
+    assert ["cmp_alone", "cmp_theirs"] == await left(store)
+    assert 1 == await store.deletion.all_of(key_id=KEY)
+    assert ["cmp_theirs"] == await left(store)
+    with pytest.raises(ValueError, match="a session or a key"):
+        await store.deletion.all_of()
 
 
 async def test_what_is_old_goes_unless_its_session_is_rated(store: Store) -> None:
@@ -115,6 +133,17 @@ async def test_what_is_old_goes_unless_its_session_is_rated(store: Store) -> Non
     assert 151 == await store.deletion.unrated(NOON_MS)
 
     assert ["cmp_kept", "cmp_rated", "cmp_new"] == await left(store)
+
+
+async def test_a_rating_keeps_nothing_of_what_another_key_named_alike(store: Store) -> None:
+    """That is a conversation of its own."""
+    await record(store, "cmp_rated", session="project", created_ms=NOON_MS - 1)
+    await record(store, "cmp_theirs", session="project", created_ms=NOON_MS - 1, key_id=OTHER_KEY)
+    await rate(store, "cmp_rated")
+
+    assert 1 == await store.deletion.unrated(NOON_MS)
+
+    assert ["cmp_rated"] == await left(store)
 
 
 async def test_what_was_said_is_not_left_in_the_file(tmp_path: Path) -> None:
@@ -155,7 +184,7 @@ async def test_nor_beside_the_file_while_strop_runs(tmp_path: Path) -> None:
 
     command = await Store.open(database_in(tmp_path))
     for deleting in (
-        command.deletion.session("mine"),
+        command.deletion.all_of(session="mine"),
         command.deletion.unrated(NOON_MS),
         command.deletion.completions(["cmp_3"]),
     ):
@@ -209,7 +238,7 @@ async def test_a_label_is_found_as_it_was_written(store: Store) -> None:
     await record(store, "cmp_2")
 
     page = await store.list_completions(CompletionFilter(session="mine \udcff"))
-    num = await store.deletion.session("mine \udcff")
+    num = await store.deletion.all_of(session="mine \udcff")
 
     assert ["cmp_1"] == [one.id for one in page.data]
     assert (1, ["cmp_2"]) == (num, await left(store))

@@ -104,7 +104,9 @@ async def take(
 async def _locked(home: Path, store: Store, run: Run, parent_fd: int | None) -> int:
     """Take the run to its end, unless another one is under way."""
     folder = home / "runs" / run.id
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Not with parents=True: that gives the outer one the mode that the umask leaves.
+    for one in (folder.parent, folder):
+        one.mkdir(mode=0o700, exist_ok=True)
     with run_lock.hold(folder.parent, run.id):
         for other in folder.parent.iterdir():
             # One that was given up, or killed at its very end, could not do so itself.

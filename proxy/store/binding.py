@@ -23,9 +23,11 @@ _NUM: Final = "SELECT num FROM completions WHERE id = ?"
 _BY_ALIAS: Final = """
 SELECT id, model, num, created_ms, session, state, base FROM completions
 WHERE upstream_id = ? AND key_id = ? ORDER BY num DESC LIMIT ?"""
-_KNOWN_ROOT: Final = "SELECT root FROM feedback WHERE session = ? AND root IS NOT NULL LIMIT 1"
+# Clients of several keys may name theirs alike. By the key alone, far more would have to be read.
+_KNOWN_ROOT: Final = """
+SELECT root FROM feedback WHERE session = ? AND +key_id = ? AND root IS NOT NULL LIMIT 1"""
 _FIRST_OF_SESSION: Final = """
-SELECT id FROM completions WHERE session = ? ORDER BY created_ms, num LIMIT 1"""
+SELECT id FROM completions WHERE session = ? AND +key_id = ? ORDER BY created_ms, num LIMIT 1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Bound:
         session: its session.
         base: the base that answered; None where that isn't known, or where the answer is not all
             that the model said: such a rating is never learned from.
-        root: the session's first completion; the same for all feedback of a session.
+        root: the first completion of the session with this key; the same for all its feedback.
         is_held_out: whether the session is held out.
     """
 
@@ -60,7 +62,7 @@ def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | Non
     """
     own = connection.execute(_BY_OWN_ID, (named,)).fetchone()
     if own is not None:
-        return _bound(connection, named, *own[1:]) if own[0] == key_id else None
+        return _bound(connection, key_id, named, *own[1:]) if own[0] == key_id else None
     rows = connection.execute(_BY_ALIAS, (named, key_id, MAX_CANDIDATES)).fetchall()
     if not rows:
         return None
@@ -76,14 +78,14 @@ def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | Non
             detail={"candidates": candidates},
         )
     id_, _, *rest = rows[0]
-    return _bound(connection, id_, *rest)
+    return _bound(connection, key_id, id_, *rest)
 
 
 def recorded(connection: sqlite3.Connection, completion: Completion, session: str) -> Bound:
     """Return `completion`, whose row is in the database already."""
     (num,) = connection.execute(_NUM, (completion.id,)).fetchone()
     c = completion
-    return _bound(connection, c.id, num, c.created_ms, session, c.state, c.base)
+    return _bound(connection, c.key_id, c.id, num, c.created_ms, session, c.state, c.base)
 
 
 def no_choice(completion: str, choice: int, choices: list[int]) -> str:
@@ -95,6 +97,7 @@ def no_choice(completion: str, choice: int, choices: list[int]) -> str:
 
 def _bound(
     connection: sqlite3.Connection,
+    key_id: str,
     completion: str,
     num: int,
     created_ms: int,
@@ -103,7 +106,8 @@ def _bound(
     base: str | None,
 ) -> Bound:
     # What decided it before still does: a completion that came late may have begun earlier.
-    known = connection.execute(_KNOWN_ROOT, (session,)).fetchone()
-    (root,) = known or connection.execute(_FIRST_OF_SESSION, (session,)).fetchone()
+    named = (session, key_id)
+    known = connection.execute(_KNOWN_ROOT, named).fetchone()
+    (root,) = known or connection.execute(_FIRST_OF_SESSION, named).fetchone()
     taught = base if state in TRAINS else None
     return Bound(completion, num, created_ms, session, taught, root, is_held_out(root))

@@ -1,7 +1,7 @@
 """Completions that are deleted, with what was said of them.
 
-Does not know who wants it. Their ratings are withdrawn and keep no words, which makes the versions
-that learned from them stale; a rating's row stays, since these versions name it.
+Does not know who wants it. Their ratings are withdrawn and keep no words and no rater, which makes
+the versions that learned from them stale; a rating's row stays, since these versions name it.
 """
 
 import sqlite3
@@ -19,13 +19,18 @@ _NOTE: Final = "the completion was deleted"
 _RATINGS: Final = "SELECT id FROM feedback WHERE completion = ?"
 _FORGET: Final = """
 UPDATE feedback_revisions SET comment = NULL, correction = NULL, tags = '[]' WHERE feedback = ?"""
+_FORGET_RATER: Final = "UPDATE feedback SET rater = '' WHERE id = ?"
 _DELETE: Final = "DELETE FROM completions WHERE id = ?"
 _OF_SESSION: Final = "SELECT id FROM completions WHERE session = ? LIMIT ?"
-# A rated turn is learned from as a whole, and what is said later may be rated too.
+_OF_KEY: Final = "SELECT c.id FROM completions AS c WHERE c.key_id = ? LIMIT ?"
+_OF_BOTH: Final = "SELECT id FROM completions WHERE session = ? AND +key_id = ? LIMIT ?"
+# A rated turn is learned from as a whole, and what is said later may be rated too. What another key
+# has named alike is another conversation.
 _UNRATED: Final = """
 SELECT c.id, c.created_ms, c.num FROM completions AS c
 WHERE c.created_ms < ? AND (c.created_ms, c.num) > (?, ?) AND NOT EXISTS
-(SELECT 1 FROM feedback AS f WHERE f.session = c.session AND f.state = 'standing')
+(SELECT 1 FROM feedback AS f
+WHERE f.session = c.session AND +f.key_id = c.key_id AND f.state = 'standing')
 ORDER BY c.created_ms, c.num LIMIT ?"""
 
 
@@ -46,14 +51,28 @@ def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -
         for (rating,) in connection.execute(_RATINGS, (id_,)).fetchall():
             feedback.withdraw(connection, rating, None, now_ms=now_ms, note=_NOTE)
             connection.execute(_FORGET, (rating,))
+            connection.execute(_FORGET_RATER, (rating,))
     return num_deleted
 
 
-def delete_of_session(
-    connection: sqlite3.Connection, session: str, limit: int, *, now_ms: int
+def delete_all_of(
+    connection: sqlite3.Connection,
+    session: str | None,
+    key_id: str | None,
+    limit: int,
+    *,
+    now_ms: int,
 ) -> int:
-    """Delete up to `limit` completions of a session; return how many."""
-    found = connection.execute(_OF_SESSION, (storable(session), limit)).fetchall()
+    """Delete up to `limit` completions of a session, of a key, or of both; return how many.
+
+    Raises:
+        ValueError: neither is named.
+    """
+    if session is None and key_id is None:
+        raise ValueError("expected a session or a key")
+    sql = _OF_KEY if session is None else _OF_SESSION if key_id is None else _OF_BOTH
+    named = [storable(one) for one in (session, key_id) if one is not None]
+    found = connection.execute(sql, (*named, limit)).fetchall()
     return delete(connection, [id_ for (id_,) in found], now_ms=now_ms)
 
 

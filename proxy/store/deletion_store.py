@@ -40,10 +40,16 @@ class DeletionStore:
         await self._erase()
         return num
 
-    async def session(self, session: str) -> int:
-        """Delete all completions of a session."""
+    async def all_of(self, *, session: str | None = None, key_id: str | None = None) -> int:
+        """Delete all completions of a session, of a key, or of both.
+
+        Raises:
+            ValueError: neither is named.
+        """
         total = 0
-        delete = partial(deletion.delete_of_session, session=session, limit=_BATCH, now_ms=now_ms())
+        delete = partial(
+            deletion.delete_all_of, session=session, key_id=key_id, limit=_BATCH, now_ms=now_ms()
+        )
         while num := await self._writer.submit(delete):
             total += num
         await self._erase()
