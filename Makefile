@@ -16,7 +16,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python $(INPUTS)
-	@echo "Installing strop and the embedded engine into $(VENV) (about 350 MB, once) ..."
+	@echo "Installing strop and the embedded engine into $(VENV) (about 400 MB, once) ..."
 	$(PIP) --editable '.[mlx]'
 	@touch $@
 
@@ -25,7 +25,7 @@ $(VENV)/.installed-demo: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing what the tests need into $(VENV) (about 1 GB, once) ..."
+	@echo "Installing what the tests need into $(VENV) (1.5 GB, once; 5 GB where pip takes the CUDA build of torch) ..."
 	$(PIP) --editable '.[mlx,torch,gguf,demo,dev]'
 	@touch $@
 

@@ -199,8 +199,9 @@ def serve(context: click.Context, /, home: Path | None, **flags: Any) -> None:
 
     keys = auth.secrets_of(resolved.settings.server.client_keys, resolved.settings.engine.key)
     logs.set_up(resolved.settings.log, (*keys, auth.load_or_create_admin_key(folder)))
-    if passed_over := [name for name in os.environ.items() if is_of_a_service(*name)]:
-        names = ", ".join(sorted(name for name, _ in passed_over))
+    of_services = sorted(name for name, text in os.environ.items() if is_of_a_service(name, text))
+    if of_services:
+        names = ", ".join(of_services)
         log.info("variables that say where a service is set nothing", extra={"variables": names})
     from strop.proxy import serve as server
 

@@ -12,10 +12,10 @@ from typing import Final
 import click
 
 from strop import configs
-from strop.proxy.cli_options import examples, home_of, home_option
+from strop.proxy.cli_options import examples, home_of, home_option, in_force
+from strop.proxy.errors import Unavailable
 from strop.proxy.home import serving
-from strop.proxy.settings import load
-from strop.proxy.told_settings import settings_of
+from strop.proxy.run_requests import NO_BACKEND, has_backend
 
 MODULES: Final = {
     "demo": "strop.training.demo.__main__",
@@ -77,11 +77,10 @@ def _in_force(home: Path, arguments: Sequence[str]) -> list[str]:
     from strop.proxy.pairing import base_folder
 
     serves = serving(home)
-    if serves is not None and serves.found:
-        settings = settings_of(home, serves.found)
+    settings = in_force(home)
+    if serves is not None:
         whose = f"which strop serves at {serves.url}"
     else:
-        settings = load(home, environ=os.environ).settings
         whose = f"since nothing serves from {home}; another one: --base DIR"
     training = settings.training
     # Of a base that isn't there they say so themselves.
@@ -97,6 +96,13 @@ def _in_force(home: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def _become(name: str, arguments: Sequence[str]) -> None:
+    """Go on as the module of that name.
+
+    Raises:
+        Unavailable: it computes, and nothing that computes is installed.
+    """
+    if name != "doctor" and not has_backend():
+        raise Unavailable(NO_BACKEND)
     os.execv(sys.executable, [sys.executable, "-m", MODULES[name], *arguments])  # noqa: S606
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: their options, their examples, and the store in the home.
+"""What several commands share: their options, their examples, and the home's store and settings.
 
 Knows no command, and prints nothing.
 """
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from strop.proxy.errors import ConfigError, UnknownCompletion
+from strop.proxy.home import serving
 from strop.proxy.ids import completion_id
-from strop.proxy.settings import absolute, find_home, home_hint
+from strop.proxy.settings import Settings, absolute, find_home, home_hint, load
+from strop.proxy.told_settings import settings_of
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -71,6 +73,18 @@ def home_of(given: Path | None) -> Path:
     if home.exists() and not home.is_dir():
         raise ConfigError(f"expected strop's home to be a folder, got the file {home}")
     return home
+
+
+def in_force(home: Path) -> Settings:
+    """Return the settings of the strop that serves from `home`, else those that a start would take.
+
+    Raises:
+        ConfigError: one of them is no such value.
+    """
+    serves = serving(home)
+    if serves is not None and serves.found:
+        return settings_of(serves.found)
+    return load(home, environ=os.environ).settings
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,6 @@ may rate what was asked with any client key.
 """
 
 import asyncio
-import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
-from strop.proxy import ratings, settings, terminal
+from strop.proxy import ratings, terminal
 from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli_options import (
     completion_argument,
     examples,
     home_of,
     home_option,
+    in_force,
     not_recorded,
     open_store,
 )
@@ -142,7 +142,7 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
         new = ratings.parse_feedback(
             {**body, "completion_id": identity}, key_id=key_id, source="cli"
         )
-        redaction = Redaction.of(settings.load(home, environ=os.environ).settings.capture.redact)
+        redaction = Redaction.of(in_force(home).capture.redact)
         try:
             given = (await store.add_feedback(redaction.feedback(new), _is_in_flight)).feedback
         except UnknownCompletion as error:

@@ -19,6 +19,7 @@ from strop.proxy.cli_options import (
     examples,
     home_of,
     home_option,
+    in_force,
     json_option,
     open_store,
 )
@@ -28,7 +29,6 @@ from strop.proxy.home import serving, serving_url
 from strop.proxy.run_requests import Wanted, preset
 from strop.proxy.settings import home_hint
 from strop.proxy.store.run_records import Run
-from strop.proxy.told_settings import settings_of
 
 _POLL_S: Final = 0.5
 _OBJECTIVES: Final = get_args(get_type_hints(settings.Training)["objective"])
@@ -154,11 +154,7 @@ async def activation_of(home: Path, run_id: str) -> str:
     """Return whether what passed is activated by itself; if not, why, and what to type."""
     from strop.proxy.promotion import obstacle
 
-    hint, serves = home_hint(home), serving(home)
-    if serves is not None and serves.found:
-        training = settings_of(home, serves.found).training
-    else:
-        training = settings.load(home, environ=os.environ).settings.training
+    hint, serves, training = home_hint(home), serving(home), in_force(home).training
     async with open_store(home) as store:
         run = await store.runs.get(run_id)
         made = None if run is None else await store.versions.get(run.version or "")

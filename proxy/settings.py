@@ -243,7 +243,14 @@ def load(
         is_in_file = origins[name] == str(home / FILE_NAME)
         folder = home if is_in_file else Path.cwd()
         values[name] = setting_paths.resolved(name, str(values[name]), folder)
-    settings = Settings(
+    settings = of(values)
+    _check_forms(settings, origins)
+    return Resolved(settings, origins)
+
+
+def of(values: Mapping[str, object]) -> Settings:
+    """Return the settings with these values, by `section.key`; the others are the defaults."""
+    return Settings(
         **{
             section: holder(
                 **{
@@ -255,8 +262,6 @@ def load(
             for section, holder in _SECTIONS.items()
         }
     )
-    _check_forms(settings, origins)
-    return Resolved(settings, origins)
 
 
 _Given = Iterator[tuple[str, object, str]]
@@ -278,7 +283,7 @@ def _from_file(path: Path) -> _Given:
             raise ConfigError(f"{path}: expected [{section}] to be a section, got {shown(keys)}")
         for key, value in keys.items():
             name = f"{section}.{key}"
-            yield name, _checked(name, value, origin), origin
+            yield name, checked(name, value, origin), origin
 
 
 def _from_environment(environ: Mapping[str, str]) -> _Given:
@@ -302,10 +307,11 @@ def _from_environment(environ: Mapping[str, str]) -> _Given:
 def _from_flags(flags: Mapping[str, object]) -> _Given:
     for name, value in flags.items():
         if value is not None:
-            yield name, _checked(name, value, "flag"), "flag"
+            yield name, checked(name, value, "flag"), "flag"
 
 
-def _checked(name: str, value: object, origin: str) -> object:
+def checked(name: str, value: object, origin: str) -> object:
+    """Return `value` as the setting `name` holds it, or raise a ConfigError that names `origin`."""
     if name not in KINDS:
         raise ConfigError(f"{origin}: unknown key {name}{_nearest(name, KINDS)}")
     try:

@@ -4,7 +4,6 @@ Does not know who tells, or how.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from strop.proxy import settings
 from strop.proxy.auth import key_id
@@ -29,18 +28,20 @@ def differences(told: Mapping[str, object], other: Settings) -> list[str]:
 def words(told: Mapping[str, object], name: str) -> str:
     """Return for people what was told of the setting `name`."""
     value, kind = told[name], KINDS.get(name)
-    return "another" if kind is not None and kind.secret and value else shown(value)
+    if kind is not None and kind.secret:
+        return "another" if value else kind.shown(value)
+    return shown(value)
 
 
-def settings_of(home: Path, told: Mapping[str, object]) -> Settings:
-    """Return the settings that were told of, but for secrets.
+def settings_of(told: Mapping[str, object]) -> Settings:
+    """Return the settings that were told of, but for secrets, whatever their file says by now.
 
     Raises:
-        ConfigError: what one of them names isn't there any more.
+        ConfigError: another release of strop told of them, and this one has no such value.
     """
-    kept = {name: value for name, value in told.items() if name in KINDS}
-    kept |= {name: None for name in kept if KINDS[name].secret}
-    return settings.load(home, flags=kept).settings
+    names = [name for name, kind in KINDS.items() if name in told and not kind.secret]
+    whose = "the strop that serves"
+    return settings.of({name: settings.checked(name, told[name], whose) for name in names})
 
 
 def _told(kind: Kind, value: object) -> object:

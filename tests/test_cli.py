@@ -1,6 +1,7 @@
 """The command line, against a real store in a temporary home."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from strop.proxy.cli import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
 from strop.proxy.home import Serves, hold, serving
+from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings import KINDS, load
 from strop.proxy.store.records import Choice, Completion, Feedback
 from strop.proxy.store.store import Store
@@ -800,6 +802,31 @@ def test_the_version_is_the_packages() -> None:
     result = CliRunner().invoke(main, ["--version"])
 
     assert (0, "strop 0.1.0\n") == (result.exit_code, result.stdout)
+
+
+def test_a_rating_is_redacted_as_the_strop_that_serves_redacts(home: Path) -> None:
+    """Its rules may stand in no file, and in no variable that this shell has."""
+    (made,) = record(home, {})
+    rules = load(home, flags={"capture.redact": ["sk-\\w+"]}).settings
+
+    with hold(home, Serves("http://127.0.0.1:9", found=tell(rules))):
+        run(home, "rate", made, "bad", "--comment", "my key sk-abc123")
+    shown = run(home, "completions", "show", made).stdout
+
+    assert "my key [redacted]" in shown
+    assert "sk-abc123" not in shown
+
+
+@pytest.mark.parametrize("command", ["demo", "eval"])
+def test_what_computes_says_what_is_not_installed(
+    home: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare install has neither torch nor mlx, and the module would fail at its imports."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+
+    result = run(home, command, "--help")
+
+    assert (1, f"Error: {NO_BACKEND}\n") == (result.exit_code, result.stderr)
 
 
 def test_config_says_what_a_running_strop_was_started_with(home: Path) -> None:

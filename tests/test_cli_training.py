@@ -169,10 +169,11 @@ def test_an_unknown_preset_in_the_settings_is_refused_at_the_start(tmp_path: Pat
 
 
 def test_the_doctor_examines_the_model_that_is_served(tmp_path: Path) -> None:
-    """Whatever a start would serve now: flags of `strop serve` are in no file."""
+    """Whatever a start would serve now: flags of `strop serve` are in no file, nor its errors."""
     base = tmp_path / "served"
     shutil.copytree(demo_model(), base)
     running = load(tmp_path, flags={"model.path": str(base), "training.preset": "careful"}).settings
+    (tmp_path / "strop.toml").write_text("[training]\nobjektive = 'sft'\n", encoding="utf-8")
 
     with hold(tmp_path, Serves("http://127.0.0.1:9", {}, tell(running))):
         result = strop(tmp_path, "doctor", "--json")

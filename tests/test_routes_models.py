@@ -62,6 +62,21 @@ async def test_versions_name_their_parent(tmp_path: Path) -> None:
     assert "tiny@v1" == alone["parent"]
 
 
+class TwoModels(FakeAdapters):
+    """Serves another model too, as an Ollama does."""
+
+    def _cards(self) -> list[dict[str, object]]:
+        return [*super()._cards(), {"id": "other", "object": "model", "root": "other"}]
+
+
+async def test_another_model_of_the_engine_is_its_own_root(tmp_path: Path) -> None:
+    """It is neither the base that learns, nor as long."""
+    async with running(tmp_path, vllm=TwoModels()) as app:
+        found = (await app.client.get("/v1/models/other")).json()
+
+    assert ("other", None, None) == (found["root"], found["parent"], found["max_model_len"])
+
+
 @pytest.mark.parametrize("name", ["org/small", "org/small@base", "org%2Fsmall"])
 async def test_each_model_is_found_by_its_name(app: Running, name: str) -> None:
     """Slashes in a name need no escape, and may have one."""

@@ -337,11 +337,12 @@ def test_a_home_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
 def test_a_relative_folder_begins_where_it_was_said(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the file at its folder, from flags and the environment at the current one."""
-    home, here = tmp_path / "home", tmp_path / "here"
+    """In the file at its folder, from flags and the environment at the current one, or at ~."""
+    home, here, users = tmp_path / "home", tmp_path / "here", tmp_path / "user"
     for folder in (home, here):
         (folder / "models" / "mine").mkdir(parents=True)
     monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(users))
     section, name = key.split(".")
     (home / "strop.toml").write_text(f'[{section}]\n{name} = "models/mine"\n', encoding="utf-8")
 
@@ -352,6 +353,7 @@ def test_a_relative_folder_begins_where_it_was_said(
     assert str(here / "models/mine") == value(flags={key: "models/mine"})
     variable = f"STROP_{section}_{name}".upper()
     assert str(here / "models/mine") == value(environ={variable: "./models/mine"})
+    assert str(users / "mine") == value(flags={key: "~/mine"})
 
 
 @pytest.mark.parametrize("name", ["org/model", "gpt2", "mlx-community/Qwen3-0.6B"])
@@ -419,9 +421,12 @@ def test_a_key_is_what_is_between_its_spaces(tmp_path: Path) -> None:
         load(tmp_path, flags={"server.client_keys": ["1234567 "]})
 
 
-def test_settings_are_told_and_had_again_without_their_secrets(tmp_path: Path) -> None:
-    """Another key is another value, and no value is the key."""
+def test_settings_are_told_and_had_again_without_their_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another key is another value, and no value is the key; a hub id stays one."""
     flags = {"engine.key": "sk-one", "engine.kind": "openai", "engine.url": "http://a"}
+    flags["model.base"] = "org/model"
     one = load(tmp_path, flags={**flags, "capture.redact": ["a", "b"]}).settings
     other = load(tmp_path, flags={**flags, "engine.key": "sk-other"}).settings
 
@@ -429,5 +434,9 @@ def test_settings_are_told_and_had_again_without_their_secrets(tmp_path: Path) -
 
     assert "sk-one" not in json.dumps(said)
     assert said["engine.key"] != told_settings.tell(other)["engine.key"]
-    again = told_settings.settings_of(tmp_path, {**said, "of.another": "strop"})
+    (tmp_path / "org/model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    again = told_settings.settings_of({**said, "of.another": "strop"})
     assert replace(one, engine=replace(one.engine, key="")) == again
+    with pytest.raises(ConfigError, match="the strop that serves: log"):
+        told_settings.settings_of({**said, "log.format": "of another release"})

@@ -58,9 +58,11 @@ def _model(
 ) -> dict[str, object]:
     """Return the model object of `name`, as vLLM extends OpenAI's.
 
-    `root` is the pinned name that it stands for, and `parent` what that one was trained from.
+    `root` is the pinned name that it stands for, and `parent` what that one was trained from. Of
+    another model of the engine no more is known than its name.
     """
     served = alias.resolve(name)
+    is_other = name in alias.others
     parent = parents.get(served.version)
     state = services(request).serving.state
     return {
@@ -68,8 +70,8 @@ def _model(
         "object": "model",
         "created": request.app.state.started_epoch_s,
         "owned_by": "strop",
-        "root": f"{alias.name}@{served.version}",
+        "root": name if is_other else f"{alias.name}@{served.version}",
         "parent": None if parent is None else f"{alias.name}@{parent}",
         "version": served.version,
-        "max_model_len": None if state is None else state.max_model_len,
+        "max_model_len": None if is_other or state is None else state.max_model_len,
     }
