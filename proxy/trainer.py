@@ -167,10 +167,10 @@ class Trainer:
             return Decision(False, run_requests.NO_BACKEND)
         active = (await self._store.versions.activation()).version
         fresh = await self._fresh(active, base)
-        last = await self._store.runs.last_finished()
-        num_new = fresh.total
         # One of another base has tried none of these ratings.
-        if last is not None and last.base == base.identity:
+        last = await self._store.runs.last_finished(base=base.identity)
+        num_new = fresh.total
+        if last is not None:
             since_ms = last.started_ms or last.created_ms
             is_newer = (fresh.newest_ms or 0) > since_ms
             num_new = (await self._fresh(active, base, since_ms)).total if is_newer else 0

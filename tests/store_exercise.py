@@ -173,6 +173,7 @@ async def _read_versions(store: Store) -> None:
     await store.runs.list_steps(run.id)
     await store.runs.unfinished()
     await store.runs.last_finished()
+    await store.runs.last_finished(base=MODEL)
 
 
 async def _read_training(store: Store) -> None:

@@ -8,8 +8,10 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 from faults_process import until
 
+from strop.proxy import foreground
 from strop.proxy.store import run_lock
 from strop.proxy.store.store import Store
 
@@ -70,3 +72,14 @@ async def test_an_interrupt_says_what_becomes_of_the_run(tmp_path: Path) -> None
         said = [await command.stderr.readline(), await command.stderr.readline()]
 
     assert f"{run} stops at its next step, to be resumed" in b"".join(said).decode()
+
+
+def test_a_ctrl_c_in_the_terminal_reaches_the_command_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Which tells the run: while that is still importing, it would end with a traceback."""
+    said_by_run = [sys.executable, "-c", "import os; print(os.getsid(0))"]
+
+    foreground.see_through(tmp_path, "run_1", is_quiet=False, command=lambda *_: said_by_run)
+
+    assert os.getsid(0) != int(capfd.readouterr().out)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from strop.proxy.errors import ConfigError
-from strop.proxy.home import LOCK_FILE, Serves, hold, serving_url
+from strop.proxy.home import LOCK_FILE, Serves, hold, serving, serving_url
 
 
 def test_a_held_home_says_where_it_is_served(tmp_path: Path) -> None:
@@ -18,6 +18,18 @@ def test_a_held_home_says_where_it_is_served(tmp_path: Path) -> None:
 
     assert (None, "http://127.0.0.1:1", None) == (before, during, serving_url(tmp_path))
     assert 0o600 == (tmp_path / LOCK_FILE).stat().st_mode & 0o777
+
+
+def test_what_serves_says_all_of_its_settings(tmp_path: Path) -> None:
+    """However long; an older strop that still runs says only where it is."""
+    serves = Serves("http://127.0.0.1:1", {"capture.redact": ["x" * 10_000]}, {"server.port": 1})
+
+    with hold(tmp_path, serves):
+        said = serving(tmp_path)
+        (tmp_path / LOCK_FILE).write_text('{"url": "http://127.0.0.1:1", "pid": 1}', "ascii")
+        of_older = serving(tmp_path)
+
+    assert (serves, Serves("http://127.0.0.1:1")) == (said, of_older)
 
 
 def test_a_home_is_held_once(tmp_path: Path) -> None:

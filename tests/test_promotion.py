@@ -20,7 +20,7 @@ from strop.proxy.errors import (
     UpstreamUnreachable,
 )
 from strop.proxy.loading import GONE
-from strop.proxy.promotion import MAX_GONE, Promoter
+from strop.proxy.promotion import MAX_GONE, Promoter, clean_ancestor
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
@@ -113,6 +113,20 @@ async def test_what_was_relearned_takes_the_place_of_a_stale_version(
     await promoter(store, swapper).promote()
 
     assert ([(v4, "gate")] if is_stale else []) == swapper.activated
+
+
+async def test_relearning_starts_from_what_is_there(store: Store) -> None:
+    """Neither from what is stale, nor from what has no folder any more."""
+    learned = await learnable(store, 1)
+    v1 = await passed(store)
+    v2 = await passed(store, parent=v1)
+    v3 = await passed(store, parent=v2, feedback=learned)
+    await store.withdraw(learned[0], None)
+    clean = await clean_ancestor(store, v3)
+
+    await store.versions.mark_missing(v2, "no such folder", actor="start")
+
+    assert (v2, v1) == (clean, await clean_ancestor(store, v3))
 
 
 async def test_a_stale_version_is_not_promoted(store: Store) -> None:

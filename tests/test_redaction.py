@@ -54,6 +54,11 @@ async def test_what_is_too_deep_to_be_searched_is_left_out_of_its_record(tmp_pat
     assert json.loads(found.choices[0].message)["content"]
 
 
+def test_what_is_too_deep_to_be_read_is_left_out() -> None:
+    """The writer's thread may have less room for it than the one that has read it before."""
+    assert b"{}" == KEYS.json(b"[" * 100_000 + b"]" * 100_000)
+
+
 def test_a_pattern_that_is_none_is_a_config_error() -> None:
     """The error quotes it."""
     with pytest.raises(ConfigError, match=r"capture\.redact.*'\(x'"):

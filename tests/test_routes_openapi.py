@@ -337,6 +337,14 @@ async def test_an_activation_under_way_is_as_described(tmp_path: Path) -> None:
         assert ({200}, {503}) == (listed, await activating)
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/feedback"])
+async def test_another_servers_host_is_refused_as_described(app: Running, path: str) -> None:
+    """In its dialect only where that is known by then."""
+    app.client.headers["host"] = "another.example"
+
+    assert {403} == await statuses(app, [(path, "post", path, {})])
+
+
 async def test_what_an_engine_that_is_gone_can_not_do_is_as_described(tmp_path: Path) -> None:
     """It is asked what it holds before anything is changed there."""
     adapters = "/admin/adapters"
@@ -370,6 +378,7 @@ async def test_what_an_engine_that_is_gone_can_not_do_is_as_described(tmp_path: 
         {"completion_id": "c", "rating": {"stars": 5}},
         {"completion_id": "c", "rating": 1, "scope": "turn", "tags": [], "rater": None},
         {"completion_id": "c"},
+        {"completion_id": "", "rating": "good"},
         {"rating": "good"},
         {"completion_id": "c", "rating": 2},
         {"completion_id": "c", "rating": {"stars": 6}},
@@ -381,7 +390,7 @@ async def test_what_an_engine_that_is_gone_can_not_do_is_as_described(tmp_path: 
 )
 async def test_a_rating_fits_the_schema_if_it_is_taken(app: Running, body: dict[str, Any]) -> None:
     """The schema of what is sent and the parser agree."""
-    if "completion_id" in body:
+    if body.get("completion_id"):
         body = {**body, "completion_id": await app.record()}
 
     answer = await app.client.post("/v1/feedback", json=body)

@@ -383,6 +383,24 @@ async def test_a_store_whose_opening_is_given_up_leaves_nothing_behind(tmp_path:
     assert before == threads()
 
 
+async def test_a_reader_whose_opening_is_given_up_is_closed(tmp_path: Path) -> None:
+    """Its thread opens it all the same; from Python 3.13 on, one that is left open is an error."""
+    path = database_in(tmp_path)
+    database.connect(path).close()
+    before = threads()
+    opening = asyncio.create_task(database.connect_reader(path))
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+    opening.cancel()
+    await asyncio.wait([opening])
+
+    assert opening.cancelled()
+    async with asyncio.timeout(30):
+        while threads() > before:
+            await asyncio.sleep(0.005)
+
+
 async def test_a_store_whose_closing_is_given_up_still_writes_what_waits(tmp_path: Path) -> None:
     """A long read must not keep it from that."""
     store = await Store.open(database_in(tmp_path))

@@ -385,12 +385,14 @@ async def test_each_line_says_whether_its_session_is_held_out(
     for id_ in ids:
         await record(store, id_, session=f"of {id_}")
         await rate(store, id_, correction=f"Better than {id_}.")
-    await record(store, "cmp_later", session=f"of {ids[0]}")
+    first = next(filter(is_held_out, ids))
+    await record(store, "cmp_later", session=f"of {first}")
     await rate(store, "cmp_later", correction="Better than cmp_later.")
 
     found = [json.loads(line) async for line in store.export(format_)]
 
     each = 2 if format_ == "sft" else 1
-    expected = [is_held_out(root) for root in [*ids[:2], *ids[10:], *ids[2:10], ids[0]]]
+    expected = [is_held_out(root) for root in [*ids[:2], *ids[10:], *ids[2:10], first]]
     assert {True, False} == {*expected}
+    assert not is_held_out("cmp_later")
     assert [said for said in expected for _ in range(each)] == [row["held_out"] for row in found]

@@ -146,24 +146,37 @@ async def test_a_rejected_run_is_not_tried_again_with_the_same_ratings(training:
     assert [] == training.swapper.activated
 
 
-@pytest.mark.parametrize("is_asked", [True, False])
+@pytest.mark.parametrize(
+    ("began_s_ago", "done", "waits"),
+    [
+        (3600, ["take", "release"], True),
+        (3600, ["take"], True),
+        (0, [], True),
+        (3600, [], False),
+    ],
+    ids=["an answer", "an answer under way", "a start", "nothing"],
+)
 async def test_an_answer_between_two_looks_counts_as_somebody_asking(
-    training: Trained, is_asked: bool, monkeypatch: pytest.MonkeyPatch
+    training: Trained,
+    began_s_ago: float,
+    done: list[str],
+    waits: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However short it was, a run waits until nobody has asked for so long."""
+    """However short it was, a run waits until nobody has asked for so long; so does a start."""
     await training.rate(2, 2)
     with monkeypatch.context() as patch:
-        patch.setattr("strop.proxy.trainer.monotonic", lambda: monotonic() - 3600)
+        patch.setattr("strop.proxy.trainer.monotonic", lambda: monotonic() - began_s_ago)
         trainer = training.trainer("passes", Training(ratings=4, idle_s=600))
     served = Served("base", "m@base")
-    for change in (training.leases.take, training.leases.release) if is_asked else ():
-        change(served)
+    for what in done:
+        getattr(training.leases, what)(served)
 
     async with watching(trainer):
         await eventually(lambda: trainer.decision.says != "starting")
         says = trainer.decision.says
 
-    assert is_asked == ("training.idle_s" in says)
+    assert waits == ("training.idle_s" in says)
 
 
 async def test_what_can_not_be_trained_is_said(training: Trained) -> None:
@@ -340,6 +353,35 @@ async def test_an_unfinished_run_goes_on_with_its_base_where_that_is_now(trainin
     assert str(training.home / "moved") == json.loads(run.config)["base_path"]
 
 
+async def test_an_unfinished_run_that_waits_for_its_base_can_be_cancelled(
+    training: Trained,
+) -> None:
+    """Whoever is told that it can't go on may want to be rid of it."""
+    asked = await training.trainer("waits").request(Wanted(), actor="api")
+    await training.store.runs.update(asked.id, RunUpdate(state="running"))
+    training.base = "model.base is no folder"
+    trainer = training.trainer("waits")
+
+    async with watching(trainer):
+        await eventually(lambda: "can't go on yet" in trainer.decision.says)
+        await trainer.cancel(asked.id)
+        run = await training.until("cancelled")
+
+    assert asked.id == run.id
+
+
+async def test_an_unfinished_run_of_another_base_keeps_its_own(training: Trained) -> None:
+    """Its ratings are of that one, whatever is served by now."""
+    await training.trainer("passes").request(Wanted(), actor="api")
+    own = str(training.home / "base")
+    training.base = Base(training.home / "other", "sha256:other")
+
+    async with watching(training.trainer("passes")):
+        run = await training.until("passed", "failed")
+
+    assert (MODEL, own) == (run.base, json.loads(run.config)["base_path"])
+
+
 async def test_a_failed_run_of_another_base_holds_none_back(training: Trained) -> None:
     """It has tried none of the ratings that there are of this base."""
     await training.rate(2, 2)
@@ -352,6 +394,25 @@ async def test_a_failed_run_of_another_base_holds_none_back(training: Trained) -
         run = await training.until("passed")
 
     assert (MODEL, "trigger") == (run.base, run.requested_by)
+
+
+async def test_what_was_tried_is_not_tried_again_for_a_run_of_another_base(
+    training: Trained,
+) -> None:
+    """A run of this base has had these ratings, whatever came between."""
+    await training.rate(2, 2)
+    for base in (MODEL, "sha256:other"):
+        run = await training.store.runs.create(
+            objective="topr", preset="balanced", parent=None, base=base, requested_by="api"
+        )
+        for state in ("running", "failed"):
+            await training.store.runs.update(run.id, RunUpdate(state=state))  # type: ignore[arg-type]
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says != "starting")
+
+    assert "4 more ratings" == trainer.decision.says
 
 
 async def test_a_run_of_another_process_is_left_to_it(training: Trained) -> None:

@@ -40,11 +40,11 @@ def unfinished() -> Query[Run]:
     return Query(f"SELECT {_COLUMNS} FROM runs WHERE {_IS_UNFINISHED}", (), _decode)
 
 
-def last_finished() -> Query[Run]:
-    """Return the query for the newest run that is over."""
+def last_finished(base: str | None = None) -> Query[Run]:
+    """Return the query for the newest run that is over: of any base, or of this one."""
     sql = f"""SELECT {_COLUMNS} FROM runs
-WHERE num < ? AND NOT {_IS_UNFINISHED} ORDER BY num DESC LIMIT 1"""
-    return Query(sql, (NEWEST,), _decode)
+WHERE num < ? AND NOT {_IS_UNFINISHED} AND base = coalesce(?, base) ORDER BY num DESC LIMIT 1"""
+    return Query(sql, (NEWEST, base), _decode)
 
 
 def steps(run: str) -> Query[RunStep]:

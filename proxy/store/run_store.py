@@ -84,6 +84,6 @@ class RunStore:
         """Return the run that isn't over, or None; where no process is at it, it can be resumed."""
         return await self._reader.first(run_queries.unfinished())
 
-    async def last_finished(self) -> Run | None:
-        """Return the newest run that is over, however it ended, or None."""
-        return await self._reader.first(run_queries.last_finished())
+    async def last_finished(self, *, base: str | None = None) -> Run | None:
+        """Return the newest run that is over, however it ended: of any base, or of this one."""
+        return await self._reader.first(run_queries.last_finished(base))
