@@ -215,6 +215,29 @@ def test_a_model_for_images_has_one_name_for_each_layer(tmp_path: Path) -> None:
     assert len(peft.read(tmp_path).modules) == len(loaded.keys() & shapes.keys())
 
 
+def test_a_model_for_images_that_transformers_has_for_text_alone(tmp_path: Path) -> None:
+    """It is loaded as that: there is no other way."""
+    import torch
+    from transformers import AutoModelForCausalLM, Phi4MultimodalConfig
+
+    text = {key: SIZES[key] for key in SIZES if key not in ("initializer_range", "head_dim")}
+    towers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = Phi4MultimodalConfig(
+        **text,
+        pad_token_id=0,
+        vision_config={**towers, "num_hidden_layers": 2, "image_size": 56, "crop_size": 56},
+        audio_config={**towers, "num_blocks": 2},
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "base")
+
+    policy = open_policy(tmp_path / "base", backend="torch")
+    policy.save_adapter(tmp_path)
+
+    paths = {path.removesuffix(".weight") for path in model.state_dict()}
+    assert paths > peft.read(tmp_path).modules.keys()
+
+
 def test_a_fresh_lora_changes_nothing_and_is_the_same_in_every_backend(
     opened: Open, qwen3: Path, tmp_path: Path
 ) -> None:

@@ -1,24 +1,39 @@
 """The estimate of a run's memory, what is free, and what is said where it doesn't fit."""
 
 import gc
+import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from backend_cases import backend, kept_bytes, pull, sequences
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from strop.training import memory
-from strop.training.backends import base_files, open_policy
+from strop.configs import demo_model
+from strop.training import memory, presets, room
+from strop.training.backends import Choice, base_files, open_policy
 from strop.training.backends.base import BackendUnavailable
 from strop.training.memory import GIB, Estimate
+from strop.training.room import Room
 
 __all__ = ["backend"]  # a fixture
 
+CPU = Choice("torch", "cpu", "")
 SMALL = Estimate(
-    weights=1000, lora=100, runtime=10, per_token=5, per_pair=0, per_logits=5, max_logits=1200
+    CPU,
+    is_quantized=False,
+    weights=1000,
+    lora=100,
+    runtime=10,
+    per_token=5,
+    per_pair=0,
+    per_logits=5,
+    max_logits=1200,
 )
 
 
@@ -31,7 +46,7 @@ def test_a_total_by_hand() -> None:
 
 def test_attention_scores_grow_with_the_longest_sequence() -> None:
     """Where they are kept, two sequences of 10 take less than one of 20."""
-    scores = Estimate(0, 0, 0, per_token=0, per_pair=10, per_logits=0, max_logits=0)
+    scores = replace(SMALL, weights=0, lora=0, runtime=0, per_token=0, per_pair=10, per_logits=0)
 
     assert 2 * scores.total(20, 10) == scores.total(20, 20)
 
@@ -61,6 +76,20 @@ def test_where_memory_decides_a_conversation_may_have_a_little_less_than_fits() 
     """And no more than the context, where that fits."""
     assert SMALL.longest(2000) == 74
     assert [74 * 9 // 10, 70] == [SMALL.longest_of(2000, num) for num in (75, 70)]
+
+
+@pytest.mark.parametrize(("free", "expected"), [(300, (300, 300)), (10**9, (4096, 32_768))])
+def test_there_is_room_for_what_is_free_and_no_more_than_is_wanted(
+    free: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once up to what the preset wants; of one sequence up to the context."""
+    needed = memory.estimate(demo_model(), CPU, rank=8)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(free, free))
+    preset = presets.load("balanced", base_files.BaseFiles(demo_model()).config)
+
+    found = room.now(demo_model(), CPU, preset, quantize_base=False)
+
+    assert Room(*expected) == found
 
 
 @pytest.mark.parametrize("size", [0, 2**40])
@@ -100,9 +129,8 @@ def test_weights_count_as_they_are_held(qwen3: Path, qwen3_bf16: Path, qwen3_4bi
     """On a CPU torch holds float32, mlx what the files hold; in 4 bits only blocks shrink."""
 
     def weights(base: Path, backend: str, device: str, *, quantize_base: bool = False) -> int:
-        return memory.estimate(
-            base, backend=backend, device=device, rank=8, quantize_base=quantize_base
-        ).weights
+        chosen = Choice(backend, device, "")
+        return memory.estimate(base, chosen, rank=8, quantize_base=quantize_base).weights
 
     whole = weights(qwen3, "torch", "cpu")
     assert whole == pytest.approx((qwen3 / "model.safetensors").stat().st_size, rel=0.01)
@@ -114,16 +142,51 @@ def test_weights_count_as_they_are_held(qwen3: Path, qwen3_bf16: Path, qwen3_4bi
 
 
 def test_quantised_weights_are_counted_one_by_one(qwen3: Path, qwen3_4bit: Path) -> None:
-    """Whatever they are packed into; and it is said how they are held."""
+    """Whatever they are packed into."""
     whole, packed = base_files.BaseFiles(qwen3), base_files.BaseFiles(qwen3_4bit)
 
     assert whole.num_weights == packed.num_weights
-    assert ("float32", "quantised to 4 bits by MLX") == (whole.precision, packed.precision)
+
+
+def test_each_layer_is_counted_by_the_bits_that_it_has(tmp_path: Path) -> None:
+    """mlx-lm's mixed recipes give some layers more than the others."""
+    quantization = {"bits": 4, "group_size": 32, "wide": {"bits": 8, "group_size": 32}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": quantization}))
+    scales = np.ones((3, 2), np.float32)
+    save_file(
+        {
+            "narrow.weight": np.zeros((3, 64 * 4 // 32), np.uint32),
+            "wide.weight": np.zeros((3, 64 * 8 // 32), np.uint32),
+            **{f"{name}.{each}": scales for name in ("narrow", "wide")
+               for each in ("scales", "biases")},
+            "norm.weight": np.ones(5, np.float32),
+        },
+        tmp_path / "model.safetensors",
+    )  # fmt: skip
+
+    assert 2 * 3 * 64 + 5 == base_files.BaseFiles(tmp_path).num_weights
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised by fp8"),
+        ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, "to 4 bits by MLX"),
+    ],
+)
+def test_it_is_said_how_weights_are_held(
+    tmp_path: Path, config: dict[str, object], said: str
+) -> None:
+    """By whom they were quantised; else their dtype."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert said in base_files.BaseFiles(tmp_path).precision
 
 
 def test_a_lora_counts_once_for_each_copy(qwen3: Path) -> None:
     """Seven copies of float32: weights, gradients, moments, and versions to compare with."""
-    found = memory.estimate(qwen3, backend="torch", device="cpu", rank=8)
+    found = memory.estimate(qwen3, CPU, rank=8)
 
     sides = (128 + 128) + 2 * (128 + 64) + (128 + 128) + 3 * (128 + 256)
     assert 7 * 4 * 8 * 3 * sides == found.lora
@@ -133,7 +196,7 @@ def test_the_estimate_is_near_to_what_torch_keeps(llama: Path) -> None:
     """More than what is kept for the backward pass, which adds its own, but not four times it."""
     kept = kept_bytes("torch", open_policy(llama, backend="torch"), sequences((5, 995)))
 
-    needed = memory.estimate(llama, backend="torch", device="cpu", rank=8)
+    needed = memory.estimate(llama, CPU, rank=8)
     grown = needed.total(1000, 1000) - needed.total(0, 1000)
     assert kept < grown < 4 * kept
 
@@ -151,16 +214,11 @@ def test_what_to_set_where_it_does_not_fit(
     backend: str, device: str, is_quantized: bool, advised: str
 ) -> None:
     """The message has the figures, and what would help on this device."""
-    needed = Estimate(16 * GIB, GIB, GIB, 2**20, 0, 0, 0)
+    needed = Estimate(Choice(backend, device, ""), is_quantized, 16 * GIB, GIB, GIB, 2**20, 0, 0, 0)
 
-    def advice(free: int) -> str | None:
-        return memory.advice(
-            needed, free, backend=backend, device=device, longest=2048, is_quantized=is_quantized
-        )
+    message = needed.advice(12 * GIB, 2048)
 
-    assert advice(24 * GIB) is None
-    message = advice(12 * GIB)
-    assert message is not None
+    assert [True, False] == [needed.fits(free * GIB, 2048) for free in (24, 12)]
     assert advised in message
     assert "20.4 GiB" in message
     assert f"12.0 GiB are free on {device}" in message
@@ -210,4 +268,4 @@ def test_free_pages_of_macos() -> None:
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     """There is nothing to estimate."""
     with pytest.raises(BackendUnavailable, match=r"config\.json"):
-        memory.estimate(tmp_path, backend="torch", device="cpu", rank=8)
+        memory.estimate(tmp_path, CPU, rank=8)

@@ -102,12 +102,16 @@ def test_sampling_at_temperature_0_is_greedy_whatever_the_batch(
         np.testing.assert_allclose(logprobs, answer.logprobs, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("num", [2, 3])
-def test_a_model_that_mixes_rows_answers_one_by_one(opened: Open, tmp_path: Path, num: int) -> None:
+@pytest.mark.parametrize(("num", "num_heads"), [(2, 2), (3, 2), (2, 3)])
+def test_a_model_that_mixes_rows_answers_one_by_one(
+    opened: Open, tmp_path: Path, num: int, num_heads: int
+) -> None:
     """mlx-lm's Gemma 2 spreads masks over heads: with as many rows all is wrong, else it fails."""
     from transformers import Gemma2Config
 
-    base = save_random(tmp_path / "model", Gemma2Config(**SIZES, query_pre_attn_scalar=16))
+    heads = {"num_key_value_heads": num_heads, "num_attention_heads": 2 * num_heads}
+    sizes = {**SIZES, **heads, "hidden_size": 32 * num_heads}
+    base = save_random(tmp_path / "model", Gemma2Config(**sizes, query_pre_attn_scalar=16))
     policy = opened(base)
 
     answers = policy.sample(PROMPTS[:num], max_tokens=8, temperature=1, seed=0)
@@ -115,6 +119,41 @@ def test_a_model_that_mixes_rows_answers_one_by_one(opened: Open, tmp_path: Path
     asked = [joined(prompt, a.ids) for prompt, a in zip(PROMPTS, answers, strict=False)]
     for tokens, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(policy.logprobs([tokens])[0], answer.logprobs, atol=TOLERANCE)
+
+
+def test_rows_that_mix_are_found_out_whether_they_fail_or_not() -> None:
+    """Gemma 2 fails with two rows or with three, by its heads; Mamba with none, and is wrong."""
+    import mlx.core as mx
+    from mlx.utils import tree_map
+    from mlx_lm.models import gemma2, llama, mamba
+
+    from strop.training.backends.mlx_decoding import rows_are_independent
+
+    sizes = {
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "num_attention_heads": 6,
+        "vocab_size": 64,
+        "rms_norm_eps": 1e-5,
+    }
+    states = {"state_size": 8, "conv_kernel": 4, "time_step_rank": 3}
+    biases = {"use_bias": False, "use_conv_bias": True}
+    models = (
+        llama.Model(llama.ModelArgs("llama", num_key_value_heads=2, **sizes)),
+        *(
+            gemma2.Model(gemma2.ModelArgs("gemma2", head_dim=8, num_key_value_heads=num, **sizes))
+            for num in (2, 3)
+        ),
+        mamba.Model(
+            mamba.ModelArgs.from_dict({"model_type": "mamba", **sizes, **states, **biases})
+        ),
+    )
+    key = mx.random.key(0)
+    for model in models:
+        model.update(tree_map(lambda w: mx.random.normal(w.shape, key=key), model.parameters()))
+
+    assert [True, False, False, False] == [*map(rows_are_independent, models)]
 
 
 def test_logprobs_and_entropies_are_those_at_temperature_1(

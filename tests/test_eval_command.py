@@ -2,20 +2,23 @@
 
 import asyncio
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from rated_home import RatedHome
-from store_values import database_in, version
+from store_values import MODEL, choice, database_in, first_of_session, rate, record, version
 
 from strop.configs import demo_model
 from strop.proxy.store.store import Store
 from strop.training import memory
+from strop.training.backends import Choice
 from strop.training.demo import task
 from strop.training.eval import main
-from strop.training.material import BadPrompts, read_prompts
+from strop.training.material import BadPrompts, gather, read_prompts
+from strop.training.rows import Target
 from strop.training.run import take
 from strop.training.tokenizer import BaseTokenizer
 
@@ -102,7 +105,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A held-out conversation, or a prompt; where nothing fits, it is not begun."""
-    needed = memory.estimate(demo_model(), backend="torch", device="cpu", rank=8)
+    needed = memory.estimate(demo_model(), Choice("torch", "cpu", ""), rank=8)
     monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(80, 80))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(f'"What is the capital of France?"\n"{"far too long " * 80}"')
@@ -116,6 +119,19 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said(
     assert "left out: 1 of 2 prompts, longer than the 80 tokens that" in some.stderr
     assert "nothing can be measured here; left out: " in none.stderr
     assert "ratings, 2 of 2 prompts, longer than the 8 tokens" in none.stderr
+
+
+def test_a_base_that_does_not_fit_into_memory_is_not_loaded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said what to set; nothing is trained here."""
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1)
+
+    result = CliRunner().invoke(main, where(home))
+
+    assert 1 == result.exit_code
+    assert result.stderr.startswith("Error: about ")
+    assert "the rest for a conversation of 128 tokens), but 0.0 GiB are free" in result.stderr
 
 
 def test_versions_are_compared_by_a_rule_on_a_file_of_prompts(home: Path, tmp_path: Path) -> None:
@@ -182,6 +198,14 @@ def test_a_home_where_nothing_is_recorded_is_said_and_left_alone(tmp_path: Path)
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_base_that_is_no_model_folder_is_said_so(empty: Path) -> None:
+    """Before its tokenizer is missed, or anything computed."""
+    result = CliRunner().invoke(main, [*where(empty), "--base", str(empty / "moved")])
+
+    assert 1 == result.exit_code
+    assert f"Error: {empty / 'moved'} is no model folder: " in result.stderr
+
+
 def test_a_home_without_held_out_ratings_says_what_to_do(empty: Path) -> None:
     """A file of prompts needs none."""
     result = CliRunner().invoke(main, [*where(empty), "base"])
@@ -204,6 +228,30 @@ def test_a_prompt_may_have_any_character_that_json_has_in_a_string(
     found = read_prompts(path, BaseTokenizer(demo_model()))
 
     assert texts == [prompt.messages[-1]["content"] for prompt in found]
+
+
+@pytest.mark.parametrize("prompt", [b'"Once"', b'["Once"]'])
+async def test_a_rater_is_told_what_a_text_completion_was_asked(
+    tmp_path: Path, prompt: bytes
+) -> None:
+    """The text, whichever way the client sent it."""
+    store = await Store.open(database_in(tmp_path))
+    id_ = first_of_session(1, held_out=True)
+    await record(
+        store,
+        id_,
+        dialect="completions",
+        request=b'{"prompt": ' + prompt + b"}",
+        prompt_ids=array("i", [5, 6]),
+        base=MODEL,
+        choices=(choice(message=b'{"text": " upon a time"}'),),
+    )
+    await rate(store, id_)
+
+    found = await gather(store.training, Target(MODEL, 100, None), None)
+
+    await store.close()
+    assert [[{"role": "user", "content": "Once"}]] == [one.messages for one in found.prompts]
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,16 @@ def test_a_version_that_gives_an_answer_no_chance_at_all_has_figures() -> None:
     assert found.to_json()["perplexity_liked"] is None
 
 
+def test_what_does_not_fit_is_left_out() -> None:
+    """A prompt with its answer, and a turn by its longest sequence."""
+    turns = tuple(HeldOutTurn("a", 1.0, (tokens([0]), tokens([0] * num))) for num in (9, 10))
+    prompts = tuple(Prompt([], (1,) * num) for num in (4, 5))
+
+    found = Material(prompts, turns).within(longest=10, max_tokens=6)
+
+    assert Material(prompts[:1], turns[:1]) == found
+
+
 def test_versions_are_compared_on_held_out_answers() -> None:
     """Means over turns of their mean logprob; a turn of several answers counts once."""
     held_out = (

@@ -211,7 +211,8 @@ def test_an_interval_across_0_is_inconclusive_and_passes() -> None:
 
 def test_fewer_than_8_sessions_are_inconclusive() -> None:
     """Seven sessions are too few, however many ratings they hold and however bad they look."""
-    few = [replace(one, root=f"cmp_{i % 7}") for i, one in enumerate(held_out([-1.0] * 70, []))]
+    worse = held_out([-1.0] * 70, [-0.5] * 70)
+    few = [replace(one, root=f"cmp_{i % 7}") for i, one in enumerate(worse)]
 
     verdict = judge(figures(held_out=tuple(few)))
 

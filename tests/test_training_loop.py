@@ -143,11 +143,14 @@ def test_a_resumed_loop_ends_as_an_undisturbed_one(tmp_path: Path, step: int) ->
     np.testing.assert_array_equal(undisturbed.trained, policy.trained)
 
 
-def test_a_resumed_loop_takes_no_more_at_once_than_there_is_room_for_now(tmp_path: Path) -> None:
-    """Where an engine has taken memory since, the state's micro-batch would end the run."""
-    run(make_loop(ToyPolicy(LOGITS), tmp_path), 2)
-    policy = ToyPolicy(LOGITS, max_tokens=20)
-    micro_batch = MicroBatch(20)
+@pytest.mark.parametrize(("then", "now"), [(10**6, 20), (20, 10**6)])
+def test_a_resumed_loop_takes_no_more_at_once_than_there_was_room_for_then_and_is_now(
+    tmp_path: Path, then: int, now: int
+) -> None:
+    """An engine may have taken memory since; and what an estimate allows may not fit after all."""
+    run(make_loop(ToyPolicy(LOGITS), tmp_path, max_tokens=then), 2)
+    policy = ToyPolicy(LOGITS)
+    micro_batch = MicroBatch(now)
     units = some_units(policy)
     loop = Loop(
         policy,

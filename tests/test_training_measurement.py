@@ -13,6 +13,7 @@ from strop.training import training_set
 from strop.training.backends.base import Weights
 from strop.training.collection import Collected, refusal
 from strop.training.examples import Example, Examples
+from strop.training.figures import MAX_SAMPLES
 from strop.training.measurement import Measured, measure
 from strop.training.micro_batch import MicroBatch
 from strop.training.mismatch import Mismatch
@@ -233,6 +234,15 @@ def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(
     found = Collected((), (), (), prompts, {}, ()).within(longest)
 
     assert expected == [len(ids) for ids in found.prompts]
+
+
+def test_no_more_prompts_are_kept_than_the_gate_asks() -> None:
+    """The first ones, which are those of held-out sessions."""
+    prompts = tuple((num,) for num in range(MAX_SAMPLES + 1))
+
+    found = Collected((), (), (), prompts, {}, ()).within(1000)
+
+    assert prompts[:MAX_SAMPLES] == found.prompts
 
 
 def test_a_run_whose_ratings_all_had_to_be_left_out_says_why() -> None:

@@ -17,6 +17,7 @@ from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
 from strop.training import memory, room
+from strop.training.backends import Choice
 from strop.training.run import take
 
 
@@ -356,7 +357,7 @@ async def test_a_run_that_does_not_fit_into_memory_says_what_to_set(
 
     assert "passed" == waited.state
     assert "failed" == refused.state
-    assert "training needs about" in reasons(refused)
+    assert "of memory are needed" in reasons(refused)
 
 
 async def test_the_memory_that_a_run_takes_is_that_of_the_lora_it_continues(
@@ -376,7 +377,7 @@ async def test_the_memory_that_a_run_takes_is_that_of_the_lora_it_continues(
         for run in (first, second)
         for line in (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
     ]
-    wide = memory.estimate(home.base_path, backend="torch", device="cpu", rank=64)
+    wide = memory.estimate(home.base_path, Choice("torch", "cpu", ""), rank=64)
     found = [one for one in told if one["event"] == "memory"]
     assert [wide.total(one["longest"], one["longest"]) for one in found] == [
         one["needed_bytes"] for one in found
@@ -392,7 +393,7 @@ async def test_one_conversation_that_does_not_fit_into_memory_keeps_no_other_fro
     short = await num_fresh(home)
     await home.rate(12, template=lambda ids: ids * 15)
     long = await num_fresh(home) - short
-    needed = memory.estimate(home.base_path, backend="torch", device="cpu", rank=8)
+    needed = memory.estimate(home.base_path, Choice("torch", "cpu", ""), rank=8)
     monkeypatch.setattr(room, "_WAIT_S", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(150, 150))
 

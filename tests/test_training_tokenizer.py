@@ -308,7 +308,7 @@ def test_an_answer_behind_a_line_break_begins_without_a_space(
     from transformers import PreTrainedTokenizerFast
 
     words = ["user", "assistant", "question", "answer", "Hi", "there"]
-    names = ["?", "\n", "▁", *words, *(f"▁{word}" for word in words)]
+    names = ["?", "\n", "\n\n", "▁", *words, *(f"▁{word}" for word in words)]
     sentences = Tokenizer(kinds.Unigram([(name, -1.0) for name in names], unk_id=0))
     sentences.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -331,6 +331,8 @@ def test_an_answer_behind_a_line_break_begins_without_a_space(
     whole = tokenizer.encode_chat({"messages": [asked, answer], "add_generation_prompt": False})
     assert [*pieces, "<end>"] == saved.convert_ids_to_tokens(ids)
     assert whole == tokenizer.encode_chat({"messages": [asked]}) + ids
+    # Where the line break before it becomes one with the answer's own, the answer keeps its own.
+    assert tokenizer.decode(tokenizer.encode_answer("\nHi")).endswith("\nHi<end>")
 
 
 def test_the_context_is_the_configs(tokenizer: BaseTokenizer) -> None:

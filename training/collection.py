@@ -61,11 +61,7 @@ class Collected:
         for an answer, but for the shortest where all are such; of the others up to `MAX_SAMPLES`
         are kept.
         """
-        held_out = tuple(
-            turn
-            for turn in self.held_out
-            if max(len(tokens.ids) for tokens in turn.answers) <= longest
-        )
+        held_out = tuple(turn for turn in self.held_out if turn.longest <= longest)
         most = min(longest - MAX_SAMPLE_TOKENS, MAX_PROMPT_TOKENS)
         prompts = [ids for ids in self.prompts if len(ids) <= most]
         prompts = prompts or sorted(self.prompts, key=len)[:1]

@@ -77,7 +77,7 @@ def _examine_training(
     chosen = confirmed(choose(backend, device, base=base), device)
     report.rows.append(("trains with", f"{chosen.name} on {chosen.device}: {chosen.why}"))
     free = memory.free_bytes(chosen.device)
-    report.rows.append(("free memory", _gib(free)))
+    report.rows.append(("free memory", memory.gib(free)))
     if base is None:
         report.problems.append(
             "nothing can be trained before model.base is set: a folder or a downloaded hub id of"
@@ -102,28 +102,14 @@ def _examine_training(
             f" {found.max_steps} steps of {found.batch_size} and more, KL stop {found.kl_stop:g}",
         )
     )
-    needed = memory.estimate(
-        base,
-        backend=chosen.name,
-        device=chosen.device,
-        rank=found.rank,
-        quantize_base=quantize_base,
-    )
+    needed = memory.estimate(base, chosen, rank=found.rank, quantize_base=quantize_base)
     usual = min(_LONG, files.context_length)
-    total = _gib(needed.total(usual, usual))
+    total = memory.gib(needed.total(usual, usual))
     report.rows.append((f"memory for {usual:,} tokens", f"about {total}"))
     if longest := needed.longest_of(free, files.context_length):
         report.rows.append(("learns from", _learns_from(longest, files.context_length)))
-    advice = memory.advice(
-        needed,
-        free,
-        backend=chosen.name,
-        device=chosen.device,
-        longest=usual,
-        is_quantized=quantize_base,
-    )
-    if advice:
-        report.problems.append(advice)
+    if not needed.fits(free, usual):
+        report.problems.append(needed.advice(free, usual))
 
 
 def _learns_from(longest: int, context: int) -> str:
@@ -147,10 +133,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
 
 
 @click.command(

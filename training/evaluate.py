@@ -101,11 +101,7 @@ class Material:
         return replace(
             self,
             prompts=tuple(one for one in self.prompts if len(one.ids) + max_tokens <= longest),
-            held_out=tuple(
-                turn
-                for turn in self.held_out
-                if max(len(tokens.ids) for tokens in turn.answers) <= longest
-            ),
+            held_out=tuple(turn for turn in self.held_out if turn.longest <= longest),
         )
 
 

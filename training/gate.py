@@ -6,7 +6,7 @@ the evidence behind the bounds.
     collapse tests      decide alone, on fresh samples
     preference tests    paired with the parent on held-out ratings; reject only when the whole
                         interval lies below a drop that matters, else pass, or are inconclusive
-                        and say so; where there are liked and disliked ones the margin decides
+                        and say so; where there are enough of both signs the margin decides
 """
 
 import math

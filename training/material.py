@@ -72,7 +72,8 @@ def _messages(completion: Completion) -> list[dict[str, Any]]:
     messages = fields.get("messages")
     if isinstance(messages, list):
         return messages
-    return [{"role": "user", "content": str(fields.get("prompt", ""))}]
+    text = recorded.only_prompt(fields) or str(fields.get("prompt", ""))
+    return [{"role": "user", "content": text}]
 
 
 def fitting(material: Material, longest: int, max_tokens: int) -> tuple[Material, str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from strop.training.backends import Choice
 from strop.training.backends.base_files import BaseFiles
 
 GIB = 2**30
@@ -36,6 +37,8 @@ class Estimate:
     """What a run takes on its device, in bytes, and how that grows with the micro-batch.
 
     Attributes:
+        chosen: what computes, and on which device.
+        is_quantized: whether torch holds the base in 4 bits.
         weights: the frozen base.
         lora: the LoRA, its optimizer, and the versions it is compared with.
         runtime: the framework itself.
@@ -45,6 +48,8 @@ class Estimate:
         max_logits: what the logits take at most.
     """
 
+    chosen: Choice
+    is_quantized: bool
     weights: int
     lora: int
     runtime: int
@@ -59,12 +64,16 @@ class Estimate:
         logits = min(num_tokens * self.per_logits, self.max_logits)
         return self.weights + self.lora + self.runtime + int(_MARGIN * (activations + logits))
 
+    def fits(self, free: int, longest: int) -> bool:
+        """Return whether a sequence of `longest` tokens fits into `free` bytes alone."""
+        return self.total(longest, longest) <= free
+
     def max_tokens(self, free: int, longest: int) -> int:
         """Return the largest micro-batch, in tokens, that fits into `free` bytes; 0 if none does.
 
         `longest` is that of the longest sequence, which a micro-batch must hold.
         """
-        if self.total(longest, longest) > free:
+        if not self.fits(free, longest):
             return 0
         return _largest(longest, lambda num: self.total(num, longest) <= free, at_most=free)
 
@@ -81,18 +90,38 @@ class Estimate:
 
         Of activations that take nothing, as many as there are bytes.
         """
-        return _largest(0, lambda num: self.total(num, num) <= free, at_most=free)
+        return _largest(0, lambda num: self.fits(free, num), at_most=free)
+
+    def advice(self, free: int, longest: int) -> str:
+        """Return what to set where a sequence of `longest` tokens doesn't fit into `free` bytes."""
+        device = self.chosen.device
+        options = []
+        if self.chosen.name == "torch" and device == "cuda":
+            if not self.is_quantized:
+                options.append("set training.quantize_base = true, which holds the base in 4 bits")
+            options.append(
+                "give the engine a lower share of the GPU's memory (vLLM: --gpu-memory-utilization)"
+            )
+            options.append('set training.device = "cpu"')
+        elif self.chosen.name == "mlx":
+            options.append("set model.base to a model that mlx-lm has quantised to 4 bits")
+        else:
+            options.append('set training.device = "cuda" where there is a GPU')
+        options.append("choose a smaller model")
+        total = self.total(longest, longest)
+        return (
+            f"about {gib(total)} of memory are needed ({gib(self.weights)} for the base,"
+            f" {gib(self.lora)} for the LoRA, the rest for a conversation of {longest:,} tokens),"
+            f" but {gib(free)} are free on {device}: {', or '.join(options)}"
+        )
 
 
-def estimate(
-    base: Path, *, backend: str, device: str, rank: int, quantize_base: bool = False
-) -> Estimate:
+def estimate(base: Path, chosen: Choice, *, rank: int, quantize_base: bool = False) -> Estimate:
     """Return the estimate for a LoRA of `rank` on all linear layers of `base`.
 
     Args:
         base: a folder in Hugging Face format.
-        backend: `torch` or `mlx`.
-        device: `cpu`, `cuda`, `mps` or `gpu`, as `choose` names it.
+        chosen: what computes, and on which device.
         rank: of the LoRA.
         quantize_base: whether torch holds the base in 4 bits.
 
@@ -101,55 +130,32 @@ def estimate(
     """
     files = BaseFiles(base)
     sizes = _Sizes.of(files)
-    is_wide = files.dtype == "float32" or (backend == "torch" and device == "cpu")
+    is_mlx = chosen.name == "mlx"
+    is_wide = files.dtype == "float32" or (not is_mlx and chosen.device == "cpu")
     item = 4 if is_wide else 2
-    weights = files.num_weight_bytes if backend == "mlx" else files.num_weights * item
+    weights = files.num_weight_bytes if is_mlx else files.num_weights * item
     if quantize_base:
         # Half a byte and its scales; embedding and head stay as they are.
         outside = files.num_weights - sizes.num_layers * sizes.block_weights
         weights = int(0.56 * (files.num_weights - outside)) + outside * item
     per_block = (_HIDDEN_UNITS * sizes.hidden + _INTERMEDIATE_UNITS * sizes.intermediate) * item
-    num_scores = sizes.num_heads * _SCORES * item if backend == "mlx" else 0
+    num_scores = sizes.num_heads * _SCORES * item if is_mlx else 0
     if files.is_checkpointed:
         # And what goes into each of the others.
-        per_token = _BLOCKS_AT_ONCE[backend] * per_block + sizes.num_layers * sizes.hidden * item
+        at_once = _BLOCKS_AT_ONCE[chosen.name]
+        per_token = at_once * per_block + sizes.num_layers * sizes.hidden * item
     else:
         per_token, num_scores = sizes.num_layers * per_block, sizes.num_layers * num_scores
     return Estimate(
+        chosen=chosen,
+        is_quantized=quantize_base,
         weights=weights,
         lora=_LORA_COPIES * 4 * rank * sizes.num_layers * sizes.lora_sides,
-        runtime=_RUNTIME.get(device, _RUNTIME["cpu"]),
+        runtime=_RUNTIME.get(chosen.device, _RUNTIME["cpu"]),
         per_token=per_token,
         per_pair=num_scores,
         per_logits=_LOGITS_COPIES * 4 * sizes.vocabulary,
         max_logits=_LOGITS_COPIES * 4 * _LOGITS_CHUNK,
-    )
-
-
-def advice(
-    needed: Estimate, free: int, *, backend: str, device: str, longest: int, is_quantized: bool
-) -> str | None:
-    """Return what to set where not even the longest sequence fits alone, or None where it does."""
-    total = needed.total(longest, longest)
-    if total <= free:
-        return None
-    options = []
-    if backend == "torch" and device == "cuda":
-        if not is_quantized:
-            options.append("set training.quantize_base = true, which holds the base in 4 bits")
-        options.append(
-            "give the engine a lower share of the GPU's memory (vLLM: --gpu-memory-utilization)"
-        )
-        options.append('set training.device = "cpu"')
-    elif backend == "mlx":
-        options.append("set model.base to a model that mlx-lm has quantised to 4 bits")
-    else:
-        options.append('set training.device = "cuda" where there is a GPU')
-    options.append("choose a smaller model")
-    return (
-        f"training needs about {_gib(total)} at its peak ({_gib(needed.weights)} for the base,"
-        f" {_gib(needed.lora)} for the LoRA, the rest for a conversation of {longest} tokens), but"
-        f" {_gib(free)} are free on {device}: {', or '.join(options)}"
     )
 
 
@@ -199,6 +205,11 @@ def parse_vm_stat(text: str) -> int:
     counts = dict(line.rstrip(".").split(":", 1) for line in lines if ":" in line)
     names = ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable")
     return page * sum(int(counts.get(name, "0")) for name in names)
+
+
+def gib(num_bytes: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{num_bytes / GIB:.1f} GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +274,3 @@ def _largest(least: int, fits: Callable[[int], bool], *, at_most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / GIB:.1f} GiB"

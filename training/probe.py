@@ -212,23 +212,11 @@ def _alone(runs: Path | None) -> contextlib.AbstractContextManager[None]:
 
 def _made(given: argparse.Namespace) -> Probe:
     chosen = confirmed(choose(given.backend, given.device, base=given.base), given.device)
-    needed = memory.estimate(
-        given.base,
-        backend=chosen.name,
-        device=chosen.device,
-        rank=peft.read_config(given.adapter).rank,
-        quantize_base=given.quantize_base,
-    )
-    lacking = memory.advice(
-        needed,
-        memory.free_bytes(chosen.device),
-        backend=chosen.name,
-        device=chosen.device,
-        longest=_LONG,
-        is_quantized=given.quantize_base,
-    )
-    if lacking is not None:
-        raise OutOfMemory(lacking)
+    rank = peft.read_config(given.adapter).rank
+    needed = memory.estimate(given.base, chosen, rank=rank, quantize_base=given.quantize_base)
+    free = memory.free_bytes(chosen.device)
+    if not needed.fits(free, _LONG):
+        raise OutOfMemory(needed.advice(free, _LONG))
     prompts = [*_prompts(BaseTokenizer(given.base))]
     policy = open_policy(
         given.base,

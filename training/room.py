@@ -13,6 +13,7 @@ from strop.training.backends import Choice
 from strop.training.backends.base import OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.collection import Refused
+from strop.training.figures import MAX_SAMPLE_TOKENS
 from strop.training.presets import Preset
 from strop.training.recipe import Recipe
 from strop.training.reports import Reports
@@ -50,25 +51,11 @@ def now(base: Path, chosen: Choice, preset: Preset, *, quantize_base: bool) -> R
     Raises:
         OutOfMemory: not even the base fits.
     """
-    needed = memory.estimate(
-        base,
-        backend=chosen.name,
-        device=chosen.device,
-        rank=preset.rank,
-        quantize_base=quantize_base,
-    )
+    needed = memory.estimate(base, chosen, rank=preset.rank, quantize_base=quantize_base)
     free = memory.free_bytes(chosen.device)
-    lacking = memory.advice(
-        needed,
-        free,
-        backend=chosen.name,
-        device=chosen.device,
-        longest=1,
-        is_quantized=quantize_base,
-    )
-    if lacking:
-        raise OutOfMemory(lacking)
     longest = min(BaseFiles(base).context_length, needed.longest(free))
+    if not longest:
+        raise OutOfMemory(needed.advice(free, MAX_SAMPLE_TOKENS))
     return Room(min(preset.micro_batch_tokens, needed.max_tokens(free, longest)), longest)
 
 
@@ -88,32 +75,23 @@ def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: St
     """
     settings, chosen, preset = recipe.settings, recipe.chosen, recipe.preset
     needed = memory.estimate(
-        settings.base_path,
-        backend=chosen.name,
-        device=chosen.device,
-        rank=rank,
-        quantize_base=settings.quantize_base,
+        settings.base_path, chosen, rank=rank, quantize_base=settings.quantize_base
     )
     deadline_s = time.monotonic() + _WAIT_S
     while True:
         free = memory.free_bytes(chosen.device)
-        advice = memory.advice(
-            needed,
-            free,
-            backend=chosen.name,
-            device=chosen.device,
-            longest=longest,
-            is_quantized=settings.quantize_base,
-        )
+        does_fit = needed.fits(free, longest)
         # Another program may have taken it for a moment only.
-        if advice is None or time.monotonic() > deadline_s:
+        if does_fit or time.monotonic() > deadline_s:
             break
         stopping.check()
         time.sleep(_POLL_S)
     reports.event(
         "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
     )
-    if advice:
-        raise TooLong(advice, needed.longest_of(free, recipe.files.context_length))
+    if not does_fit:
+        raise TooLong(
+            needed.advice(free, longest), needed.longest_of(free, recipe.files.context_length)
+        )
     fits = needed.max_tokens(free, longest)
     return Room(min(preset.micro_batch_tokens, fits), needed.longest(free))

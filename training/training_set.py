@@ -25,6 +25,11 @@ class HeldOutTurn:
     rating: float
     answers: tuple[Tokens, ...]
 
+    @property
+    def longest(self) -> int:
+        """How many tokens its longest sequence has."""
+        return max(len(tokens.ids) for tokens in self.answers)
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:

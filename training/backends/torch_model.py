@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
@@ -108,7 +109,8 @@ def load(base: BaseFiles, device: torch.device, *, quantize: bool) -> Any:
     if quantize:
         options["quantization_config"] = _four_bits(device, dtype)
     # Of a model for images too, the one for text alone has other paths than its files and engines.
-    kind = AutoModelForImageTextToText if "vision_config" in base.config else AutoModelForCausalLM
+    is_for_images = base.config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    kind = AutoModelForImageTextToText if is_for_images else AutoModelForCausalLM
     try:
         model = kind.from_pretrained(
             base.folder,

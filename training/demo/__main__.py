@@ -107,9 +107,7 @@ def _make_empty(folder: Path) -> None:
 
 
 def _is_served(home: Path) -> bool:
-    if not (home / _LOCK).is_file():
-        return False
-    with (home / _LOCK).open("rb") as lock:
+    with (home / _LOCK).open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
