@@ -35,8 +35,8 @@ def removable(
 
     Never one that is active or was before it, is pinned, is being written, sampled an answer whose
     rating is still to be learned from, or is known to an engine (which may read its files again at
-    any time). While the active version is stale, its nearest ancestor that is not is kept too: from
-    there it is trained anew. Of the rest, the newest `keep` stay.
+    any time). While the active version is stale or gone, its nearest ancestor that is neither is
+    kept too: from there it is trained anew. Of the rest, the newest `keep` stay.
 
     Args:
         versions: all versions there are.
@@ -57,10 +57,10 @@ def removable(
 
 
 def _clean_ancestor(by_id: dict[str, Held], active: str) -> str | None:
-    """Return the nearest ancestor of `active`, or itself, that is not stale."""
+    """Return the nearest ancestor of `active`, or itself, that is neither stale nor gone."""
     version = by_id.get(active)
     # A parent is always older, so this ends even where records are damaged.
-    while version is not None and version.is_stale:
+    while version is not None and (version.is_stale or version.state == "missing"):
         parent = by_id.get(version.parent or "")
         version = parent if parent is not None and parent.num < version.num else None
     return None if version is None else version.id

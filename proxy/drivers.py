@@ -56,7 +56,7 @@ def _mlx_adapters(settings: Settings, home: Path, upstream: Upstream) -> MlxServ
 
 def _vocab_size(base: Path | None) -> int | None:
     """Return how many tokens the base has, as far as its folder says."""
-    with contextlib.suppress(InvalidBase):
+    with contextlib.suppress(InvalidBase, OSError):
         config = read_config(base) if base is not None else {}
         # That of a model with images is in a part of its own.
         text = config.get("text_config")

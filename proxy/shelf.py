@@ -120,6 +120,9 @@ class Shelf:
                     f"{self.path_of(row.id)} is another home's {row.id}: its manifest is not the"
                     " one that strop keeps"
                 )
+            if found.probe is None and kept.probe is not None:
+                # A copy from before it was made.
+                await asyncio.to_thread(self._library.add_probe, row.id, kept.probe)
         except AdapterNotFound:
             reason = _GONE
         except (InvalidAdapter, OSError) as error:
@@ -159,7 +162,7 @@ class Shelf:
         while self._orphans:
             version = self._orphans.pop()
             log.info("deleting a version that nobody knows", extra={"version": version})
-            await asyncio.to_thread(self._library.remove, version)
+            await self._delete(version)
 
     async def import_adapter(self, source: Path, *, base: str | None, actor: str) -> Version:
         """Copy a PEFT adapter into a new version, `ready`, with its probe.
@@ -273,7 +276,15 @@ class Shelf:
     async def remove(self, version: str, *, actor: str) -> None:
         """Delete a version that no engine holds: its row first, so that it is never half there."""
         await self.store.versions.remove(version, actor=actor)
-        await asyncio.to_thread(self._library.remove, version)
+        await self._delete(version)
+
+    async def _delete(self, version: str) -> None:
+        """Delete the folder of a version without a row; what can't be, the next start tries."""
+        try:
+            await asyncio.to_thread(self._library.remove, version)
+        except OSError as error:
+            extra = {"version": version, "reason": str(error)}
+            log.warning("a version's folder could not be deleted", extra=extra)
 
     async def removable(
         self, *, base: str | None, reopen: bool, on_engines: Collection[str]

@@ -78,6 +78,13 @@ def test_a_stale_active_version_keeps_its_last_clean_ancestor() -> None:
     assert ("v1", "v3") == decide(versions, active="v4")
 
 
+def test_an_ancestor_that_is_missing_is_not_the_one_to_start_from() -> None:
+    """The one before it is, whose folder is there."""
+    versions = [version(1), version(2, "missing"), version(3, "active", is_stale=True)]
+
+    assert () == decide(versions, active="v3")
+
+
 def test_a_line_of_stale_versions_ends_at_the_base() -> None:
     """Even where an ancestor is gone, or the records go round in circles."""
     one = version(1, is_stale=True, parent="v2")

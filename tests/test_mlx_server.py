@@ -1,5 +1,6 @@
 """The driver for a stock mlx_lm.server, against a real one."""
 
+import contextlib
 import json
 from array import array
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer
 
 from strop import configs
 from strop.adapters import mlx
-from strop.proxy import detection
+from strop.proxy import detection, drivers
 from strop.proxy.engines.base import Ask
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
@@ -183,17 +184,48 @@ async def test_a_list_of_one_prompt_is_that_prompt(proxy: Running) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"prompt": ["a", "b"]}, {"prompt": ""}, {"prompt": [""]}, {"prompt": "a", "stop": 5}],
+    [
+        {"prompt": ["a", "b"]},
+        {"prompt": ""},
+        {"prompt": [""]},
+        {"prompt": "a", "stop": 5},
+        {"prompt": "a", "stop": ["\ud83d"]},
+        {"prompt": "a", "temperature": 1.0, "top_k": True},
+        {"prompt": "a", "temperature": 1.0, "xtc_probability": 0.5, "xtc_threshold": 0.6},
+        {"prompt": "a", "presence_penalty": 1.0, "presence_context_size": 2**31},
+        {"messages": MESSAGES, "chat_template_kwargs": {"chat_template": ""}},
+        {"messages": MESSAGES, "chat_template_kwargs": {"truncation": True, "max_length": 0}},
+    ],
     ids=json.dumps,
 )
 async def test_what_would_end_the_servers_generation_is_refused(
     fields: dict[str, Any], proxy: Running
 ) -> None:
     """It would answer 404 to whatever comes then."""
-    refused = await proxy.client.post("/v1/completions", json={"model": "qwen3", **fields})
+    path = "/v1/chat/completions" if "messages" in fields else "/v1/completions"
+    sent = json.dumps({"model": "qwen3", "max_tokens": 2, **fields})
+    refused = await proxy.client.post(path, content=sent)
     answer = await proxy.chat(model="qwen3", max_tokens=2)
 
     assert (400, list(fields)[-1]) == (refused.status_code, refused.json()["error"]["param"])
+    assert 200 == answer.status_code
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"xtc_probability": 0.5, "xtc_threshold": 0.5},
+        {"xtc_probability": 0.0, "xtc_threshold": 0.9},
+        {"presence_penalty": 1.0, "presence_context_size": 2**31 - 1},
+        {"stop": ["\U0001f600"]},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ],
+    ids=json.dumps,
+)
+async def test_what_comes_near_to_that_passes(fields: dict[str, Any], proxy: Running) -> None:
+    """The largest that the server takes, what it doesn't read, and what templates do."""
+    answer = await proxy.chat(model="qwen3", max_tokens=2, temperature=1.0, **fields)
+
     assert 200 == answer.status_code
 
 
@@ -213,6 +245,34 @@ async def test_tokens_beyond_the_vocabulary_are_refused_where_its_size_is_known(
 
     assert (400, *asked) == (refused.status_code, refused.json()["error"]["param"])
     assert 200 == answer.status_code
+
+
+@pytest.mark.parametrize(
+    ("config", "is_refused"),
+    [
+        ({"vocab_size": 7}, True),
+        ({"text_config": {"vocab_size": 7}}, True),
+        ({}, False),
+        (None, False),
+    ],
+)
+async def test_how_many_tokens_there_are_is_said_by_the_base(
+    config: dict[str, Any] | None, is_refused: bool, tmp_path: Path
+) -> None:
+    """That of a model with images in a part of its own; where nothing says it, requests pass."""
+    file = tmp_path / "config.json"
+    if config is None:
+        # It can't be read.
+        file.mkdir()
+    else:
+        file.write_text(json.dumps(config))
+    url = "http://127.0.0.1:1"
+    settings = settings_for(url, kind="mlx_server", model={"base": str(tmp_path)})
+    driver = drivers.make(settings, tmp_path, Upstream(url))
+    assert driver is not None
+
+    with pytest.raises(BadRequest, match="7 tokens") if is_refused else contextlib.nullcontext():
+        driver.plan(Ask("chat", b"{}", {"top_k": 7}, "default_model"))
 
 
 async def test_alternatives_are_not_asked_for(proxy: Running) -> None:

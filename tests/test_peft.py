@@ -333,6 +333,7 @@ def test_a_name_without_end_is_refused(copy_of_a: Path) -> None:
     [
         ("x\x1b]0;y\x07", "F32"),
         ("x\ud800", "F32"),
+        ("base_model.model.x\x1b.lora_A.weight", "F32"),
         ("base_model.model.x.lora_A.weight", "\x1b\ud800" * 10_000),
     ],
 )

@@ -3,14 +3,15 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import fake_adapters
 import fake_probe
 import pytest
-from store_values import MODEL, database_in
+from store_values import MODEL, OTHER_MODEL, database_in
 
-from strop.adapters import probe_codec
+from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
 from strop.proxy import run_requests
 from strop.proxy.child import Child
@@ -124,6 +125,76 @@ async def test_imports_wait_for_each_other_s_probes(
 
     assert {"v1", "v2"} == {one.id for one in made}
     assert 1 == probes.most
+
+
+@pytest.fixture
+async def awaiting(tmp_path: Path, qwen3: Path, peft_a: Path) -> AsyncIterator[tuple[Store, Shelf]]:
+    """A strop that has started after v1 was imported while a run trained."""
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    busy, free = (
+        Shelf(
+            store,
+            Library(tmp_path / "adapters"),
+            find_base=lambda: qwen3,
+            probes=job(tmp_path, behaviour),
+            num_kept=10,
+        )
+        for behaviour in ("trains", "refuses")
+    )
+    await busy.import_adapter(peft_a, base=MODEL, actor="cli")
+    await free.settle()
+    yield store, free
+    await store.close()
+
+
+async def test_a_probe_is_awaited_until_its_own_base_is_served(
+    awaiting: tuple[Store, Shelf],
+) -> None:
+    """Of another, it would say nothing."""
+    store, shelf = awaiting
+
+    reasons = []
+    for base in (OTHER_MODEL, MODEL):
+        await shelf.make_probes(base=base)
+        (row,) = await store.versions.list()
+        reasons.append((row.reason, shelf.awaits_probes))
+
+    assert [(run_requests.AWAITS_RUN, True), (fake_probe.NO_PROBE, False)] == reasons
+
+
+async def test_what_is_broken_when_its_probe_is_to_be_made_is_missing(
+    awaiting: tuple[Store, Shelf],
+) -> None:
+    """No probe is made of what nobody checked, and it is not tried again."""
+    store, shelf = awaiting
+    (shelf.path_of("v1") / "adapter_model.safetensors").write_bytes(b"something else")
+
+    for _ in range(2):
+        await shelf.make_probes(base=MODEL)
+
+    (row,) = await store.versions.list()
+    assert ("missing", False) == (row.state, shelf.awaits_probes)
+    assert "was changed" in (row.reason or "")
+
+
+async def test_a_probe_that_only_the_folder_has_makes_no_other_version_of_it(
+    awaiting: tuple[Store, Shelf], tmp_path: Path
+) -> None:
+    """It was written, and strop killed before it said so; then the folder was away for a while."""
+    store, shelf = awaiting
+    folder, away = shelf.path_of("v1"), tmp_path / "away"
+    Library(folder.parent).add_probe("v1", fake_adapters.probe_of(folder))
+
+    folder.rename(away)
+    await shelf.settle()
+    (lost,) = await store.versions.list()
+    away.rename(folder)
+    await shelf.settle()
+    await shelf.make_probes(base=MODEL)
+
+    (row,) = await store.versions.list()
+    assert ("missing", "ready", None) == (lost.state, row.state, row.reason)
+    assert manifest.loads(row.manifest).probe is not None
 
 
 def test_it_computes_as_the_settings_for_training_say(tmp_path: Path) -> None:

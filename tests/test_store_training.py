@@ -11,11 +11,13 @@ from store_values import (
     NOON_MS,
     OTHER_KEY,
     OTHER_MODEL,
+    always,
     choice,
     database_in,
     first_of_session,
     learnable,
     rate,
+    rating,
     record,
     version,
 )
@@ -41,6 +43,14 @@ async def turns(store: Store, active: str = "base") -> list[RatedTurn]:
 
 async def held_out(store: Store) -> list[RatedTurn]:
     return [one async for one in store.training.held_out_turns(base=MODEL)]
+
+
+def roots(found: list[RatedTurn]) -> dict[str, list[str]]:
+    """The completions of rated turns, by the first of their sessions."""
+    grouped: dict[str, list[str]] = {}
+    for one in found:
+        grouped.setdefault(one.root, []).extend(each.completion.id for each in one.completions)
+    return {root: sorted(ids) for root, ids in grouped.items()}
 
 
 def credited(turn: RatedTurn) -> list[tuple[str, int]]:
@@ -185,6 +195,20 @@ async def test_held_out_turns_are_apart(store: Store) -> None:
 
     assert set(kept[1:]) == fresh
     assert set(apart) == held
+
+
+async def test_sessions_that_two_keys_name_alike_are_held_out_apart(store: Store) -> None:
+    """By the first completion of each key, pending or not; else a team's shared label is one."""
+    first, theirs, late = first_of_session(1, held_out=True), first_of_session(2), "cmp_late"
+    await record(store, first, session="project", base=MODEL)
+    await record(store, theirs, session="project", base=MODEL, key_id=OTHER_KEY)
+    await rate(store, first)
+    await rate(store, theirs, key_id=OTHER_KEY)
+    await store.add_feedback(rating(late, key_id=OTHER_KEY), always)
+    await record(store, late, session="project", base=MODEL, key_id=OTHER_KEY)
+
+    assert {first: [first]} == roots(await held_out(store))
+    assert {theirs: [theirs, late]} == roots(await turns(store))
 
 
 @pytest.mark.parametrize(("choices_page", "turns_page"), [(256, 8), (1, 1), (3, 2)])

@@ -307,6 +307,41 @@ async def test_what_was_missing_is_found_as_what_it_would_be_now(store: Store) -
     assert 1 == [kind for _, kind in await kinds(store, "v3")].count("found")
 
 
+async def test_what_gets_its_probe_is_the_same_version_and_no_reason_is_left(store: Store) -> None:
+    """Also once it was missing, before and after; where it can get none, it says why."""
+    await store.versions.reserve(base=MODEL)
+    await store.versions.publish("v1", b"{}", state="ready", actor="cli", reason="later")
+    await store.versions.mark_missing("v1", "no such folder", actor="start")
+    before = await store.versions.mark_found("v1", actor="start")
+
+    probed = await store.versions.amend("v1", b'{"probe": 1}', reason=None, actor="watch")
+    await store.versions.mark_missing("v1", "no such folder", actor="start")
+    found = await store.versions.mark_found("v1", actor="start")
+    failed = await store.versions.amend("v1", b"{}", reason="no torch", actor="watch")
+
+    assert replace(before, reason=None, manifest=b'{"probe": 1}') == probed == found
+    assert ("later", "no torch") == (before.reason, failed.reason)
+    assert 2 == [kind for _, kind in await kinds(store, "v1")].count("probed")
+
+
+async def test_only_a_version_with_its_folder_gets_a_probe(store: Store) -> None:
+    """It may have been lost while the probe was made."""
+    await version(store)
+    for _ in range(2):
+        await store.versions.reserve(base=MODEL)
+    await store.versions.fail("v2", "collapsed", actor="gate")
+    await store.versions.mark_missing("v1", "no such folder", actor="start")
+    before = await store.versions.list()
+
+    for id_, state in (("v1", "missing"), ("v2", "rejected"), ("v3", "candidate")):
+        with pytest.raises(Conflict, match=f"{id_} is {state}"):
+            await store.versions.amend(id_, b"{}", reason=None, actor="watch")
+    with pytest.raises(NotFound):
+        await store.versions.amend("v9", b"{}", reason=None, actor="watch")
+
+    assert before == await store.versions.list()
+
+
 async def test_what_was_missing_while_another_was_activated_is_retired(store: Store) -> None:
     """One version is active, whichever folders come back."""
     for _ in range(2):

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
+import math
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -324,6 +326,20 @@ async def test_a_pinned_version_is_loaded_when_it_is_asked_for(tmp_path: Path) -
             await asyncio.sleep(0.005)
 
 
+async def test_how_long_loading_took_is_logged_as_facts_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers, which the log's JSON keeps: of a fact that is an object it would keep the words."""
+    with caplog.at_level(logging.INFO):
+        async with swapped(tmp_path / "home") as it:
+            await it.publish()
+            await it.served("tiny@v1")
+
+    (said,) = [vars(one) for one in caplog.records if one.getMessage() == "version loaded"]
+    steps = ("verifying_ms", "converting_ms", "loading_ms", "probing_ms")
+    assert ["v1", float, float, float, float] == [said["version"], *(type(said[s]) for s in steps)]
+
+
 async def test_a_pinned_version_is_served_while_others_take_all_the_room(tmp_path: Path) -> None:
     """The one that a running request holds makes way, and is unloaded when that has ended."""
     gate = Gate()
@@ -440,6 +456,38 @@ async def test_a_server_that_is_out_keeps_no_version_from_being_activated(tmp_pa
         assert {"tiny@v1", "tiny@v2"} == {*fakes[1].adapters}
 
 
+async def test_while_all_servers_are_out_a_version_is_loaded_on_those_that_answer(
+    tmp_path: Path,
+) -> None:
+    """Another version may be what lets them in again."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, driver):
+        for replica in driver.replicas:
+            replica.leave("it lacks a version", answers=True)
+            replica.retry_at = math.inf
+
+        await proxy.services.swapper.activate("v1", actor="api")
+
+        assert [["tiny@v1"]] * 2 == [[*fake.adapters] for fake in fakes]
+
+
+async def test_what_makes_room_leaves_a_server_that_is_out_too(tmp_path: Path) -> None:
+    """It has no more room than the others, and may be looked at much later."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 3) as (proxy, driver):
+        versions = proxy.services.store.versions
+        await proxy.services.swapper.activate("v1", actor="api")
+        await proxy.chat(model="tiny@v2")
+        driver.replicas[1].leave("it is slow", answers=True)
+        driver.replicas[1].retry_at = math.inf
+
+        await proxy.chat(model="tiny@v3")
+        while "unloaded" not in [event.kind for event in await versions.list_events("v2")]:
+            await asyncio.sleep(0.005)
+
+        assert [["tiny@v2"]] * 2 == [fake.unloaded for fake in fakes]
+
+
 async def test_servers_whose_active_version_can_not_be_served_answer_for_the_others(
     tmp_path: Path,
 ) -> None:
@@ -483,6 +531,38 @@ async def test_a_server_that_comes_back_and_can_not_show_what_it_serves_stays_ou
 
         assert [True, False] == [replica.is_in for replica in driver.replicas]
         assert "tiny@v1" not in fakes[1].adapters
+
+
+async def test_what_was_forced_upon_the_others_is_forced_upon_a_server_that_comes_back(
+    tmp_path: Path,
+) -> None:
+    """Nothing can prove it there either."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 0) as (proxy, driver):
+        library = Library(tmp_path / "home" / "adapters")
+        await shelved.publish(proxy.services.store, library, is_fake=False)
+        await proxy.services.swapper.activate("v1", actor="api", force=True)
+        fakes[1].restart()
+        back = driver.replicas[1]
+
+        await look_until(
+            proxy, lambda: len(fakes[1].loads) == 2 and (back.is_in or "no probe" in back.reason)
+        )
+
+        assert (True, ["tiny@v1"]) == (back.is_in, [*fakes[1].adapters])
+
+
+async def test_a_request_to_a_server_that_lost_its_version_is_asked_again(tmp_path: Path) -> None:
+    """The others have it still; the client notices nothing."""
+    fakes = FakeAdapters(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, _):
+        await proxy.services.swapper.activate("v1", actor="api")
+        fakes[1].restart()
+
+        answers = [await proxy.chat(text) for text in ("one", "another")]
+
+        assert [200, 200] == [answer.status_code for answer in answers]
+        assert ["tiny@v1"] == [*fakes[1].adapters]
 
 
 async def test_a_request_to_a_server_that_got_its_version_back_meanwhile_is_asked_again(
@@ -647,6 +727,25 @@ async def test_a_version_is_removed_from_the_engine_before_its_files_go(tmp_path
         assert await it.proxy.services.store.versions.get(first) is None
         with pytest.raises(NotFound):
             await it.swapper.remove(first, actor="api")
+
+
+async def test_a_version_is_removed_while_its_folder_can_not_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its volume may be away; nobody can ask for it again, and a start that finds it deletes it."""
+    home = tmp_path / "home"
+    async with swapped(home) as it:
+        for _ in range(2):
+            await it.publish()
+        it.library.folder.rename(tmp_path / "away")
+
+        await it.swapper.remove("v1", actor="api")
+
+        assert ["v2"] == [row.id for row in await it.proxy.services.store.versions.list()]
+        assert "a version's folder could not be deleted" in caplog.text
+    (tmp_path / "away").rename(it.library.folder)
+    async with swapped(home) as it:
+        assert ("v2",) == it.library.versions_on_disk()
 
 
 async def test_a_version_that_a_request_holds_is_not_removed(tmp_path: Path) -> None:
@@ -837,6 +936,26 @@ async def test_what_is_imported_while_a_run_trains_gets_its_probe_when_that_has_
         assert ("v1", "proven") == (await it.served(), done.probe and done.probe.outcome)
         assert it.library.verify("v1") == manifest.loads(row.manifest)
         assert 1 == (await it.events("v1")).count("probed")
+
+
+async def test_what_was_missing_gets_the_probe_that_it_awaited_before(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """Once its folder is back, it waits as it did."""
+    home = tmp_path / "home"
+    with run_lock.hold(_runs_of(home), "run_1"):
+        async with swapped(home, base=qwen3) as it:
+            await it.swapper.import_adapter(peft_a, actor="cli")
+            folder = it.library.path_of("v1").rename(tmp_path / "away")
+        async with swapped(home, base=qwen3) as it:
+            assert "missing" == (await it.version("v1")).state
+    folder.rename(it.library.path_of("v1"))
+
+    async with swapped(home, base=qwen3) as it:
+        while "probed" not in await it.events("v1"):
+            await asyncio.sleep(0.005)
+
+        assert ["missing", "found", "probed"] == (await it.events("v1"))[-3:]
 
 
 async def test_why_an_awaited_probe_can_not_be_made_is_said_and_it_is_not_tried_again(

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from running import running, settings_for
 from shelved import publish
 from swapped import swapped
 
+from strop.adapters import manifest
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.proxy.errors import Conflict
@@ -253,12 +255,30 @@ async def test_a_folder_that_is_put_back_while_strop_runs_is_found_when_it_is_as
         assert 503 == (await it.proxy.chat()).status_code
         with pytest.raises(Conflict, match="v3 is missing: its folder is gone; put back"):
             await it.swapper.activate("v3", actor="api")
+        assert 409 == (await it.proxy.chat(model="tiny@v1")).status_code
         shutil.copytree(tmp_path / "away", library.folder, dirs_exist_ok=True)
 
+        assert "v1" == await it.served("tiny@v1")
         await it.swapper.activate("v3", actor="api")
 
         assert ("v3", "v1") == (await it.served(), await it.served("tiny@v1"))
         assert "retired" == (await it.version("v1")).state
+
+
+async def test_a_copy_from_before_its_probe_was_made_gets_that_probe_again(tmp_path: Path) -> None:
+    """The database has it; without, the version could be served by force only."""
+    home = tmp_path / "home"
+    library = await _home_of_three(home)
+    shutil.move(library.path_of("v3"), away := tmp_path / library.path_of("v3").name)
+    async with swapped(home) as it:
+        assert "missing" == (await it.version("v3")).state
+    made = manifest.loads((away / manifest.FILE).read_bytes())
+    (away / manifest.FILE).write_bytes(manifest.dumps(replace(made, probe=None)))
+    shutil.move(away, library.folder)
+
+    async with swapped(home) as it:
+        assert "v3" == await it.served("tiny@v3")
+        assert made == it.library.read_manifest("v3")
 
 
 @pytest.mark.parametrize(
@@ -272,20 +292,19 @@ async def test_a_folder_that_is_put_back_while_strop_runs_is_found_when_it_is_as
 async def test_what_is_put_back_otherwise_than_it_was_stays_missing_and_says_why(
     tmp_path: Path, harm: str, says: str
 ) -> None:
-    """Other weights, another home's version of this number, half of it."""
+    """Other weights, another home's version of this number, half of it; no pin reads it again."""
     home = tmp_path / "home"
     library = await _home_of_three(home)
-    shutil.move(library.path_of("v1"), tmp_path / "v1-away")
+    back = library.path_of("v1")
+    shutil.move(back, tmp_path / "v1-away")
     async with swapped(home) as it:
         assert "missing" == (await it.version("v1")).state
-        other = it.library.path_of("v2").name
     if harm == "another home's":
         async with swapped(tmp_path / "theirs") as it:
             await it.publish()
             theirs = it.library.path_of("v1")
             shutil.copytree(theirs, library.folder / theirs.name)
     else:
-        back = library.folder / other.replace("v2", "v1")
         shutil.copytree(tmp_path / "v1-away", back)
         if harm == "other weights":
             (back / "adapter_model.safetensors").write_bytes(b"something else")
@@ -300,7 +319,11 @@ async def test_what_is_put_back_otherwise_than_it_was_stays_missing_and_says_why
         with pytest.raises(Conflict, match=says):
             await it.swapper.activate("v1", actor="api")
         assert 409 == (await it.proxy.chat(model="tiny@v1")).status_code
+        shutil.rmtree(library.path_of("v1"))
+        shutil.copytree(tmp_path / "v1-away", back)
         assert 409 == (await it.proxy.chat(model="tiny@v1")).status_code
+        await it.swapper.activate("v1", actor="api")
+        assert "v1" == await it.served()
 
 
 async def test_what_a_run_will_finish_is_left_to_it(tmp_path: Path) -> None:

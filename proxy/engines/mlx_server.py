@@ -7,6 +7,7 @@ measured on mlx-lm 0.32.2. Adapter versions are in `mlx_server_adapters`.
 import contextlib
 import functools
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -33,6 +34,14 @@ DEFAULT_MODEL = "default_model"
 
 _NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
 _MOST_TOP_LOGPROBS = 11
+
+# What the server takes, and fails at where nothing catches it.
+_CONTEXT_SIZES = ("repetition_context_size", "presence_context_size", "frequency_context_size")
+_MOST_CONTEXT = 2**31 - 1
+_MOST_XTC_THRESHOLD = 0.5
+# They can leave no prompt at all.
+_NOT_FOR_TEMPLATES = ("chat_template", "truncation")
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 class MlxServer(SingleServer):
@@ -100,12 +109,9 @@ class MlxServer(SingleServer):
             del fields["top_logprobs"]
         if ask.dialect == "chat" and "messages" in fields:
             fields["messages"] = messages.plain(fields["messages"])
-        if ask.dialect == "completions":
-            fields["prompt"] = _text_of(fields.get("prompt"))
-        if "stop" in fields:
-            _check_stop(fields["stop"])
-        if self._vocab_size is not None:
-            _check_tokens(fields, self._vocab_size)
+        if ask.dialect == "completions" and "prompt" in fields:
+            fields["prompt"] = _text_of(fields["prompt"])
+        _check(fields, self._vocab_size)
         if wants_logprobs:
             # It takes no number, not even in a stream, which has none.
             fields["logprobs"] = True
@@ -232,10 +238,41 @@ def _text_of(prompt: object) -> object:
     return prompt
 
 
-def _check_stop(stop: object) -> None:
-    """Raise BadRequest where it would end the server's generation, as whatever is no text does."""
-    if not all(isinstance(one, str) for one in (stop if isinstance(stop, list) else [stop])):
+def _check(fields: Mapping[str, object], vocab_size: int | None) -> None:
+    """Raise BadRequest for what would end the server's generation: it would answer nobody more."""
+    stop = fields.get("stop", [])
+    if not all(map(_is_text, stop if isinstance(stop, list) else [stop])):
         raise BadRequest("expected `stop` to be a text or a list of texts", param="stop")
+    threshold = fields.get("xtc_threshold") if fields.get("xtc_probability") else None
+    if isinstance(threshold, float) and threshold > _MOST_XTC_THRESHOLD:
+        raise BadRequest(
+            f"expected `xtc_threshold` to be {_MOST_XTC_THRESHOLD} at most, got {threshold}; leave"
+            " `xtc_probability` out to do without",
+            param="xtc_threshold",
+        )
+    for name in _CONTEXT_SIZES:
+        size = fields.get(name)
+        if isinstance(size, int) and size > _MOST_CONTEXT:
+            raise BadRequest(
+                f"expected `{name}` to be {_MOST_CONTEXT} at most, got {str(size)[:80]}", param=name
+            )
+    for_template = fields.get("chat_template_kwargs")
+    for name in _NOT_FOR_TEMPLATES:
+        if isinstance(for_template, Mapping) and name in for_template:
+            raise BadRequest(
+                f"expected `chat_template_kwargs` to have what the model's template reads, got"
+                f" {name!r}; take it out",
+                param="chat_template_kwargs",
+            )
+    if isinstance(fields.get("top_k"), bool):
+        raise BadRequest("expected `top_k` to be a number, got a boolean", param="top_k")
+    if vocab_size is not None:
+        _check_tokens(fields, vocab_size)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text of whole characters: JSON can hold half of one."""
+    return isinstance(value, str) and _HALF.search(value) is None
 
 
 def _check_tokens(fields: Mapping[str, object], vocab_size: int) -> None:

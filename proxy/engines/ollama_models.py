@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from strop.adapters import durable
+
 _OURS = "-strop"
 
 
@@ -56,7 +58,7 @@ class OllamaModels:
         def write() -> None:
             scratch = self._file.with_suffix(".new")
             scratch.write_text(text, encoding="utf-8")
-            scratch.replace(self._file)
+            durable.publish(scratch, self._file)
 
         await asyncio.to_thread(write)
 
