@@ -5,7 +5,6 @@ of each step.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from strop.adapters import durable
 from strop.training import run_folder
 from strop.training.backends.base import TRAINED, OutOfMemory, Policy
 from strop.training.batching import Rows, learning_rate, pack, plan_steps
@@ -264,11 +264,8 @@ class Loop:
         self._policy.save_state(temporary)
         state = {"step": self._step, "kl": self._kl, "max_tokens": self._micro_batch.max_tokens}
         (temporary / _LOOP_FILE).write_text(json.dumps(state))
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
         before = run_folder.states(self._folder)
-        temporary.rename(self._folder / name)
+        durable.publish(temporary, self._folder / name)
         for folder in before:
             shutil.rmtree(folder)
 

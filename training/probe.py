@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from strop.adapters import peft, probe_codec
+from strop.adapters import durable, peft, probe_codec
 from strop.adapters.peft import InvalidAdapter
 from strop.adapters.probe_values import Item, Probe
 from strop.proxy.store import run_lock
@@ -241,11 +241,8 @@ def _write(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        durable.publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

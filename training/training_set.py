@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from strop.adapters import durable
 from strop.training.sequences import Answer, Floats, Tokens, Unit
 
 
@@ -83,9 +84,7 @@ def save(whole: TrainingSet, path: Path) -> None:
     temporary = path.with_suffix(".part")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    durable.publish(temporary, path)
 
 
 def load(path: Path) -> TrainingSet:

@@ -98,7 +98,9 @@ def _make_empty(folder: Path) -> None:
                     " folder with --home"
                 )
             shutil.rmtree(folder)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The mode is that of the last one alone: strop's home, for one, is made here.
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         mark.touch()
     except OSError as error:
         raise DemoFailed(
