@@ -15,7 +15,7 @@ from strop.proxy.store.version_records import Version, VersionEvent
 
 if TYPE_CHECKING:
     # Commands show versions too, and need nothing of what moves traffic.
-    from strop.proxy.activation import Loaded, Progress, Switched
+    from strop.proxy.versions.activation import Loaded, Progress, Switched
 
 
 def adapter(

@@ -15,9 +15,9 @@ from strop.proxy.engines.mlx_server import MlxServer
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
 from strop.proxy.engines.ollama import Ollama
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
-from strop.proxy.pairing import base_folder
 from strop.proxy.settings import Settings
 from strop.proxy.upstream import Upstream
+from strop.proxy.versions.pairing import base_folder
 
 MLX_FOLDER: Final = "adapters-mlx"
 """In the home: versions as mlx_lm reads them."""

@@ -13,12 +13,12 @@ import orjson
 
 from strop.proxy import run_requests
 from strop.proxy.errors import ConfigError, Conflict
-from strop.proxy.pairing import base_folder, identity_of
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings import Settings
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.versions.pairing import base_folder, identity_of
 
 _STANDARD_ERROR: Final = 2
 

@@ -74,8 +74,12 @@ def serve(settings: Settings, home: Path) -> int:
 
 
 def url_of(host: str, port: int) -> str:
-    """Return where strop is reached that listens on `host`; IPv6 with or without its brackets."""
+    """Return where strop is reached that listens on `host`; IPv6 with or without its brackets.
+
+    Listening on every address, it is reached at this machine's own.
+    """
     host = host.strip("[]")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  it binds to none
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

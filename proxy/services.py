@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strop.adapters.library import Library
-from strop.proxy import auth, probe_job, run_requests
+from strop.proxy import auth, run_requests
 from strop.proxy.alias import BASE, Leases
 from strop.proxy.background import in_background
 from strop.proxy.engines.base import Engine
@@ -20,21 +20,22 @@ from strop.proxy.errors import StoreUnavailable
 from strop.proxy.flights import Elsewhere, Flights, nowhere
 from strop.proxy.intake import Intake
 from strop.proxy.metrics import Metrics
-from strop.proxy.pairing import base_folder, identity_of
-from strop.proxy.probe_job import ProbeCommand, ProbeJob
-from strop.proxy.promotion import Promoter
 from strop.proxy.rater import Rater
 from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
 from strop.proxy.run_requests import Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
-from strop.proxy.shelf import Shelf
 from strop.proxy.store import turns
 from strop.proxy.store.store import Store
-from strop.proxy.swapping import Swapper
 from strop.proxy.tally import Census, OwnCensus
 from strop.proxy.trainer import Trainer
+from strop.proxy.versions import probe_job
+from strop.proxy.versions.pairing import base_folder, identity_of
+from strop.proxy.versions.probe_job import ProbeCommand, ProbeJob
+from strop.proxy.versions.promotion import Promoter
+from strop.proxy.versions.shelf import Shelf
+from strop.proxy.versions.swapping import Swapper
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from strop.proxy import run_requests
 from strop.proxy.alias import Leases
 from strop.proxy.child import Child, last_words
 from strop.proxy.errors import StropError, Unavailable
-from strop.proxy.promotion import Promoter
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings import Training
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import UNFINISHED, FreshCounts, Run, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.trigger import Decision, Moment, decide
+from strop.proxy.versions.promotion import Promoter
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from strop.proxy.cli import main
-from strop.proxy.cli_handover import MODULES
+from strop.proxy.cli.handover import MODULES
+from strop.proxy.cli.root import main
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 INTRODUCTION = """\

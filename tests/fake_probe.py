@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from strop.proxy.probe_job import ProbeJob
+from strop.proxy.versions.probe_job import ProbeJob
 
 NO_PROBE = "no probe could be made: it was not wanted"
 

@@ -1,8 +1,8 @@
 """A swapper that moves no traffic: it writes down what it is asked, in the store too."""
 
-from strop.proxy.activation import Progress, Switched
 from strop.proxy.errors import StropError
 from strop.proxy.store.store import Store
+from strop.proxy.versions.activation import Progress, Switched
 
 
 class FakeSwapper:

@@ -22,12 +22,12 @@ from strop.proxy.app import App
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.ids import new_id
-from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.run_requests import TrainCommand
 from strop.proxy.services import Services, adapters_folder, run_services
 from strop.proxy.settings import load
 from strop.proxy.store.records import Choice, Completion
 from strop.proxy.upstream import Upstream
+from strop.proxy.versions.probe_job import ProbeCommand
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 

@@ -15,12 +15,12 @@ import uvicorn
 from strop.proxy import configured_engine, routes, run_requests
 from strop.proxy.app import App
 from strop.proxy.engines.base import Engine as Driver
-from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.run_requests import TrainCommand
 from strop.proxy.serve import uvicorn_config
 from strop.proxy.services import Services, run_services
 from strop.proxy.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
+from strop.proxy.versions.probe_job import ProbeCommand
 
 
 @dataclass

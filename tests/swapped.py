@@ -14,11 +14,11 @@ from running import Running, running, settings_for
 from strop.adapters.library import Library
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.settings import Adapters
 from strop.proxy.store.version_records import Version
-from strop.proxy.swapping import Swapper
 from strop.proxy.upstream import Upstream
+from strop.proxy.versions.probe_job import ProbeCommand
+from strop.proxy.versions.swapping import Swapper
 
 
 @dataclass

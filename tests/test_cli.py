@@ -21,7 +21,7 @@ from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from routes_app import completion
 
-from strop.proxy.cli import main
+from strop.proxy.cli.root import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
 from strop.proxy.home import Serves, hold, serving
@@ -749,7 +749,7 @@ def test_help_imports_nothing_heavy() -> None:
     heavy = (
         "{'starlette', 'uvicorn', 'httpx', 'aiosqlite', 'zstandard', 'prometheus_client', 'mlx'}"
     )
-    script = f"import sys, strop.proxy.cli; print(sorted({heavy} & set(sys.modules)))"
+    script = f"import sys, strop.proxy.cli.root; print(sorted({heavy} & set(sys.modules)))"
 
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True

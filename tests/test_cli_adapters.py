@@ -26,8 +26,9 @@ from strop.adapters import manifest
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.configs import demo_model
-from strop.proxy import cli_training, run_requests
-from strop.proxy.cli import main
+from strop.proxy import run_requests
+from strop.proxy.cli import training as cli_training
+from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.home import Serves, hold

@@ -15,7 +15,7 @@ from fake_vllm import FakeVllm
 from running import settings_for
 
 from strop.proxy import detection
-from strop.proxy.cli import main
+from strop.proxy.cli.root import main
 from strop.proxy.detection import Found, Said
 from strop.proxy.settings import Engine, Model, Settings
 

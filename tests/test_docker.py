@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from strop.proxy import auth, settings
-from strop.proxy.cli import main
+from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.routes.health import ROUTES
 

@@ -3,8 +3,8 @@
 import pytest
 
 from strop.adapters.rates import Rate
-from strop.proxy.live_rate import MIN_RATINGS, complaint, is_followed
 from strop.proxy.store.version_records import Activation, Version
+from strop.proxy.versions.live_rate import MIN_RATINGS, complaint, is_followed
 
 
 def version(parent: str | None) -> Version:

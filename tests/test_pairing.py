@@ -9,9 +9,9 @@ import pytest
 
 from strop.adapters.probe import Item, Judgement, Outcome, Probe
 from strop.proxy.engines.base import AdapterControl, EngineState
-from strop.proxy.pairing import Pairings, digest_of
-from strop.proxy.probing import base_error
 from strop.proxy.store.store import Store
+from strop.proxy.versions.pairing import Pairings, digest_of
+from strop.proxy.versions.probing import base_error
 
 BASE = "sha256:" + "b" * 64
 STATE = EngineState(models=("tiny",), version="1")

@@ -15,10 +15,10 @@ from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
 from strop.proxy import run_requests
 from strop.proxy.child import Child
-from strop.proxy.probe_job import ProbeJob, command
 from strop.proxy.settings import Training
-from strop.proxy.shelf import Shelf
 from strop.proxy.store.store import Store
+from strop.proxy.versions.probe_job import ProbeJob, command
+from strop.proxy.versions.shelf import Shelf
 
 
 def job(home: Path, behaviour: str, probe: Path | None = None) -> ProbeJob:

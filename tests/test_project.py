@@ -80,7 +80,7 @@ def test_the_wheel_names_the_command_and_the_licence(wheel: zipfile.ZipFile) -> 
         if ".dist-info/" in name
     }
 
-    assert "strop = strop.proxy.cli:main" in wheel.read(names["entry_points.txt"]).decode()
+    assert "strop = strop.proxy.cli.root:main" in wheel.read(names["entry_points.txt"]).decode()
     assert "licenses/LICENSE" in names
 
 

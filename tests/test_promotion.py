@@ -8,7 +8,6 @@ import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record
 
-from strop.proxy.activation import Progress
 from strop.proxy.errors import (
     ActivationFailed,
     Conflict,
@@ -19,11 +18,12 @@ from strop.proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from strop.proxy.loading import GONE
-from strop.proxy.promotion import MAX_GONE, Promoter, clean_ancestor
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.versions.activation import Progress
+from strop.proxy.versions.loading import GONE
+from strop.proxy.versions.promotion import MAX_GONE, Promoter, clean_ancestor
 
 
 @pytest.fixture

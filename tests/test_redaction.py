@@ -15,7 +15,7 @@ from fake_engine import Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 
-from strop.proxy.cli import main
+from strop.proxy.cli.root import main
 from strop.proxy.errors import ConfigError
 from strop.proxy.redaction import MARK, Redaction
 from strop.proxy.store.pack import unpack_bytes

@@ -11,11 +11,11 @@ from strop.proxy.alias import Alias, Leases, Served
 from strop.proxy.engines.base import AdapterControl, AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import EngineNotReady, UpstreamError
-from strop.proxy.pairing import Pairings
-from strop.proxy.residents import Residents
 from strop.proxy.serving import Serving
 from strop.proxy.store.store import Store
 from strop.proxy.upstream import Upstream
+from strop.proxy.versions.pairing import Pairings
+from strop.proxy.versions.residents import Residents
 
 
 class Leaving(AdapterControl):

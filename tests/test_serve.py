@@ -25,10 +25,12 @@ from strop.proxy.serve import banner, listen, say_when_ready, url_of
         ("localhost", "http://localhost:8484"),
         ("::1", "http://[::1]:8484"),
         ("[::1]", "http://[::1]:8484"),
+        ("0.0.0.0", "http://127.0.0.1:8484"),
+        ("::", "http://[::1]:8484"),
     ],
 )
 def test_the_url_of_an_address_can_be_opened(host: str, url: str) -> None:
-    """An IPv6 address has its brackets once, however the setting spells it."""
+    """Also that of a listener on every address; an IPv6 one has its brackets once."""
     assert url == url_of(host, 8484)
 
 
@@ -76,7 +78,7 @@ def test_a_serving_process_imports_nothing_that_only_training_or_a_terminal_need
     """Each worker would have its own of it, for as long as it runs."""
     unneeded = "{'torch', 'mlx', 'transformers', 'numpy', 'peft'}"
     script = (
-        "import sys, strop.proxy.cli, strop.proxy.serve, strop.proxy.workers.process;"
+        "import sys, strop.proxy.cli.root, strop.proxy.serve, strop.proxy.workers.process;"
         f" print(sorted({unneeded} & set(sys.modules)))"
     )
 

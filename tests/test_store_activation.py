@@ -12,8 +12,8 @@ from swapped import swapped
 
 from strop.adapters.probe import Judgement
 from strop.proxy.errors import StoreUnavailable
-from strop.proxy.pairing import Pairings
 from strop.proxy.store.store import Store
+from strop.proxy.versions.pairing import Pairings
 
 SOON = {"commit_timeout_s": 0.05}
 

@@ -29,10 +29,10 @@ from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.replicas import Replicas
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, EngineNotReady, NotFound
-from strop.proxy.loading import GONE
 from strop.proxy.serving import Serving
 from strop.proxy.store import run_lock
 from strop.proxy.upstream import Upstream
+from strop.proxy.versions.loading import GONE
 
 
 async def test_an_activated_version_answers_and_the_one_before_can_be_pinned(

@@ -20,12 +20,12 @@ from shelved import copy_of, publish
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
-from strop.proxy import probe_job
 from strop.proxy.configured_engine import EMBEDDED_ADAPTERS
 from strop.proxy.embedded.options import Options
-from strop.proxy.probe_job import ProbeCommand
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.store.store import Store
+from strop.proxy.versions import probe_job
+from strop.proxy.versions.probe_job import ProbeCommand
 
 pytestmark = pytest.mark.engine
 

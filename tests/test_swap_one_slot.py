@@ -10,9 +10,9 @@ from shelved import BASE
 from swapped import swapped
 
 from strop.proxy.errors import ActivationFailed
-from strop.proxy.promotion import Promoter
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
+from strop.proxy.versions.promotion import Promoter
 
 
 async def test_running_requests_finish_and_new_ones_wait_for_the_new_version(

@@ -6,7 +6,8 @@ import time
 import pytest
 from routes_app import completion
 
-from strop.proxy import objects, terminal
+from strop.proxy import objects
+from strop.proxy.cli import terminal
 from strop.proxy.store.records import Choice, StoredCompletion
 
 

@@ -16,13 +16,13 @@ from store_values import MODEL, database_in, learnable, rate, record, version
 
 from strop.proxy.alias import Leases, Served
 from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
-from strop.proxy.promotion import Promoter
 from strop.proxy.run_requests import Base, Wanted
 from strop.proxy.settings import Training
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run, RunState, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.trainer import Trainer
+from strop.proxy.versions.promotion import Promoter
 
 SETTINGS = Training(ratings=4)
 

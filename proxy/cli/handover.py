@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from strop import configs
-from strop.proxy.cli_options import examples, home_of, home_option, in_force
+from strop.proxy.cli.options import examples, home_of, home_option, in_force
 from strop.proxy.errors import Unavailable
 from strop.proxy.home import serving
 from strop.proxy.run_requests import NO_BACKEND, has_backend
@@ -74,7 +74,7 @@ def _in_force(home: Path, arguments: Sequence[str]) -> list[str]:
     That is what serves from the home, else what a start would use. Says which model that is, where
     `arguments` name none.
     """
-    from strop.proxy.pairing import base_folder
+    from strop.proxy.versions.pairing import base_folder
 
     serves = serving(home)
     settings = in_force(home)

@@ -28,13 +28,13 @@ from strop.proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from strop.proxy.pairing import Pairings
-from strop.proxy.residents import Residents
 from strop.proxy.serving import Serving
-from strop.proxy.shelf import Shelf
 from strop.proxy.store.version_records import Version
-from strop.proxy.target import Target
-from strop.proxy.traffic import Traffic
+from strop.proxy.versions.pairing import Pairings
+from strop.proxy.versions.residents import Residents
+from strop.proxy.versions.shelf import Shelf
+from strop.proxy.versions.target import Target
+from strop.proxy.versions.traffic import Traffic
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from strop.adapters.probe import Judgement, Probe, judge
 from strop.adapters.swap import Release
 from strop.adapters.tolerances import tolerance_of
 from strop.proxy.engines.base import AdapterControl
-from strop.proxy.pairing import Pairings
-from strop.proxy.probing import base_error, measure, with_base
+from strop.proxy.versions.pairing import Pairings
+from strop.proxy.versions.probing import base_error, measure, with_base
 
 
 @dataclass(slots=True)

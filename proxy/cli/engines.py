@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from strop.proxy import terminal
-from strop.proxy.cli_options import examples, json_option
+from strop.proxy.cli import terminal
+from strop.proxy.cli.options import examples, json_option
 from strop.proxy.errors import ConfigError
 from strop.proxy.settings import is_base_url
 

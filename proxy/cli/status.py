@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import click
 
-from strop.proxy import adapter_objects, terminal
-from strop.proxy.admin_client import ask_health, call
-from strop.proxy.cli_options import (
+from strop.proxy import adapter_objects
+from strop.proxy.cli import terminal
+from strop.proxy.cli.admin_client import ask_health, call
+from strop.proxy.cli.options import (
     STORE_FILE,
     examples,
     home_of,
@@ -20,7 +21,7 @@ from strop.proxy.cli_options import (
     json_option,
     open_store,
 )
-from strop.proxy.cli_runs import progress
+from strop.proxy.cli.runs import progress
 from strop.proxy.home import serving_url
 from strop.proxy.settings import home_hint
 

@@ -1,6 +1,6 @@
 """`strop runs`: the training runs, one of them, and stopping it.
 
-Lists read the home's own store. Starts none; `cli_training` does.
+Lists read the home's own store. Starts none; `training` does.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 import click
 
-from strop.proxy import adapter_objects, objects, terminal
-from strop.proxy.admin_client import call
-from strop.proxy.cli_options import (
+from strop.proxy import adapter_objects, objects
+from strop.proxy.cli import terminal
+from strop.proxy.cli.admin_client import call
+from strop.proxy.cli.options import (
     examples,
     home_of,
     home_option,

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import click
 
-from strop.proxy import ratings, terminal
+from strop.proxy import ratings
 from strop.proxy.auth import LOCAL_KEY_ID
-from strop.proxy.cli_options import (
+from strop.proxy.cli import terminal
+from strop.proxy.cli.options import (
     completion_argument,
     examples,
     home_of,

@@ -16,7 +16,6 @@ from typing import TypeVar
 import orjson
 
 from strop.adapters.swap import Done, Release, Step
-from strop.proxy.activation import Loaded, Progress, Switched, Wish
 from strop.proxy.alias import BASE
 from strop.proxy.errors import (
     ActivationFailed,
@@ -25,13 +24,14 @@ from strop.proxy.errors import (
     StoreUnavailable,
     StropError,
 )
-from strop.proxy.keeping import VersionKeeper
-from strop.proxy.loading import REASONS, Loader
 from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
-from strop.proxy.shelf import Shelf
 from strop.proxy.store.version_records import Version
-from strop.proxy.traffic import Traffic
+from strop.proxy.versions.activation import Loaded, Progress, Switched, Wish
+from strop.proxy.versions.keeping import VersionKeeper
+from strop.proxy.versions.loading import REASONS, Loader
+from strop.proxy.versions.shelf import Shelf
+from strop.proxy.versions.traffic import Traffic
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import IO, Any, Final, get_args
 
 import click
 
-from strop.proxy.cli_options import examples, home_of, home_option, open_store
+from strop.proxy.cli.options import examples, home_of, home_option, open_store
 from strop.proxy.errors import ConfigError
 from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
 

@@ -13,9 +13,10 @@ from typing import Any, Final, get_args, get_type_hints
 
 import click
 
-from strop.proxy import adapter_objects, settings, terminal
-from strop.proxy.admin_client import call
-from strop.proxy.cli_options import (
+from strop.proxy import adapter_objects, settings
+from strop.proxy.cli import terminal
+from strop.proxy.cli.admin_client import call
+from strop.proxy.cli.options import (
     examples,
     home_of,
     home_option,
@@ -23,7 +24,7 @@ from strop.proxy.cli_options import (
     json_option,
     open_store,
 )
-from strop.proxy.cli_runs import described, is_over, progress
+from strop.proxy.cli.runs import described, is_over, progress
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import serving, serving_url
 from strop.proxy.run_requests import Wanted, preset
@@ -93,7 +94,7 @@ def train(
 
 async def _clean_ancestor(home: Path) -> str:
     """Return what relearning continues."""
-    from strop.proxy.promotion import clean_ancestor
+    from strop.proxy.versions.promotion import clean_ancestor
 
     async with open_store(home) as store:
         return await clean_ancestor(store, (await store.versions.activation()).version)
@@ -152,7 +153,7 @@ def _next_step(run: dict[str, Any], home: Path, *, is_served: bool) -> str:
 
 async def activation_of(home: Path, run_id: str) -> str:
     """Return whether what passed is activated by itself; if not, why, and what to type."""
-    from strop.proxy.promotion import obstacle
+    from strop.proxy.versions.promotion import obstacle
 
     hint, serves, training = home_hint(home), serving(home), in_force(home).training
     async with open_store(home) as store:

@@ -18,11 +18,11 @@ from strop.adapters.peft import AdapterNotFound, InvalidAdapter
 from strop.adapters.probe import Probe
 from strop.proxy import base_names
 from strop.proxy.errors import BadRequest, Conflict
-from strop.proxy.probe_job import ProbeJob
 from strop.proxy.run_requests import AWAITS_RUN
 from strop.proxy.store.database import storable
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Version
+from strop.proxy.versions.probe_job import ProbeJob
 
 log = logging.getLogger(__name__)
 

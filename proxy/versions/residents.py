@@ -19,9 +19,9 @@ from strop.adapters.swap import Release
 from strop.proxy.alias import BASE, Alias, Served
 from strop.proxy.engines.base import AdapterControl, AdapterControls
 from strop.proxy.errors import Conflict, EngineNotReady, StropError
-from strop.proxy.pairing import Pairings
 from strop.proxy.serving import Serving
-from strop.proxy.target import Target
+from strop.proxy.versions.pairing import Pairings
+from strop.proxy.versions.target import Target
 
 log = logging.getLogger(__name__)
 

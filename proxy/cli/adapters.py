@@ -16,9 +16,10 @@ from urllib.parse import quote
 import click
 
 from strop.adapters.rates import Rate
-from strop.proxy import adapter_objects, base_names, objects, terminal
-from strop.proxy.admin_client import ask_health, call
-from strop.proxy.cli_options import (
+from strop.proxy import adapter_objects, base_names, objects
+from strop.proxy.cli import terminal
+from strop.proxy.cli.admin_client import ask_health, call
+from strop.proxy.cli.options import (
     examples,
     home_of,
     home_option,

@@ -71,9 +71,7 @@ def _call(
     url: str, method: str, path: str, headers: dict[str, str], body: object, timeout_s: float
 ) -> tuple[int, Any]:
     at = urlsplit(url)
-    # Bound to every address, it is reached at this machine's own.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(at.hostname or "", at.hostname)  # noqa: S104
-    connection = http.client.HTTPConnection(host or "", at.port, timeout=timeout_s)
+    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=timeout_s)
     try:
         content = None if body is None else json.dumps(body)
         connection.request(method, path, content, headers)

@@ -16,22 +16,20 @@ from typing import Any
 
 import click
 
-from strop.proxy import (
-    auth,
-    cli_adapters,
-    cli_engines,
-    cli_export,
-    cli_handover,
-    cli_ratings,
-    cli_records,
-    cli_runs,
-    cli_status,
-    cli_training,
-    settings,
+from strop.proxy import auth, settings, told_settings
+from strop.proxy.cli import (
+    adapters,
+    engines,
+    export,
+    handover,
+    ratings,
+    records,
+    runs,
+    status,
     terminal,
-    told_settings,
+    training,
 )
-from strop.proxy.cli_options import (
+from strop.proxy.cli.options import (
     examples,
     home_of,
     home_option,
@@ -291,18 +289,15 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
 
 
 for command in (
-    *cli_status.COMMANDS,
-    *cli_records.COMMANDS,
-    *cli_export.COMMANDS,
-    *cli_ratings.COMMANDS,
-    *cli_adapters.COMMANDS,
-    *cli_engines.COMMANDS,
-    *cli_training.COMMANDS,
-    *cli_runs.COMMANDS,
-    *cli_handover.COMMANDS,
+    *status.COMMANDS,
+    *records.COMMANDS,
+    *export.COMMANDS,
+    *ratings.COMMANDS,
+    *adapters.COMMANDS,
+    *engines.COMMANDS,
+    *training.COMMANDS,
+    *runs.COMMANDS,
+    *handover.COMMANDS,
 ):
     main.add_command(command)
 
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from strop.adapters.swap import Done, Release
 from strop.proxy.errors import SwitchingVersions
-from strop.proxy.residents import Residents
 from strop.proxy.serving import Serving
+from strop.proxy.versions.residents import Residents
 
 
 async def _unrecorded(_: Release) -> None:

@@ -9,7 +9,6 @@ from typing import Final, Protocol
 
 import orjson
 
-from strop.proxy.activation import Progress, Switched
 from strop.proxy.errors import (
     ActivationFailed,
     Conflict,
@@ -20,12 +19,13 @@ from strop.proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from strop.proxy.live_rate import MOST_RATINGS, PROMOTER, complaint, is_followed
-from strop.proxy.loading import BUSY, GONE
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE, Version
+from strop.proxy.versions.activation import Progress, Switched
+from strop.proxy.versions.live_rate import MOST_RATINGS, PROMOTER, complaint, is_followed
+from strop.proxy.versions.loading import BUSY, GONE
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import orjson
 from strop.proxy.alias import BASE
 from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import EngineNotReady, StropError, UnknownModel, VersionNotServed
-from strop.proxy.loading import RETRY_S, Loader
 from strop.proxy.serving import Serving
-from strop.proxy.shelf import Shelf
+from strop.proxy.versions.loading import RETRY_S, Loader
+from strop.proxy.versions.shelf import Shelf
 
 log = logging.getLogger(__name__)
 

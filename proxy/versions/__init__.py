@@ -1,0 +1,1 @@
+"""Which version serves: shelved, loaded, proven, activated, followed, kept or dropped."""
