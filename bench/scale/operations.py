@@ -10,7 +10,6 @@ from typing import Final
 
 from bench.scale.filling import BASE, KEY, MODEL, RARE, Filled, Spot
 from strop.proxy.ids import new_id
-from strop.proxy.live_rate import MOST_RATINGS
 from strop.proxy.store.records import (
     Choice,
     Completion,
@@ -21,6 +20,7 @@ from strop.proxy.store.records import (
     Revision,
 )
 from strop.proxy.store.store import Store
+from strop.proxy.versions.live_rate import MOST_RATINGS
 
 Run = Callable[[Store, Filled, Spot], Awaitable[object]]
 
