@@ -90,8 +90,3 @@ def token_mean(rows: Sequence[Floats]) -> float:
     """Return the mean over all tokens of all `rows`, in float64; NaN without any."""
     joined = np.concatenate([np.zeros(0), *rows], dtype=np.float64)
     return float(joined.mean()) if len(joined) else math.nan
-
-
-def num_answer_tokens(sequences: Sequence[Tokens]) -> int:
-    """Return how many answer tokens `sequences` have together."""
-    return sum(tokens.num_answer for tokens in sequences)
