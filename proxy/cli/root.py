@@ -300,4 +300,3 @@ for command in (
     *handover.COMMANDS,
 ):
     main.add_command(command)
-
