@@ -27,7 +27,7 @@ def advantages(examples: Sequence[Example], prior: tuple[float, int]) -> list[fl
     """Return A_i for each example: r_i - b for a rated turn, 1 for a correction or a pair.
 
     `prior` is what `baseline` takes. Advantages are not standardised: with two-valued ratings that
-    would take the baseline out again (`tests/test_advantages.py` shows it).
+    would take the baseline out again (`tests/training/test_advantages.py` shows it).
     """
     b = baseline(*prior)
     return [one.rating - b if one.kind == "rating" else 1.0 for one in examples]

@@ -1,7 +1,7 @@
 """Adapter versions on Ollama, against a fake that shares one place in memory between them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import models
@@ -9,7 +9,7 @@ import pytest
 from fake_engine import FakeEngine
 from fake_ollama import FakeOllama, Model, base_of
 from fake_ollama_answers import Vocabulary, sample
-from tokenizers import Tokenizer
+from ollama_vocabulary import END_ID, vocabulary_of
 
 from strop.adapters import gguf
 from strop.proxy.engines.base import Ask
@@ -21,29 +21,6 @@ from strop.proxy.errors import UpstreamError
 from strop.proxy.upstream import Upstream
 
 BASE = base_of("tiny")
-END_ID = 2
-
-
-def vocabulary_of(base: Path, *, has_parts: bool = False) -> Vocabulary:
-    """Return how the model in `base` reads prompts, and the bytes of each of its tokens.
-
-    Without `has_parts`, none that is a part of a character is ever sampled.
-    """
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    byte_of = {char: byte for byte, char in models_bytes()}
-    pieces = []
-    for token in range(tokenizer.get_vocab_size()):
-        spelt = tokenizer.id_to_token(token)
-        pieces.append(bytes(byte_of[char] for char in spelt) if token > END_ID else b"")
-    return Vocabulary(lambda text: tokenizer.encode(text).ids, pieces, END_ID, has_parts=has_parts)
-
-
-def models_bytes() -> Iterator[tuple[int, str]]:
-    """Yield how byte-level tokenizers spell each byte."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    for byte in range(256):
-        yield byte, chr(byte) if byte in printable else chr(next(others))
 
 
 def make_control(upstream: Upstream, base: Path, home: Path) -> OllamaAdapters:

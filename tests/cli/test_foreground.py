@@ -42,7 +42,7 @@ async def waiting_run(home: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proc
     await store.close()
     command = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", SCRIPT, str(home), run.id),
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")},
         stderr=asyncio.subprocess.PIPE,
     )
     try:

@@ -1,6 +1,6 @@
 """docs/cli.md, made from the commands' own help.
 
-python tests/cli_reference.py    writes it
+python tests/support/cli_reference.py    writes it
 """
 
 import importlib
@@ -12,11 +12,12 @@ import click
 from strop.proxy.cli.handover import MODULES
 from strop.proxy.cli.root import main
 
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 INTRODUCTION = """\
 # Command line
 
-Each command's own help, as `strop COMMAND --help` prints it. Made by `tests/cli_reference.py`.
+Each command's own help, as `strop COMMAND --help` prints it.
+Made by `tests/support/cli_reference.py`.
 
 A command ends with 0, with 2 when what was typed or set is wrong, and with 1 when anything else is.
 """

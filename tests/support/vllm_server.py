@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv-vllm"
 PINS = Path(__file__).parent / "requirements-vllm.txt"
 PYTHON = VENV / "bin" / "python"

@@ -18,9 +18,9 @@ import pytest
 from fake_engine import FakeEngine
 from fake_ollama import Model
 from fake_ollama_model import FakeOllamaModel, linear_weights
+from ollama_vocabulary import END_ID
 from running import Running, running, settings_for
 from shelved import copy_of, publish
-from test_ollama_adapters import END_ID
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library

@@ -13,6 +13,8 @@ from strop.proxy.store.store import Store
 
 pytestmark = pytest.mark.faults
 
+SUPPORT = str(Path(__file__).parents[1] / "support")
+
 # Writes completions, 16 at a time, and prints the id of each once it is acknowledged.
 WRITER = """
 import asyncio, sys
@@ -88,7 +90,8 @@ def test_a_process_that_does_not_close_its_store_ends(tmp_path: Path) -> None:
     path = database_in(tmp_path)
 
     child = subprocess.run(
-        [sys.executable, "-c", program, str(path), str(Path(__file__).parent)], timeout=60
+        [sys.executable, "-c", program, str(path), SUPPORT],
+        timeout=60,
     )
 
     assert 3 == child.returncode
@@ -99,9 +102,8 @@ def test_a_process_that_does_not_close_its_store_ends(tmp_path: Path) -> None:
 
 def run_and_kill(path: Path, num_seen: int) -> list[str]:
     """Run the writer, kill it once it has acknowledged `num_seen`, and return all that it did."""
-    here = str(Path(__file__).parent)
     child = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), here], stdout=subprocess.PIPE
+        [sys.executable, "-c", WRITER, str(path), SUPPORT], stdout=subprocess.PIPE
     )
     assert child.stdout is not None
     lines = [child.stdout.readline() for _ in range(num_seen)]

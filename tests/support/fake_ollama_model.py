@@ -14,8 +14,8 @@ from typing import Any
 import models
 from fake_ollama import FailedError, FakeOllama, Model
 from fake_ollama_answers import Sampled
+from ollama_vocabulary import END_ID, vocabulary_of
 from probes import model_of
-from test_ollama_adapters import END_ID, vocabulary_of
 
 _LAYERS = {
     "attn_q": "self_attn.q_proj",

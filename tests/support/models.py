@@ -23,7 +23,7 @@ import click
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "fixture-models"
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "fixture-models"
 
 VOCAB_SIZE = 1280
 MAX_POSITIONS = 4096

@@ -13,7 +13,7 @@ from strop.proxy.store import completions, database, pack
 from strop.proxy.store.records import ParentBy, State
 from strop.proxy.store.store import Store
 
-PAGE = (Path(__file__).parent.parent / "docs" / "schema.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "schema.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -793,7 +793,7 @@ def test_the_engine_takes_every_option_of_the_embedded_engine() -> None:
 
 
 def test_the_page_of_commands_is_their_help() -> None:
-    """docs/cli.md lags: run `python tests/cli_reference.py`."""
+    """docs/cli.md lags: run `python tests/support/cli_reference.py`."""
     assert cli_reference.PAGE.read_text(encoding="utf-8") == cli_reference.render()
 
 

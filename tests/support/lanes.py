@@ -9,7 +9,7 @@ import pytest
 
 LANES = {
     "clients": "try stock clients; installs them into .cache/clients",
-    "llamacpp": "try llama.cpp's llama-server, which tests/llamacpp_build.py builds",
+    "llamacpp": "try llama.cpp's llama-server, which tests/support/llamacpp_build.py builds",
     "vllm": "try a real vLLM; installs its CPU build into .venv-vllm (2.5 GB)",
 }
 """What each option does, for `pytest --help`."""

@@ -17,8 +17,8 @@ from typing import Literal
 
 import pytest
 
-SCRIPTS = Path(__file__).parent / "clients"
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "clients"
+SCRIPTS = Path(__file__).parents[1] / "clients"
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "clients"
 
 # OpenClaw takes twenty seconds for each message.
 RUN_TIMEOUT_S = 300

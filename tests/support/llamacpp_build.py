@@ -3,7 +3,7 @@
 Knows no model and starts nothing. The sources are those that llama-cpp-python carries, pinned; what
 is built stays in `.cache/llamacpp`, out of the repository. Half an hour on two cores.
 
-    python tests/llamacpp_build.py [JOBS]
+    python tests/support/llamacpp_build.py [JOBS]
 """
 
 import shutil
@@ -17,7 +17,7 @@ PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 """Carries llama.cpp v0.5.0-dev, commit 0c1e57098 of 2026-10-01."""
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache" / "llamacpp" / VERSION
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "llamacpp" / VERSION
 SERVER = CACHE / "llama-server"
 SOURCE = CACHE / "source"
 
