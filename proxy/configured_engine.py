@@ -3,24 +3,31 @@
 The one place that chooses a driver. Starts no process, and asks nothing of a server.
 """
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import Final
 
 from strop import configs
-from strop.proxy import auth, drivers
+from strop.adapters.base_model import InvalidBase, number, read_config
+from strop.configs import installation
+from strop.proxy import auth
 from strop.proxy.engines.base import AdaptersFolder, Engine
+from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.embedded import EngineProcess
+from strop.proxy.engines.llama_server import LlamaServer
+from strop.proxy.engines.mlx_server import MlxServer
+from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
+from strop.proxy.engines.ollama import Ollama
+from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.replicas import Replicas
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ConfigError
-from strop.proxy.services import adapters_folder
 from strop.proxy.settings import Settings
+from strop.proxy.store import layout
 from strop.proxy.upstream import Upstream
-
-LOG_FILE: Final = "engine.log"
-"""What the embedded engine writes, in the home."""
+from strop.proxy.versions.pairing import base_folder
 
 EMBEDDED_ADAPTERS = 4
 """How many versions the embedded engine keeps loaded; each takes as much memory as its file."""
@@ -38,16 +45,21 @@ def make(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
     engine = settings.engine
     if _kind(settings) == "embedded":
         model = str(Path(settings.model.path).expanduser()) if settings.model.path else ""
-        # What is no folder is a hub id, and naming one asks for it to be fetched.
-        options = ["--online"] if model and not Path(model).is_dir() else []
+        # Naming one asks for it to be fetched.
+        options = ["--online"] if is_hub_id(model) else []
         process = EngineProcess(
             model or str(configs.demo_model()),
             name=settings.model.name or name_of(model),
-            log_path=home / LOG_FILE,
+            log_path=home / layout.ENGINE_LOG,
             options=options,
         )
         return at(process.url, settings, home), process
     return at(engine.url, settings, home), None
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether strop's own engine takes `model` for a hub id: it is no folder."""
+    return bool(model) and not Path(model).expanduser().is_dir()
 
 
 def name_of(model: str) -> str:
@@ -65,12 +77,10 @@ def name_of(model: str) -> str:
 def at(url: str, settings: Settings, home: Path) -> Engine:
     """Return the driver that the settings name, for an engine at `url` and its replicas."""
     engine = settings.engine
-    adapters = AdaptersFolder(adapters_folder(home), engine.adapters_dir)
+    adapters = AdaptersFolder(home / layout.ADAPTERS, engine.adapters_dir)
     if _kind(settings) == "embedded":
         upstream = Upstream(
-            url,
-            connect_timeout_s=engine.connect_timeout_s,
-            advice=f"strop starts it by itself; its log is {LOG_FILE} in strop's home",
+            url, advice=f"strop starts it by itself; its log is {layout.ENGINE_LOG} in strop's home"
         )
         return Vllm(
             upstream,
@@ -85,20 +95,75 @@ def at(url: str, settings: Settings, home: Path) -> Engine:
 
 def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) -> Engine:
     """Return the driver of one server that runs already."""
-    engine = settings.engine
+    engine, model, base = settings.engine, settings.model.name, base_folder(settings)
     # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
-    url = url.rstrip("/").removesuffix("/v1")
-    upstream = Upstream(url, connect_timeout_s=engine.connect_timeout_s)
+    upstream = Upstream(url.rstrip("/").removesuffix("/v1"))
+    calls = Calls(upstream, credentials(engine.key))
     if engine.kind == "vllm":
         return Vllm(upstream, key=engine.key, adapters=adapters)
-    if (found := drivers.make(settings, home, upstream)) is not None:
-        return found
-    forwards_key = not settings.server.client_keys
-    return OpenAI(upstream, key=engine.key, forwards_key=forwards_key)
+    if engine.kind == "mlx_server":
+        mlx, folder = None, home / layout.MLX_ADAPTERS
+        if base is not None:
+            mlx = MlxServerAdapters(calls, base=base, folder=folder, convert=_to_mlx)
+        return MlxServer(
+            upstream,
+            key=engine.key,
+            model=model,
+            rechunks=engine.rechunk_streams,
+            adapters=mlx,
+            vocab_size=_vocab_size(base),
+        )
+    if engine.kind == "ollama":
+        ollama, notes = None, home / layout.OLLAMA_NOTES
+        if base is not None:
+            ollama = OllamaAdapters(calls, base=base, convert=_to_gguf, notes=notes)
+        return Ollama(upstream, key=engine.key, model=model, adapters=ollama)
+    if engine.kind == "llama_server":
+        return LlamaServer(upstream, key=engine.key)
+    return OpenAI(upstream, key=engine.key, forwards_key=not settings.server.client_keys)
+
+
+def _vocab_size(base: Path | None) -> int | None:
+    """Return how many tokens the base has, as far as its folder says."""
+    with contextlib.suppress(InvalidBase, OSError):
+        config = read_config(base) if base is not None else {}
+        # That of a model with images is in a part of its own.
+        text = config.get("text_config")
+        return number(text if isinstance(text, dict) else config, "vocab_size")
+    return None
+
+
+# Both need numpy, which comes with what trains: a proxy that only records has none.
+
+
+def _to_mlx(source: Path, base: Path, folder: Path) -> None:
+    from strop.adapters import mlx
+
+    mlx.convert(source, base, folder)
+
+
+def _to_gguf(source: Path, base: Path, file: Path) -> None:
+    from strop.adapters import gguf
+
+    gguf.convert(source, base, file)
 
 
 def _kind(settings: Settings) -> str:
     return settings.engine.kind or "embedded"
+
+
+def _check_model(model: str) -> None:
+    expected = "model.path: expected a folder with a model in Hugging Face format, or a hub id"
+    folder = Path(model).expanduser()
+    if folder.is_file():
+        raise ConfigError(
+            f"{expected}; {model} is a file, and strop's own engine reads no GGUF: for one, name"
+            " Ollama or llama-server with --engine"
+        )
+    if not folder.is_dir() and model.startswith(("/", ".", "~")):
+        raise ConfigError(f"{expected}; there is no folder {model}")
+    if model and folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{expected}; there is no config.json in {model}")
 
 
 def check(settings: Settings) -> None:
@@ -110,20 +175,21 @@ def check(settings: Settings) -> None:
     kind, engine = _kind(settings), settings.engine
     if kind == "embedded":
         if engine.url:
+            url = repr(auth.scrub_url(engine.url))
             raise ConfigError(
-                f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind: no engine that"
-                " strop knows answers there now, so it can't tell which it is"
+                f"engine.url = {url} is of another engine than strop's own; leave it out, or name"
+                " that one, as in --engine vllm"
+                if engine.kind
+                else f"engine.url = {url} needs engine.kind: no engine that strop knows answers"
+                " there now, so it can't tell which it is; start it first, or say what it is, as in"
+                " --engine vllm"
             )
-        model = settings.model.path
-        if model.startswith(("/", ".", "~")) and not Path(model).expanduser().is_dir():
-            raise ConfigError(
-                f"model.path: expected a folder with a model in Hugging Face format, or a hub id;"
-                f" there is no folder {model}"
-            )
+        _check_model(settings.model.path)
         if importlib.util.find_spec("mlx_lm") is None:
             raise ConfigError(
-                "the embedded engine needs mlx-lm, which is not installed; install strop[mlx], or"
-                " name an engine that runs: strop serve --engine vllm --engine-url http://127.0.0.1:8000"
+                "strop's own engine needs mlx-lm, which is not installed:"
+                f" {installation.install('strop[mlx]')}; or serve one that runs,"
+                " which `strop engines` looks for"
             )
     elif not engine.url:
         raise ConfigError(

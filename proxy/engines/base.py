@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from strop.proxy.upstream import Upstream
+from strop.proxy.wire import body
+from strop.proxy.wire.headers import Headers
 from strop.proxy.wire.restore import Restorer
 
 if TYPE_CHECKING:
@@ -97,6 +99,17 @@ class Plan:
     restore: Restorer | None
     reword: Callable[[int, bytes], bytes] | None = None
     rechunk: Callable[[bytes], bytes] | None = None
+
+    @classmethod
+    def of(
+        cls, ask: Ask, served: str, changes: Mapping[str, object], restore: Restorer | None = None
+    ) -> "Plan":
+        """Return the plan that asks `served` with `changes`; as it came where nothing changes."""
+        if ask.fields.get("model") != served:
+            changes = {**changes, "model": served}
+        if not changes and not ask.is_rewritten:
+            return cls(ask.raw, None)
+        return cls(body.dumps({**ask.fields, **changes}), restore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +260,7 @@ class Engine(Protocol):
         """
         ...
 
-    def headers(self, client: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    def headers(self, client: Headers) -> Headers:
         """Return the request headers to send, from those the client sent."""
         ...
 

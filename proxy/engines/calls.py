@@ -1,26 +1,40 @@
-"""Control calls to one engine: JSON there and back, and what the engine says where it refuses.
+"""Control calls to one engine: JSON there and back, what it serves, what it says where it refuses.
 
-Not on the hot path. Knows no engine.
+Not on the hot path: these go through httpx, over the same connections. Knows no engine.
 """
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
 from strop.proxy.engine_connection import EngineConnection
-from strop.proxy.engines.control import CHECK_TIMEOUT_S, ask
-from strop.proxy.errors import BadRequest, NotFound, UpstreamError
+from strop.proxy.engines.base import EngineState
+from strop.proxy.errors import (
+    BadRequest,
+    EngineNotReady,
+    NotFound,
+    UpstreamError,
+    UpstreamUnreachable,
+)
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers
 
+CHECK_TIMEOUT_S = 10.0
 # Reading the weights of a large model from a slow disk.
 LOAD_TIMEOUT_S = 600.0
 # Rendering and encoding a prompt of a million tokens.
 READ_TIMEOUT_S = 60.0
+# A list of models is the longest that is asked for.
+MAX_ANSWER_BYTES = 16 * 2**20
 NO_COUNT = (
     "this engine can't tell how many tokens a prompt has without answering it; vLLM, llama-server"
     " and strop's own engine can"
 )
+_FRAMING = ("content-encoding", "content-length", "transfer-encoding")
+
+Card = Mapping[str, object]
 
 
 class Calls:
@@ -48,17 +62,30 @@ class Calls:
         """Send `fields` as JSON, or `content` as it is; return the answer, a refusal too.
 
         Raises:
-            UpstreamUnreachable: nobody answers, or not in time.
+            UpstreamUnreachable: nobody answers there, or not all of it within `timeout_s`.
+            UpstreamError: the answer is longer than `MAX_ANSWER_BYTES`.
         """
-        return await ask(
-            self._upstream,
-            method,
-            path,
-            credentials=self._credentials,
-            json=fields,
-            content=content,
-            timeout_s=timeout_s,
-        )
+        async with httpx.AsyncClient(
+            transport=_Shared(self._upstream), base_url=self.url, timeout=timeout_s
+        ) as client:
+            try:
+                # httpx's own limit is for each read: an engine could go on for ever.
+                async with (
+                    asyncio.timeout(timeout_s),
+                    client.stream(
+                        method, path, json=fields, content=content, headers=self._credentials
+                    ) as response,
+                ):
+                    return await _whole(response)
+            except (httpx.DecodingError, httpx.ReadTimeout, TimeoutError) as error:
+                is_late = not isinstance(error, httpx.DecodingError)
+                came = f"none within {timeout_s:g} s" if is_late else str(error)
+                raise UpstreamUnreachable(
+                    f"expected an answer from {self.url}{path}, got: {came}"
+                ) from error
+            except httpx.TransportError as error:
+                # `Upstream` has said what it expected, and of whom.
+                raise UpstreamUnreachable(str(error)) from error
 
     async def hold(self) -> EngineConnection | None:
         """Return a connection on which nothing is asked: it is lost when the engine's process ends.
@@ -113,6 +140,55 @@ class Calls:
             )
         return read[member]
 
+    async def list_cards(self) -> tuple[httpx.Response, list[Card]]:
+        """Return what `GET /v1/models` answered, and its entries.
+
+        Raises:
+            UpstreamUnreachable: nobody answers there.
+            EngineNotReady: somebody answers, but not with a list of models.
+        """
+        answer = await self.ask("GET", "/v1/models")
+        if answer.status_code != httpx.codes.OK:
+            is_refused = answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
+            is_busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            advice = "it may be loading its model" if is_busy else "check engine.url and engine.key"
+            if is_refused and not self._credentials:
+                advice = (
+                    "set engine.key, best as STROP_ENGINE_KEY: strop asks for this list itself, and"
+                    " no client's key is there for that"
+                )
+            raise EngineNotReady(
+                f"expected a list of models from {self.url}/v1/models, got status"
+                f" {answer.status_code}; {advice}"
+            )
+        payload = json_of(answer)
+        cards = payload.get("data") if isinstance(payload, dict) else None
+        if isinstance(cards, list) and all(isinstance(c, dict) and "id" in c for c in cards):
+            return answer, cards
+        raise EngineNotReady(
+            f"expected an OpenAI list of models from {self.url}/v1/models, got something else;"
+            " check engine.url"
+        )
+
+    async def list_models(self) -> EngineState:
+        """Return what `GET /v1/models` says; names with a parent are adapters and left out.
+
+        Raises:
+            UpstreamUnreachable: nobody answers there.
+            EngineNotReady: somebody answers, but not with a list of models.
+        """
+        answer, cards = await self.list_cards()
+        bases = [card for card in cards if not card.get("parent")]
+        if not bases:
+            raise EngineNotReady(f"the engine at {self.url} serves no model yet")
+        length, root = bases[0].get("max_model_len"), bases[0].get("root")
+        return EngineState(
+            models=tuple(str(base["id"]) for base in bases),
+            version=answer.headers.get("server"),
+            max_model_len=length if isinstance(length, int) else None,
+            digest=root if isinstance(root, str) else None,
+        )
+
 
 def credentials(key: str) -> Headers:
     """Return the header that carries an engine's key, if it has one."""
@@ -138,3 +214,26 @@ def json_of(answer: httpx.Response) -> Any:
         return answer.json()
     except ValueError:
         return None
+
+
+async def _whole(response: httpx.Response) -> httpx.Response:
+    """Return a response with its whole body, in plain bytes."""
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MAX_ANSWER_BYTES:
+            raise UpstreamError(
+                f"expected at most {MAX_ANSWER_BYTES} bytes from {response.url}, got more"
+            )
+    headers = [(k, v) for k, v in response.headers.multi_items() if k not in _FRAMING]
+    return httpx.Response(response.status_code, headers=headers, content=bytes(body))
+
+
+class _Shared(httpx.AsyncBaseTransport):
+    """An upstream lent to one httpx client, which must not close it."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._upstream.handle_async_request(request)

@@ -14,12 +14,10 @@ from typing import Literal
 import httpx
 
 from strop.proxy.engines.base import Dialect, Engine
-from strop.proxy.engines.control import ask
+from strop.proxy.engines.calls import Calls
 from strop.proxy.errors import StropError, UpstreamError
-from strop.proxy.upstream import Upstream
 from strop.proxy.wire import chat, completions, sse
 from strop.proxy.wire.answer import Answer
-from strop.proxy.wire.headers import Headers
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ class Verification:
         self.is_done, self._retry_at = False, 0.0
 
 
-async def find(upstream: Upstream, credentials: Headers, model: str) -> Found:
+async def find(calls: Calls, model: str) -> Found:
     """Ask `model` for a few tokens in every way, at once, and return what came.
 
     Raises:
@@ -101,9 +99,7 @@ async def find(upstream: Upstream, credentials: Headers, model: str) -> Found:
     async def get(dialect: Dialect, **fields: object) -> httpx.Response:
         request = {"model": model, **_REQUESTS[dialect], **_SNAPSHOT, **fields}
         path = "/v1/chat/completions" if dialect == "chat" else "/v1/completions"
-        return await ask(
-            upstream, "POST", path, credentials=credentials, json=request, timeout_s=TIMEOUT_S
-        )
+        return await calls.ask("POST", path, request, timeout_s=TIMEOUT_S)
 
     said = ""
     # A model without a chat template answers the second only.
@@ -129,15 +125,10 @@ async def find(upstream: Upstream, credentials: Headers, model: str) -> Found:
     )
 
 
-async def loads_adapters(upstream: Upstream, credentials: Headers) -> bool:
+async def loads_adapters(calls: Calls) -> bool:
     """Return whether there is a route to load adapters by: its counterpart is asked, in vain."""
-    answer = await ask(
-        upstream,
-        "POST",
-        "/v1/unload_lora_adapter",
-        credentials=credentials,
-        json={"lora_name": "none-of-this-name"},
-    )
+    asked = {"lora_name": "none-of-this-name"}
+    answer = await calls.ask("POST", "/v1/unload_lora_adapter", asked)
     return b'"error"' in answer.content
 
 

@@ -22,10 +22,6 @@ _HEALTHY_AFTER_S = 30.0
 Identify = Callable[[], Awaitable[str | None]]
 
 
-async def _unknown() -> None:
-    return None
-
-
 def free_port(host: str) -> int:
     """Return a port that nobody listens on at `host` now."""
     with socket.socket() as probe:
@@ -56,7 +52,6 @@ class EngineProcess:
         self._log_path = log_path
         self._child: Child | None = None
         self._is_stopping = False
-        self.num_starts = 0
 
     @property
     def url(self) -> str:
@@ -68,7 +63,7 @@ class EngineProcess:
         """The child's process id, None while there is no child."""
         return self._child.pid if self._child is not None else None
 
-    async def keep_alive(self, identify: Identify = _unknown) -> None:
+    async def keep_alive(self, identify: Identify) -> None:
         """Start the child, and start it again whenever it dies. Runs until `stop` or cancelled.
 
         It is told the identity of its base, so that it takes no adapter of another.
@@ -82,7 +77,8 @@ class EngineProcess:
             started = loop.time()
             code: int | None = None
             try:
-                code = await (await self._start()).wait()
+                self._child = await Child.start(self._command, log_path=self._log_path)
+                code = await self._child.wait()
             except OSError as error:
                 log.error("the embedded engine can't be started", extra={"reason": str(error)})
             self._child = None
@@ -109,8 +105,3 @@ class EngineProcess:
         self._is_stopping = True
         if self._child is not None:
             await self._child.stop()
-
-    async def _start(self) -> Child:
-        self._child = await Child.start(self._command, log_path=self._log_path)
-        self.num_starts += 1
-        return self._child

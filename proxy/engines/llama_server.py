@@ -8,17 +8,13 @@ them. It takes adapters only when it is started, so it serves no versions. Measu
 from collections.abc import Mapping
 from dataclasses import replace
 
-from strop.proxy.engines.base import AdapterControls, Ask, Capabilities, EngineState, Plan
-from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, credentials, json_of
-from strop.proxy.engines.control import list_models
-from strop.proxy.engines.single import SingleServer
-from strop.proxy.engines.vllm import refuse_weights
+from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
+from strop.proxy.engines.calls import LOAD_TIMEOUT_S, json_of
+from strop.proxy.engines.single import NO_LOGPROBS, SingleServer, has_ids
 from strop.proxy.upstream import Upstream
-from strop.proxy.wire import body
-from strop.proxy.wire.headers import Headers, to_engine
+from strop.proxy.wire import weights
 from strop.proxy.wire.restore import Restore
 
-_NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
 _OTHER_WEIGHTS = (
     "it was started with --lora, so it isn't the base that answers; start it without, or set the"
     " scales to 0"
@@ -34,11 +30,9 @@ class LlamaServer(SingleServer):
     """
 
     label = "llama_server"
-    adapters: AdapterControls | None = None
 
     def __init__(self, upstream: Upstream, *, key: str = "") -> None:
-        self.upstream = upstream
-        self.shortfalls: tuple[str, ...] = ()
+        super().__init__(upstream, key)
         self.capabilities = Capabilities(
             token_ids=True,
             prompt_ids=False,
@@ -48,29 +42,18 @@ class LlamaServer(SingleServer):
             is_local=True,
             may_drop_tokens=True,
         )
-        self._credentials = credentials(key)
-        self._calls = Calls(upstream, self._credentials)
         self._ids: dict[str, str] = {}
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with logprobs asked for where it allows them, and what to take out."""
-        refuse_weights(ask.fields)
+        weights.refuse(ask.fields)
         changes = _snapshot(ask) if ask.is_captured else {}
         restore = None
         if changes:
             # A text completion has a null where it has none, a chat has no such member.
             is_chat = ask.dialect == "chat"
             restore = Restore(absent=("logprobs",)) if is_chat else Restore(nulls=("logprobs",))
-        served = self._ids.get(ask.served, ask.served)
-        if ask.fields.get("model") != served:
-            changes["model"] = served
-        if not changes and not ask.is_rewritten:
-            return Plan(ask.raw, None)
-        return Plan(body.dumps({**ask.fields, **changes}), restore)
-
-    def headers(self, client: Headers) -> Headers:
-        """Return the client's headers with the engine's own key."""
-        return to_engine(client, self._credentials)
+        return Plan.of(ask, self._ids.get(ask.served, ask.served), changes, restore)
 
     async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
         """Return how many tokens it makes of the prompt that it renders."""
@@ -83,7 +66,7 @@ class LlamaServer(SingleServer):
 
         It answers 503 while the model is being loaded.
         """
-        state = await list_models(self.upstream, self._credentials)
+        state = await self._calls.list_models()
         self._ids = {_name(model): model for model in state.models}
         return replace(state, models=tuple(self._ids))
 
@@ -97,17 +80,14 @@ class LlamaServer(SingleServer):
             {"model": self._ids.get(model, model), **asked},
             timeout_s=LOAD_TIMEOUT_S,
         )
-        try:
-            has_ids = "id" in said["choices"][0]["logprobs"]["content"][0]
-        except (LookupError, TypeError):
-            has_ids = False
-        missing = [] if has_ids else [_NO_LOGPROBS]
+        gives_ids = has_ids(said)
+        missing = [] if gives_ids else [NO_LOGPROBS]
         loras = json_of(await self._calls.ask("GET", "/lora-adapters"))
         if isinstance(loras, list) and any(one.get("scale") for one in loras):
             missing.append(_OTHER_WEIGHTS)
         self.shortfalls = tuple(missing)
         self.capabilities = replace(
-            self.capabilities, token_ids=has_ids, logprobs=has_ids, stream_logprobs=has_ids
+            self.capabilities, token_ids=gives_ids, logprobs=gives_ids, stream_logprobs=gives_ids
         )
 
 

@@ -6,7 +6,6 @@ measured on mlx-lm 0.32.2. Adapter versions are in `mlx_server_adapters`.
 
 import contextlib
 import functools
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,23 +15,15 @@ import orjson
 
 from strop.proxy.engines import messages
 from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
-from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, credentials, json_of, reason_in
-from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
-from strop.proxy.engines.single import SingleServer
-from strop.proxy.engines.vllm import refuse_weights
+from strop.proxy.engines.calls import LOAD_TIMEOUT_S, json_of, reason_in
+from strop.proxy.engines.mlx_server_adapters import DEFAULT_MODEL, NOT_NAMED, MlxServerAdapters
+from strop.proxy.engines.single import NO_LOGPROBS, SingleServer, has_ids
 from strop.proxy.errors import BadRequest, EngineNotReady, Unavailable, UpstreamError
 from strop.proxy.upstream import Upstream
-from strop.proxy.wire import body
-from strop.proxy.wire.headers import Headers, to_engine
+from strop.proxy.wire import body, weights
 from strop.proxy.wire.rechunk import rechunk
 from strop.proxy.wire.restore import Restore
 
-log = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "default_model"
-"""What the server calls the model of its command line. With it, it ignores `adapters`."""
-
-_NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
 _MOST_TOP_LOGPROBS = 11
 
 # What the server takes, and fails at where nothing catches it.
@@ -68,9 +59,8 @@ class MlxServer(SingleServer):
         adapters: MlxServerAdapters | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        self.upstream = upstream
-        self.adapters = adapters
-        self.shortfalls: tuple[str, ...] = ()
+        super().__init__(upstream, key)
+        self.adapters: MlxServerAdapters | None = adapters
         self.capabilities = Capabilities(
             token_ids=True,
             prompt_ids=False,
@@ -81,8 +71,6 @@ class MlxServer(SingleServer):
             logprobs_show_penalties=True,
             obeys_n=False,
         )
-        self._credentials = credentials(key)
-        self._calls = Calls(upstream, self._credentials)
         self._wanted = model
         self._rechunks = rechunks
         self._vocab_size = vocab_size
@@ -98,7 +86,7 @@ class MlxServer(SingleServer):
             BadRequest: the request names weights itself, or would end the server's generation.
             Unavailable: the version is not the one that this server holds.
         """
-        refuse_weights(ask.fields)
+        weights.refuse(ask.fields)
         # It takes null for a value of the wrong type.
         fields = {name: value for name, value in ask.fields.items() if value is not None}
         asked = fields.get("logprobs")
@@ -117,11 +105,10 @@ class MlxServer(SingleServer):
             fields["logprobs"] = True
         rechunks = self._rechunks and ask.is_stream and ask.is_captured
         restore = None
-        if rechunks or not ask.is_stream:
-            if ask.is_captured and not wants_logprobs and asked in (None, False):
-                restore = Restore(absent=("logprobs",))
-            if restore is not None:
-                fields["logprobs"] = True
+        is_ours = ask.is_captured and not wants_logprobs and asked in (None, False)
+        if is_ours and (rechunks or not ask.is_stream):
+            fields["logprobs"] = True
+            restore = Restore(absent=("logprobs",))
         options = fields.get("stream_options")
         wants_usage = isinstance(options, Mapping) and options.get("include_usage") is True
         if rechunks:
@@ -139,10 +126,6 @@ class MlxServer(SingleServer):
             reword=as_openai_error,
             rechunk=functools.partial(rechunk, include_usage=wants_usage) if rechunks else None,
         )
-
-    def headers(self, client: Headers) -> Headers:
-        """Return the client's headers with the configured key."""
-        return to_engine(client, self._credentials)
 
     async def check(self) -> EngineState:
         """Return the one model that is served, once it has answered with a token.
@@ -166,10 +149,18 @@ class MlxServer(SingleServer):
         return EngineState(models=(self._name,), version=self._version, digest=self._model)
 
     async def verify(self, model: str) -> None:  # noqa: ARG002  # it holds one
-        """Say whether the first token came with its id and logprob."""
-        self.shortfalls = () if self._gives_ids else (_NO_LOGPROBS,)
+        """Say whether the first token came with its id and logprob, and whether adapters can."""
+        missing = [] if self._gives_ids else [NO_LOGPROBS]
+        adapters = 1 if self.adapters is not None else 0
+        if adapters and self._model == DEFAULT_MODEL:
+            adapters = 0
+            missing.append(NOT_NAMED)
+        self.shortfalls = tuple(missing)
         self.capabilities = replace(
-            self.capabilities, token_ids=self._gives_ids, logprobs=self._gives_ids
+            self.capabilities,
+            token_ids=self._gives_ids,
+            logprobs=self._gives_ids,
+            adapters=adapters,
         )
 
     @property
@@ -204,10 +195,7 @@ class MlxServer(SingleServer):
             self.adapters.forget()
         fingerprint = said.get("system_fingerprint") if isinstance(said, dict) else None
         self._version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else None
-        try:
-            self._gives_ids = "id" in said["choices"][0]["logprobs"]["content"][0]
-        except (LookupError, TypeError):
-            self._gives_ids = False
+        self._gives_ids = has_ids(said)
 
     async def _list_models(self) -> list[str]:
         """Return the ids it lists; none where its list is broken off, for want of a hub cache."""
@@ -297,7 +285,8 @@ def _check_tokens(fields: Mapping[str, object], vocab_size: int) -> None:
 
 def _chosen(ids: list[str], wanted: str) -> str:
     """Return the id of the model of its command line: it lists all of the hub's cache beside it."""
-    if wanted in ids:
+    # Without that cache it lists nothing, not even the folder that it was started with.
+    if wanted in ids or (not ids and _is_path(wanted)):
         return wanted
     # A folder is listed only where it was named, and last.
     named = [one for one in ids if _is_path(one)]

@@ -17,6 +17,15 @@ from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
 
+DEFAULT_MODEL = "default_model"
+"""What the server calls the model of its command line. With it, it ignores `adapters`."""
+
+NOT_NAMED = (
+    "it lists several models, or none for want of a hub cache, and doesn't say which is its own, so"
+    " it can't be asked for adapters; name the folder that it serves, or its id in /v1/models:"
+    " strop serve --engine mlx_server --model MODEL"
+)
+
 Convert = Callable[[Path, Path, Path], None]
 """Writes the adapter at the first path, of the base at the second, to the third."""
 
@@ -41,7 +50,7 @@ class MlxServerAdapters:
         self._sources: dict[str, Path] = {}
         self._model = ""
         self._base_name = ""
-        self._tokens: TokenText | None = None
+        self._tokens = TokenText(base)
         self._line: EngineConnection | None = None
 
     def serves(self, model: str, name: str) -> None:
@@ -78,7 +87,7 @@ class MlxServerAdapters:
         try:
             await asyncio.to_thread(self._convert, folder, self._base, converted)
         except (InvalidAdapter, InvalidBase, ImportError) as error:
-            raise UpstreamError(f"mlx_lm.server can't serve {name}: {error}") from error
+            raise UpstreamError(f"{name} can't be converted for mlx_lm.server: {error}") from error
 
     async def load(self, name: str, folder: Path) -> None:
         """Let the server load `folder` in the place of what it holds, and answer with a token."""
@@ -127,9 +136,7 @@ class MlxServerAdapters:
         adapters = None if name == self._base_name else self.path_of(name)
         if adapters is None and name != self._base_name:
             raise UpstreamError(f"mlx_lm.server holds one version at a time, and not {name}")
-        if self._tokens is None:
-            self._tokens = await asyncio.to_thread(TokenText, self._base)
-        prompt = self._tokens.text_of(prompt_ids)
+        prompt = await asyncio.to_thread(self._tokens.text_of, prompt_ids)
         if prompt is None:
             return (), ()
         said = await self._complete(
@@ -182,12 +189,8 @@ class MlxServerAdapters:
     def _weights(self, adapters: str | None) -> dict[str, str]:
         if not self._model:
             raise UpstreamError("mlx_lm.server has not answered yet, so its model isn't known")
-        # Under the name `default_model` it would ignore the adapters without a word.
-        if adapters is not None and self._model == "default_model":
-            raise UpstreamError(
-                "mlx_lm.server lists several models and does not say which is its own; name it:"
-                " strop serve --engine mlx_server --model <its id in /v1/models>"
-            )
+        if adapters is not None and self._model == DEFAULT_MODEL:
+            raise UpstreamError(f"mlx_lm.server falls short: {NOT_NAMED}")
         return {"model": self._model, **({"adapters": adapters} if adapters else {})}
 
     async def _complete(self, fields: Mapping[str, object]) -> dict[str, Any]:

@@ -10,15 +10,12 @@ from dataclasses import replace
 
 from strop.proxy.engines import messages
 from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Plan
-from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
-from strop.proxy.engines.ollama_models import is_ours
+from strop.proxy.engines.ollama_models import cards_in, is_ours
 from strop.proxy.engines.single import SingleServer
-from strop.proxy.engines.vllm import refuse_weights
 from strop.proxy.errors import BadRequest, EngineNotReady
 from strop.proxy.upstream import Upstream
-from strop.proxy.wire import body
-from strop.proxy.wire.headers import Headers, to_engine
+from strop.proxy.wire import weights
 from strop.proxy.wire.restore import Restore
 
 LOGPROBS_SINCE = (0, 12, 11)
@@ -66,9 +63,8 @@ class Ollama(SingleServer):
         model: str = "",
         adapters: OllamaAdapters | None = None,
     ) -> None:
-        self.upstream = upstream
-        self.adapters = adapters
-        self.shortfalls: tuple[str, ...] = ()
+        super().__init__(upstream, key)
+        self.adapters: OllamaAdapters | None = adapters
         self.capabilities = Capabilities(
             token_ids=False,
             prompt_ids=False,
@@ -81,21 +77,16 @@ class Ollama(SingleServer):
             may_drop_tokens=True,
             obeys_n=False,
         )
-        self._credentials = credentials(key)
-        self._calls = Calls(upstream, self._credentials)
         self._model = model
         self._version = ""
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with logprobs and usage asked for, and what to take out again."""
-        refuse_weights(ask.fields)
+        weights.refuse(ask.fields)
         _refuse_other_case(ask.fields)
         fields = ask.fields
         changes: dict[str, object] = {}
         absent: list[str] = []
-        served = self._tag_of(ask.served)
-        if fields.get("model") != served:
-            changes["model"] = served
         limit = fields.get("max_completion_tokens")
         if limit is not None and fields.get("max_tokens") is None:
             # It knows only the old name, and would not stop.
@@ -111,19 +102,13 @@ class Ollama(SingleServer):
             if ask.is_stream and known.get("include_usage") is not True:
                 changes["stream_options"] = {**known, "include_usage": True}
                 absent.append("usage")
-        if not changes and not ask.is_rewritten:
-            return Plan(ask.raw, None)
         has_extra = ask.is_stream and "logprobs" in absent
         restore = Restore(
             absent=tuple(absent),
             extra=_EXTRA_CHUNK[ask.dialect] if has_extra else (),
             drops_usage="usage" in absent,
         )
-        return Plan(body.dumps({**fields, **changes}), restore if absent else None)
-
-    def headers(self, client: Headers) -> Headers:
-        """Return the client's headers with the configured key."""
-        return to_engine(client, self._credentials)
+        return Plan.of(ask, self._tag_of(ask.served), changes, restore if absent else None)
 
     async def check(self) -> EngineState:
         """Return its models, the one with versions first, under every name that it takes for them.
@@ -138,11 +123,10 @@ class Ollama(SingleServer):
                 " else; check engine.url and engine.kind"
             )
         listed = await self._calls.must("GET", "/api/tags")
-        cards = listed.get("models") if isinstance(listed, dict) else None
         found = {
             str(card["name"]): card
-            for card in (cards if isinstance(cards, list) else ())
-            if isinstance(card, dict) and "name" in card and not is_ours(str(card["name"]))
+            for card in cards_in(listed)
+            if "name" in card and not is_ours(str(card["name"]))
         }
         digests = {name: str(card.get("digest", "")) for name, card in found.items()}
         if not digests:

@@ -18,7 +18,7 @@ import httpx
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.peft import InvalidAdapter
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, reason_in
-from strop.proxy.engines.ollama_models import Made, OllamaModels, tag_for
+from strop.proxy.engines.ollama_models import Made, OllamaModels, cards_in, tag_for
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
 
@@ -51,7 +51,7 @@ class OllamaAdapters:
         self._held: str | None = None
         self._is_lost = False
         self._model = ""
-        self._tokens: TokenText | None = None
+        self._tokens = TokenText(base)
 
     def serves(self, model: str) -> None:
         """Note which of its models is the base."""
@@ -163,9 +163,7 @@ class OllamaAdapters:
         tag = self.tag_of(name) or (self._model if "@" not in name else None)
         if tag is None:
             raise UpstreamError(f"Ollama has no model for {name}")
-        if self._tokens is None:
-            self._tokens = await asyncio.to_thread(TokenText, self._base)
-        prompt = self._tokens.text_of(prompt_ids)
+        prompt = await asyncio.to_thread(self._tokens.text_of, prompt_ids)
         if prompt is None:
             return (), ()
         said = await self._calls.must(
@@ -198,7 +196,6 @@ class OllamaAdapters:
         raise Unavailable("Ollama gives no logprobs of given tokens")
 
     def _read(self, said: Any, num_prompt: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        assert self._tokens is not None
         try:
             read, text = said["prompt_eval_count"], str(said["response"])
             texts = [str(entry["token"]) for entry in said["logprobs"]]
@@ -226,7 +223,7 @@ class OllamaAdapters:
         try:
             return await asyncio.to_thread(convert)
         except (InvalidAdapter, InvalidBase, ImportError) as error:
-            raise UpstreamError(f"Ollama can't serve {name}: {error}") from error
+            raise UpstreamError(f"{name} can't be converted for Ollama: {error}") from error
 
     async def _verify(self, tag: str, digest: str) -> None:
         """Raise UpstreamError unless a model has the adapter whose digest begins so, alone."""
@@ -247,8 +244,7 @@ class OllamaAdapters:
         they have pushed it out, and it comes back with the next request.
         """
         said = await self._calls.must("GET", "/api/ps")
-        cards = said.get("models") if isinstance(said, dict) else None
-        loaded = [card for card in cards or () if isinstance(card, dict)]
+        loaded = cards_in(said)
         for card in loaded:
             if card.get("name") == tag:
                 year = re.match(r"\d{4}", str(card.get("expires_at", "")))
@@ -261,9 +257,8 @@ class OllamaAdapters:
         await self._calls.must("POST", "/api/generate", fields, timeout_s=LOAD_TIMEOUT_S)
 
     async def _tags(self) -> frozenset[str]:
-        listed = await self._calls.must("GET", "/api/tags")
-        cards = listed.get("models", ()) if isinstance(listed, dict) else ()
-        return frozenset(str(card.get("name")) for card in cards if isinstance(card, dict))
+        cards = cards_in(await self._calls.must("GET", "/api/tags"))
+        return frozenset(str(card.get("name")) for card in cards)
 
 
 def _why_not_made(answer: httpx.Response) -> str | None:

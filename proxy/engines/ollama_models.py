@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from strop.adapters import durable
 
@@ -61,6 +62,12 @@ class OllamaModels:
             durable.publish(scratch, self._file)
 
         await asyncio.to_thread(write)
+
+
+def cards_in(said: object) -> list[dict[str, Any]]:
+    """Return the models in one of Ollama's lists."""
+    cards = said.get("models") if isinstance(said, dict) else None
+    return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
 
 
 def is_ours(tag: str) -> bool:

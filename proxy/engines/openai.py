@@ -4,12 +4,9 @@ What answers there is not the person's own model, so its completions are recorde
 off-policy for training.
 """
 
-from strop.proxy.engines.base import AdapterControls, Ask, Capabilities, EngineState, Plan
-from strop.proxy.engines.calls import credentials
-from strop.proxy.engines.control import list_models
+from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.upstream import Upstream
-from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers, to_engine
 
 
@@ -27,18 +24,13 @@ class OpenAI(SingleServer):
         token_ids=False, stream_logprobs=False, score_tokens=False, adapters=0, is_local=False
     )
 
-    adapters: AdapterControls | None = None
-
     def __init__(self, upstream: Upstream, *, key: str = "", forwards_key: bool = False) -> None:
-        self.upstream = upstream
-        self._credentials = credentials(key)
+        super().__init__(upstream, key)
         self._forwards_key = forwards_key and not key
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request as it came, but for the model's name where that was an alias."""
-        if ask.fields.get("model") != ask.served:
-            return Plan(body.dumps({**ask.fields, "model": ask.served}), None)
-        return Plan(body.dumps(dict(ask.fields)) if ask.is_rewritten else ask.raw, None)
+        return Plan.of(ask, ask.served, {})
 
     def headers(self, client: Headers) -> Headers:
         """Return the client's headers with the configured key, or the client's own."""
@@ -47,4 +39,4 @@ class OpenAI(SingleServer):
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` says to the configured key."""
-        return await list_models(self.upstream, self._credentials)
+        return await self._calls.list_models()

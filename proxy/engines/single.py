@@ -1,23 +1,38 @@
-"""What the drivers of one server have in common: there is nothing to choose between.
+"""What the drivers of one server have in common: a key, calls, and nothing to choose between.
 
 Knows no engine.
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
-from strop.proxy.engines.base import Ask
-from strop.proxy.engines.calls import NO_COUNT
+from strop.proxy.engines.base import AdapterControls, Ask
+from strop.proxy.engines.calls import NO_COUNT, Calls, credentials
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.replica import Replica
 from strop.proxy.errors import NotFound
+from strop.proxy.upstream import Upstream
+from strop.proxy.wire.headers import Headers, to_engine
+
+NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
 
 
 class SingleServer:
-    """The part of an `Engine` that only several servers behind one name need."""
+    """The part of an `Engine` that is the same for all that are one server.
 
+    Args:
+        upstream: the connection pool to it.
+        key: its API key, sent in place of the client's.
+    """
+
+    adapters: AdapterControls | None = None
     shortfalls: tuple[str, ...] = ()
     replicas: tuple[Replica, ...] = ()
+
+    def __init__(self, upstream: Upstream, key: str = "") -> None:
+        self.upstream = upstream
+        self._credentials = credentials(key)
+        self._calls = Calls(upstream, self._credentials)
 
     def pick(self, ask: Ask, session: str | None) -> Self:  # noqa: ARG002
         """Return this one."""
@@ -25,6 +40,10 @@ class SingleServer:
 
     def suspect(self, engine: object) -> None:
         """Do nothing: there is no other to prefer."""
+
+    def headers(self, client: Headers) -> Headers:
+        """Return the client's headers with the engine's own key."""
+        return to_engine(client, self._credentials)
 
     async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
         """Raise NotFound: most engines count what they have read, not what they would read."""
@@ -39,3 +58,11 @@ class SingleServer:
 
     def adopt(self, findings: Findings) -> None:
         """Do nothing: there is nothing to know."""
+
+
+def has_ids(completion: Any) -> bool:
+    """Whether a text completion has the id of its first token with that one's logprob."""
+    try:
+        return "id" in completion["choices"][0]["logprobs"]["content"][0]
+    except (LookupError, TypeError):
+        return False

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from strop.configs import installation
 from strop.proxy.errors import Unavailable
 
 # How byte-level tokenizers spell bytes: GPT-2's `bytes_to_unicode`.
@@ -21,30 +22,33 @@ _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
 
 
 class TokenText:
-    """A model's tokenizer.
+    """A model's tokenizer, read when it is first asked.
+
+    That raises Unavailable where there is no tokenizer, or nothing to read it with.
 
     Args:
         folder: the model's, in Hugging Face format.
-
-    Raises:
-        Unavailable: there is no tokenizer in it, or nothing to read it with.
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
         try:
             import tokenizers
         except ImportError as error:
             raise Unavailable(
                 "this engine takes text, so strop needs the base's tokenizer to probe it, and the"
-                " package tokenizers is missing; install strop[torch] or strop[mlx]"
+                f" package tokenizers is missing: {installation.install_backend()}"
             ) from error
-        path = folder / "tokenizer.json"
+        path = self._folder / "tokenizer.json"
         if not path.is_file():
             raise Unavailable(
                 "this engine takes text, so strop needs the base's tokenizer to probe it; there is"
                 f" no {path}: set model.base to a folder in Hugging Face format"
             )
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path))
 
     def text_of(self, ids: Sequence[int]) -> str | None:
         """Return the text that an engine with this tokenizer reads as exactly `ids`, if any is.

@@ -7,28 +7,16 @@ without them. Measured on vLLM 0.32.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from strop.proxy.engines import claims, control
-from strop.proxy.engines.base import (
-    AdapterControls,
-    AdaptersFolder,
-    Ask,
-    Capabilities,
-    EngineState,
-    Plan,
-)
-from strop.proxy.engines.calls import Calls, credentials
+from strop.proxy.engines import claims
+from strop.proxy.engines.base import AdaptersFolder, Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.findings import Findings
-from strop.proxy.engines.single import SingleServer
-from strop.proxy.engines.vllm_adapters import VllmAdapters
+from strop.proxy.engines.single import NO_LOGPROBS, SingleServer
+from strop.proxy.engines.vllm_adapters import WITH_ADAPTERS, VllmAdapters
 from strop.proxy.errors import BadRequest
 from strop.proxy.upstream import Upstream
-from strop.proxy.wire import body
-from strop.proxy.wire.headers import Headers, to_engine
+from strop.proxy.wire import body, weights
 from strop.proxy.wire.hide import Hide
 from strop.proxy.wire.restore import Restore, Restorer
-
-# These choose weights or files on the engine's side: only strop's own model names do that.
-REFUSED = ("adapters", "draft_model", "lora", "lora_request", "lora_path")
 
 # These without `logprobs` are an error of a chat, and must stay one.
 _NEEDS_LOGPROBS = ("top_logprobs", "logprob_token_ids")
@@ -45,13 +33,9 @@ _NO_IDS = (
     "it accepts `return_token_ids` and returns no ids, so what it answers can't be learned from;"
     " use vLLM 0.10.2 or newer"
 )
-_NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
 _NO_STREAM_LOGPROBS = "its streams carry no logprobs, though its JSON answers do"
 _LOGITS = "its logprobs are logits, which can't be used; start it with --logprobs-mode raw_logprobs"
-_NO_ADAPTERS = (
-    "it loads no adapters, so strop can't serve what it trains; start it with --enable-lora and"
-    " VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-)
+_NO_ADAPTERS = f"it loads no adapters, so strop can't serve what it trains; {WITH_ADAPTERS}"
 
 
 class Vllm(SingleServer):
@@ -82,8 +66,8 @@ class Vllm(SingleServer):
         num_adapters: int = 2,
         scores: bool = False,
     ) -> None:
+        super().__init__(upstream, key)
         self.label = label
-        self.upstream = upstream
         self.capabilities = Capabilities(
             token_ids=True,
             stream_logprobs=True,
@@ -93,15 +77,12 @@ class Vllm(SingleServer):
         )
         self._claimed = self.capabilities
         self.hides_ids = False
-        self._credentials = credentials(key)
-        self._calls = Calls(upstream, self._credentials)
-        self.adapters: AdapterControls | None = None
         if adapters is not None:
-            self.adapters = VllmAdapters(upstream, self._credentials, label=label, folder=adapters)
+            self.adapters = VllmAdapters(self._calls, label=label, folder=adapters)
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with ids and logprobs asked for, and what to take out again."""
-        refuse_weights(ask.fields)
+        weights.refuse(ask.fields)
         if self.capabilities.adapters and not self._claimed.score_tokens:
             _refuse_scoring(ask)
         wants_snapshot = ask.is_captured and not _changes_the_answer(ask)
@@ -114,15 +95,7 @@ class Vllm(SingleServer):
         if ask.fields.get("include_reasoning") is False and self.hides_ids and wants_snapshot:
             changes["include_reasoning"] = True
             restore = Hide(keeps_prompt_ids="return_token_ids" not in changes)
-        if ask.fields.get("model") != ask.served:
-            changes["model"] = ask.served
-        if not changes and not ask.is_rewritten:
-            return Plan(ask.raw, None)
-        return Plan(body.dumps({**ask.fields, **changes}), restore)
-
-    def headers(self, client: Headers) -> Headers:
-        """Return the client's headers with the engine's own key."""
-        return to_engine(client, self._credentials)
+        return Plan.of(ask, ask.served, changes, restore)
 
     async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:
         """Return what `/tokenize` counts."""
@@ -132,24 +105,24 @@ class Vllm(SingleServer):
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` and `/version` say."""
-        state = await control.list_models(self.upstream, self._credentials)
-        answer = await control.ask(self.upstream, "GET", "/version", credentials=self._credentials)
+        state = await self._calls.list_models()
+        answer = await self._calls.ask("GET", "/version")
         return replace(state, version=_version(answer.content) or state.version)
 
     async def verify(self, model: str) -> None:
         """Ask it for a token in every way; what came decides `capabilities` and `shortfalls`."""
-        found = await claims.find(self.upstream, self._credentials, model)
+        found = await claims.find(self._calls, model)
         claimed, missing = self._claimed, []
         if not found.token_ids or not found.prompt_ids:
             missing.append(_NO_IDS)
         if found.kind == "logits":
             missing.append(_LOGITS)
         elif not found.logprobs:
-            missing.append(_NO_LOGPROBS)
+            missing.append(NO_LOGPROBS)
         elif not found.stream_logprobs:
             missing.append(_NO_STREAM_LOGPROBS)
         num_adapters = claimed.adapters
-        if num_adapters and not await claims.loads_adapters(self.upstream, self._credentials):
+        if num_adapters and not await claims.loads_adapters(self._calls):
             missing.append(_NO_ADAPTERS)
             num_adapters = 0
         has_logprobs = found.logprobs and found.kind != "logits"
@@ -242,14 +215,3 @@ def _refuse_scoring(ask: Ask) -> None:
             " meets other requests; ask an engine of its own, without --enable-lora",
             param=name,
         )
-
-
-def refuse_weights(fields: Mapping[str, object]) -> None:
-    """Raise BadRequest where a request tries to choose weights or files itself."""
-    for name in REFUSED:
-        if name in fields:
-            raise BadRequest(
-                f"`{name}` is not accepted: strop decides which weights answer; choose a version by"
-                ' the model name, for instance "model": "<name>@base"',
-                param=name,
-            )

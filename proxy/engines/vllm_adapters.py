@@ -11,13 +11,13 @@ import httpx
 import msgspec
 
 from strop.proxy.engines.base import AdaptersFolder
-from strop.proxy.engines.control import ask, list_cards
+from strop.proxy.engines.calls import Calls, reason_in
 from strop.proxy.errors import UpstreamDied, UpstreamError
-from strop.proxy.upstream import Upstream
-from strop.proxy.wire.headers import Headers
 
-LOAD_TIMEOUT_S = 300.0
-ANSWER_TIMEOUT_S = 300.0
+TIMEOUT_S = 300.0
+UNLOAD_TIMEOUT_S = 30.0
+
+WITH_ADAPTERS = "start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 
 # Said, since an engine takes what isn't from the model's generation_config.json.
 _GREEDY: Mapping[str, object] = {
@@ -54,17 +54,13 @@ class VllmAdapters:
     """The adapter control of one server.
 
     Args:
-        upstream: the connection pool to it.
-        credentials: the headers that it wants.
+        calls: to the server.
         label: what it is called where there are several.
         folder: where strop's adapters are, here and there.
     """
 
-    def __init__(
-        self, upstream: Upstream, credentials: Headers, *, label: str, folder: AdaptersFolder
-    ) -> None:
-        self._upstream = upstream
-        self._credentials = credentials
+    def __init__(self, calls: Calls, *, label: str, folder: AdaptersFolder) -> None:
+        self._calls = calls
         self._label = label
         self._folder = folder
 
@@ -78,7 +74,7 @@ class VllmAdapters:
     async def load(self, name: str, folder: Path) -> None:
         """Load `folder` as `name`, never in place: vLLM would keep the former's prefix cache."""
         fields = {"lora_name": name, "lora_path": self._folder.seen(folder)}
-        answer = await self._ask("/v1/load_lora_adapter", fields, LOAD_TIMEOUT_S)
+        answer = await self._calls.ask("POST", "/v1/load_lora_adapter", fields, timeout_s=TIMEOUT_S)
         if answer.status_code == httpx.codes.OK:
             return
         # Loaded by a strop that was killed before it could say so.
@@ -87,13 +83,16 @@ class VllmAdapters:
 
     async def unload(self, name: str) -> None:
         """Unload `name`; requests under way keep it."""
-        answer = await self._ask("/v1/unload_lora_adapter", {"lora_name": name})
+        fields = {"lora_name": name}
+        answer = await self._calls.ask(
+            "POST", "/v1/unload_lora_adapter", fields, timeout_s=UNLOAD_TIMEOUT_S
+        )
         if answer.status_code != httpx.codes.OK and name in await self.loaded():
             raise self._refused(f"to unload {name}", answer)
 
     async def loaded(self) -> Mapping[str, str]:
         """Return the names with a parent in `/v1/models`, and the folder of each."""
-        _, cards = await list_cards(self._upstream, self._credentials)
+        _, cards = await self._calls.list_cards()
         return {
             str(card["id"]): self._folder.known(str(card.get("root", "")))
             for card in cards
@@ -117,7 +116,7 @@ class VllmAdapters:
         logprobs = choice.logprobs and choice.logprobs.token_logprobs
         if not ids or not logprobs or len(ids) != len(logprobs):
             raise UpstreamError(
-                f"expected the ids and logprobs of {num_tokens} tokens from {self._upstream.url},"
+                f"expected the ids and logprobs of {num_tokens} tokens from {self._calls.url},"
                 " got none; strop's vllm driver needs `return_token_ids` (vLLM 0.10.2 or newer)"
             )
         return tuple(ids), tuple(logprobs)
@@ -134,7 +133,7 @@ class VllmAdapters:
             return tuple((entry or {})[str(token)].logprob for token, entry in scored)
         except (KeyError, ValueError) as error:
             raise UpstreamError(
-                f"expected the logprobs of {len(ids)} tokens from {self._upstream.url}, got"
+                f"expected the logprobs of {len(ids)} tokens from {self._calls.url}, got"
                 f" {len(entries)}; its answer to `prompt_logprobs` can't be read"
             ) from error
 
@@ -142,10 +141,10 @@ class VllmAdapters:
         self, name: str, prompt_ids: Sequence[int], fields: Mapping[str, object]
     ) -> _Choice:
         body = {"model": name, "prompt": list(prompt_ids), **_GREEDY, **fields}
-        answer = await self._ask("/v1/completions", body, ANSWER_TIMEOUT_S)
+        answer = await self._calls.ask("POST", "/v1/completions", body, timeout_s=TIMEOUT_S)
         if answer.status_code == httpx.codes.NOT_FOUND and name not in await self.loaded():
             raise UpstreamDied(
-                f"the engine at {self._upstream.url} has {name} no more: it was started anew"
+                f"the engine at {self._calls.url} has {name} no more: it was started anew"
                 " since that was loaded"
             )
         if answer.status_code != httpx.codes.OK:
@@ -154,31 +153,15 @@ class VllmAdapters:
             (choice,) = msgspec.json.decode(answer.content, type=_Answer).choices
         except (msgspec.DecodeError, ValueError) as error:
             raise UpstreamError(
-                f"expected a text completion from {self._upstream.url}, got something else: {error}"
+                f"expected a text completion from {self._calls.url}, got something else: {error}"
             ) from error
         return choice
 
-    async def _ask(self, path: str, fields: object, timeout_s: float = 30.0) -> httpx.Response:
-        return await ask(
-            self._upstream,
-            "POST",
-            path,
-            credentials=self._credentials,
-            json=fields,
-            timeout_s=timeout_s,
-        )
-
     def _refused(self, what: str, answer: httpx.Response) -> UpstreamError:
-        said = answer.text[:500]
-        try:
-            said = str(answer.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            if answer.status_code == httpx.codes.NOT_FOUND:
-                said = (
-                    "it has no such route; start vLLM with --enable-lora and"
-                    " VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-                )
+        said = reason_in(answer)
+        if answer.status_code == httpx.codes.NOT_FOUND and b'"error"' not in answer.content:
+            said = f"it has no such route; {WITH_ADAPTERS}"
         return UpstreamError(
-            f"expected the engine at {self._upstream.url} {what}, got status {answer.status_code}:"
+            f"the engine at {self._calls.url} refuses {what}, with status {answer.status_code}:"
             f" {said}"
         )

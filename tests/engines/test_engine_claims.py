@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import SSE, Call, FakeEngine
+from fake_engine import SSE, Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
 from running import running, settings_for
 
-from strop.proxy.engines import claims, control
+from strop.proxy.engines import claims
 from strop.proxy.engines.base import AdaptersFolder
-from strop.proxy.engines.calls import credentials
+from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import UpstreamError, UpstreamUnreachable
 from strop.proxy.upstream import Upstream
@@ -157,7 +157,7 @@ async def test_an_engine_without_a_chat_template_is_asked_for_text() -> None:
 
     async with FakeEngine(handler) as engine:
         upstream = Upstream(engine.url)
-        found = await claims.find(upstream, [], "tiny")
+        found = await claims.find(Calls(upstream, []), "tiny")
         await upstream.aclose()
 
     assert found.token_ids
@@ -204,7 +204,7 @@ async def test_an_engine_that_can_not_force_a_token_is_found_out_too() -> None:
 
     async with FakeEngine(handler) as engine:
         upstream = Upstream(engine.url)
-        found = await claims.find(upstream, [], "tiny")
+        found = await claims.find(Calls(upstream, []), "tiny")
         await upstream.aclose()
 
     assert found.token_ids
@@ -224,28 +224,47 @@ async def test_what_an_engine_refuses_is_said() -> None:
     async with FakeEngine(handler) as engine:
         upstream = Upstream(engine.url)
         with pytest.raises(UpstreamError, match=r"status 400.*streams only"):
-            await claims.find(upstream, [], "tiny")
+            await claims.find(Calls(upstream, []), "tiny")
         await upstream.aclose()
 
 
-async def test_an_answer_that_can_not_be_unpacked_is_the_engines_error() -> None:
-    """Whatever a proxy before it does to its answers."""
+async def _garbled(call: Call) -> None:
+    await call.answer(b"no gzip", headers=[("content-encoding", "gzip")])
 
-    async def handler(call: Call) -> None:
-        await call.answer(b"no gzip", headers=[("content-encoding", "gzip")])
 
+async def _broken(call: Call) -> None:
+    await call.send(b"what?\r\n\r\n")
+
+
+async def _hanging(call: Call) -> None:
+    await call.hang()
+
+
+@pytest.mark.parametrize(
+    ("handler", "came"),
+    [(_garbled, "decompressing"), (_broken, "HTTP"), (_hanging, "none within 0.2 s")],
+)
+async def test_an_answer_that_can_not_be_had_is_the_engines_error(
+    handler: Handler, came: str
+) -> None:
+    """Whatever a proxy before it does to its answers; the reason is said once."""
     async with FakeEngine(handler) as engine:
         upstream = Upstream(engine.url)
-        with pytest.raises(UpstreamUnreachable, match="expected an answer"):
-            await control.ask(upstream, "GET", "/v1/models", credentials=[])
+        with pytest.raises(
+            UpstreamUnreachable, match=f"^expected an answer from.*{came}"
+        ) as caught:
+            await Calls(upstream, []).ask("GET", "/v1/models", timeout_s=0.2)
         await upstream.aclose()
+
+    assert caught.value.message.startswith(f"expected an answer from {engine.url}")
+    assert 1 == caught.value.message.count("expected")
 
 
 async def test_a_key_may_be_any_text() -> None:
     """As bytes it goes out as it is."""
     async with FakeEngine(FakeVllm()) as engine:
         upstream = Upstream(engine.url)
-        await control.ask(upstream, "GET", "/v1/models", credentials=credentials("schlüssel"))
+        await Calls(upstream, credentials("schlüssel")).ask("GET", "/v1/models")
         await upstream.aclose()
 
     sent = engine.requests[0].header("authorization") or ""

@@ -15,10 +15,9 @@ from fake_ollama import FakeOllama
 from openai import AsyncOpenAI
 from running import Running, running, settings_for
 
-from strop.proxy import drivers
-from strop.proxy.engines.base import Ask
+from strop.proxy import configured_engine
+from strop.proxy.engines.base import Ask, Engine
 from strop.proxy.errors import BadRequest, EngineNotReady, UpstreamError, UpstreamUnreachable
-from strop.proxy.upstream import Upstream
 
 KINDS: dict[str, Callable[[], Any]] = {
     "mlx_server": FakeMlxServer,
@@ -28,6 +27,11 @@ KINDS: dict[str, Callable[[], Any]] = {
 TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def driver_for(url: str, kind: str) -> Engine:
+    driver, _ = configured_engine.make(settings_for(url, kind=kind), Path("/none"))
+    return driver
 
 
 async def alias_of(proxy: Running) -> str:
@@ -188,9 +192,7 @@ async def test_a_client_that_leaves_is_recorded_as_such(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("field", ["adapters", "lora", "draft_model"])
 async def test_a_request_does_not_choose_weights(kind: str, field: str) -> None:
     """What names files or weights on the engine's side is refused."""
-    upstream = Upstream("http://127.0.0.1:1")
-    driver = drivers.make(settings_for("http://127.0.0.1:1", kind=kind), Path("/none"), upstream)
-    assert driver is not None
+    driver = driver_for("http://127.0.0.1:1", kind)
 
     with pytest.raises(BadRequest, match=field):
         driver.plan(Ask("chat", b"", {"messages": [], field: "/anywhere"}, "tiny"))
@@ -206,20 +208,18 @@ async def test_who_is_turned_away_is_not_ready(kind: str, status: int) -> None:
 
     handler: Handler = turn_away
     async with FakeEngine(handler) as engine:
-        upstream = Upstream(engine.url)
-        driver = drivers.make(settings_for(engine.url, kind=kind), Path("/none"), upstream)
-        assert driver is not None
+        driver = driver_for(engine.url, kind)
         with pytest.raises((EngineNotReady, UpstreamError), match=str(status)):
             await driver.check()
-        await upstream.aclose()
+        await driver.upstream.aclose()
 
 
 @every_kind
 async def test_nobody_there_is_unreachable(kind: str) -> None:
-    """The message says what to do."""
-    upstream = Upstream("http://127.0.0.1:1")
-    driver = drivers.make(settings_for("http://127.0.0.1:1", kind=kind), Path("/none"), upstream)
-    assert driver is not None
+    """The message says what to do, and says it once."""
+    driver = driver_for("http://127.0.0.1:1", kind)
 
-    with pytest.raises(UpstreamUnreachable, match=r"engine\.url"):
+    with pytest.raises(UpstreamUnreachable, match=r"engine\.url") as caught:
         await driver.check()
+
+    assert 1 == caught.value.message.count("expected")

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from strop import configs
 from strop.adapters import mlx
-from strop.proxy import detection, drivers
+from strop.proxy import configured_engine, detection
 from strop.proxy.engines.base import Ask
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
@@ -266,10 +266,8 @@ async def test_how_many_tokens_there_are_is_said_by_the_base(
         file.mkdir()
     else:
         file.write_text(json.dumps(config))
-    url = "http://127.0.0.1:1"
-    settings = settings_for(url, kind="mlx_server", model={"base": str(tmp_path)})
-    driver = drivers.make(settings, tmp_path, Upstream(url))
-    assert driver is not None
+    settings = settings_for("http://127.0.0.1:1", kind="mlx_server", model={"base": str(tmp_path)})
+    driver, _ = configured_engine.make(settings, tmp_path)
 
     with pytest.raises(BadRequest, match="7 tokens") if is_refused else contextlib.nullcontext():
         driver.plan(Ask("chat", b"{}", {"top_k": 7}, "default_model"))
@@ -421,12 +419,12 @@ async def test_a_list_of_models_that_breaks_off_leaves_the_one_of_its_command_li
 class Swapped:
     """The driver and its control, on the real server."""
 
-    def __init__(self, url: str, base: Path, folder: Path) -> None:
+    def __init__(self, url: str, base: Path, folder: Path, model: str = "") -> None:
         self.upstream = Upstream(url)
         self.control = MlxServerAdapters(
             Calls(self.upstream, []), base=base, folder=folder, convert=mlx.convert
         )
-        self.driver = MlxServer(self.upstream, adapters=self.control)
+        self.driver = MlxServer(self.upstream, model=model, adapters=self.control)
 
     async def say(self, served: str) -> tuple[int, dict[str, Any]]:
         """Answer a chat as `served`, through the driver's own request."""
@@ -488,6 +486,49 @@ async def test_versions_and_base_take_turns(peft_a: Path, peft_b: Path, swapped:
     said = [json.dumps(one["choices"][0]["logprobs"]) for one in (base, first, second)]
     assert 3 == len(set(said))
     assert base["choices"] == again["choices"]
+
+
+@pytest.fixture(scope="module")
+def without_hub(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server where there is no hub cache, so that its list of models breaks off."""
+    with mlx_server(qwen3, hub=tmp_path_factory.mktemp("none") / "hub") as url:
+        yield url
+
+
+async def test_without_a_hub_cache_the_folder_that_is_named_has_versions(
+    peft_a: Path, qwen3: Path, without_hub: str, tmp_path: Path
+) -> None:
+    """What is named can't be looked up there."""
+    one = Swapped(without_hub, qwen3, tmp_path / "adapters-mlx", model=str(qwen3))
+    state = await one.driver.check()
+    await one.driver.verify(state.models[0])
+    _, of_base = await one.say(state.models[0])
+
+    await one.control.load("tiny@v1", peft_a)
+    status, of_version = await one.say("tiny@v1")
+
+    assert (1, ()) == (one.driver.capabilities.adapters, one.driver.shortfalls)
+    assert 200 == status, of_version
+    assert of_base["choices"] != of_version["choices"]
+    await one.upstream.aclose()
+
+
+async def test_without_a_hub_cache_it_is_said_what_to_name(
+    peft_a: Path, qwen3: Path, without_hub: str, tmp_path: Path
+) -> None:
+    """As soon as it is asked, and where a version is to be loaded all the same."""
+    one = Swapped(without_hub, qwen3, tmp_path / "adapters-mlx")
+    state = await one.driver.check()
+    await one.driver.verify(state.models[0])
+
+    assert (("default_model",), 0) == (state.models, one.driver.capabilities.adapters)
+    (shortfall,) = one.driver.shortfalls
+    assert "none for want of a hub cache" in shortfall
+    with pytest.raises(UpstreamError, match="name the folder that it serves"):
+        await one.control.load("tiny@v1", peft_a)
+    status, _ = await one.say("default_model")
+    assert 200 == status
+    await one.upstream.aclose()
 
 
 async def test_a_server_started_anew_with_another_model_has_lost_its_versions(
@@ -560,7 +601,7 @@ async def test_what_can_not_be_converted_never_reaches_the_server(
     for file in peft_a.iterdir():
         (broken / file.name).write_bytes(file.read_bytes()[:200])
 
-    with pytest.raises(UpstreamError, match="can't serve qwen3@v9"):
+    with pytest.raises(UpstreamError, match=r"qwen3@v9 can't be converted for mlx_lm\.server"):
         await swapped.control.load("qwen3@v9", broken)
 
     status, _ = await swapped.say("qwen3")

@@ -252,7 +252,7 @@ async def test_a_broken_adapter_is_never_uploaded(
     for file in peft_a.iterdir():
         (broken / file.name).write_bytes(file.read_bytes()[:200])
 
-    with pytest.raises(UpstreamError, match="can't serve tiny@v9"):
+    with pytest.raises(UpstreamError, match="tiny@v9 can't be converted for Ollama"):
         await control_of(driver).load("tiny@v9", broken)
 
     assert {} == ollama.blobs

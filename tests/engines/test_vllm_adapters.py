@@ -24,7 +24,7 @@ from strop.adapters import probe_codec
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.adapters.probe_values import Probe
-from strop.proxy.services import adapters_folder
+from strop.proxy.store import layout
 from strop.proxy.store.records import StoredCompletion
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -51,7 +51,7 @@ def adapters(
 
     def made(folder: Path) -> Adapter:
         path = out / folder.name
-        command = [sys.executable, "-m", "strop.training.probe", "--base", str(qwen3)]
+        command = [sys.executable, "-m", "strop.training.make_probe", "--base", str(qwen3)]
         command += ["--adapter", str(folder), "--out", str(path), "--backend", "torch"]
         subprocess.run(command, check=True)
         return Adapter(folder, probe_codec.from_json(json.loads(path.read_text("utf-8"))))
@@ -85,7 +85,7 @@ async def proxy_of(
         model={"base": str(base)},
     )
     async with running(settings, home) as proxy:
-        library, identity = Library(adapters_folder(home)), identify(base, cache=None)
+        library, identity = Library(home / layout.ADAPTERS), identify(base, cache=None)
         for adapter in adapters:
             await shelved.publish(
                 proxy.services.store,
