@@ -22,9 +22,10 @@ from strop.proxy.child import Child, last_words
 from strop.proxy.errors import StropError, Unavailable
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings import Training
-from strop.proxy.store import run_lock
-from strop.proxy.store.run_records import UNFINISHED, FreshCounts, Run, RunUpdate
+from strop.proxy.store import layout, run_lock
+from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import BASE
 from strop.proxy.trigger import Decision, Moment, decide
 from strop.proxy.versions.promotion import Promoter
 
@@ -36,6 +37,9 @@ TRIGGER: Final = "trigger"
 
 MAX_CRASHES: Final = 3
 """How often the process of a run may die before the run counts as failed."""
+
+# How far a look goes back for runs that were rejected in a row.
+_NUM_RUNS: Final = 8
 
 
 class Trainer:
@@ -136,7 +140,7 @@ class Trainer:
 
     async def _look(self) -> bool:
         """Do what is due; return whether there may be more to do at once."""
-        await self._promoter.follow()
+        await self._follow()
         run = await self._store.runs.unfinished()
         if run is None:
             await self._promoter.promote()
@@ -166,31 +170,44 @@ class Trainer:
         if not run_requests.has_backend():
             return Decision(False, run_requests.NO_BACKEND)
         active = (await self._store.versions.activation()).version
-        fresh = await self._fresh(active, base)
+        fresh = await self._store.training.fresh_counts(active, base=base.identity)
         # One of another base has tried none of these ratings.
         last = await self._store.runs.last_finished(base=base.identity)
         num_new = fresh.total
         if last is not None:
             since_ms = last.started_ms or last.created_ms
-            is_newer = (fresh.newest_ms or 0) > since_ms
-            num_new = (await self._fresh(active, base, since_ms)).total if is_newer else 0
-        return decide(fresh, num_new, self._moment(), self._settings)
+            num_new = 0
+            if (fresh.newest_ms or 0) > since_ms:
+                newer = await self._store.training.fresh_counts(
+                    active, base=base.identity, since_ms=since_ms
+                )
+                num_new = newer.total
+        num_rejected = await self._num_rejected(active, base)
+        return decide(fresh, num_new, self._moment(), self._settings, num_rejected=num_rejected)
+
+    async def _num_rejected(self, active: str, base: Base) -> int:
+        """Return how many runs in a row, from the active version, the gate has rejected.
+
+        Those that it never judged don't count, and what is further back neither.
+        """
+        newest = await self._store.runs.list(limit=_NUM_RUNS)
+        judged = [run for run in newest.data if run.state in ("passed", "rejected")]
+        num = 0
+        for run in judged:
+            begins_alike = (run.parent or BASE, run.base) == (active, base.identity)
+            if run.state != "rejected" or not begins_alike:
+                break
+            num += 1
+        return num
 
     def _moment(self) -> Moment:
-        num_in_flight = self._leases.total
         idle_at = max(self._began_at, self._leases.idle_since())
-        idle_s = 0.0 if num_in_flight else monotonic() - idle_at
-        return Moment(datetime.now().astimezone(), idle_s, num_in_flight)
-
-    async def _fresh(self, active: str, base: Base, since_ms: int = 0) -> FreshCounts:
-        reopen = self._settings.reopen_on_rollback
-        return await self._store.training.fresh_counts(
-            active, base=base.identity, reopen=reopen, since_ms=since_ms
-        )
+        idle_s = 0.0 if self._leases.total else monotonic() - idle_at
+        return Moment(datetime.now().astimezone(), idle_s)
 
     @property
     def _runs_folder(self) -> Path:
-        return self._home / run_requests.RUNS_FOLDER
+        return self._home / layout.RUNS
 
     async def _see_through(self, run: Run) -> bool:
         """Run the process of `run` to its end; return whether the run is over."""
@@ -201,7 +218,7 @@ class Trainer:
         log_path = folder / "output.log"
         command = self._command(self._home, run.id)
         self._child = await Child.start(command, log_path=log_path)
-        code = await self._end_of(self._child, run)
+        code = await self._end_of(self._child)
         self._child = None
         run = await self._store.runs.get(run.id) or run
         if run.state in UNFINISHED:
@@ -210,22 +227,29 @@ class Trainer:
         log.info("training run over", extra={"run": run.id, "state": run.state})
         return True
 
-    async def _end_of(self, child: Child, run: Run) -> int:
+    async def _end_of(self, child: Child) -> int:
         """Return the exit status of `child`; what serves is followed meanwhile."""
         ended = asyncio.ensure_future(child.wait())
         try:
             while not ended.done():
                 await asyncio.wait([ended], timeout=self._look_interval_s)
                 with contextlib.suppress(StropError):
-                    await self._follow(run)
+                    await self._follow()
             return ended.result()
         finally:
             ended.cancel()
 
-    async def _follow(self, run: Run) -> None:
-        """Follow what serves; where that is rolled back, stop what the trigger builds on it."""
-        rolled_back = await self._promoter.follow()
-        if rolled_back is not None and (run.parent, run.requested_by) == (rolled_back, TRIGGER):
+    async def _follow(self) -> None:
+        """Follow what serves; stop what the trigger builds on a version that was rolled back.
+
+        Whoever did that, and be it before this start.
+        """
+        await self._promoter.follow()
+        run = await self._store.runs.unfinished()
+        if run is None or run.is_cancelling or run.parent is None or run.requested_by != TRIGGER:
+            return
+        activation = await self._store.versions.activation()
+        if run.parent not in (activation.version, *activation.below):
             log.info("stopping a run: what it continues was rolled back", extra={"run": run.id})
             await self._store.runs.cancel(run.id)
 

@@ -13,11 +13,10 @@ from strop.proxy.store.run_records import FreshCounts
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What else counts: the local time, how long nobody asked, and how many answers are running."""
+    """What else counts: the local time, and how long nobody asked."""
 
     now: datetime
     idle_s: float
-    num_in_flight: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,9 @@ class Decision:
     says: str
 
 
-def decide(fresh: FreshCounts, num_new: int, moment: Moment, settings: Training) -> Decision:
+def decide(
+    fresh: FreshCounts, num_new: int, moment: Moment, settings: Training, *, num_rejected: int = 0
+) -> Decision:
     """Return whether a run is due now.
 
     Args:
@@ -37,20 +38,15 @@ def decide(fresh: FreshCounts, num_new: int, moment: Moment, settings: Training)
             not tried again before enough are new.
         moment: what else counts.
         settings: the rules.
+        num_rejected: how many runs in a row, from the active version, the gate has rejected.
     """
     if not settings.enabled:
         return Decision(False, "training.enabled is false; `strop train` starts a run")
-    if reason := _too_few(fresh, num_new, settings.ratings):
+    if reason := _too_few(fresh, num_new, settings.ratings, num_rejected):
         return Decision(False, reason)
     if settings.hours and not _is_within(settings.hours, moment.now):
         return Decision(
             False, f"enough ratings; waits for the hours {settings.hours} (training.hours)"
-        )
-    if moment.num_in_flight > settings.max_in_flight:
-        return Decision(
-            False,
-            f"enough ratings; waits for fewer running answers than {moment.num_in_flight}"
-            " (training.max_in_flight)",
         )
     if moment.idle_s < settings.idle_s:
         return Decision(
@@ -61,9 +57,15 @@ def decide(fresh: FreshCounts, num_new: int, moment: Moment, settings: Training)
     return Decision(True, f"{fresh.total} ratings to learn from")
 
 
-def _too_few(fresh: FreshCounts, num_new: int, wanted: int) -> str:
+def _too_few(fresh: FreshCounts, num_new: int, wanted: int, num_rejected: int) -> str:
+    # What was rejected is learned from again beside what is new, so each try takes longer. With
+    # twice as many new ones each time, all tries together cost as much as two of the last.
+    wanted *= 2 ** max(0, num_rejected - 1)
     missing = max(0, wanted - num_new)
     parts = [f"{missing} more rating{'s' if missing > 1 else ''}"] if missing else []
+    if missing and num_rejected:
+        runs = "run was" if num_rejected == 1 else f"{num_rejected} runs were"
+        parts[0] += f", since the last {runs} rejected"
     # A correction is an answer to like, whatever the rating beside it.
     if not fresh.bad:
         parts.append("0 bad so far: rate some bad ones too")

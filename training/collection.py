@@ -1,6 +1,6 @@
 """What a run learns from: fresh ratings as examples, split from the held-out ones, or a refusal.
 
-Reads the store, and computes nothing with a model; `measuring` does that.
+Reads the store, and computes nothing with a model; `measurement` does that.
 """
 
 import random
@@ -20,6 +20,12 @@ from strop.training.training_set import HeldOutTurn
 
 MAX_HELD_OUT: Final = 512
 MAX_PROMPT_TOKENS: Final = 4096
+NUM_JUDGING: Final = 32
+"""How many held-out sessions a candidate is compared on, the newest.
+
+What people like changes, and a version that has learned it is worse by what they liked before. The
+more sessions, the longer the old ones outvote the new ones (docs/decisions, 0023).
+"""
 
 # What compares good with bad can't tell a better answer from a worse one without both.
 _COMPARING: Final = ("topr", "mispo", "reinforce", "kto")
@@ -36,7 +42,7 @@ class Collected:
     Attributes:
         learn: what the objective learns from.
         advantages: one for each of `learn`.
-        held_out: rated turns of held-out sessions, the newest.
+        held_out: rated turns of held-out sessions, the newest first.
         prompts: all distinct recorded prompts, shuffled; those of held-out sessions first.
         counts: examples by kind, and what was left out or flagged, by reason.
         warnings: what people should know.
@@ -57,11 +63,13 @@ class Collected:
     def within(self, longest: int) -> "Collected":
         """Return the same with what the gate can ask in sequences of up to `longest` tokens.
 
-        Held-out turns that have a longer one are left out, and so are prompts that leave no room
-        for an answer, but for the shortest where all are such; of the others up to `MAX_SAMPLES`
-        are kept.
+        Held-out turns that have a longer one are left out, and of the others all but those of the
+        newest `NUM_JUDGING` sessions. Prompts that leave no room for an answer are left out, but
+        for the shortest where all are such; of the others up to `MAX_SAMPLES` are kept.
         """
-        held_out = tuple(turn for turn in self.held_out if turn.longest <= longest)
+        fitting = [turn for turn in self.held_out if turn.longest <= longest]
+        newest = [*dict.fromkeys(turn.root for turn in fitting)][:NUM_JUDGING]
+        held_out = tuple(turn for turn in fitting if turn.root in newest)
         most = min(longest - MAX_SAMPLE_TOKENS, MAX_PROMPT_TOKENS)
         prompts = [ids for ids in self.prompts if len(ids) <= most]
         prompts = prompts or sorted(self.prompts, key=len)[:1]
@@ -79,7 +87,6 @@ async def collect(
     objective: Objective,
     target: Target,
     *,
-    reopen: bool,
     seed: int,
 ) -> Collected:
     """Return what there is to learn from for a child of `parent`, a version or `base`.
@@ -89,14 +96,13 @@ async def collect(
         parent: what it has learned from is left out.
         objective: chooses what it learns from.
         target: the base, its context and its tokenizer.
-        reopen: whether what a version learned that was rolled back counts as fresh.
         seed: of the order of the prompts.
 
     Raises:
         Refused: it is not enough, and why.
     """
     base = target.base
-    turns = [turn async for turn in ratings.fresh_turns(parent, base=base, reopen=reopen)]
+    turns = [turn async for turn in ratings.fresh_turns(parent, base=base)]
     found = examples.make(turns, target)
     learn = objective.select(found.examples)
     if reason := refusal(found, learn, objective.name):
@@ -106,10 +112,7 @@ async def collect(
     return Collected(
         learn=tuple(learn),
         advantages=tuple(advantages(learn, await ratings.prior(base=base))),
-        held_out=tuple(
-            HeldOutTurn(one.session_root, one.rating, tuple(row.tokens for row in one.rows))
-            for one in kept
-        ),
+        held_out=tuple(one.as_held_out() for one in kept),
         prompts=_prompts([kept, learn], seed),
         counts=counts,
         warnings=found.warnings(),

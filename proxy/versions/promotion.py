@@ -120,27 +120,28 @@ class Promoter:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
         self._settled.add(version)
 
-    async def follow(self) -> str | None:
+    async def follow(self) -> None:
         """Roll the active version back if the gate promoted it and people like it less; see there.
 
-        Looks at the ratings only once in a while, however often it is called. Returns the version
-        that was rolled back, if one was.
+        Looks at the ratings only once in a while, however often it is called.
         """
         if monotonic() < self._follow_at:
-            return None
+            return
         self._follow_at = monotonic() + self._follow_interval_s
         versions = self._store.versions
         activation = await versions.activation()
         active = await versions.get(activation.version)
         if active is None or active.id in self._kept or not is_followed(activation, active):
-            return None
+            return
         parent = active.parent or BASE
         before, own = await self._store.training.rates_around(
             activation.created_ms, parent, active.id, base=active.base, most=MOST_RATINGS
         )
         reason = complaint(active.id, own, parent, before)
-        if reason is None or self._swapper.progress is not None:
-            return None
+        # A person who has chosen meanwhile would be rolled back in its place.
+        is_so_still = activation == await versions.activation()
+        if reason is None or not is_so_still or self._swapper.progress is not None:
+            return
         log.warning("rolling back", extra={"version": active.id, "reason": reason})
         try:
             await self._swapper.rollback(actor="watch", reason=reason)
@@ -148,8 +149,6 @@ class Promoter:
             # It would be asked again and again for what can't be served, or is gone.
             self._kept.add(active.id)
             log.error("not rolled back", extra={"version": active.id, "reason": error.message})
-            return None
-        return active.id
 
 
 async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:

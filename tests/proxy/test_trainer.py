@@ -21,6 +21,7 @@ from strop.proxy.settings import Training
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run, RunState, RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import Activating
 from strop.proxy.trainer import Trainer
 from strop.proxy.versions.promotion import Promoter
 
@@ -55,6 +56,29 @@ class Trained:
         ratings = [1.0] * num_good + [-1.0] * num_bad
         for number, rating in enumerate(ratings, start):
             await learnable(self.store, number, rating)
+
+    async def begin_on_a_version(self, asked_by: str = "trigger") -> None:
+        """Leave a run on an active v1 that a strop has begun which has ended."""
+        await self.rate(3, 1)
+        await version(self.store)
+        await self.store.versions.activate("v1", actor="gate")
+        trainer = self.trainer("waits", replace(SETTINGS, enabled=asked_by == "trigger"))
+        async with watching(trainer):
+            if asked_by != "trigger":
+                await trainer.request(Wanted(), actor=asked_by)
+            while not (await self.store.runs.list()).data or not (await self.run()).step:
+                await asyncio.sleep(0.01)
+
+    async def end_runs(
+        self, *states: RunState, parent: str | None = None, base: str = MODEL
+    ) -> None:
+        """Leave runs that ended so, the last one last, after all ratings so far."""
+        for state in states:
+            made = await self.store.runs.create(
+                objective="topr", preset="balanced", parent=parent, base=base, requested_by="api"
+            )
+            for next_ in ("running", "gating", state):
+                await self.store.runs.update(made.id, RunUpdate(state=next_))
 
     async def run(self) -> Run:
         """Return the newest run."""
@@ -111,7 +135,6 @@ async def test_enough_ratings_start_a_run(training: Trained) -> None:
         "backend": "auto",
         "device": "auto",
         "quantize_base": False,
-        "reopen": True,
     } == json.loads(run.config)
     assert [("v1", "gate")] == training.swapper.activated
 
@@ -142,8 +165,47 @@ async def test_a_rejected_run_is_not_tried_again_with_the_same_ratings(training:
             await asyncio.sleep(0.01)
         await training.until("rejected")
 
-    assert "4 more ratings" == says
+    assert "4 more ratings, since the last run was rejected" == says
     assert [] == training.swapper.activated
+
+
+async def test_rejected_again_and_again_it_tries_less_often(training: Trained) -> None:
+    """Each run learns again from what the ones before it had; runs that failed judged nothing."""
+    await training.rate(2, 2)
+    await training.end_runs("rejected", "failed", "rejected", "cancelled", "rejected")
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says != "starting")
+        says = trainer.decision.says
+        await training.rate(8, 8, start=4)
+        run = await training.until("passed")
+
+    assert "16 more ratings, since the last 3 runs were rejected" == says
+    assert "trigger" == run.requested_by
+
+
+@pytest.mark.parametrize("other", ["a run that passed", "another parent", "another base"])
+async def test_only_what_was_rejected_in_a_row_and_from_here_counts(
+    training: Trained, other: str
+) -> None:
+    """What another version, or the same one before it passed, was rejected for is over."""
+    await training.rate(2, 2)
+    made = await version(training.store)
+    await training.end_runs("rejected", "rejected")
+    if other == "a run that passed":
+        await training.end_runs("passed")
+    elif other == "another parent":
+        await training.end_runs("rejected", parent=made.id)
+    else:
+        await training.end_runs("rejected", base="sha256:other")
+    await training.end_runs("rejected")
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says != "starting")
+
+    assert "4 more ratings, since the last run was rejected" == trainer.decision.says
 
 
 @pytest.mark.parametrize(
@@ -205,26 +267,6 @@ async def test_a_run_that_is_asked_for_starts_at_once(training: Trained) -> None
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("reopens", [True, False])
-async def test_going_on_from_an_older_version_learns_again_what_came_after(
-    training: Trained, reopens: bool
-) -> None:
-    """Whatever the settings say of rollbacks: it was asked for."""
-    await training.rate(2, 2)
-    made = await version(training.store, is_active=True)
-    settings = replace(SETTINGS, reopen_on_rollback=reopens)
-
-    configs = []
-    for parent in (made.id, "base"):
-        asked = await training.trainer("passes", settings).request(
-            Wanted(parent=parent), actor="cli"
-        )
-        configs.append(json.loads(asked.config))
-        await training.store.runs.cancel(asked.id)
-
-    assert [reopens, True] == [config["reopen"] for config in configs]
-
-
 @pytest.mark.parametrize(
     ("wanted", "error", "says"),
     [
@@ -267,35 +309,62 @@ async def test_a_run_is_cancelled_at_its_next_step(training: Trained) -> None:
     assert asked.id == run.id
 
 
-@pytest.mark.parametrize("asked_by", ["trigger", "api"])
-async def test_a_run_whose_parent_was_rolled_back_is_stopped(
-    training: Trained, asked_by: str
+async def test_a_run_whose_parent_is_liked_less_and_rolled_back_is_stopped(
+    training: Trained,
 ) -> None:
-    """It would continue what people like less; what a person asked for is theirs to stop."""
+    """It would continue what people like less."""
     await training.rate(30, 1)
     parent = await version(training.store)
     await training.store.versions.activate(parent.id, actor="gate")
     at_ms = (await training.store.versions.activation()).created_ms
-    trainer = training.trainer("waits", replace(SETTINGS, enabled=asked_by == "trigger"))
 
-    async with watching(trainer):
-        if asked_by == "api":
-            await trainer.request(Wanted(), actor=asked_by)
+    async with watching(training.trainer("waits")):
         while not (runs := (await training.store.runs.list()).data) or not runs[0].step:
             await asyncio.sleep(0.01)
         for number in range(20):
             id_ = f"cmp_of_parent_{number}"
             await record(training.store, id_, base=MODEL, version=parent.id, created_ms=at_ms)
             await rate(training.store, id_, -1.0)
-        if asked_by == "trigger":
-            await training.until("cancelled")
-        await eventually(lambda: bool(training.swapper.rolled_back))
-        found = await training.store.runs.get(runs[0].id)
+        run = await training.until("cancelled")
 
-    assert found is not None
-    assert (parent.id, asked_by) == (found.parent, found.requested_by)
-    assert (asked_by == "trigger") == (found.state == "cancelled")
-    assert not (asked_by == "api" and found.is_cancelling)
+    assert (parent.id, "trigger") == (run.parent, run.requested_by)
+    assert ["watch"] == [actor for actor, _ in training.swapper.rolled_back]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_a_run_is_stopped_whoever_rolled_its_parent_back(
+    training: Trained, is_running: bool
+) -> None:
+    """A person, or strop just before it was killed; also where it waits for its base."""
+    await training.begin_on_a_version()
+    if is_running:
+        async with watching(training.trainer("waits")):
+            await eventually(lambda: run_lock.is_held(training.home / "runs"))
+            await training.store.versions.activate("base", actor="api", kind="rolled_back")
+            run = await training.until("cancelled")
+    else:
+        await training.store.versions.activate("base", actor="watch", kind="rolled_back")
+        training.base = "model.base is no folder"
+        async with watching(training.trainer("waits")):
+            run = await training.until("cancelled")
+
+    assert ("v1", "trigger") == (run.parent, run.requested_by)
+
+
+@pytest.mark.parametrize(
+    ("asked_by", "kind"), [("api", "rolled_back"), ("trigger", "activated")], ids=["asked", "over"]
+)
+async def test_a_run_goes_on_that_a_person_may_still_want(
+    training: Trained, asked_by: str, kind: Activating
+) -> None:
+    """Who asked for it can stop it, and who only activated something over its parent goes back."""
+    await training.begin_on_a_version(asked_by)
+    await training.store.versions.activate("base", actor="api", kind=kind)
+
+    async with watching(training.trainer("passes")):
+        run = await training.until("passed")
+
+    assert ("v1", asked_by, False) == (run.parent, run.requested_by, run.is_cancelling)
 
 
 @pytest.mark.parametrize(

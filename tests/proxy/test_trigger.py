@@ -9,7 +9,7 @@ from strop.proxy.settings import Training
 from strop.proxy.store.run_records import FreshCounts
 from strop.proxy.trigger import Decision, Moment, decide
 
-NOON = Moment(datetime(2026, 11, 21, 12, 0), idle_s=0.0, num_in_flight=0)  # noqa: DTZ001
+NOON = Moment(datetime(2026, 11, 21, 12, 0), idle_s=0.0)  # noqa: DTZ001
 
 
 def fresh(good: int, bad: int, corrections: int = 0) -> FreshCounts:
@@ -46,6 +46,25 @@ def test_a_refused_run_is_tried_again_only_with_new_ratings() -> None:
     assert Decision(False, "27 more ratings") == decision
 
 
+@pytest.mark.parametrize(
+    ("num_rejected", "num_new", "expected"),
+    [
+        (1, 31, "1 more rating, since the last run was rejected"),
+        (1, 32, ""),
+        (2, 32, "32 more ratings, since the last 2 runs were rejected"),
+        (2, 64, ""),
+        (4, 64, "192 more ratings, since the last 4 runs were rejected"),
+    ],
+)
+def test_each_rejection_doubles_what_the_next_run_waits_for(
+    num_rejected: int, num_new: int, expected: str
+) -> None:
+    """Whatever is tried again takes longer each time; so it is tried half as often."""
+    decision = decide(fresh(200, 200), num_new, NOON, Training(), num_rejected=num_rejected)
+
+    assert Decision(not expected, expected or "400 ratings to learn from") == decision
+
+
 def test_a_correction_counts_as_a_good_one() -> None:
     """An answer that should have been given is something to like, beside a bad rating."""
     assert decide(fresh(0, 40, corrections=1), 40, NOON, Training()).is_due
@@ -56,11 +75,10 @@ def test_a_correction_counts_as_a_good_one() -> None:
     [
         (Training(hours="22-6"), NOON, "training.hours"),
         (Training(idle_s=60), NOON, "training.idle_s"),
-        (Training(max_in_flight=2), Moment(NOON.now, 0.0, 3), "training.max_in_flight"),
         (Training(enabled=False), NOON, "training.enabled"),
     ],
 )
-def test_it_waits_for_the_hour_for_rest_and_for_a_lighter_load(
+def test_it_waits_for_the_hour_and_for_rest(
     settings: Training, moment: Moment, reason: str
 ) -> None:
     """Each rule that holds a run back names its setting."""
@@ -83,7 +101,7 @@ def test_it_waits_for_the_hour_for_rest_and_for_a_lighter_load(
 )
 def test_hours_may_pass_midnight(hours: str, hour: int, is_due: bool) -> None:
     """The first hour counts, the last doesn't, and midnight may lie between them."""
-    at = Moment(NOON.now.replace(hour=hour), idle_s=0.0, num_in_flight=0)
+    at = Moment(NOON.now.replace(hour=hour), idle_s=0.0)
 
     decision = decide(fresh(20, 20), 40, at, Training(hours=hours))
 

@@ -67,7 +67,7 @@ async def test_a_published_version_comes_back_as_it_was(store: Store) -> None:
 
     assert ("v1", MODEL, made_by, "run", "ready", None, False) == (
         published.parent, published.base, published.run, published.origin, published.state,
-        published.stale, published.is_pinned,
+        published.stale, published.is_kept,
     )  # fmt: skip
     assert (b'{"metrics":{"kl":0.01}}', "naïve 日本") == (published.manifest, published.reason)
     assert published == await store.versions.get("v2")
@@ -160,7 +160,7 @@ async def test_what_is_not_there_is_said(store: Store) -> None:
     for id_ in ("v1", "base", "v0", "v01", "v-1", "x", "", "v99999999999999999999"):
         assert await store.versions.get(id_) is None
         with pytest.raises(NotFound, match=f"no version '{id_}'"):
-            await store.versions.set_pinned(id_, True)
+            await store.versions.set_kept(id_, True)
     with pytest.raises(NotFound):
         await store.versions.activate("v1", actor="api")
     with pytest.raises(NotFound):
@@ -245,22 +245,22 @@ async def test_what_is_active_or_being_made_cannot_be_removed(store: Store) -> N
     assert {"v2": "candidate"} == await states(store)
 
 
-async def test_a_version_is_pinned_and_unpinned(store: Store) -> None:
+async def test_a_version_is_kept_and_let_go(store: Store) -> None:
     """The mark is kept, and nothing else changes."""
     made = await version(store)
 
-    pinned = await store.versions.set_pinned("v1", True)
-    unpinned = await store.versions.set_pinned("v1", False)
+    kept = await store.versions.set_kept("v1", True)
+    let_go = await store.versions.set_kept("v1", False)
 
-    assert (True, made) == (pinned.is_pinned, unpinned)
+    assert (True, made) == (kept.is_kept, let_go)
 
 
-async def test_what_is_pinned_goes_only_when_somebody_removes_it(store: Store) -> None:
-    """It may have been chosen to go before it was pinned."""
+async def test_what_is_kept_goes_only_when_somebody_removes_it(store: Store) -> None:
+    """It may have been chosen to go before it was kept."""
     await version(store)
-    await store.versions.set_pinned("v1", True)
+    await store.versions.set_kept("v1", True)
 
-    with pytest.raises(Conflict, match="v1 is pinned"):
+    with pytest.raises(Conflict, match="v1 is to be kept"):
         await store.versions.remove("v1", actor="watch")
     await store.versions.remove("v1", actor="cli")
 
@@ -448,13 +448,16 @@ async def test_repeated_rollbacks_go_further_back(store: Store) -> None:
         await version(store)
     await activate(store, "v1", "v2", "v3")
 
+    below = (await store.versions.activation()).below
     twice = [await roll_back(store), await roll_back(store)]
     await activate(store, "v4")
     then = [await roll_back(store), await roll_back(store)]
 
     assert ["v2", "v1"] == twice
     assert ["v1", "base"] == then
-    assert (await store.versions.activation()).previous is None
+    last = await store.versions.activation()
+    assert (("v2", "v1", "base"), ()) == (below, last.below)
+    assert last.previous is None
 
 
 async def test_a_version_that_was_active_twice_is_rolled_back_to_in_turn(store: Store) -> None:

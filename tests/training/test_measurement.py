@@ -11,7 +11,7 @@ from toy_policy import ToyPolicy, log_softmax, tokens
 
 from strop.training import training_set
 from strop.training.backends.base import Weights
-from strop.training.collection import Collected, refusal
+from strop.training.collection import NUM_JUDGING, Collected, refusal
 from strop.training.examples import Example, Examples
 from strop.training.figures import MAX_SAMPLES
 from strop.training.measurement import Measured, measure
@@ -220,6 +220,19 @@ def test_held_out_turns_that_do_not_fit_into_memory_are_not_measured() -> None:
 
     assert (short, short) == found.held_out
     assert {"held_out": 2, "ratings": 7} == found.counts
+
+
+def test_a_candidate_is_compared_on_the_newest_sessions_that_fit() -> None:
+    """However much was rated before, it doesn't outvote what people like now."""
+    too_long = HeldOutTurn("cmp_new", 1.0, (tokens([1] * 10),))
+    # Newest first, and a session may go on beside others.
+    roots = [f"cmp_{num // 2}" for num in range(2 * NUM_JUDGING + 6)] + ["cmp_0", "cmp_old"]
+    turns = [HeldOutTurn(root, -1.0, (tokens([1]),)) for root in roots]
+
+    found = Collected((), (), (too_long, *turns), (), {}, ()).within(9)
+
+    assert (*turns[: 2 * NUM_JUDGING], turns[-2]) == found.held_out
+    assert {"held_out": 2 * NUM_JUDGING + 1} == found.counts
 
 
 @pytest.mark.parametrize(

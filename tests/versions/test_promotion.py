@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record
 
+from strop.adapters.rates import Rate
 from strop.proxy.errors import (
     ActivationFailed,
     Conflict,
@@ -284,9 +286,9 @@ async def test_what_people_think_later_is_no_fault_of_a_version(store: Store) ->
     await rated(store, v1, 60, 140, at_ms=now_ms)
     await rated(store, v1, 0, 150, at_ms=now_ms + 1)
 
-    followed = await decides.follow()
+    await decides.follow()
 
-    assert (None, []) == (followed, swapper.rolled_back)
+    assert [] == swapper.rolled_back
 
 
 async def test_nothing_goes_to_and_fro(store: Store) -> None:
@@ -306,6 +308,30 @@ async def test_nothing_goes_to_and_fro(store: Store) -> None:
 
     assert 1 == len(swapper.rolled_back)
     assert v1 == (await store.versions.activation()).version
+
+
+async def test_what_a_person_chose_while_ratings_were_counted_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were those of another version."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+    v2 = await passed(store, parent=v1)
+    count = store.training.rates_around
+
+    async def rates_around(*args: Any, **how: Any) -> tuple[Rate, Rate]:
+        await store.versions.activate(v2, actor="api")
+        return await count(*args, **how)
+
+    # Where there are many ratings, counting takes as long as an activation.
+    monkeypatch.setattr(store.training, "rates_around", rates_around)
+    await decides.follow()
+
+    assert [] == swapper.rolled_back
 
 
 async def test_ratings_from_before_the_promotion_do_not_count(store: Store) -> None:
