@@ -11,6 +11,9 @@ from typing import Any
 from strop.adapters import tensor_file
 
 CONFIG = "config.json"
+UNKNOWN_LENGTH = 8192
+"""Tokens of prompt and answer together, of a model whose config gives no limit."""
+
 _INDEX = "model.safetensors.index.json"
 
 
@@ -51,6 +54,18 @@ def number(config: Mapping[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidBase(f"the base's {CONFIG} has {key} = {value!r}; expected a number above 0")
     return value
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of the language model, which a model for images too has inside its own."""
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens of prompt and answer together; None where no limit is given."""
+    limit = text_config(config).get("max_position_embeddings")
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ from typing import Final
 
 import click
 
+from strop.configs import installation
 from strop.training.options import CONTEXT, computing_options, home_option, json_option
 
 _PACKAGES: Final = ("torch", "transformers", "mlx", "mlx-lm", "bitsandbytes", "tensorboard")
@@ -47,8 +48,8 @@ def examine(
     report.rows += [(name, _version(name)) for name in _PACKAGES]
     if importlib.util.find_spec("numpy") is None:
         report.problems.append(
-            "training needs torch or mlx, and neither is installed: pip install 'strop[torch]', on"
-            " Apple Silicon 'strop[mlx]'"
+            "training needs torch or mlx, and neither is installed:"
+            f" {installation.install_backend()}"
         )
         return report
     from strop.training.backends.base import BackendUnavailable

@@ -21,6 +21,7 @@ from strop.adapters.library import Library
 from strop.adapters.peft import InvalidAdapter
 from strop.adapters.rates import Rate
 from strop.proxy.errors import StropError
+from strop.proxy.store import layout
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE
 from strop.training import presets, room
@@ -36,8 +37,6 @@ from strop.training.raters import Judge, Rater, RaterFailed, Rule
 from strop.training.rows import Target
 from strop.training.tokenizer import BaseTokenizer
 
-DATABASE: Final = "strop.db"
-IDENTITIES: Final = "identities.json"
 JUDGE_KEY: Final = "JUDGE_API_KEY"
 
 _USABLE: Final = ("ready", "active", "retired")
@@ -177,7 +176,7 @@ def _evaluate(
     max_tokens: int,
     seed: int,
 ) -> list[Evaluated]:
-    if not (where.home / DATABASE).is_file():
+    if not (where.home / layout.DATABASE).is_file():
         raise ValueError(
             f"nothing is recorded in {where.home}; start strop with `strop serve`, or name its home"
             " with --home"
@@ -186,7 +185,7 @@ def _evaluate(
     files.check()
     tokenizer = BaseTokenizer(where.base)
     prompts = None if prompt_file is None else read_prompts(prompt_file, tokenizer)
-    identity = identify(where.base, cache=where.home / IDENTITIES)
+    identity = identify(where.base, cache=where.home / layout.IDENTITIES)
     target = Target(identity, files.context_length, tokenizer)
     versions, material = asyncio.run(_read(where.home, target, named, prompts))
     if not material.prompts and not material.held_out:
@@ -222,7 +221,7 @@ def _evaluate(
 async def _read(
     home: Path, target: Target, named: Sequence[str], prompts: tuple[Prompt, ...] | None
 ) -> tuple[dict[str, Weights], Material]:
-    store = await Store.open(home / DATABASE)
+    store = await Store.open(home / layout.DATABASE)
     try:
         found = await store.versions.list()
         known = {one.id: one.base for one in found}
@@ -253,7 +252,7 @@ def _weights(home: Path, version: str, known: Mapping[str, str], base: str) -> W
             f"{version} is of another base than model.base; set model.base to that one, or leave"
             f" {version} out"
         )
-    library = Library(home / "adapters")
+    library = Library(home / layout.ADAPTERS)
     library.verify(version)
     return library.path_of(version)
 

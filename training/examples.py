@@ -15,6 +15,7 @@ from strop.proxy.store.run_records import RatedTurn
 from strop.training import pairs, rows
 from strop.training.rows import Flag, LeftOut, Row, Target
 from strop.training.sequences import Kind
+from strop.training.training_set import HeldOutTurn
 
 _MOSTLY: Final = 0.5
 
@@ -44,6 +45,10 @@ class Example:
     def version(self) -> str:
         """The version that gave the rated answer, which of a turn is the last."""
         return self.rows[-1].version
+
+    def as_held_out(self) -> HeldOutTurn:
+        """Return a rated turn as versions are compared on it."""
+        return HeldOutTurn(self.session_root, self.rating, tuple(row.tokens for row in self.rows))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from strop.training.collection import MAX_HELD_OUT, MAX_PROMPT_TOKENS, held_out_
 from strop.training.evaluate import Material, Prompt
 from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
 from strop.training.rows import LeftOut, Target, Tokenizer
-from strop.training.training_set import HeldOutTurn
 
 NOTHING: Final = (
     "there is nothing to measure on: no rating is held out yet (about 15 % of conversations are,"
@@ -42,10 +41,7 @@ async def gather(
         prompts = await _recorded_prompts(ratings, target)
     return Material(
         prompts=prompts,
-        held_out=tuple(
-            HeldOutTurn(one.session_root, one.rating, tuple(row.tokens for row in one.rows))
-            for one in kept
-        ),
+        held_out=tuple(one.as_held_out() for one in kept),
         live=await ratings.live_rates(base=target.base),
     )
 

@@ -8,6 +8,8 @@ by, not to reserve memory by.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from strop.adapters.base_model import text_config
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSize:
@@ -28,8 +30,7 @@ def model_size(config: Mapping[str, object]) -> ModelSize:
     Raises:
         ValueError: its width or depth are not there.
     """
-    inner = config.get("text_config")
-    fields = {**config, **inner} if isinstance(inner, Mapping) else config
+    fields = text_config(config)
     width = _first(fields, "hidden_size", "n_embd", "d_model")
     depth = _first(fields, "num_hidden_layers", "n_layer", "num_layers")
     if not width or not depth:

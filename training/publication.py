@@ -15,7 +15,7 @@ from strop.adapters.probe_values import Probe
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.training.gate import Figures, Verdict
-from strop.training.ledger import Ledger, to_json
+from strop.training.run_row import RunRow, to_json
 from strop.training.training_set import TrainingSet
 
 
@@ -23,12 +23,12 @@ class Publication:
     """The version of one run.
 
     Args:
-        ledger: the run's row, and the store.
+        row: the run's row, and the store.
         library: where versions lie.
     """
 
-    def __init__(self, ledger: Ledger, library: Library) -> None:
-        self._ledger = ledger
+    def __init__(self, row: RunRow, library: Library) -> None:
+        self._row = row
         self._library = library
 
     def written_before(self) -> Manifest | None:
@@ -37,7 +37,7 @@ class Publication:
         Raises:
             InvalidAdapter: it isn't as it was written.
         """
-        version = self._ledger.run.version
+        version = self._row.run.version
         if version is None or not self._library.path_of(version).is_dir():
             return None
         return self._library.verify(version)
@@ -64,9 +64,9 @@ class Publication:
         Raises:
             OSError: it can't be written; nothing is left.
         """
-        run = self._ledger.run
-        versions = self._ledger.store.versions
-        reserved = self._ledger.wait(versions.reserve(base=run.base, parent=run.parent, run=run.id))
+        run = self._row.run
+        versions = self._row.store.versions
+        reserved = self._row.wait(versions.reserve(base=run.base, parent=run.parent, run=run.id))
         manifest = Manifest(
             version=reserved.id,
             base=run.base,
@@ -89,11 +89,11 @@ class Publication:
         Returns:
             How the run ended, and why, for people.
         """
-        ledger, versions = self._ledger, self._ledger.store.versions
+        row, versions = self._row, self._row.store.versions
         verdict = manifest.verdict or {}
         is_rejected = verdict["outcome"] == "rejected"
         reasons = [str(reason) for reason in verdict["reasons"]]
-        known = ledger.wait(versions.get(manifest.version))
+        known = row.wait(versions.get(manifest.version))
         if known is not None and known.state == "candidate":
             publishing = versions.publish(
                 manifest.version,
@@ -103,14 +103,14 @@ class Publication:
                 reason="; ".join(reasons) if is_rejected else None,
                 actor="run",
             )
-            known = ledger.wait(publishing)
+            known = row.wait(publishing)
         if known is not None and known.stale is not None:
             reasons.append(f"not promoted: {known.stale}")
         state: RunState = "rejected" if is_rejected else "passed"
-        if ledger.run.state == "running":
-            ledger.update(RunUpdate(state="gating"))
+        if row.run.state == "running":
+            row.update(RunUpdate(state="gating"))
         metrics = {**manifest.metrics, "verdict": verdict["outcome"]}
-        ledger.update(RunUpdate(state=state, reasons=to_json(reasons), metrics=to_json(metrics)))
+        row.update(RunUpdate(state=state, reasons=to_json(reasons), metrics=to_json(metrics)))
         return state, reasons
 
 

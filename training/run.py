@@ -1,7 +1,7 @@
 """A training run as a process: `python -m strop.training.run --home DIR --run ID`.
 
 Owns what a process owns: the lock, the priority, signals, the parent's pipe, the exit status. What
-a run does is in `trainer`.
+a run does is in `pipeline`.
 
     the run ends                       its row says how; exit status 0, of a failed one 1
     its row says it is to be cancelled at the next place to stop; state `cancelled`, status 0
@@ -22,17 +22,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from strop.configs import installation
 from strop.proxy.errors import StoreUnavailable, StropError
-from strop.proxy.store import run_lock
+from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_lock import AlreadyRunning
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
 from strop.training import run_folder
-from strop.training.ledger import Ledger, to_json
 from strop.training.reports import Reports
+from strop.training.run_row import RunRow, to_json
 from strop.training.stopping import Stopped, Stopping
 
-DATABASE: Final = "strop.db"
 NICENESS: Final = 10
 
 _POLL_S: Final = 0.3
@@ -68,7 +68,7 @@ async def take(
         patience_s: how long to wait for another process that is at the same run, and may be ending.
     """
     try:
-        store = await Store.open(home / DATABASE)
+        store = await Store.open(home / layout.DATABASE)
     except StropError as error:
         print(error.message, file=sys.stderr)
         return 1
@@ -103,7 +103,7 @@ async def take(
 
 async def _locked(home: Path, store: Store, run: Run, parent_fd: int | None) -> int:
     """Take the run to its end, unless another one is under way."""
-    folder = home / "runs" / run.id
+    folder = home / layout.RUNS / run.id
     # Not with parents=True: that gives the outer one the mode that the umask leaves.
     for one in (folder.parent, folder):
         one.mkdir(mode=0o700, exist_ok=True)
@@ -123,8 +123,8 @@ async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int
     watching = asyncio.create_task(_watch_row(store, run.id, stopping))
     try:
         with _stopped_by(loop, stopping, parent_fd):
-            ledger = Ledger(store, loop, run)
-            end = await asyncio.to_thread(_train, home, folder, ledger, reports, stopping)
+            row = RunRow(store, loop, run)
+            end = await asyncio.to_thread(_train, home, folder, row, reports, stopping)
         if end is _STOPPED:
             known = await store.runs.get(run.id)
             if known is None or not known.is_cancelling:
@@ -144,20 +144,18 @@ async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int
 
 
 def _train(
-    home: Path, folder: Path, ledger: Ledger, reports: Reports, stopping: Stopping
+    home: Path, folder: Path, row: RunRow, reports: Reports, stopping: Stopping
 ) -> RunUpdate | None:
     """Train; return what the row has yet to say, None where it says all, or `_STOPPED`."""
     try:
         # What trains is imported here, so that its lack is a reason like any other.
-        from strop.training.trainer import EXPECTED, Trainer
+        from strop.training.pipeline import EXPECTED, Pipeline
     except ImportError as error:
-        reason = (
-            f"training needs {error.name}, which is not installed: pip install 'strop[torch]', on"
-            " Apple Silicon 'strop[mlx]'"
-        )
+        needs = f"training needs {error.name}, which is not installed"
+        reason = f"{needs}: {installation.install_backend()}"
         return _failed(reports, reason)
     try:
-        Trainer(home, folder, ledger, reports, stopping).train()
+        Pipeline(home, folder, row, reports, stopping).run()
     except Stopped:
         return _STOPPED
     except OSError as error:

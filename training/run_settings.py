@@ -23,7 +23,6 @@ class RunSettings:
         backend: `training.backend`.
         device: `training.device`.
         quantize_base: `training.quantize_base`.
-        reopen: `training.reopen_on_rollback`.
         seed: of everything that is drawn; it follows from the run's id where the row has none.
     """
 
@@ -33,7 +32,6 @@ class RunSettings:
     backend: str = "auto"
     device: str = "auto"
     quantize_base: bool = False
-    reopen: bool = True
     seed: int = 0
 
     @classmethod

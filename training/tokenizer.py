@@ -55,11 +55,6 @@ class BaseTokenizer:
         except (OSError, ImportError, KeyError, ValueError) as error:
             raise ValueError(f"{base} has no tokenizer that can be loaded: {error}") from error
 
-    @property
-    def context_length(self) -> int:
-        """The most tokens of prompt and answer together."""
-        return self._files.context_length
-
     def encode_chat(self, fields: Mapping[str, object]) -> tuple[int, ...]:
         """Return the prompt of a chat request, up to where the assistant's answer begins.
 

@@ -1,4 +1,4 @@
-"""strop as a learner: what `strop.training.trainer` does, with the same code.
+"""strop as a learner: what `strop.training.pipeline` does, with the same code.
 
 Leaves out the store, the memory estimate, the probe and the manifest.
 """
@@ -16,7 +16,7 @@ from strop.training import advantages, examples, figures, gate, objectives, pres
 from strop.training.backends import open_policy
 from strop.training.backends.base import BASE, Policy
 from strop.training.backends.base_files import BaseFiles
-from strop.training.collection import refusal
+from strop.training.collection import NUM_JUDGING, refusal
 from strop.training.examples import Example
 from strop.training.loop import Loop
 from strop.training.measurement import Measured, measure
@@ -25,7 +25,7 @@ from strop.training.objectives.base import Objective, Settings
 from strop.training.presets import Preset
 from strop.training.rows import Target
 from strop.training.tokenizer import BaseTokenizer
-from strop.training.training_set import HeldOutTurn, TrainingSet
+from strop.training.training_set import TrainingSet
 
 Advantages = Callable[[Sequence[Example], tuple[float, int]], list[float]]
 
@@ -134,9 +134,10 @@ def _objections(
     policy: Policy, lesson: Lesson, measured: Measured, micro_batch: MicroBatch
 ) -> tuple[str, ...]:
     """Return why the gate refuses the candidate; nothing where it doesn't."""
+    # Each is a session of its own.
     held_out = tuple(
-        HeldOutTurn(one.session_root, one.rating, tuple(row.tokens for row in one.rows))
-        for one in examples.make(lesson.held_out, _target(lesson)).examples
+        one.as_held_out()
+        for one in examples.make(lesson.held_out[-NUM_JUDGING:], _target(lesson)).examples
         if one.kind == "rating"
     )
     tokens = [

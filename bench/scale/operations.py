@@ -190,26 +190,20 @@ async def _trigger(store: Store, filled: Filled, spot: Spot) -> None:
     del filled, spot
     await store.runs.unfinished()
     active = (await store.versions.activation()).version
-    await store.training.fresh_counts(active, base=BASE, reopen=True)
+    await store.training.fresh_counts(active, base=BASE)
     await store.runs.last_finished()
-
-
-async def _trigger_once(store: Store, filled: Filled, spot: Spot) -> None:
-    del filled, spot
-    active = (await store.versions.activation()).version
-    await store.training.fresh_counts(active, base=BASE, reopen=False)
 
 
 async def _fresh_versions(store: Store, filled: Filled, spot: Spot) -> None:
     del filled, spot
     active = (await store.versions.activation()).version
-    await store.training.fresh_versions(active, base=BASE, reopen=True)
+    await store.training.fresh_versions(active, base=BASE)
 
 
 async def _first_turns(store: Store, filled: Filled, spot: Spot) -> None:
     del filled, spot
     active = (await store.versions.activation()).version
-    turns = store.training.fresh_turns(active, base=BASE, reopen=True)
+    turns = store.training.fresh_turns(active, base=BASE)
     await anext(turns, None)
     await turns.aclose()  # type: ignore[attr-defined]  # an async generator has it
 
@@ -239,7 +233,6 @@ _OTHER_LISTS: Final = (
     Operation("events of the base", lambda s, _, __: s.versions.list_events("base")),
     Operation("`strop status`", _status),
     Operation("the trigger's look", _trigger),
-    Operation("the trigger's look, nothing reopened", _trigger_once),
     Operation("whose answers are freshly rated", _fresh_versions),
     Operation("the newest fresh turn", _first_turns),
     Operation("how the newest version is liked", _live_rates),

@@ -14,9 +14,9 @@ from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
 from strop.adapters.probe import Probe
-from strop.proxy.services import adapters_folder
+from strop.proxy.store import layout
 from strop.proxy.store.store import Store
-from strop.training import probe
+from strop.training import make_probe
 from strop.training.backends import open_policy
 from strop.training.backends.base import BASE
 from strop.training.tokenizer import BaseTokenizer
@@ -40,7 +40,7 @@ def probes_of(base: Path, adapters: Sequence[Path]) -> list[Probe]:
         tokenizer.encode_chat({"messages": [{"role": "user", "content": f"Tell me of {topic}."}]})
         for topic in _TOPICS
     ]
-    return [probe.make(policy, BASE, prompts, candidate=adapter) for adapter in adapters]
+    return [make_probe.make(policy, BASE, prompts, candidate=adapter) for adapter in adapters]
 
 
 def publish(home: Path, base: Path, adapters: Sequence[Path], probes: Sequence[Probe]) -> list[str]:
@@ -53,8 +53,8 @@ async def _publish(
     home: Path, base: Path, adapters: Sequence[Path], probes: Sequence[Probe]
 ) -> list[str]:
     identity = identify(base, cache=None)
-    library = Library(adapters_folder(home))
-    store = await Store.open(home / "strop.db")
+    library = Library(home / layout.ADAPTERS)
+    store = await Store.open(home / layout.DATABASE)
     try:
         ids = []
         for adapter, made in zip(adapters, probes, strict=True):

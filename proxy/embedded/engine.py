@@ -39,6 +39,9 @@ class Engine:
 
     Args:
         options: what to serve and how.
+
+    Attributes:
+        worker: owns the model. What is put into it here skips the checks that `load` makes.
     """
 
     def __init__(self, options: Options) -> None:
@@ -53,12 +56,12 @@ class Engine:
         self._numbers = itertools.count(1)
         self._exchanges: dict[int, Exchange] = {}
         self._num_rows = 0
-        self._worker = Worker(
+        self.worker = Worker(
             options,
             lambda events: self._in_loop(self._deliver, events),
             lambda outcome: self._in_loop(self._changed, outcome),
         )
-        self._worker.start()
+        self.worker.start()
 
     def model(self) -> LoadedModel:
         """Return the loaded model.
@@ -84,7 +87,7 @@ class Engine:
     @property
     def max_model_len(self) -> int:
         """The context limit in tokens: the model's, or what there is memory for."""
-        return min(self.model().max_model_len, self._worker.room.longest)
+        return min(self.model().max_model_len, self.worker.room.longest)
 
     def open(self, jobs: Sequence[Job]) -> "Exchange":
         """Start jobs; all of them or none.
@@ -111,18 +114,18 @@ class Engine:
         exchange = Exchange(self, numbers, num_rows)
         for number, job in zip(numbers, jobs, strict=True):
             self._exchanges[number] = exchange
-            self._worker.submit(number, job)
+            self.worker.submit(number, job)
         return exchange
 
     def cancel(self, number: int, choice: int | None = None) -> None:
         """Stop a job, or one of its answers."""
-        self._worker.cancel(number, choice)
+        self.worker.cancel(number, choice)
 
     def close(self, exchange: "Exchange") -> None:
         """Forget an exchange, and stop what still runs of it."""
         for number in exchange.numbers:
             if self._exchanges.pop(number, None) and not exchange.is_complete:
-                self._worker.cancel(number)
+                self.worker.cancel(number)
         self._num_rows -= exchange.num_rows
         exchange.num_rows = 0
 
@@ -154,7 +157,7 @@ class Engine:
             raise NotFound(f"Loading lora {name} failed: {error}", param="lora_path") from error
         except (peft.InvalidAdapter, OSError) as error:
             raise EngineError(f"Loading lora {name} failed: {error}", param="lora_path") from error
-        await asyncio.wrap_future(self._worker.add_version(name, path, weights))
+        await asyncio.wrap_future(self.worker.add_version(name, path, weights))
         self.versions[name] = path
 
     async def unload(self, name: str) -> None:
@@ -163,12 +166,12 @@ class Engine:
         Raises:
             NotFound: there is no such version.
         """
-        await asyncio.wrap_future(self._worker.remove_version(name))
+        await asyncio.wrap_future(self.worker.remove_version(name))
         self.versions.pop(name, None)
 
     def metrics(self) -> dict[str, int]:
         """Return counts by vLLM's names, and the memory of KV caches in bytes."""
-        worker = self._worker
+        worker = self.worker
         return {
             "vllm:num_requests_running": worker.num_rows,
             "vllm:num_requests_waiting": worker.num_waiting,
@@ -180,8 +183,8 @@ class Engine:
 
     async def stop(self) -> None:
         """End the worker after its current step."""
-        self._worker.stop()
-        await asyncio.to_thread(self._worker.join, 5.0)
+        self.worker.stop()
+        await asyncio.to_thread(self.worker.join, 5.0)
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
     def _bounded(self, job: Job) -> Job:
@@ -192,14 +195,14 @@ class Engine:
         Raises:
             BadRequest: there is none for its prompt.
         """
-        limit = self._worker.room.longest
+        limit = self.worker.room.longest
         num_left = limit - len(job.prompt)
         if num_left < 1:
             raise BadRequest(
                 f"This engine's maximum context length is {limit} tokens, for which it has memory."
                 f" However, your request has {len(job.prompt)} input tokens. Please reduce the "
                 "length of the input messages, or start the engine with more --kv-cache-bytes than "
-                f"{self._worker.room.max_bytes}.",
+                f"{self.worker.room.max_bytes}.",
                 param="input_tokens",
             )
         return replace(job, max_tokens=min(job.max_tokens, num_left))

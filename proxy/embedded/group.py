@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
+from strop.adapters.mlx_rows import Float32Logits
 from strop.proxy.embedded.batch import Batch, Drawn, KVCache, materialise
 from strop.proxy.embedded.errors import EngineError
 from strop.proxy.embedded.jobs import Event, Failed, Job, Place, Sampled, Scored, Started, Waiting
-from strop.proxy.embedded.loading import Float32Logits
 from strop.proxy.embedded.lora import Version
 from strop.proxy.embedded.memory import Room
 from strop.proxy.embedded.options import Options

@@ -13,28 +13,13 @@ import huggingface_hub
 import mlx.core as mx
 import mlx_lm
 
+from strop.adapters import base_model
+from strop.adapters.mlx_rows import Float32Logits
 from strop.adapters.rope import flat_rope, turn_partly
 from strop.proxy.embedded.grammar import Grammars
 from strop.proxy.embedded.harmony import end_ids
 from strop.proxy.embedded.lora import LinearShape, shapes_of
 from strop.proxy.embedded.options import Options
-
-_UNKNOWN_LENGTH = 8192  # where neither the model's config nor the options give a limit
-
-
-class Float32Logits:
-    """A model whose logits are float32, so that logprobs keep more digits than bf16 has."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
-        """Return the model's logits as float32."""
-        logits: mx.array = self._model(*args, **kwargs).astype(mx.float32)
-        return logits
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +65,7 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def _max_model_len(config: Mapping[str, Any], limit: int | None) -> int:
-    text_config = config.get("text_config") or {}
-    own = config.get("max_position_embeddings") or text_config.get("max_position_embeddings")
-    if not own:
-        return limit or _UNKNOWN_LENGTH
-    return min(int(own), limit) if limit else int(own)
+    own = base_model.context_length(config)
+    if own is None:
+        return limit or base_model.UNKNOWN_LENGTH
+    return min(own, limit) if limit else own

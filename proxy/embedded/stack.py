@@ -1,4 +1,4 @@
-"""Rows that decode in one call of the model: the one file that touches BatchGenerator.
+"""Rows that decode in one call of the model: the engine's one file on BatchGenerator.
 
 Written against mlx-lm 0.32.2, whose batch API changes with nearly every minor version. Knows no
 other stack: which rows go together is for `batch`.

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from strop.adapters.mlx_rows import rows_are_independent
 from strop.proxy import heap
 from strop.proxy.embedded.admission import Admission
 from strop.proxy.embedded.errors import EngineError, InvalidInput, NotFound, unknown_model
@@ -25,7 +26,6 @@ from strop.proxy.embedded.loading import LoadedModel, load
 from strop.proxy.embedded.lora import Slots, Version, Weights
 from strop.proxy.embedded.memory import room
 from strop.proxy.embedded.options import Options
-from strop.proxy.embedded.parity import rows_are_independent
 from strop.proxy.embedded.prefix import PrefixCache
 from strop.proxy.embedded.sampling import Samplers
 
@@ -137,7 +137,7 @@ class Worker(threading.Thread):
         self._prefix = PrefixCache(self._options.prefix_cache_bytes)
         self._samplers = Samplers(int.from_bytes(os.urandom(8)))
         # It also warms up: the first request finds everything compiled and loaded.
-        if not rows_are_independent(self._loaded.model, self._loaded.vocab_size):
+        if not rows_are_independent(self._loaded.module):
             _log.warning("this model's answers change with those beside them: one runs at a time")
             self._options = dataclasses.replace(self._options, max_rows=1)
         name = self._options.name

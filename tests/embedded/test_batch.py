@@ -9,9 +9,9 @@ pytest.importorskip("mlx.core")
 
 import mlx.core as mx
 
+from strop.adapters.mlx_rows import Float32Logits
 from strop.proxy.embedded import loading
 from strop.proxy.embedded.batch import Batch
-from strop.proxy.embedded.loading import Float32Logits
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.sampling import greedy
 

@@ -15,7 +15,6 @@ from strop.proxy.embedded import loading
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.jobs import Sampled
 from strop.proxy.embedded.options import Options
-from strop.proxy.embedded.parity import rows_are_independent
 from strop.proxy.embedded.protocol import parse_completion
 
 
@@ -26,6 +25,8 @@ from strop.proxy.embedded.protocol import parse_completion
         ({"max_position_embeddings": 100}, 50, 50),
         ({"max_position_embeddings": 100}, 500, 100),
         ({"text_config": {"max_position_embeddings": 100}}, 500, 100),
+        # What the trainer takes then, too.
+        ({"text_config": {"max_position_embeddings": 60}, "max_position_embeddings": 99}, None, 60),
         ({}, None, 8192),
         ({}, 50_000, 50_000),
     ],
@@ -35,13 +36,6 @@ def test_the_context_is_what_the_model_and_the_options_say(
 ) -> None:
     """The smaller where both say something; where the model says nothing, the options alone."""
     assert expected == loading._max_model_len(config, limit)
-
-
-def test_rows_of_most_models_are_independent(qwen3: Path) -> None:
-    """Whatever runs beside it, a prompt's next token is as likely as alone."""
-    loaded = loading.load(Options(model=str(qwen3)))
-
-    assert rows_are_independent(loaded.model, loaded.vocab_size)
 
 
 async def ask(engine: Engine, prompt: list[int]) -> list[tuple[int, float]]:

@@ -69,7 +69,7 @@ def zeros(num_in: int, value: float = 0.0) -> lora.Weights:
 
 async def add(engine: Engine, name: str, weights: dict[str, lora.Weights]) -> None:
     """Serve weights that no check has seen."""
-    await asyncio.wrap_future(engine._worker.add_version(name, "", weights))
+    await asyncio.wrap_future(engine.worker.add_version(name, "", weights))
     engine.versions[name] = ""
 
 
@@ -130,11 +130,11 @@ async def test_stopping_leaves_what_is_queued(engine: Engine) -> None:
     """Who stops it waits for one command and one step, however much there is to do."""
     ran: list[int] = []
     for number in range(100):
-        engine._worker._call(lambda number=number: (time.sleep(0.1), ran.append(number)))
+        engine.worker._call(lambda number=number: (time.sleep(0.1), ran.append(number)))
 
     await engine.stop()
 
-    assert not engine._worker.is_alive()
+    assert not engine.worker.is_alive()
     assert len(ran) < 20
 
 

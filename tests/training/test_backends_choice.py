@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from strop.adapters import peft
+from strop.configs import installation
 from strop.training.backends import Choice, choose, confirmed, open_policy
 from strop.training.backends.base import BackendUnavailable
 from strop.training.backends.base_files import BaseFiles
@@ -58,7 +60,7 @@ def test_the_one_that_is_installed_where_the_other_is_not(machine: Machine) -> N
     chosen = choose()
 
     assert ("mlx", "cpu") == (chosen.name, chosen.device)
-    assert "pip install 'strop[torch]'" in chosen.why
+    assert installation.install("strop[torch]") in chosen.why
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,9 @@ def test_neither_is_installed(
     """The error names the extra to install for this machine, or for what was asked."""
     machine(system, processor, without=("torch", "peft", "mlx_lm"))
 
-    with pytest.raises(BackendUnavailable, match=rf"pip install 'strop\[{extra}\]'"):
+    with pytest.raises(
+        BackendUnavailable, match=re.escape(installation.install(f"strop[{extra}]"))
+    ):
         choose(wanted)
 
 

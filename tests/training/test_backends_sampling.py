@@ -121,41 +121,6 @@ def test_a_model_that_mixes_rows_answers_one_by_one(
         np.testing.assert_allclose(policy.logprobs([tokens])[0], answer.logprobs, atol=TOLERANCE)
 
 
-def test_rows_that_mix_are_found_out_whether_they_fail_or_not() -> None:
-    """Gemma 2 fails with two rows or with three, by its heads; Mamba with none, and is wrong."""
-    import mlx.core as mx
-    from mlx.utils import tree_map
-    from mlx_lm.models import gemma2, llama, mamba
-
-    from strop.training.backends.mlx_decoding import rows_are_independent
-
-    sizes = {
-        "hidden_size": 48,
-        "num_hidden_layers": 1,
-        "intermediate_size": 32,
-        "num_attention_heads": 6,
-        "vocab_size": 64,
-        "rms_norm_eps": 1e-5,
-    }
-    states = {"state_size": 8, "conv_kernel": 4, "time_step_rank": 3}
-    biases = {"use_bias": False, "use_conv_bias": True}
-    models = (
-        llama.Model(llama.ModelArgs("llama", num_key_value_heads=2, **sizes)),
-        *(
-            gemma2.Model(gemma2.ModelArgs("gemma2", head_dim=8, num_key_value_heads=num, **sizes))
-            for num in (2, 3)
-        ),
-        mamba.Model(
-            mamba.ModelArgs.from_dict({"model_type": "mamba", **sizes, **states, **biases})
-        ),
-    )
-    key = mx.random.key(0)
-    for model in models:
-        model.update(tree_map(lambda w: mx.random.normal(w.shape, key=key), model.parameters()))
-
-    assert [True, False, False, False] == [*map(rows_are_independent, models)]
-
-
 def test_logprobs_and_entropies_are_those_at_temperature_1(
     opened: Open, endless: Path, peft_a: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from strop.adapters.rates import Rate
+from strop.configs import installation
 from strop.training.demo import picture
 from strop.training.demo.rounds import Measured
 
@@ -165,9 +166,8 @@ def test_what_is_not_installed_is_said_before_anything_is_done(tmp_path: Path, n
         timeout=110,
     )
 
-    assert f"Error: the demo needs {name}, not installed here: pip install 'strop[demo]'\n" == (
-        ended.stderr
-    )
+    command = installation.install("strop[demo]")
+    assert f"Error: the demo needs {name}, not installed here: {command}\n" == ended.stderr
     assert not home.exists()
 
 

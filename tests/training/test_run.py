@@ -40,7 +40,7 @@ async def over(home: RatedHome, run: Run | None = None, **changes: object) -> Ru
 
 async def num_fresh(home: RatedHome, version: str = "base") -> int:
     """How many ratings no version in a lineage has learned."""
-    return (await home.store.training.fresh_counts(version, base=home.base, reopen=True)).total
+    return (await home.store.training.fresh_counts(version, base=home.base)).total
 
 
 def reasons(run: Run) -> str:
@@ -325,7 +325,7 @@ async def test_a_rating_withdrawn_during_the_run_makes_the_version_stale(home: R
     await home.rate(30)
     run = await home.new_run()
     collected = home.folder / "runs" / run.id / "set.npz"
-    turns = home.store.training.fresh_turns("base", base=home.base, reopen=True)
+    turns = home.store.training.fresh_turns("base", base=home.base)
     feedback = (await anext(turns)).feedback[0].id
 
     taking = asyncio.create_task(over(home, run))

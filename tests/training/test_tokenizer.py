@@ -335,11 +335,6 @@ def test_an_answer_behind_a_line_break_begins_without_a_space(
     assert tokenizer.decode(tokenizer.encode_answer("\nHi")).endswith("\nHi<end>")
 
 
-def test_the_context_is_the_configs(tokenizer: BaseTokenizer) -> None:
-    """It is what prompt and answer may have together."""
-    assert models.MAX_POSITIONS == tokenizer.context_length
-
-
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     """The error names the folder."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')

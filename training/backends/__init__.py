@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from strop.adapters import peft
+from strop.configs import installation
 from strop.training.backends.base import AdamWSettings, BackendUnavailable, LoraSettings, Policy
 from strop.training.backends.base_files import BaseFiles
 
@@ -49,7 +50,7 @@ def choose(backend: str = "auto", device: str = "auto", *, base: Path | None = N
     if missing[name]:
         raise BackendUnavailable(
             f"training needs {' and '.join(missing[name])}, which {_are(missing[name])} not"
-            f" installed here ({why}): pip install 'strop[{name}]'"
+            f" installed here ({why}): {installation.install(f'strop[{name}]')}"
         )
     return Choice(name, _likely_device(name, device), why)
 
@@ -140,10 +141,8 @@ def _pick(
     best, other = ("mlx", "torch") if is_apple else ("torch", "mlx")
     machine = "Apple Silicon" if is_apple else f"{platform.system()} {platform.machine()}"
     if missing[best] and not missing[other]:
-        return (
-            other,
-            f"{best} is faster on {machine}, but not installed: pip install 'strop[{best}]'",
-        )
+        command = installation.install(f"strop[{best}]")
+        return other, f"{best} is faster on {machine}, but not installed: {command}"
     return best, f"the fastest on {machine}"
 
 

@@ -11,11 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from strop.adapters import tensor_file
+from strop.adapters import base_model, tensor_file
 from strop.training.backends.base import BackendUnavailable
 
 _CHECKPOINTED_BYTES = 100_000_000
-_UNKNOWN_LENGTH = 8192  # for a model whose config gives no limit, as the embedded engine has it
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class BaseFiles:
     @cached_property
     def text_config(self) -> Mapping[str, Any]:
         """The config of the language model, which a model for images too has inside its own."""
-        inner = self.config.get("text_config")
-        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+        return base_model.text_config(self.config)
 
     @property
     def is_mlx_quantized(self) -> bool:
@@ -67,8 +65,7 @@ class BaseFiles:
     @property
     def context_length(self) -> int:
         """The most tokens of prompt and answer together."""
-        limit = self.text_config.get("max_position_embeddings")
-        return limit if isinstance(limit, int) and limit > 0 else _UNKNOWN_LENGTH
+        return base_model.context_length(self.config) or base_model.UNKNOWN_LENGTH
 
     @cached_property
     def end_ids(self) -> frozenset[int]:

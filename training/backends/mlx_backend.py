@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from strop.adapters import peft
+from strop.adapters import mlx_rows, peft
 from strop.adapters.mlx import own_path
 from strop.training.backends import lora, mlx_decoding, mlx_model
 from strop.training.backends.base import (
@@ -224,7 +224,7 @@ class MlxPolicy:
 
     @cached_property
     def _is_batched(self) -> bool:
-        return mlx_decoding.rows_are_independent(self._net.model)
+        return mlx_rows.rows_are_independent(self._net.model)
 
     @contextmanager
     def _using(self, weights: Weights) -> Iterator[None]:

@@ -12,55 +12,11 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
 
+from strop.adapters.mlx_rows import Float32Logits
 from strop.training.backends.base import Sampled
 from strop.training.sequences import Floats
 
 Sampler = Callable[[mx.array], mx.array]
-
-_SHORT, _LONG = 3, 24  # tokens: beside the long prompt the short one is padded
-_TOLERANCE = 1.0  # nats: more than bf16 rounds, less than what a wrong mask does
-_LIKELY = 10.0  # nats below the likeliest token; beyond that roundings are larger
-
-
-class _Float32Logits:
-    """A model whose logits are float32, so that logprobs keep more digits than bf16 has."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
-        logits: mx.array = self._model(*args, **kwargs).astype(mx.float32)
-        return logits
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def rows_are_independent(model: Any) -> bool:
-    """Return whether a prompt's answer is the same beside longer prompts as alone.
-
-    Of some models of mlx-lm it isn't (Gemma 2, Mamba): with several rows they fail, or attend to
-    padding and say nothing.
-    """
-    short, long = ([*range(1, length + 1)] for length in (_SHORT, _LONG))
-    alone_V = _first(model, [short])
-    is_likely_V = alone_V > alone_V.max() - _LIKELY
-    # A mask that is spread over the wrong axis fits where there are as many rows as heads.
-    for others in ([long], [long, long]):
-        try:
-            beside_V = _first(model, [short, *others])
-        except ValueError:
-            return False
-        difference: Any = mx.where(is_likely_V, mx.abs(alone_V - beside_V), 0).max()
-        if not difference.item() < _TOLERANCE:
-            return False
-    return True
-
-
-def _first(model: Any, prompts: Sequence[Sequence[int]]) -> mx.array:
-    """Return the logprobs of what comes first after the first prompt, (V,)."""
-    steps = _decode(model, prompts, 1, frozenset(), _best, len(prompts))
-    return next(logprobs_BV[rows.index(0)] for rows, _, logprobs_BV in steps if 0 in rows)
 
 
 def sample(
@@ -118,7 +74,7 @@ def _decode(
     At most `num_rows` are decoded at once.
     """
     generator = BatchGenerator(
-        _Float32Logits(model),
+        Float32Logits(model),
         sampler=sampler,
         completion_batch_size=num_rows,
         prefill_batch_size=num_rows,

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from strop.configs import installation
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
@@ -132,8 +133,8 @@ def _four_bits(device: torch.device, dtype: torch.dtype) -> Any:
 
     if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
         raise BackendUnavailable(
-            "training.quantize_base needs a CUDA device and bitsandbytes: pip install bitsandbytes,"
-            f" or set it to false (the device is {device.type})"
+            f"training.quantize_base needs a CUDA device (the device is {device.type}) and"
+            f" bitsandbytes; set it to false, or: {installation.install('bitsandbytes')}"
         )
     return BitsAndBytesConfig(
         load_in_4bit=True,

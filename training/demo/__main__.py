@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from strop.configs import installation
 from strop.training.demo import introduction, picture
 from strop.training.demo.rounds import Measured, Plan, Round, play
 from strop.training.demo.served import DemoFailed, Served, serve
@@ -121,7 +122,8 @@ def _check_installed() -> None:
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise DemoFailed(
-            f"the demo needs {' and '.join(missing)}, not installed here: pip install 'strop[demo]'"
+            f"the demo needs {' and '.join(missing)}, not installed here:"
+            f" {installation.install('strop[demo]')}"
         )
 
 
@@ -159,16 +161,16 @@ def _play(served: Served, plan: Plan, *, is_quiet: bool) -> list[Measured | Roun
 def _close(measured: list[Measured], folder: Path) -> None:
     print("\nLiked, on questions that were never rated (fresh answers, 90 % intervals)\n")
     print(picture.bars(measured))
-    last = measured[-1]
+    last, strop = measured[-1], installation.strop()
     print(
         f"\n  well formed {last.well_formed.value:.2f} (base {measured[0].well_formed.value:.2f}),"
         f" right facts {last.right.value:.2f} (base {measured[0].right.value:.2f}): the person"
         "\n  rates style, so facts are not what is learned here."
         f"\n\nThe picture is {folder / _PNG}; the demo's home stays, to look around in:\n"
-        f"\n    strop serve --home {folder}          # the model as it is now"
-        f"\n    strop adapters list --home {folder}  # its versions; roll back, activate"
+        f"\n    {strop} serve --home {folder}          # the model as it is now"
+        f"\n    {strop} adapters list --home {folder}  # its versions; roll back, activate"
         "\n\nFor real, with any agent you like; your ratings stay in ~/.strop:\n"
-        "\n    make serve                     # or: strop serve --model <folder or hub id>"
+        f"\n    {strop} serve                  # with a model of yours: --model <folder or hub id>"
         "\n    export OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=strop"
     )
 
