@@ -11,10 +11,13 @@ Knows HTTP, and neither paths nor what is asked for.
                                   with each (RFC 9110, section 7.8)
     HTTP/1.0                      knows no chunks: the connection's end is that of an answer whose
                                   length isn't known (RFC 9112, sections 6.1 and 6.3)
+    strop stops                   the answer under way is the last, or else that to a request that
+                                  comes within LAST_CALL_S
 """
 
 import asyncio
-from typing import Any
+import select
+from typing import Any, Final
 
 import httptools
 from uvicorn.config import Config
@@ -25,10 +28,15 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from strop.proxy.errors import SOURCE_HEADER, BadRequest, BodyTimeout, HeadTooLarge, render
+from strop.proxy.errors import BadRequest, BodyTimeout, HeadTooLarge, head_of, render
 from strop.proxy.settings import Server
 
 MAX_HEAD_BYTES = 64 * 1024
+LAST_CALL_S: Final = 0.1
+"""How long a connection that is idle when strop stops may still bring a request.
+
+One may be on its way, and clients don't ask again by themselves where no answer came.
+"""
 
 _OFFER = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
@@ -48,6 +56,7 @@ class ClientConnection(HttpToolsProtocol):
     __slots__ = (
         "_has_body_come",
         "_is_arriving",
+        "_is_ending",
         "_is_in_head",
         "_limits",
         "_num_head_bytes",
@@ -71,6 +80,7 @@ class ClientConnection(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._is_in_head = False
         self._is_arriving = False
+        self._is_ending = False
         self._has_body_come = False
         # The request that is served now; `cycle` is the one that came last, and may wait for it.
         self._served: RequestResponseCycle | None = None
@@ -167,6 +177,23 @@ class ClientConnection(HttpToolsProtocol):
             self._stall_timer = None
         super().resume_writing()
 
+    def shutdown(self) -> None:
+        """Let one more answer be the last; where none is asked for soon, close."""
+        is_first, self._is_ending = not self._is_ending, True
+        if self.transport.is_closing():
+            return
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and (is_first or (not self._is_arriving and self._has_unread())):
+            self.loop.call_later(LAST_CALL_S, self.shutdown)
+        else:
+            super().shutdown()
+
+    def _has_unread(self) -> bool:
+        """Return whether something came that nobody has read: closed on that, it gets no answer."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return bool(poll.poll(0))
+
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, at once if the client has not even read its last answer."""
         if self._is_arriving:
@@ -179,6 +206,8 @@ class ClientConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
+        if self._is_ending:
+            cycle.keep_alive = False
         if cycle.scope["http_version"] == "1.0":
             app = _until_the_end(cycle, app)
         super()._start_asgi_task(cycle, app)
@@ -258,14 +287,9 @@ class ClientConnection(HttpToolsProtocol):
         is_answering = served and served.response_started and not served.response_complete
         if not self.transport.is_closing() and not is_answering:
             body = render(error)
-            head = [
-                STATUS_LINE[error.status],
-                b"content-type: application/json\r\n",
-                b"content-length: %d\r\n" % len(body),
-                b"%b: %b\r\n" % SOURCE_HEADER,
-                b"connection: close\r\n\r\n",
-            ]
-            self.transport.write(b"".join(head) + body)
+            head = [*head_of(error, body), (b"connection", b"close")]
+            lines = [b"%b: %b\r\n" % header for header in head]
+            self.transport.write(STATUS_LINE[error.status] + b"".join(lines) + b"\r\n" + body)
         self._tell_that_it_left(served)
         self._is_in_head = self._is_arriving = False
         self.transport.close()

@@ -30,6 +30,7 @@ from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
 from strop.proxy.run_requests import AWAITS_RUN
 from strop.proxy.settings import home_hint
+from strop.proxy.store import layout
 from strop.proxy.store.version_records import BASE, Activation, Version
 
 SHOW_EVENTS = 20
@@ -53,7 +54,7 @@ async def _list(home: Path, *, as_json: bool) -> None:
         found = await store.versions.list()
         activation = await store.versions.activation()
         liked: dict[str, Rate] = {}
-        names = await base_names.names(store, found)
+        names = await store.versions.base_names()
         served = _served_base(home, found, activation)
         # `base` is the one that serves, or the newest version's where that isn't known.
         for base in dict.fromkeys([served, *names]):
@@ -94,7 +95,7 @@ def _liked(rate: Rate | None) -> str:
 
 def _row(one: Version, activation: Activation, liked: Rate | None) -> tuple[str, ...]:
     shown = adapter_objects.adapter(one)
-    note = one.stale or one.reason or ("pinned" if one.is_pinned else "")
+    note = one.stale or one.reason or ("kept" if one.is_kept else "")
     return (
         "*" if one.id == activation.version else "",
         one.id,
@@ -244,14 +245,16 @@ def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
     click.echo(f"{when.capitalize()}: strop adapters activate {made['id']}{force}{home_hint(at)}")
 
 
-@adapters.command("pin", epilog=examples("strop adapters pin v3", "strop adapters pin v3 --off"))
+@adapters.command(
+    "keep", epilog=examples("strop adapters keep v3", "strop adapters keep v3 --release")
+)
 @click.argument("version")
-@click.option("--off", is_flag=True, help="Let it go again.")
+@click.option("--release", is_flag=True, help="Let it go again, as others go.")
 @home_option
-def pin_adapter(version: str, off: bool, home: Path | None) -> None:
+def keep_adapter(version: str, release: bool, home: Path | None) -> None:
     """Keep VERSION on disk, however many newer ones there are."""
-    _ask(home_of(home), "PUT", version, {"pinned": not off})
-    click.echo(f"{version} is {'kept no longer than others' if off else 'kept'}")
+    _ask(home_of(home), "PUT", version, {"kept": not release})
+    click.echo(f"{version} is {'kept no longer than others' if release else 'kept'}")
 
 
 @adapters.command("remove", epilog=examples("strop adapters remove v3"))
@@ -279,7 +282,7 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
     from strop.adapters.library import Library
 
     try:
-        library = Library(home_of(home) / "adapters")
+        library = Library(home_of(home) / layout.ADAPTERS)
         made = library.verify(version)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # It appears whole or not at all.

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from strop.proxy.auth import ADMIN_KEY_FILE, CLI_AGENT
+from strop.proxy.auth import CLI_AGENT
 from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
 from strop.proxy.settings import home_hint
+from strop.proxy.store import layout
 
 STATUS_TIMEOUT_S: Final = 5.0
 # An activation answers when traffic has moved, which may need a large file to be read first.
@@ -48,7 +49,7 @@ def call(
             f"strop does not serve from {home}; start it with: strop serve{home_hint(home)}"
         )
     try:
-        key = (home / ADMIN_KEY_FILE).read_text(encoding="ascii").strip()
+        key = (home / layout.ADMIN_KEY).read_text(encoding="ascii").strip()
         status, answer = _call(
             url,
             method,

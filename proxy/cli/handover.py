@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from strop import configs
+from strop.proxy.cli import interruptible
 from strop.proxy.cli.options import examples, home_of, home_option, in_force
 from strop.proxy.errors import Unavailable
 from strop.proxy.home import serving
@@ -103,7 +104,8 @@ def _become(name: str, arguments: Sequence[str]) -> None:
     """
     if name != "doctor" and not has_backend():
         raise Unavailable(NO_BACKEND)
-    os.execv(sys.executable, [sys.executable, "-m", MODULES[name], *arguments])  # noqa: S606
+    command = [sys.executable, "-m", interruptible.__name__, MODULES[name], *arguments]
+    os.execv(sys.executable, command)  # noqa: S606
 
 
 COMMANDS: Final = (demo, evaluate, doctor)

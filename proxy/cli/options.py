@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,12 +15,11 @@ from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.home import serving
 from strop.proxy.ids import completion_id
 from strop.proxy.settings import Settings, absolute, find_home, home_hint, load
+from strop.proxy.store import layout
 from strop.proxy.told_settings import settings_of
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
-
-STORE_FILE: Final = "strop.db"
 
 
 def examples(*lines: str) -> str:
@@ -94,7 +93,7 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
     Raises:
         ConfigError: there is none.
     """
-    path = home / STORE_FILE
+    path = home / layout.DATABASE
     if not path.is_file():
         raise ConfigError(
             f"there is no {path}, so nothing is recorded there; start strop with: strop"

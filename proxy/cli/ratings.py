@@ -28,7 +28,7 @@ from strop.proxy.cli.options import (
 from strop.proxy.errors import BadRequest, NotFound, UnknownCompletion
 from strop.proxy.redaction import Redaction
 from strop.proxy.settings import home_hint
-from strop.proxy.store.records import CompletionFilter, FeedbackFilter, Scope
+from strop.proxy.store.records import CompletionFilter, Feedback, FeedbackFilter, Scope
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -145,14 +145,27 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
         )
         redaction = Redaction.of(in_force(home).capture.redact)
         try:
-            given = (await store.add_feedback(redaction.feedback(new), _is_in_flight)).feedback
+            outcome = await store.add_feedback(redaction.feedback(new), _is_in_flight)
         except UnknownCompletion as error:
             raise not_recorded(identity) from error
+        given, replaced = outcome.feedback, outcome.replaced
         rated = found or await store.get_completion(given.completion)
     assert rated is not None
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")
+    if replaced is not None:
+        click.echo(f"It replaces: {_standing(replaced)}")
     by = f" --rater {shlex.quote(given.rater)}" if given.rater else ""
     click.echo(f"Take it back: strop undo {given.completion}{by}{home_hint(home)}")
+
+
+def _standing(replaced: Feedback) -> str:
+    """Return a rating that stands no more: its value, when, how and by whom it was given, why."""
+    given = f"{terminal.since(replaced.created_ms)}, by {replaced.source}"
+    if replaced.key_id != LOCAL_KEY_ID:
+        given += f" with {replaced.key_id}"
+    because = f': "{terminal.excerpt(replaced.comment)}"' if replaced.comment else ""
+    correction = ", with a correction" if replaced.correction else ""
+    return f"{terminal.rating(replaced.rating)} ({given}){correction}{because}"
 
 
 @click.command(epilog=examples("strop undo"))

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from strop.configs import installation
 from strop.proxy import auth, settings, told_settings
 from strop.proxy.cli import (
     adapters,
@@ -29,6 +30,7 @@ from strop.proxy.cli import (
     terminal,
     training,
 )
+from strop.proxy.cli.interruptible import INTERRUPTED
 from strop.proxy.cli.options import (
     examples,
     home_of,
@@ -64,6 +66,8 @@ class _Commands(click.Group):
         except StropError as error:
             is_usage = isinstance(error, ConfigError | BadRequest)
             raise (_Misused if is_usage else click.ClickException)(error.message) from error
+        except KeyboardInterrupt:
+            context.exit(INTERRUPTED)
         except OSError as error:
             # Who reads no further, as `head`, has what they wanted: click ends without a word.
             if error.errno == errno.EPIPE:
@@ -81,8 +85,6 @@ class _Commands(click.Group):
 def main() -> None:
     """A local OpenAI-compatible proxy that records answers and learns from their ratings."""
 
-
-_ENGINES = ("embedded", "vllm", "mlx_server", "ollama", "llama_server", "openai")
 
 _host_option = click.option(
     "--host", metavar="HOST", help="The address to listen on. [default: 127.0.0.1]"
@@ -124,7 +126,7 @@ def _settings_options(command: Any) -> Any:
         click.option("--engine-url", metavar="URL", help="Where the engine listens."),
         click.option(
             "--engine",
-            type=click.Choice(_ENGINES),
+            type=click.Choice([kind for kind in settings.KINDS["engine.kind"].choices if kind]),
             help="Which kind of engine serves. [default: one that runs here, else embedded]",
         ),
         _workers_option,
@@ -146,6 +148,9 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
         "engine.url": flags["engine_url"],
         "engine.key": flags["engine_key"],
     }
+    if flags["engine"] == "embedded" and flags["engine_url"] is None:
+        # That of the engine in the settings, for which strop's own serves this time.
+        named["engine.url"] = ""
     for pair in flags["pairs"]:
         key, equals, text = pair.partition("=")
         key = key.strip()
@@ -255,7 +260,8 @@ def engine(**given: Any) -> None:
         )
     if importlib.util.find_spec("mlx_lm") is None:
         raise ConfigError(
-            "the embedded engine needs mlx-lm, which is not installed; install strop[mlx]"
+            "the embedded engine needs mlx-lm, which is not installed:"
+            f" {installation.install('strop[mlx]')}"
         )
     from strop.proxy.embedded import server
 

@@ -14,7 +14,6 @@ from strop.proxy import adapter_objects
 from strop.proxy.cli import terminal
 from strop.proxy.cli.admin_client import ask_health, call
 from strop.proxy.cli.options import (
-    STORE_FILE,
     examples,
     home_of,
     home_option,
@@ -24,6 +23,7 @@ from strop.proxy.cli.options import (
 from strop.proxy.cli.runs import progress
 from strop.proxy.home import serving_url
 from strop.proxy.settings import home_hint
+from strop.proxy.store import layout
 
 
 @click.command(epilog=examples("strop status"))
@@ -38,7 +38,7 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     folder = home_of(home)
     url = serving_url(folder)
     health = ask_health(url) if url else None
-    stored = asyncio.run(_stored(folder)) if (folder / STORE_FILE).is_file() else None
+    stored = asyncio.run(_stored(folder)) if (folder / layout.DATABASE).is_file() else None
     waits_for = call(folder, "GET", "/admin/runs?limit=1")["waits_for"] if health else None
     if as_json:
         shown = {"url": url, "health": health, "home": str(folder), "store": stored}

@@ -33,7 +33,7 @@ from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.home import Serves, hold
 from strop.proxy.settings import Settings, Training
-from strop.proxy.store import run_lock
+from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.told_settings import tell
@@ -91,14 +91,14 @@ async def test_versions_are_listed_newest_first(home: Home) -> None:
     await home.publish(base=MODEL, feedback=[learned])
     await home.publish(base=MODEL, parent="v1")
     await home.store.versions.activate("v1", actor="cli")
-    await home.store.versions.set_pinned("v2", True)
+    await home.store.versions.set_kept("v2", True)
 
     text = await home.strop("adapters", "list")
     found = json.loads((await home.strop("adapters", "list", "--json")).stdout)
 
     header, second, first, base = columns(text.stdout)
     assert ["VERSION", "STATE", "PARENT", "LEARNED", "LIKED", "MADE", "NOTE"] == header
-    assert (["v2", "ready", "v1", "0"], "pinned") == (second[:4], second[-1])
+    assert (["v2", "ready", "v1", "0"], "kept") == (second[:4], second[-1])
     assert ["*", "v1", "active", "base", "1"] == first[:5]
     assert ["base", "1.00", "(0.27-1.00)", "of", "1"] == base
     assert ("v1", "base", ["v2", "v1"]) == (
@@ -208,7 +208,7 @@ async def test_an_export_that_is_cut_off_leaves_nothing(home: Home, tmp_path: Pa
 
 
 async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
-    """Activate, pin, roll back and remove, through the proxy that serves."""
+    """Activate, keep, roll back and remove, through the proxy that serves."""
     async with serving(tmp_path) as (home, proxy):
         base = proxy.services.serving.base
         for _ in range(2):
@@ -221,8 +221,8 @@ async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
                 "adapters activate v2",
                 "adapters activate v2",
                 "adapters show v2",
-                "adapters pin v1",
-                "adapters pin v1 --off",
+                "adapters keep v1",
+                "adapters keep v1 --release",
                 "adapters rollback",
                 "adapters remove v2",
             )
@@ -230,13 +230,13 @@ async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
         events = await home.store.versions.list_events("v1")
 
     assert [0] * 8 == [one.exit_code for one in said], [one.output for one in said]
-    first, second, again, shown, pinned, let_go, back, removed = (one.stdout for one in said)
+    first, second, again, shown, kept, let_go, back, removed = (one.stdout for one in said)
     assert first.startswith("v1 serves, after base; it took ")
     assert "probe: proven" in first
     assert second.startswith("v2 serves, after v1; it took ")
     assert "v2 serves already\n" == again
     assert ["loaded", "vllm,", "0", "running", "requests"] in columns(shown)
-    assert ("v1 is kept\n", "v1 is kept no longer than others\n") == (pinned, let_go)
+    assert ("v1 is kept\n", "v1 is kept no longer than others\n") == (kept, let_go)
     assert back.startswith("v1 serves, after v2; it took ")
     assert "v2 is removed\n" == removed
     assert {"cli"} == {event.actor for event in events if event.kind == "activated"}
@@ -253,7 +253,7 @@ async def test_an_adapter_is_imported(tmp_path: Path) -> None:
 
         refused = await home.strop("adapters", "import", str(tmp_path / "no-adapter"))
         made = await home.strop("adapters", "import", str(lora))
-        runs = home.folder / run_requests.RUNS_FOLDER
+        runs = home.folder / layout.RUNS
         runs.mkdir(exist_ok=True)
         with run_lock.hold(runs, "run_1"):
             later = await home.strop("adapters", "import", str(lora))
@@ -277,7 +277,7 @@ async def test_an_adapter_is_imported(tmp_path: Path) -> None:
         "adapters activate v1",
         "adapters rollback",
         "adapters remove v1",
-        "adapters pin v1",
+        "adapters keep v1",
         "adapters import .",
         "train --detach",
     ],
@@ -317,7 +317,9 @@ async def test_errors_are_one_line_and_an_exit_code(
     assert () == (await home.store.runs.list()).data
 
 
-@pytest.mark.parametrize("words", ["show v7", "activate v7", "pin v7", "remove v7", "show ../runs"])
+@pytest.mark.parametrize(
+    "words", ["show v7", "activate v7", "keep v7", "remove v7", "show ../runs"]
+)
 async def test_what_the_proxy_does_not_know_is_said(tmp_path: Path, words: str) -> None:
     """With the command that lists what there is, as where none serves."""
     async with serving(tmp_path) as (home, _):
@@ -414,7 +416,7 @@ async def test_whoever_stops_waiting_for_a_run_is_told_that_it_goes_on(tmp_path:
         _, said = await waiting.communicate()
         left = await home.store.runs.unfinished()
 
-    assert 1 == waiting.returncode
+    assert 130 == waiting.returncode
     stop = f"strop runs cancel {asked.id} --home {tmp_path}"
     assert f"{asked.id} goes on where strop serves; stop it: {stop}\n" in said.decode()
     assert left is not None

@@ -27,7 +27,7 @@ from strop.proxy.errors import StropError
 from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings import KINDS, load
-from strop.proxy.store.records import Choice, Completion, Feedback
+from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
 from strop.proxy.store.store import Store
 from strop.proxy.told_settings import tell
 
@@ -80,6 +80,19 @@ def feedback(home: Path) -> list[Feedback]:
     return asyncio.run(read())
 
 
+def rate_in_store(home: Path, new: NewFeedback) -> None:
+    """Give a rating as somebody else gives it."""
+
+    async def give() -> None:
+        store = await Store.open(home / "strop.db")
+        try:
+            await store.add_feedback(new, lambda _: False)
+        finally:
+            await store.close()
+
+    asyncio.run(give())
+
+
 def words(home: Path) -> list[tuple[str, float, str]]:
     """Return completion, rating and state of all feedback, newest first."""
     return [(one.completion, one.rating, one.state) for one in feedback(home)]
@@ -114,6 +127,29 @@ def test_a_rating_of_another_home_is_taken_back_there(home: Path, tmp_path: Path
     rated = run(tmp_path, "good", "--home", str(home))
 
     assert f"strop undo {made} --home {home}\n" in rated.stdout
+
+
+def test_a_rating_says_which_one_it_replaces(home: Path) -> None:
+    """Which may be that of the person who asked, with a key of their own, and doesn't return."""
+    (made,) = record(home, {"key_id": "key_1"})
+    given = NewFeedback(
+        completion=made, key_id="key_1", rating=1.0, original=b"1", comment="short", source="inline"
+    )
+    rate_in_store(home, given)
+
+    first = run(home, "bad")
+    second = run(home, "rate", made, "0.5", "--correction", "Au.")
+    other = run(home, "rate", made, "bad", "--rater", "ann")
+    third = run(home, "good")
+
+    assert re.search(
+        r'^It replaces: good \(\d+ s ago, by inline with key_1\): "short"$', first.stdout, re.M
+    )
+    assert "It replaces: bad (" in second.stdout
+    assert "It replaces" not in other.stdout
+    assert "by cli with key_1), with a correction\n" in third.stdout
+    assert run(home, "undo").exit_code == 0
+    assert {"superseded", "withdrawn"} == {one.state for one in feedback(home) if one.rater == ""}
 
 
 def test_an_answer_can_be_named_by_the_engines_id(home: Path) -> None:
@@ -905,5 +941,5 @@ def test_serve_says_when_it_begins_to_stop_and_when_it_has(tmp_path: Path) -> No
     assert 0 == server.returncode
     assert 'a service is set nothing variables="STROP_PORT, STROP_SERVICE_HOST"' in said[0]
     first, *_, last = rest.splitlines()
-    assert first.endswith("INFO    serve: stopping signal=SIGTERM answers_running=0")
+    assert first.endswith(": stopping signal=SIGTERM answers_running=0")
     assert last.endswith("INFO    serve: stopped")

@@ -1,0 +1,72 @@
+"""The commands that run this strop, and that add an extra to it."""
+
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from strop.configs import installation
+
+
+def test_the_command_works_anywhere_and_without_an_index_that_has_strop(tmp_path: Path) -> None:
+    """As it is said, in a shell; this environment has all of the extra, so nothing is fetched."""
+    command = f"{installation.install('strop[mlx]')} --dry-run --no-index"
+
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+
+    assert 0 == done.returncode, done.stderr
+    assert "Would install" not in done.stdout + done.stderr
+
+
+def test_the_versions_are_those_that_this_clone_was_tried_with() -> None:
+    """Its constraints are named, which no wheel has."""
+    words = shlex.split(installation.install("strop[gguf]"))
+
+    assert [sys.executable, "-m", "pip", "install", "-c"] == words[:5]
+    assert (Path(words[5]).name, Path(words[5]).is_file()) == ("constraints.txt", True)
+    assert ["strop[gguf]"] == words[6:]
+
+
+def test_strop_is_called_by_its_path_where_no_shell_would_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `make serve`: from the folder where one is, the shortest that works."""
+    folder = Path(sys.executable).parent
+    said = []
+
+    for path, cwd in ((folder, tmp_path), (tmp_path, tmp_path), (tmp_path, folder.parent)):
+        monkeypatch.setenv("PATH", str(path))
+        monkeypatch.chdir(cwd)
+        said.append(installation.strop())
+
+    assert ["strop", str(folder / "strop"), f"{folder.name}/strop"] == said
+
+
+def test_another_strop_on_the_path_is_not_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be of another clone, with another database."""
+    other = tmp_path / "strop"
+    other.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert installation.strop().endswith("/strop")
+
+
+def test_an_environment_without_pip_is_uvs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There `python -m pip` would end with an error."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+
+    words = shlex.split(installation.install("strop[torch]"))
+
+    assert ["uv", "pip", "install", "--python", sys.executable] == words[:5]

@@ -1,0 +1,63 @@
+"""What is likely to be typed or set wrong at a first start, and the advice that it gets."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from strop.proxy.cli.root import main
+
+
+def start(home: Path, *arguments: str, command: str = "serve") -> Result:
+    """Run `strop serve`, which is to refuse."""
+    return CliRunner().invoke(main, [command, "--home", str(home), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("none", "there is no folder "),
+        ("weights.gguf", "weights.gguf is a file, and strop's own engine reads no GGUF"),
+        ("empty", "there is no config.json in "),
+    ],
+)
+def test_a_model_that_is_none_is_refused_at_once(tmp_path: Path, model: str, says: str) -> None:
+    """Not again and again by the engine, in a log that one has to find."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.gguf").touch()
+
+    refused = start(tmp_path / "home", "--model", f"{tmp_path}/{model}")
+
+    assert 2 == refused.exit_code
+    assert "Error: model.path: expected a folder with a model in Hugging Face format" in (
+        refused.stderr
+    )
+    assert says in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ((), "start it first, or say what it is, as in --engine vllm"),
+        (("--engine", "embedded"), "is of another engine than strop's own; leave it out"),
+    ],
+)
+def test_an_engine_that_is_only_a_url(tmp_path: Path, kind: tuple[str, ...], says: str) -> None:
+    """Nobody listens there, so strop can't ask it what it is; or it is named as strop's own."""
+    refused = start(tmp_path, *kind, "--engine-url", "http://127.0.0.1:1")
+
+    assert 2 == refused.exit_code
+    assert says in refused.stderr
+
+
+def test_strops_own_engine_serves_in_place_of_the_one_that_is_set(tmp_path: Path) -> None:
+    """`--engine embedded` alone says so; the URL in the settings is of the other one."""
+    (tmp_path / "strop.toml").write_text(
+        '[engine]\nkind = "ollama"\nurl = "http://127.0.0.1:11434"\n', encoding="utf-8"
+    )
+
+    shown = start(tmp_path, "--engine", "embedded", "--json", command="config")
+
+    settings = {one["key"]: one["value"] for one in json.loads(shown.stdout)["settings"]}
+    assert ('"embedded"', '""') == (settings["engine.kind"], settings["engine.url"])
