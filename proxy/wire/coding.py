@@ -15,6 +15,9 @@ KNOWN: Final = ("gzip", "deflate", "zstd")
 BROKEN: Final = (zlib.error, zstandard.ZstdError)
 """What an unpacker raises where the bytes are not in its coding."""
 
+# What some servers fill up with behind a part; no part begins so.
+_PADDING: Final = b"\0\r\n"
+
 
 class _Part(Protocol):
     @property
@@ -45,11 +48,13 @@ class Unpacker:
     def feed(self, data: bytes) -> bytes:
         """Return what the next piece says; b"" where it takes more to tell."""
         said = []
+        if self.is_whole:
+            data = data.lstrip(_PADDING)
         while data:
             if self._part is None or self._part.eof:
                 self._part = self._make()
             said.append(self._part.decompress(data))
-            data = self._part.unused_data
+            data = self._part.unused_data.lstrip(_PADDING)
         return b"".join(said)
 
 

@@ -8,6 +8,9 @@ from collections.abc import Collection, Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
+JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -36,8 +39,6 @@ _REQUEST_STAYS = _HOP_BY_HOP | {
     b"referer",
     b"forwarded",
     b"via",
-    b"cf-connecting-ip",
-    b"remote-user",
     b"true-client-ip",
     b"x-client-ip",
     b"x-real-ip",
@@ -45,7 +46,15 @@ _REQUEST_STAYS = _HOP_BY_HOP | {
     b"x-request-id",
 }
 # What servers in front say of who came, and how; and what is said to strop.
-_STAYING = (b"x-strop-", b"x-forwarded-", b"x-auth-request-", b"tailscale-user-")
+_STAYING = (
+    b"x-strop-",
+    b"x-forwarded-",
+    b"x-auth-request-",
+    b"x-authentik-",
+    b"cf-",
+    b"remote-",
+    b"tailscale-user-",
+)
 _RESPONSE_STAYS = _HOP_BY_HOP | {b"content-length"}
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from faults_engine import EVENTS, WHOLE
 from faults_process import until
 from running import Running, running, settings_for
 
+from strop.proxy import http_server
 from strop.proxy.client_connection import MAX_HEAD_BYTES
 
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
@@ -62,9 +64,12 @@ def handler() -> Stoppable:
 
 
 @pytest.fixture
-async def proxy(handler: Stoppable, tmp_path: Path) -> AsyncIterator[Running]:
-    """A proxy that keeps an idle connection for a second."""
-    server = {"keep_alive_s": 1.0, "body_timeout_s": 2.0, "max_body_bytes": MAX_BODY_BYTES}
+async def proxy(
+    handler: Stoppable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Running]:
+    """A proxy that keeps an idle connection for a second: the tests wait for its end."""
+    monkeypatch.setattr(http_server, "KEEP_ALIVE_S", 1)
+    server = {"body_timeout_s": 2.0, "max_body_bytes": MAX_BODY_BYTES}
     async with FakeEngine(handler) as engine:
         settings = settings_for(engine.url, kind="openai", server=server)
         async with running(settings, tmp_path / "home") as proxy:
@@ -233,3 +238,61 @@ async def test_a_client_of_http_1_0_gets_no_chunks(
     assert b"content-length: %d" % len(bodies[1]) in heads[1]
     assert bodies[0].startswith(b"data: ")
     assert bodies[0].endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("num_before", [0, 1], ids=["first", "kept alive"])
+@pytest.mark.parametrize(
+    ("calls_before", "calls_behind"), [(1, 0), (0, 1), (0, 2)], ids=["late", "early", "unread"]
+)
+async def test_a_request_that_crosses_a_stop_is_answered(
+    calls_before: int, calls_behind: int, num_before: int, proxy: Running
+) -> None:
+    """Also one that nobody has read when the time is over; it is told that it was the last."""
+    client = await Client.connect(proxy.url)
+    for _ in range(num_before):
+        client.send(LIVE)
+        await read(client)
+    while not (served := list(proxy.server.server_state.connections)):
+        await asyncio.sleep(0.005)
+    (connection,) = served
+    for _ in range(calls_before):
+        connection.shutdown()
+    os.write(client.writer.get_extra_info("socket").fileno(), LIVE)
+    for _ in range(calls_behind):
+        connection.shutdown()
+    said = await end_of(client)
+    await client.leave()
+
+    assert 1 == said.count(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in said
+
+
+@pytest.mark.parametrize("came", [b"", LIVE[:9]], ids=["nothing", "half a head"])
+async def test_a_stop_closes_what_asks_for_nothing(came: bytes, proxy: Running) -> None:
+    """A moment later, and doesn't wait for who never ends."""
+    client = await Client.connect(proxy.url)
+    client.send(LIVE)
+    await read(client)
+    client.send(came)
+    (connection,) = proxy.server.server_state.connections
+    connection.shutdown()
+
+    assert b"" == await end_of(client)
+    # What was put off then finds it gone.
+    connection.shutdown()
+    await client.leave()
+
+
+async def test_a_stop_waits_for_no_rest_of_what_was_answered(proxy: Running) -> None:
+    """A body that was too large may be coming for a long time."""
+    client = await Client.connect(proxy.url)
+    client.send(START + b"content-length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1))
+    refused = await read(client)
+    (connection,) = proxy.server.server_state.connections
+    os.write(client.writer.get_extra_info("socket").fileno(), b"x")
+    for _ in range(2):
+        connection.shutdown()
+
+    assert 413 == refused.status
+    assert connection.transport.is_closing()
+    await client.leave()

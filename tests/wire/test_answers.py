@@ -286,11 +286,12 @@ def test_an_answer_may_begin_with_a_byte_order_mark() -> None:
     )
 
 
-def test_a_token_that_is_no_text_has_none() -> None:
-    """And costs no record: that it is missing shows in the text of the others."""
+def test_a_piece_that_is_no_text_has_none() -> None:
+    """And costs no record: that a token is missing shows in the text of the others."""
     said = b'{"choices":[{"logprobs":{"content":[{"token":"%b","logprob":-1}]}}]}'
+    deep = b'{"deep":%b%b}' % (b"[" * 10_000, b"]" * 10_000)
 
-    assert "ac" == text_of_tokens([said % token for token in (b"a", b"\xff", b"c")])
+    assert "ac" == text_of_tokens([said % b"a", said % b"\xff", deep, said % b"c"])
 
 
 def test_a_malformed_snapshot_does_not_cost_the_message() -> None:

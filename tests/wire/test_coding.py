@@ -48,3 +48,18 @@ def test_a_body_is_whole_where_a_part_ends(name: str, pack: Callable[[bytes], by
 
     ends = [0, *(sum(map(len, packed[: num + 1])) for num in range(len(packed)))]
     assert ends == [at for at, is_whole in enumerate(found) if is_whole]
+
+
+@packings
+@pytest.mark.parametrize("num_bytes", [1, 10_000])
+def test_what_fills_up_behind_a_part_is_no_other(
+    num_bytes: int, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """Other clients pass over it, and the answer before it is whole."""
+    packed = b"".join(pack(part) + b"\0\0\r\n" for part in PARTS)
+    unpacker = coding.unpacker(name)
+    assert unpacker is not None
+
+    said = [unpacker.feed(packed[at : at + num_bytes]) for at in range(0, len(packed), num_bytes)]
+
+    assert (b"".join(PARTS), True) == (b"".join(said), unpacker.is_whole)
