@@ -79,6 +79,7 @@ bench-learning: $(VENV)/.installed-dev  ## What ratings teach, beside TRL and ot
 	$(BIN)/python -m bench.learning $(ARGS)
 
 wheel: $(VENV)/.installed-dev  ## Build the wheel into dist/.
+	rm -rf build
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## Remove what was built and installed here; ~/.strop stays.

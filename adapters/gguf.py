@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from strop.adapters import base_model, durable, peft
+from strop.configs import installation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +88,8 @@ def convert(
         import gguf
     except ImportError as error:
         raise ImportError(
-            "adapters for Ollama and llama.cpp need the gguf package: pip install 'strop[gguf]'"
+            "adapters for Ollama and llama.cpp need the gguf package:"
+            f" {installation.install('strop[gguf]')}"
         ) from error
     config = base_model.read_config(base)
     architecture = _ARCHITECTURES.get(str(config.get("model_type")))

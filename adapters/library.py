@@ -107,9 +107,7 @@ class Library:
             file = scratch / manifests.FILE
             file.write_bytes(manifests.dumps(made))
             file.chmod(0o600)
-            durable.sync(file)
-            file.rename(folder / manifests.FILE)
-        durable.sync(folder)
+            durable.publish(file, folder / manifests.FILE)
 
     def read_manifest(self, version: str) -> Manifest:
         """Return a version's manifest; its files are not looked at.

@@ -18,7 +18,7 @@ class Held:
     num: int
     state: str
     parent: str | None
-    is_pinned: bool
+    is_kept: bool
     is_stale: bool
 
 
@@ -33,10 +33,10 @@ def removable(
 ) -> tuple[str, ...]:
     """Return the ids of the versions that may be deleted, oldest first.
 
-    Never one that is active or was before it, is pinned, is being written, sampled an answer whose
-    rating is still to be learned from, or is known to an engine (which may read its files again at
-    any time). While the active version is stale or gone, its nearest ancestor that is neither is
-    kept too: from there it is trained anew. Of the rest, the newest `keep` stay.
+    Never one that is active or was before it, is kept by somebody, is being written, sampled an
+    answer whose rating is still to be learned from, or is known to an engine (which may read its
+    files again at any time). While the active version is stale or gone, its nearest ancestor that
+    is neither is kept too: from there it is trained anew. Of the rest, the newest `keep` stay.
 
     Args:
         versions: all versions there are.
@@ -51,7 +51,7 @@ def removable(
     rest = [
         version
         for version in sorted(versions, key=lambda version: version.num)
-        if version.state in _DELETABLE_STATES and not version.is_pinned and version.id not in needed
+        if version.state in _DELETABLE_STATES and not version.is_kept and version.id not in needed
     ]
     return tuple(version.id for version in rest[: max(len(rest) - keep, 0)])
 

@@ -36,7 +36,7 @@ def adapter(
         "state": found.state,
         "stale": found.stale,
         "reason": found.reason,
-        "pinned": found.is_pinned,
+        "kept": found.is_kept,
         "parent": found.parent or "base",
         "base": found.base,
         "run": found.run,

@@ -33,7 +33,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """The model name that clients use, and what it means in this epoch.
+    """The model name that clients use, and what it means now.
 
     Immutable: a switch of version puts a new one in its place.
 
@@ -44,7 +44,6 @@ class Alias:
         versions: every version that is loaded and proven.
         others: the names of other bases that the engine serves; they have no versions.
         accepts_any: whether an unknown name means `name` instead of an error.
-        epoch: how many aliases this process had before.
         why_not: why the active version isn't among `versions`, for people.
     """
 
@@ -54,7 +53,6 @@ class Alias:
     versions: Mapping[str, Served]
     others: tuple[str, ...] = ()
     accepts_any: bool = False
-    epoch: int = 0
     why_not: str = "the engine does not hold it yet"
 
     @classmethod
@@ -66,7 +64,6 @@ class Alias:
         accepts_any: bool,
         active: str = BASE,
         base: str | None = None,
-        epoch: int = 0,
     ) -> "Alias":
         """Return the alias of an engine that serves `models`, and no versions of them yet.
 
@@ -78,7 +75,7 @@ class Alias:
         others = tuple(model for model in models if model != served.name)
         public = name or served.name
         first = served if active == BASE else Served(active, f"{public}@{active}", base)
-        return cls(public, served, first, {BASE: served}, others, accepts_any, epoch)
+        return cls(public, served, first, {BASE: served}, others, accepts_any)
 
     @property
     def is_served(self) -> bool:
@@ -92,7 +89,7 @@ class Alias:
     def serving(self, versions: Mapping[str, Served], active: Served | None = None) -> "Alias":
         """Return the next alias: with these versions, and `active` if it is another now."""
         active = active or versions.get(self.active.version, self.active)
-        return replace(self, versions=versions, active=active, epoch=self.epoch + 1)
+        return replace(self, versions=versions, active=active)
 
     def identified(self, base: str | None) -> "Alias":
         """Return the next alias: its versions known to be of the base with this identity."""
@@ -118,10 +115,10 @@ class Alias:
                 if version in self.versions:
                     return self.versions[version]
                 if _VERSION.fullmatch(version):
-                    raise VersionNotLoaded(self._no(model), version=version)
+                    raise VersionNotLoaded(self.no_such(model), version=version)
         if self.accepts_any:
             return self._active()
-        raise UnknownModel(self._no(model), param="model")
+        raise UnknownModel(self.no_such(model), param="model")
 
     def _active(self) -> Served:
         if self.active.version not in self.versions:
@@ -131,7 +128,8 @@ class Alias:
             )
         return self.active
 
-    def _no(self, model: object) -> str:
+    def no_such(self, model: object) -> str:
+        """Return what to say of a name that is none of `names()`."""
         return f"the model {_shown(model)} does not exist here; the models are: " + ", ".join(
             self.names()
         )

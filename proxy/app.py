@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from strop.proxy.auth import without_keys
 from strop.proxy.call import ClientLeft, Receive, Send
 from strop.proxy.engines.base import Dialect
-from strop.proxy.errors import RETRY_HEADER, SOURCE_HEADER, ShuttingDown, StropError, render
+from strop.proxy.errors import ShuttingDown, StropError, head_of, render
 from strop.proxy.passing import pass_through
 from strop.proxy.services import Front
 from strop.proxy.translating import Interpreter, earlier_in
@@ -137,16 +137,7 @@ class App(Generic[F]):
     async def _answer(self, error: StropError, send: Send) -> None:
         self.services.metrics.refused.labels(error.code).inc()
         body = render(error)
-        head = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            SOURCE_HEADER,
-            *error.headers,
-        ]
-        if error.status == 503:
-            head.append(RETRY_HEADER)
-        elif error.status == 401:
-            head.append((b"www-authenticate", b"Bearer"))
+        head = head_of(error, body)
         await send({"type": "http.response.start", "status": error.status, "headers": head})
         await send({"type": "http.response.body", "body": body})
 

@@ -16,11 +16,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from strop.proxy.errors import ConfigError, Forbidden, Unauthorized
+from strop.proxy.store import layout
 
 LOCAL_KEY_ID: Final = "local"
 """The key id of everyone where no client keys are configured."""
 ADMIN_KEY_ID: Final = "admin"
-ADMIN_KEY_FILE: Final = "admin.key"
 CLI_AGENT: Final = "strop-cli"
 """The User-Agent of strop's own commands; it grants nothing, and names who acted in events."""
 
@@ -92,7 +92,7 @@ class Keys:
         if not any(compare_digest(key, self._admin) for key in given):
             raise Unauthorized(
                 "expected the admin key as `Authorization: Bearer <key>`; got"
-                f" {_what_came(given)}; it stands in {ADMIN_KEY_FILE} in strop's home"
+                f" {_what_came(given)}; it stands in {layout.ADMIN_KEY} in strop's home"
             )
 
 
@@ -185,7 +185,7 @@ def load_or_create_admin_key(home: Path) -> str:
     Raises:
         ConfigError: the file can't be read or written, or holds no key.
     """
-    path = home / ADMIN_KEY_FILE
+    path = home / layout.ADMIN_KEY
     try:
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

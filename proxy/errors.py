@@ -1,4 +1,4 @@
-"""Every error strop answers with, as one tree, and the one function that renders it.
+"""Every error strop answers with, as one tree, and the head and body of the answer that says it.
 
 Does not know where an error is raised. Errors of an engine are not here: they pass through as the
 engine wrote them.
@@ -38,8 +38,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 SOURCE_HEADER = (b"x-strop-error-source", b"proxy")
-RETRY_HEADER = (b"retry-after", b"2")
-"""For what is answered with 503."""
+
+_FURTHER = {
+    401: [(b"www-authenticate", b"Bearer")],
+    503: [(b"retry-after", b"2")],
+}
 
 
 class StropError(Exception):
@@ -268,3 +271,14 @@ def render(error: StropError) -> bytes:
     # A request's own words may hold lone surrogates, which orjson refuses.
     text = json.dumps({"error": said}, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "replace")
+
+
+def head_of(error: StropError, body: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer that says `error` in `body`, which is JSON."""
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        SOURCE_HEADER,
+        *_FURTHER.get(error.status, ()),
+        *error.headers,
+    ]

@@ -15,7 +15,7 @@ from strop.proxy import run_requests
 from strop.proxy.errors import ConfigError, Conflict
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings import Settings
-from strop.proxy.store import run_lock
+from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.versions.pairing import base_folder, identity_of
@@ -33,7 +33,7 @@ async def take_up(store: Store, home: Path, settings: Settings, wanted: Wanted) 
     """
     left = await store.runs.unfinished()
     if left is not None:
-        if run_lock.is_held(home / run_requests.RUNS_FOLDER):
+        if run_lock.is_held(home / layout.RUNS):
             raise Conflict(f"{left.id} is under way in another process; wait for it, or cancel it")
         if wanted != Wanted():
             raise Conflict(
@@ -94,7 +94,7 @@ async def cancel(store: Store, home: Path, id_: str) -> Run:
         Conflict: it is over.
     """
     run = await store.runs.cancel(id_)
-    if run.state in UNFINISHED and not run_lock.is_held(home / run_requests.RUNS_FOLDER):
+    if run.state in UNFINISHED and not run_lock.is_held(home / layout.RUNS):
         reasons = orjson.dumps(["cancelled by request"])
         run = await store.runs.update(id_, RunUpdate(state="cancelled", reasons=reasons))
     return run

@@ -4,25 +4,18 @@ Does not make the folder or know what else is in it.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
 
 from strop.proxy.errors import ConfigError
+from strop.proxy.store import file_lock, layout
 
 log = logging.getLogger(__name__)
-
-LOCK_FILE: Final = "serve.lock"
-_MAX_BYTES = 2**24
-_LOCK_TRIES = 20
-_LOCK_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +43,20 @@ def hold(home: Path, serves: Serves) -> Iterator[None]:
         ConfigError: another process serves from it, or it can't be written to.
     """
     _close_to_others(home)
+    path = home / layout.SERVE_LOCK
+    said = json.dumps({**asdict(serves), "pid": os.getpid()}).encode()
     with contextlib.ExitStack() as stack:
         try:
-            file = os.open(home / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, file)
-            if not _lock(file):
-                raise ConfigError(
-                    f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose"
-                    " another folder with --home"
-                )
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps({**asdict(serves), "pid": os.getpid()}).encode(), 0)
+            stack.enter_context(file_lock.hold(path, said))
+        except file_lock.Held:
+            raise ConfigError(
+                f"strop serves from {home} already, at {serving_url(home)}; stop it, or choose"
+                " another folder with --home"
+            ) from None
         except OSError as error:
             raise ConfigError(
-                f"expected to write {home / LOCK_FILE}: {error.strerror}; mend that, or choose"
-                " another folder with --home"
+                f"expected to write {path}: {error.strerror}; mend that, or choose another folder"
+                " with --home"
             ) from error
         yield
 
@@ -86,18 +78,6 @@ def _close_to_others(home: Path) -> None:
     )
 
 
-def _lock(file: int) -> bool:
-    """Take the lock; whoever only asks who serves has it for a moment, so try more than once."""
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_PAUSE_S)
-        else:
-            return True
-    return False
-
-
 def serving_url(home: Path) -> str | None:
     """Return where strop serves from `home`; None where it doesn't."""
     found = serving(home)
@@ -106,18 +86,12 @@ def serving_url(home: Path) -> str | None:
 
 def serving(home: Path) -> Serves | None:
     """Return what serves from `home`; None where nothing does."""
-    try:
-        file = os.open(home / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    text = file_lock.said_by_holder(home / layout.SERVE_LOCK)
+    if text is None:
         return None
     try:
-        # Who gets the lock knows that nobody serves.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            said = json.loads(os.pread(file, _MAX_BYTES, 0))
-            # An older strop that still runs says less.
-            return Serves(str(said["url"]), said.get("asked", {}), said.get("found", {}))
-    finally:
-        os.close(file)
-    return None
+        said = json.loads(text)
+        # An older strop that still runs says less.
+        return Serves(str(said["url"]), said.get("asked", {}), said.get("found", {}))
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -141,13 +141,10 @@ async def _say(
     if fields.get("stream") is True:
         include_usage = isinstance(options, dict) and options.get("include_usage") is True
         answer = chat.say_stream(text, identity=identity, model=model, include_usage=include_usage)
-        head += [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-        ]
+        head += [wire_headers.EVENTS, (b"cache-control", b"no-cache")]
     else:
         answer = chat.say(text, identity=identity, model=model)
-        head += [(b"content-type", b"application/json")]
+        head.append(wire_headers.JSON)
     head.append((b"content-length", str(len(answer)).encode()))
     await send({"type": "http.response.start", "status": 200, "headers": head})
     await send({"type": "http.response.body", "body": answer})

@@ -33,15 +33,23 @@ class Ledger:
         serving: whose versions the calls hold a lease of.
         store: where they are recorded.
         metrics: where they are counted.
+        redaction: what is taken out of them before.
     """
 
-    def __init__(self, capture: Capture, serving: Serving, store: Store, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        capture: Capture,
+        serving: Serving,
+        store: Store,
+        metrics: Metrics,
+        redaction: Redaction,
+    ) -> None:
         self._capture = capture
         self._serving = serving
         self._store = store
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._redaction = Redaction.of(capture.redact)
+        self._redaction = redaction
         self._calls: dict[str, Call] = {}
         self.num_begun = 0
         metrics.in_flight.set_function(self._num_unended)

@@ -14,6 +14,7 @@ from strop.proxy.intake import read_body
 from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
+from strop.proxy.waiting import until_client_leaves
 from strop.proxy.wire import headers as wire_headers
 
 
@@ -44,12 +45,11 @@ async def pass_through(
     metrics.passed.inc()
     has_response = False
 
-    async def until_client_leaves() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    async def watch() -> None:
+        await until_client_leaves(receive)
         exchange.abort()
 
-    watcher = asyncio.create_task(until_client_leaves())
+    watcher = asyncio.create_task(watch())
     try:
         async with _limit(settings.engine.first_byte_timeout_s):
             await exchange.start()

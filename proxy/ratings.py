@@ -12,7 +12,7 @@ from typing import Final, Literal
 from strop.proxy.errors import BadRequest
 from strop.proxy.ids import completion_id
 from strop.proxy.message import as_json
-from strop.proxy.store.records import NewFeedback, Scope
+from strop.proxy.store.records import NewFeedback, Revision, Scope
 
 MAX_COMMENT_CHARS: Final = 10_000
 MAX_CORRECTION_CHARS: Final = 1_000_000
@@ -39,17 +39,6 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _HEADER_PARAMETER = re.compile(
     r';\s*(?P<name>[A-Za-z]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"\s*(?=;|$)|(?P<bare>[^;]*))'
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """What a PUT sets a feedback to; what it leaves out is taken away."""
-
-    rating: float
-    original: bytes
-    comment: str | None = None
-    correction: str | None = None
-    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +141,9 @@ def parse_feedback(
 
 
 def parse_revision(body: Mapping[str, object]) -> Revision:
-    """Return what the body of PUT /v1/feedback/{id} sets.
+    """Return what the body of PUT /v1/feedback/{id} sets; what it leaves out is taken away.
+
+    It sets no scope.
 
     Raises:
         BadRequest: a field is unknown, missing or wrong.

@@ -22,8 +22,6 @@ from strop.proxy.alias import BASE
 from strop.proxy.attempts import Attempts
 from strop.proxy.call import Call, Incoming, Receive, Send, exchange_of
 from strop.proxy.errors import (
-    RETRY_HEADER,
-    SOURCE_HEADER,
     EngineNotReady,
     ShuttingDown,
     StoreUnavailable,
@@ -33,10 +31,12 @@ from strop.proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
     VersionNotLoaded,
+    head_of,
     render,
 )
 from strop.proxy.ledger import Ledger
 from strop.proxy.metrics import Metrics
+from strop.proxy.redaction import Redaction
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store.records import State
@@ -47,8 +47,6 @@ from strop.proxy.wire.headers import Headers
 from strop.proxy.wire.tap import Tap
 
 SWEEP_INTERVAL_S = 1.0
-_JSON = (b"content-type", b"application/json")
-_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 # A server such as nginx in front would gather a stream, and pass it on in one piece at its end.
 _UNBUFFERED = (b"x-accel-buffering", b"no")
 
@@ -57,14 +55,19 @@ class Relay:
     """Relays completions to the engine that serves, and records each exactly once."""
 
     def __init__(
-        self, settings: Settings, serving: Serving, store: Store, metrics: Metrics
+        self,
+        settings: Settings,
+        serving: Serving,
+        store: Store,
+        metrics: Metrics,
+        redaction: Redaction,
     ) -> None:
         self._settings = settings
         self._serving = serving
         self._store = store
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._ledger = Ledger(settings.capture, serving, store, metrics)
+        self._ledger = Ledger(settings.capture, serving, store, metrics, redaction)
         self._attempts = Attempts(serving, is_captured=settings.capture.mode != "off")
         self.is_draining = False
 
@@ -174,7 +177,7 @@ class Relay:
         head = self._head(call)
         if is_ok and plan.rechunk is not None:
             body = plan.rechunk(body)
-            head = [h for h in head if h[0] != b"content-type"] + [_EVENTS]
+            head = [h for h in head if h[0] != b"content-type"] + [wire_headers.EVENTS]
         head.append((b"content-length", str(len(body)).encode()))
         await self._start(call, exchange.status, head, send)
         await send({"type": "http.response.body", "body": body})
@@ -244,15 +247,11 @@ class Relay:
             await send({"type": "http.response.body", "body": sse.event(body)})
             return
         head = [
-            _JSON,
-            SOURCE_HEADER,
+            *head_of(error, body),
             (b"x-strop-completion-id", call.incoming.id.encode()),
             (b"x-strop-adapter", call.served.version.encode()),
-            (b"content-length", str(len(body)).encode()),
             *call.incoming.extra_headers,
         ]
-        if error.status == 503:
-            head.append(RETRY_HEADER)
         await self._start(call, error.status, head, send)
         await send({"type": "http.response.body", "body": body})
 

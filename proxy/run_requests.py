@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from strop import configs
+from strop.configs import installation
 from strop.proxy.errors import BadRequest, Unavailable
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run, RunUpdate
@@ -24,15 +25,12 @@ if TYPE_CHECKING:
 TrainCommand = Callable[[Path, str], Sequence[str]]
 """Returns the command line of a run's process, from the home and the run's id."""
 
-RUNS_FOLDER: Final = "runs"
-
 NO_BASE: Final = (
     "nothing can be trained before model.base is set: a folder or a downloaded hub id of the same"
     " model in Hugging Face format"
 )
 NO_BACKEND: Final = (
-    "training needs torch or mlx, and neither is installed; install strop[torch], or strop[mlx] on"
-    " a Mac"
+    f"training needs torch or mlx, and neither is installed: {installation.install_backend()}"
 )
 AWAITS_RUN: Final = "its probe is made when the training run that is under way has ended"
 """Why an imported version has no probe yet."""
@@ -90,20 +88,16 @@ async def create(
     """
     if not has_backend():
         raise Unavailable(NO_BACKEND)
-    active = (await store.versions.activation()).version
-    parent = wanted.parent or active
     config = {
         "base_path": str(base.folder),
         "backend": settings.backend,
         "device": settings.device,
         "quantize_base": settings.quantize_base,
-        # Whoever goes on from another version wants learned again what others have learned since.
-        "reopen": settings.reopen_on_rollback or parent != active,
     }
     return await store.runs.create(
         objective=wanted.objective or settings.objective,
         preset=preset(wanted.preset or settings.preset),
-        parent=parent,
+        parent=wanted.parent or (await store.versions.activation()).version,
         base=base.identity,
         requested_by=actor,
         config=orjson.dumps(config),

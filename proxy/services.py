@@ -26,7 +26,7 @@ from strop.proxy.relay import Relay
 from strop.proxy.run_requests import Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
-from strop.proxy.store import turns
+from strop.proxy.store import layout, turns
 from strop.proxy.store.store import Store
 from strop.proxy.tally import Census, OwnCensus
 from strop.proxy.trainer import Trainer
@@ -38,8 +38,6 @@ from strop.proxy.versions.shelf import Shelf
 from strop.proxy.versions.swapping import Swapper
 
 log = logging.getLogger(__name__)
-
-STORE_FILE = "strop.db"
 
 
 @dataclass(kw_only=True)
@@ -81,11 +79,6 @@ class Services(Front, Control):
     """The parts of a strop in one process."""
 
 
-def adapters_folder(home: Path) -> Path:
-    """Return the folder of adapter versions, as engines on this machine are told of it."""
-    return (home / "adapters").absolute()
-
-
 @contextlib.asynccontextmanager
 async def run_services(
     settings: Settings,
@@ -106,7 +99,7 @@ async def run_services(
         train_command: returns the command line of a training run's process.
         probe_command: returns that of the job that makes an imported adapter's probe.
     """
-    turns.end(home / STORE_FILE)
+    turns.end(home / layout.DATABASE)
     async with _opened(settings, home, is_server=True) as store:
         parts = await _parts(settings, home, store, engine)
         front = make_front(parts)
@@ -144,7 +137,7 @@ async def run_control(
         census: returns what the processes say that answer.
         leases: counts the requests of all of them.
     """
-    turns.begin(home / STORE_FILE)
+    turns.begin(home / layout.DATABASE)
     async with _opened(settings, home, is_server=True) as store:
         parts = await _parts(settings, home, store, engine, leases)
         control = await _make_control(parts, process, census(store, parts.metrics))
@@ -176,7 +169,7 @@ async def run_front(
 def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
     """Return what answers clients; nothing of it runs in the background yet."""
     settings, server = parts.settings, parts.settings.server
-    relay = Relay(settings, parts.serving, parts.store, parts.metrics)
+    relay = Relay(settings, parts.serving, parts.store, parts.metrics, parts.redaction)
     flights = Flights(relay, elsewhere)
     rater = Rater(parts.store, flights, parts.metrics, parts.redaction)
     return Front(
@@ -193,10 +186,9 @@ def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
 async def _opened(settings: Settings, home: Path, *, is_server: bool) -> AsyncIterator[Store]:
     capture = settings.capture
     store = await Store.open(
-        home / STORE_FILE,
+        home / layout.DATABASE,
         synchronous="full" if capture.synchronous == "FULL" else "normal",
         busy_timeout_s=capture.commit_timeout_s,
-        max_queued=capture.max_queued,
         is_server=is_server,
     )
     try:
@@ -251,7 +243,7 @@ async def _make_control(
     swapper = Swapper(
         Shelf(
             store,
-            Library(adapters_folder(home)),
+            Library(home / layout.ADAPTERS),
             find_base=lambda: base_folder(settings),
             probes=ProbeJob(home, settings.training, probe_command),
             num_kept=settings.adapters.keep,
@@ -260,7 +252,6 @@ async def _make_control(
         parts.metrics,
         identify=lambda: identity_of(settings, home),
         hold_s=settings.adapters.swap_hold_s,
-        reopens=settings.training.reopen_on_rollback,
     )
     try:
         await swapper.replay()

@@ -137,10 +137,7 @@ class Serving:
             EngineNotReady: the engine has never answered, so its models aren't known.
         """
         if self._alias is None:
-            raise EngineNotReady(
-                f"the engine at {self.engine.upstream.url} is not ready: {self.reason}; try again"
-                " soon"
-            )
+            raise EngineNotReady(f"the engine is not ready: {self.reason}; try again soon")
         return self._alias
 
     def put(self, alias: Alias) -> None:
@@ -263,11 +260,10 @@ class Serving:
                 accepts_any=self._accepts_any,
                 active=self._first if self._alias is None else self._alias.active.version,
                 base=self.base,
-                epoch=0 if self._alias is None else self._alias.epoch + 1,
             )
             if self._alias is not None and alias.is_of(self._alias.base):
                 # Another model came or went beside it; what is loaded of this one stays.
-                alias = replace(self._alias, others=alias.others, epoch=alias.epoch)
+                alias = replace(self._alias, others=alias.others)
             elif self.keeper is not None and self.engine.capabilities.adapters == 1:
                 # What its one slot holds is not known yet.
                 alias = alias.serving({})

@@ -20,8 +20,8 @@ from strop.proxy.auth import host_name, scrub
 from strop.proxy.errors import ConfigError
 from strop.proxy.service_variables import is_of_a_service
 from strop.proxy.setting_kinds import Kind, Range, Secret, parse_hours, shown
+from strop.proxy.store import layout
 
-FILE_NAME: Final = "strop.toml"
 HOME_VARIABLE: Final = "STROP_HOME"
 
 _PREFIX = "STROP_"
@@ -41,7 +41,6 @@ class Server:
     max_body_bytes: _Bytes = 32 * 2**20
     body_timeout_s: _Seconds = 30.0
     stall_timeout_s: _Seconds = 120.0
-    keep_alive_s: _Seconds = 75.0
     drain_s: Annotated[float, Range(0, 86_400)] = 30.0
     workers: Annotated[int, Range(1, 64)] = 1
 
@@ -56,7 +55,6 @@ class Engine:
     key: Annotated[str, Secret()] = field(default="", repr=False)
     adapters_dir: str = ""
     rechunk_streams: bool = False
-    connect_timeout_s: _Seconds = 10.0
     first_byte_timeout_s: _Seconds = 600.0
     idle_timeout_s: _Seconds = 300.0
     health_interval_s: _Seconds = 5.0
@@ -80,7 +78,6 @@ class Capture:
     on_disconnect: Literal["cancel", "finish"] = "cancel"
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     commit_timeout_s: _Seconds = 5.0
-    max_queued: Annotated[int, Range(1, 1_000_000)] = 10_000
     max_answer_bytes: _Bytes = 32 * 2**20
     redact: tuple[str, ...] = ()
 
@@ -101,9 +98,7 @@ class Training:
     ratings: Annotated[int, Range(2, 100_000)] = 32
     idle_s: Annotated[float, Range(0, 86_400)] = 0.0
     hours: str = ""
-    max_in_flight: Annotated[int, Range(0, 100_000)] = 100_000
     promote: Literal["auto", "manual"] = "auto"
-    reopen_on_rollback: bool = True
     objective: Literal["topr", "mispo", "reinforce", "sft", "kto", "dpo"] = "topr"
     preset: str = "balanced"
     backend: Literal["auto", "torch", "mlx"] = "auto"
@@ -233,14 +228,14 @@ def load(
     values: dict[str, object] = {}
     origins = dict.fromkeys(KINDS, "default")
     given = [
-        *_from_file(home / FILE_NAME),
+        *_from_file(home / layout.SETTINGS),
         *_from_environment(environ or {}),
         *_from_flags(flags or {}),
     ]
     for name, value, origin in given:
         values[name], origins[name] = value, origin
     for name in values.keys() & setting_paths.NAMES:
-        is_in_file = origins[name] == str(home / FILE_NAME)
+        is_in_file = origins[name] == str(home / layout.SETTINGS)
         folder = home if is_in_file else Path.cwd()
         values[name] = setting_paths.resolved(name, str(values[name]), folder)
     settings = of(values)

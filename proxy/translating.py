@@ -27,8 +27,6 @@ LEFT_OUT_HEADER = b"x-strop-left-out"
 
 _MAX_LEFT_OUT_CHARS = 1000
 _ID_HEADER = b"x-strop-completion-id"
-_JSON = (b"content-type", b"application/json")
-_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 Message = MutableMapping[str, Any]
 Recall = Callable[[str], Awaitable[Earlier | None]]
@@ -149,16 +147,17 @@ class Interpreter:
         return writer.feed(chunk)
 
     async def _answer(self, body: bytes) -> None:
-        head, status, kind = self._head["headers"], self._head["status"], _JSON
+        head, status, kind = self._head["headers"], self._head["status"], wire_headers.JSON
         try:
             if status >= 400:
                 said = self._translation.error(status, _error_in(body))
             elif self._wants_stream:
-                kind, said = _EVENTS, _streamed(self._new_writer(), _completion_in(body))
+                kind = wire_headers.EVENTS
+                said = _streamed(self._new_writer(), _completion_in(body))
             else:
                 said = self._new_writer().whole(_completion_in(body))
         except UpstreamError as error:
-            status, kind, head = error.status, _JSON, [*head, SOURCE_HEADER]
+            status, kind, head = error.status, wire_headers.JSON, [*head, SOURCE_HEADER]
             said = self._translation.error(status, _as_error(error.message))
         own = {b"content-length", b"content-type"}
         head = [h for h in head if h[0] not in own] + self._own_head()

@@ -48,7 +48,7 @@ ADAPTER_SCHEMAS: Final[dict[str, Schema]] = {
             "state": enum(VersionState),
             "stale": or_null(string("Why: a rating that it learned from was taken back.")),
             "reason": or_null(string("Why it is rejected, missing, or was not activated.")),
-            "pinned": boolean("Whether it is kept, however many newer ones there are."),
+            "kept": boolean("Whether it is kept, however many newer ones there are."),
             "parent": string("What it was trained on from: a version, or `base`."),
             "base": string("The identity of the base."),
             "run": or_null(string("The run that made it.")),
@@ -93,7 +93,7 @@ ADAPTER_SCHEMAS: Final[dict[str, Schema]] = {
         },
     },
     "NewAdapter": object_of({"path": string("The absolute path of a PEFT folder.")}),
-    "AdapterChange": object_of({"pinned": boolean()}),
+    "AdapterChange": object_of({"kept": boolean()}),
     "DeletedAdapter": object_of(
         {"id": string(), "object": {"const": "adapter"}, "deleted": {"const": True}}
     ),

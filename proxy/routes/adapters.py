@@ -89,12 +89,12 @@ async def rollback(request: Request) -> Response:
 
 
 async def update(request: Request) -> Response:
-    """PUT /admin/adapters/{version}: pin it, so that it is kept, or let it go again."""
-    pinned = (await fields(request, "pinned")).flag("pinned")
-    if pinned is None:
-        raise BadRequest("expected `pinned`, true or false", param="pinned")
+    """PUT /admin/adapters/{version}: keep it, however many newer ones there are, or no longer."""
+    kept = (await fields(request, "kept")).flag("kept")
+    if kept is None:
+        raise BadRequest("expected `kept`, true or false", param="kept")
     version = await _version(request)
-    changed = await services(request).store.versions.set_pinned(version.id, pinned)
+    changed = await services(request).store.versions.set_kept(version.id, kept)
     return json_response(await _shown(request, changed))
 
 

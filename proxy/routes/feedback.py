@@ -24,7 +24,6 @@ from strop.proxy.store.records import (
     Feedback,
     FeedbackFilter,
     FeedbackState,
-    Revision,
     Sign,
 )
 
@@ -112,11 +111,8 @@ async def revise(request: Request) -> Response:
     Query(request)
     said = ratings.parse_revision(await json_object(request))
     known = await _own(request, who)
-    new = Revision(
-        said.rating, said.original, said.comment, said.correction, said.tags, known.scope
-    )
     running = services(request)
-    new = running.redaction.revision(new)
+    new = running.redaction.revision(replace(said, scope=known.scope))
     revised = await running.store.revise(known.id, _seen_by(who), new)
     return json_response(objects.feedback(revised))
 

@@ -30,11 +30,7 @@ async def show(request: Request) -> Response:
     caller(request)
     alias, name = services(request).serving.alias, request.path_params["name"]
     if name not in alias.names():
-        raise UnknownModel(
-            f"the model {name[:100]!r} does not exist here; the models are: "
-            + ", ".join(alias.names()),
-            param="model",
-        )
+        raise UnknownModel(alias.no_such(name), param="model")
     return json_response(_model(request, alias, name, await _parents(request)))
 
 

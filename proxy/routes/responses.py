@@ -7,10 +7,8 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from strop.proxy.errors import SOURCE_HEADER, StropError, render
+from strop.proxy.errors import StropError, head_of, render
 from strop.proxy.wire import body as wire_body
-
-_SOURCE = {SOURCE_HEADER[0].decode(): SOURCE_HEADER[1].decode()}
 
 
 def json_response(value: object, status: int = 200) -> Response:
@@ -22,10 +20,6 @@ def error_response(
     error: StropError, headers: Mapping[str, str] | None = None, *, body: bytes | None = None
 ) -> Response:
     """Return the response that says `error`, marked as strop's own; in `body`'s words if it has."""
-    further = {503: {"retry-after": "2"}, 401: {"www-authenticate": "Bearer"}}
-    return Response(
-        render(error) if body is None else body,
-        error.status,
-        headers={**_SOURCE, **further.get(error.status, {}), **(headers or {})},
-        media_type="application/json",
-    )
+    body = render(error) if body is None else body
+    head = {name.decode(): value.decode() for name, value in head_of(error, body)}
+    return Response(body, error.status, headers={**head, **(headers or {})})

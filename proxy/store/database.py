@@ -258,7 +258,7 @@ def _check_owner(connection: sqlite3.Connection, path: Path) -> None:
     if owner != APPLICATION_ID and not (owner == 0 and is_empty):
         raise ConfigError(
             f"expected {path} to be a database of strop, got one of another program"
-            f" (application_id {owner}); choose another file"
+            f" (application_id {owner}); choose another home with --home"
         )
 
 
@@ -268,7 +268,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     if version > len(scripts):
         raise ConfigError(
             f"expected {path} to have a schema version up to {len(scripts)}, got {version}: a newer"
-            " strop has written it; upgrade strop, or choose another file"
+            " strop has written it; upgrade strop, or choose another home with --home"
         )
     for number, script in enumerate(scripts, start=1):
         if number > version:

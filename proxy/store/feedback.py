@@ -121,7 +121,7 @@ def add(
     _set_state(connection, known.id, "superseded")
     created = _insert(connection, new, bound, "standing", now_ms)
     lineage.hand_over(connection, known, created, now_ms=now_ms)
-    return FeedbackOutcome(created, "created")
+    return FeedbackOutcome(created, "created", known)
 
 
 def join_pending(connection: sqlite3.Connection, completion: Completion, session: str) -> None:

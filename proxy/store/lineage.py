@@ -19,20 +19,15 @@ EXISTS (SELECT 1 FROM version_feedback AS l WHERE l.feedback = f.id AND l.revisi
 AND +l.version IN (SELECT version FROM lineage))"""
 """Whether a version of `lineage` has learned the feedback `f`, as its current revision says."""
 
-# `lineage`: a version by its number, and all its ancestors. UNION: each once.
-_LINEAGE: Final = """
+# UNION: each once.
+OF_VERSION: Final = """
 WITH RECURSIVE lineage (version) AS (
-    SELECT num FROM versions WHERE num = ? {others}
+    SELECT num FROM versions WHERE num = ?
     UNION
     SELECT v.parent FROM lineage CROSS JOIN versions AS v ON v.num = lineage.version
     WHERE v.parent IS NOT NULL
 )"""
-OF_VERSION: Final = _LINEAGE.format(others="")
-"""Begins a query over a version and its ancestors; its parameter is the version's number."""
-OF_ALL_ACTIVE: Final = _LINEAGE.format(
-    others="UNION SELECT version FROM activations WHERE version IS NOT NULL"
-)
-"""The same with all that were ever active, and their ancestors."""
+"""Begins a query over `lineage`, a version and its ancestors; its parameter is its number."""
 
 _MARK_STALE: Final = """
 WITH RECURSIVE heirs (version) AS (

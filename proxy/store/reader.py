@@ -4,6 +4,7 @@ Does not know what it reads: a query says what each row becomes.
 """
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import aiosqlite
 from strop.proxy.errors import BadRequest, StoreUnavailable
 from strop.proxy.store import database
 from strop.proxy.store.database import Query, storable
+from strop.proxy.store.records import Page
 
 T = TypeVar("T")
 
@@ -53,20 +55,34 @@ class Reader:
         found = await self.all(query)
         return found[0] if found else None
 
-    async def position(self, query: Query[T], after: str) -> T:
-        """Return the place in a list of the id `after`, which `query` looks for.
+    async def page(
+        self,
+        newest: Callable[..., Query[T]],
+        position: Callable[[str], Query[object]],
+        *,
+        limit: int,
+        after: str | None,
+    ) -> Page[T]:
+        """Return up to `limit` of a list, newest first, from the one after the id `after` on.
+
+        Args:
+            newest: makes the query for so many, older than a position if that is given too.
+            position: makes the query for the position of an id.
+            limit: how many.
+            after: the last id of the page before; None for the first page.
 
         Raises:
-            BadRequest: it isn't there.
+            BadRequest: there is no `after`.
         """
-        found = await self.all(query)
-        if not found:
+        before = [] if after is None else await self.all(position(after))
+        if after is not None and not before:
             raise BadRequest(
                 f"expected `after` to be an id of this list, got {after!r}; take the last id of"
                 " the page before",
                 param="after",
             )
-        return found[0]
+        found = await self.all(newest(limit + 1, *before))
+        return Page(tuple(found[:limit]), len(found) > limit)
 
     async def close(self) -> None:
         """Close the connection; may be called again."""

@@ -229,10 +229,14 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackOutcome:
-    """What became of a rating: stored, held until its completion is, or known already."""
+    """What became of a rating: stored, held until its completion is, or known already.
+
+    `replaced` is the rating that it superseded, as that stood.
+    """
 
     feedback: Feedback
     outcome: Literal["created", "pending", "repeat"]
+    replaced: Feedback | None = None
 
 
 @dataclass(frozen=True, slots=True)

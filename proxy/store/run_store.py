@@ -70,11 +70,9 @@ class RunStore:
         Raises:
             BadRequest: there is no run `after`.
         """
-        before = run_queries.NEWEST
-        if after is not None:
-            before = await self._reader.position(run_queries.position(after), after)
-        found = await self._reader.all(run_queries.newest(limit + 1, before))
-        return Page(tuple(found[:limit]), len(found) > limit)
+        return await self._reader.page(
+            run_queries.newest, run_queries.position, limit=limit, after=after
+        )
 
     async def list_steps(self, id_: str) -> tuple[RunStep, ...]:
         """Return a run's steps, in order."""

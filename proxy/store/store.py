@@ -81,8 +81,6 @@ class Store:
         *,
         synchronous: Synchronous = "full",
         busy_timeout_s: float = 5.0,
-        max_queued: int = 10_000,
-        max_queued_bytes: int = 256 * 1024 * 1024,
         is_server: bool = False,
     ) -> "Store":
         """Open the database at `path`, made if missing; its folder must exist.
@@ -92,8 +90,6 @@ class Store:
             synchronous: `full` keeps what was acknowledged through a power cut, `normal` through a
                 killed process.
             busy_timeout_s: how long a write waits for another program's lock.
-            max_queued: how many writes may wait before further ones are refused.
-            max_queued_bytes: how many bytes may wait.
             is_server: whether completions come through here, and through nobody else: then what
                 waits for one now waits for one that was lost, and is withdrawn.
 
@@ -101,13 +97,7 @@ class Store:
             ConfigError: the file is another program's, or a newer strop's.
             StoreUnavailable: it can't be opened.
         """
-        writer = Writer(
-            path,
-            synchronous=synchronous,
-            busy_timeout_s=busy_timeout_s,
-            max_queued=max_queued,
-            max_queued_bytes=max_queued_bytes,
-        )
+        writer = Writer(path, synchronous=synchronous, busy_timeout_s=busy_timeout_s)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(writer.aclose)
             await writer.open()
@@ -226,11 +216,10 @@ class Store:
         Raises:
             BadRequest: there is no completion `after`.
         """
-        before = completion_queries.NEWEST
-        if after is not None:
-            before = await self._reader.position(completion_queries.position(after), after)
-        found = await self._reader.all(completion_queries.newest(wanted, limit + 1, before))
-        return Page(tuple(found[:limit]), len(found) > limit)
+        newest = partial(completion_queries.newest, wanted)
+        return await self._reader.page(
+            newest, completion_queries.position, limit=limit, after=after
+        )
 
     async def get_feedback(self, id_: str) -> Feedback | None:
         """Return a feedback as its current revision says, or None."""
@@ -248,11 +237,8 @@ class Store:
         Raises:
             BadRequest: there is no feedback `after`.
         """
-        before = feedback_queries.NEWEST
-        if after is not None:
-            before = await self._reader.position(feedback_queries.position(after), after)
-        found = await self._reader.all(feedback_queries.newest(wanted, limit + 1, before))
-        return Page(tuple(found[:limit]), len(found) > limit)
+        newest = partial(feedback_queries.newest, wanted)
+        return await self._reader.page(newest, feedback_queries.position, limit=limit, after=after)
 
     async def feedback_counts(
         self, session: str | None = None, key_id: str | None = None

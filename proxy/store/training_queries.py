@@ -59,21 +59,14 @@ class Fresh:
     Attributes:
         active: the version that the lineage ends with, or `base`.
         base: the identity of the base.
-        reopen: whether what only versions learned that are no part of it, having been rolled back,
-            is fresh again.
     """
 
     active: str
     base: str
-    reopen: bool
-
-    @property
-    def _lineage(self) -> str:
-        return lineage.OF_VERSION if self.reopen else lineage.OF_ALL_ACTIVE
 
     def counts(self, since_ms: int) -> Query[FreshCounts]:
         """Return the query for how many came after `since_ms`, or were revised then."""
-        sql = f"""{self._lineage}, {_FRESH}
+        sql = f"""{lineage.OF_VERSION}, {_FRESH}
 SELECT count(*) FILTER (WHERE r.rating > 0), count(*) FILTER (WHERE r.rating < 0),
 count(r.correction), count(*), max(r.created_ms)
 FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num {_REVISION} WHERE r.created_ms > ?"""
@@ -82,7 +75,7 @@ FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num {_REVISION} WHERE r.cre
 
     def versions(self) -> Query[str]:
         """Return the query for the versions whose answers the fresh ratings are of."""
-        sql = f"""{self._lineage}, {_FRESH}
+        sql = f"""{lineage.OF_VERSION}, {_FRESH}
 SELECT DISTINCT c.version FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num
 CROSS JOIN completions AS c ON c.num = f.completion_num"""
         parameters = (version_num(self.active), self.base, self.base)
@@ -90,7 +83,7 @@ CROSS JOIN completions AS c ON c.num = f.completion_num"""
 
     def choices(self, limit: int, before: Rated = NEWEST) -> Query[Rated]:
         """Return the query for up to `limit` freshly rated choices, newest completions first."""
-        sql = f"{self._lineage} {_choices(f'AND NOT {lineage.LEARNED}')}"
+        sql = f"{lineage.OF_VERSION} {_choices(f'AND NOT {lineage.LEARNED}')}"
         num = version_num(self.active)
         parameters = (num, self.base, False, before.completion, before.choice, limit)
         return Query(sql, parameters, lambda row: Rated(*row))

@@ -24,32 +24,28 @@ _ALL: Final = FeedbackFilter()
 class TrainingStore:
     """What may be learned from: standing ratings of what the model itself said, of one base.
 
-    Fresh is what no version of a lineage, which ends with `active`, has learned from. With
-    `reopen`, what a version learned that was rolled back is fresh again; without, what no version
-    has learned that was ever active. `base` is the identity of the base.
+    Fresh is what no version of a lineage, which ends with `active`, has learned from: what a
+    version learned that was rolled back is fresh again. `base` is the identity of the base.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    async def fresh_counts(
-        self, active: str, *, base: str, reopen: bool, since_ms: int = 0
-    ) -> FreshCounts:
+    async def fresh_counts(self, active: str, *, base: str, since_ms: int = 0) -> FreshCounts:
         """Return how many fresh ratings, none of them held out, came after `since_ms`."""
-        query = Fresh(active, base, reopen).counts(since_ms)
-        (found,) = await self._reader.all(query)
+        (found,) = await self._reader.all(Fresh(active, base).counts(since_ms))
         return found
 
-    async def fresh_versions(self, active: str, *, base: str, reopen: bool) -> frozenset[str]:
+    async def fresh_versions(self, active: str, *, base: str) -> frozenset[str]:
         """Return the versions, `base` too, whose answers the fresh ratings are of."""
-        return frozenset(await self._reader.all(Fresh(active, base, reopen).versions()))
+        return frozenset(await self._reader.all(Fresh(active, base).versions()))
 
-    def fresh_turns(self, active: str, *, base: str, reopen: bool) -> AsyncIterator[RatedTurn]:
+    def fresh_turns(self, active: str, *, base: str) -> AsyncIterator[RatedTurn]:
         """Yield what the fresh ratings credit, none of it held out, newest answers first.
 
         A choice that one rater rated freshly comes with all that stands on it.
         """
-        return self._turns(Fresh(active, base, reopen).choices)
+        return self._turns(Fresh(active, base).choices)
 
     def held_out_turns(self, *, base: str) -> AsyncIterator[RatedTurn]:
         """Yield what is rated and held out, newest answers first."""

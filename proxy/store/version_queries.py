@@ -65,6 +65,14 @@ WHERE num < ? AND removed_ms IS NULL ORDER BY num DESC"""
     return Query(sql, (_NEWEST,), _decode)
 
 
+def base_paths() -> Query[tuple[str, str | None]]:
+    """Return the query for each version's base, and the folder that its run trained, if known."""
+    sql = """SELECT versions.base, json_extract(r.config, '$.base_path')
+FROM versions LEFT JOIN runs AS r ON r.id = versions.run
+WHERE versions.num < ? AND removed_ms IS NULL ORDER BY versions.num"""
+    return Query(sql, (_NEWEST,), lambda row: (row[0], row[1]))
+
+
 def events(limit: int) -> Query[VersionEvent]:
     """Return the query for the newest events of all versions and the base, newest first."""
     sql = f"SELECT {_EVENT_COLUMNS} FROM version_events WHERE num < ? ORDER BY num DESC LIMIT ?"
@@ -89,7 +97,8 @@ def activation(found: list[Activated]) -> Activation:
     """Return what is active, from the rows of `stack`."""
     top, below = found[0], rollback_target(found)
     previous = None if below is None else name(below.version)
-    return Activation(name(top.version), previous, top.created_ms, top.actor)
+    names = tuple(name(one.version) for one in found[1:])
+    return Activation(name(top.version), previous, top.created_ms, top.actor, names)
 
 
 def rollback_target(found: list[Activated]) -> Activated | None:
@@ -109,10 +118,10 @@ def name(num: int | None) -> str:
 
 
 def _decode(row: Row) -> Version:
-    num, created_ms, parent, base, run, origin, state, stale, pinned, reason, manifest = row
+    num, created_ms, parent, base, run, origin, state, stale, is_kept, reason, manifest = row
     return Version(
         version_id(num), num, created_ms, None if parent is None else version_id(parent), base, run,
-        origin, state, stale, bool(pinned), reason, manifest.encode(),
+        origin, state, stale, bool(is_kept), reason, manifest.encode(),
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class Version:
         run: the training run that made it; None where it was imported.
         stale: why it is stale (a rating that it or an ancestor learned from was taken back or
             changed); None while it isn't.
-        is_pinned: whether retention must keep it.
+        is_kept: whether somebody said that retention must keep it.
         reason: what the gate had to say of it, or why it is rejected or missing.
         manifest: its manifest as JSON, `{}` until it is ready.
     """
@@ -64,7 +64,7 @@ class Version:
     origin: Origin
     state: VersionState
     stale: str | None = None
-    is_pinned: bool = False
+    is_kept: bool = False
     reason: str | None = None
     manifest: bytes = b"{}"
 
@@ -90,13 +90,15 @@ class Activation:
 
     Both may be `base`. `previous` is the version that was active before this one was activated and
     can still be: repeated rollbacks go further back, not to and fro. Before the first activation
-    the base is active, since 0, by `start`.
+    the base is active, since 0, by `start`. `below` is all that rollbacks can go back to, from the
+    newest; what was rolled back is no part of it.
     """
 
     version: str
     previous: str | None
     created_ms: int
     actor: str
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

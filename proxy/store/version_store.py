@@ -6,6 +6,7 @@ Does not know files, engines, or SQL.
 from collections.abc import Sequence
 from functools import partial
 
+from strop.proxy import base_names
 from strop.proxy.store import activations, version_queries, versions
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.reader import Reader
@@ -89,9 +90,9 @@ class VersionStore:
         mark = partial(versions.mark_found, id_=id_, actor=actor, now_ms=now_ms())
         return await self._writer.submit(mark)
 
-    async def set_pinned(self, id_: str, is_pinned: bool) -> Version:
-        """Say whether retention must keep a version; see `versions.set_pinned`."""
-        return await self._writer.submit(partial(versions.set_pinned, id_=id_, is_pinned=is_pinned))
+    async def set_kept(self, id_: str, is_kept: bool) -> Version:
+        """Say whether retention must keep a version; see `versions.set_kept`."""
+        return await self._writer.submit(partial(versions.set_kept, id_=id_, is_kept=is_kept))
 
     async def remove(self, id_: str, *, actor: str) -> None:
         """Show a version no more; see `versions.remove`."""
@@ -106,6 +107,14 @@ class VersionStore:
     async def list(self) -> tuple[Version, ...]:
         """Return all versions that weren't removed, newest first."""
         return tuple(await self._reader.all(version_queries.newest()))
+
+    async def base_names(self) -> dict[str, str]:
+        """Return what to call the bases of all versions that weren't removed, by their identity."""
+        paths: dict[str, str | None] = {}
+        for base, path in await self._reader.all(version_queries.base_paths()):
+            # The newest that is known; an imported version's base has none.
+            paths[base] = path or paths.get(base)
+        return {base: base_names.shown(base, path) for base, path in paths.items()}
 
     async def add_event(
         self, id_: str, kind: EventKind, *, actor: str, detail: bytes = b"{}"

@@ -45,7 +45,7 @@ SELECT 1 FROM version_events WHERE version = ? AND kind = 'deactivated' LIMIT 1"
 _FORMER_REASON: Final = """
 SELECT json_extract(detail, '$.former_reason') FROM version_events
 WHERE version = ? AND kind = 'missing' ORDER BY num DESC LIMIT 1"""
-_SET_PINNED: Final = "UPDATE versions SET pinned = ? WHERE num = ?"
+_SET_KEPT: Final = "UPDATE versions SET pinned = ? WHERE num = ?"
 _REMOVE: Final = "UPDATE versions SET removed_ms = ? WHERE num = ?"
 
 
@@ -246,14 +246,14 @@ def mark_found(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: 
     return _by_num(connection, known.num)
 
 
-def set_pinned(connection: sqlite3.Connection, id_: str, is_pinned: bool) -> Version:
+def set_kept(connection: sqlite3.Connection, id_: str, is_kept: bool) -> Version:
     """Say whether retention must keep a version.
 
     Raises:
         NotFound: there is no such version.
     """
     known = get(connection, id_)
-    connection.execute(_SET_PINNED, (is_pinned, known.num))
+    connection.execute(_SET_KEPT, (is_kept, known.num))
     return _by_num(connection, known.num)
 
 
@@ -263,7 +263,7 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
     Raises:
         NotFound: there is no such version.
         Conflict: it is active, or being made, or a run that isn't over continues it; or nobody
-            asked for it (the actor is `watch`) and it is pinned.
+            asked for it (the actor is `watch`) and it is kept.
     """
     known = get(connection, id_)
     top = version_queries.stack().run(connection)[0]
@@ -271,8 +271,8 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
         raise Conflict(f"{id_} is active; activate another version first, or roll back")
     if known.state == "candidate":
         raise Conflict(f"{id_} is being made; cancel its run first")
-    if known.is_pinned and actor == "watch":
-        raise Conflict(f"{id_} is pinned, so it is kept until somebody removes it")
+    if known.is_kept and actor == "watch":
+        raise Conflict(f"{id_} is to be kept until somebody removes it")
     for run in run_queries.unfinished().run(connection):
         if run.parent == id_:
             raise Conflict(f"{run.id} continues {id_}; wait for it, or cancel it")

@@ -17,12 +17,11 @@ from strop.adapters.probe import Judgement
 from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import StoreUnavailable
 from strop.proxy.settings import Settings
+from strop.proxy.store import layout
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Pairing
 
 log = logging.getLogger(__name__)
-
-CACHE_FILE = "identities.json"
 
 
 def base_folder(settings: Settings) -> Path | None:
@@ -61,7 +60,7 @@ async def identity_of(settings: Settings, home: Path) -> str | None:
     if folder is None:
         return None
     try:
-        return await asyncio.to_thread(identify, folder, cache=home / CACHE_FILE)
+        return await asyncio.to_thread(identify, folder, cache=home / layout.IDENTITIES)
     except (OSError, ValueError) as error:
         log.error("the base can't be read", extra={"folder": str(folder), "reason": str(error)})
         return None

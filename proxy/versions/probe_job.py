@@ -17,7 +17,7 @@ from strop.adapters.probe import Probe
 from strop.proxy import run_requests
 from strop.proxy.child import Child, last_words
 from strop.proxy.settings import Training
-from strop.proxy.store import run_lock
+from strop.proxy.store import layout, run_lock
 
 ProbeCommand = Callable[["ProbeJob", Path, Path, Path], Sequence[str]]
 """Returns the job's command line, from the job, the base, the adapter, and the file to write."""
@@ -30,7 +30,7 @@ def command(job: "ProbeJob", base: Path, adapter: Path, out: Path) -> list[str]:
     """Return the command line."""
     settings = job.settings
     return [
-        *(sys.executable, "-m", "strop.training.probe"),
+        *(sys.executable, "-m", "strop.training.make_probe"),
         *("--base", str(base), "--adapter", str(adapter), "--out", str(out)),
         *("--runs", str(job.runs_folder)),
         *("--backend", settings.backend, "--device", settings.device),
@@ -55,7 +55,7 @@ class ProbeJob:
     @property
     def runs_folder(self) -> Path:
         """The folder of all runs."""
-        return self.home / run_requests.RUNS_FOLDER
+        return self.home / layout.RUNS
 
     @property
     def must_wait(self) -> bool:

@@ -80,7 +80,7 @@ class Shelf:
                 " the home's adapters, and ask again, or choose another version"
             )
         if base is not None and row.base != base:
-            names = await base_names.names(self.store, await self.store.versions.list())
+            names = await self.store.versions.base_names()
             raise Conflict(
                 f"{row.id} was made for the base {names[row.base]}, and the engine serves"
                 f" {base_names.shown(base, self._find_base())}; serve its base, or choose another"
@@ -286,9 +286,7 @@ class Shelf:
             extra = {"version": version, "reason": str(error)}
             log.warning("a version's folder could not be deleted", extra=extra)
 
-    async def removable(
-        self, *, base: str | None, reopen: bool, on_engines: Collection[str]
-    ) -> tuple[str, ...]:
+    async def removable(self, *, base: str | None, on_engines: Collection[str]) -> tuple[str, ...]:
         """Return the versions that retention lets go, oldest first."""
         versions = self.store.versions
         activation = await versions.activation()
@@ -296,13 +294,11 @@ class Shelf:
         # Its weights are compared with until the run is over.
         named = frozenset([run.parent]) if run and run.parent else frozenset[str]()
         if base is not None:
-            named |= await self.store.training.fresh_versions(
-                activation.version, base=base, reopen=reopen
-            )
+            named |= await self.store.training.fresh_versions(activation.version, base=base)
         return retention.removable(
             [
                 retention.Held(
-                    row.id, row.num, row.state, row.parent, row.is_pinned, row.stale is not None
+                    row.id, row.num, row.state, row.parent, row.is_kept, row.stale is not None
                 )
                 for row in await versions.list()
             ],

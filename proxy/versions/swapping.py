@@ -47,7 +47,6 @@ class Swapper:
         metrics: counts activations.
         identify: finds the identity of the base.
         hold_s: how long requests may be held where the engine has one slot.
-        reopens: whether a rollback makes the ratings new again that a version learned from.
 
     Attributes:
         keeper: what the watch and the relay ask for.
@@ -62,13 +61,11 @@ class Swapper:
         *,
         identify: Callable[[], Awaitable[str | None]],
         hold_s: float,
-        reopens: bool,
     ) -> None:
         self._shelf = shelf
         self._versions = shelf.store.versions
         self._serving = serving
         self._metrics = metrics
-        self._reopens = reopens
         self._loader: Loader | None = None
         if serving.engine.adapters is not None:
             self._loader = Loader(
@@ -300,11 +297,10 @@ class Swapper:
             async with loader.residents.lock:
                 removable = await self._shelf.removable(
                     base=self._serving.base,
-                    reopen=self._reopens,
                     on_engines=[one.release.version for one in loader.residents.all()],
                 )
                 for version in removable:
-                    # It may have been pinned since, or be continued by a run, or held by a request.
+                    # It may have been kept since, or be continued by a run, or held by a request.
                     with contextlib.suppress(Conflict):
                         await self._remove(loader, version, "watch")
                         extra = {"version": version}

@@ -3,7 +3,8 @@
 Decides nothing itself: the parts of `Control` do.
 """
 
-from strop.proxy import flights, routes
+from strop.proxy import flights
+from strop.proxy.routes import routing
 from strop.proxy.services import Control
 from strop.proxy.workers import requests
 from strop.proxy.workers.crew import Crew, Member
@@ -32,7 +33,7 @@ class Desk:
     def __init__(self, control: Control, crew: Crew) -> None:
         self._control = control
         self._crew = crew
-        self._routes = routes.make_control(control)
+        self._routes = routing.make_control(control)
 
     def begin(self, number: int) -> Begin:
         """Return what to tell the worker of this number first."""

@@ -18,12 +18,13 @@ from typing import Any, Final
 import uvicorn
 import uvloop
 
-from strop.proxy import auth, configured_engine, logs, routes
+from strop.proxy import auth, configured_engine, logs
 from strop.proxy.app import App
 from strop.proxy.child import follow_parent
 from strop.proxy.client_connection import ClientConnection
 from strop.proxy.errors import Unavailable
-from strop.proxy.serve import Server, collect_rarely, uvicorn_config
+from strop.proxy.http_server import Server, collect_rarely, uvicorn_config
+from strop.proxy.routes import routing
 from strop.proxy.services import Front, run_front
 from strop.proxy.settings import Settings
 from strop.proxy.tally import note_store, num_lost
@@ -142,7 +143,7 @@ class Worker:
         async def ask(request: Request) -> Response:
             return await self._link.ask(request, Response)
 
-        return routes.make_front(front, passing_on(ask, front.settings.server))
+        return routing.make_front(front, passing_on(ask, front.settings.server))
 
 
 class _Connection(ClientConnection):

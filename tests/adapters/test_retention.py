@@ -12,7 +12,7 @@ from strop.adapters.retention import Held, removable
 def version(num: int, state: str = "retired", **changes: object) -> Held:
     """Return the version of that number, trained on the one before it."""
     parent = f"v{num - 1}" if num > 1 else None
-    held = Held(f"v{num}", num, state, parent, is_pinned=False, is_stale=False)
+    held = Held(f"v{num}", num, state, parent, is_kept=False, is_stale=False)
     return replace(held, **changes)  # type: ignore[arg-type]
 
 
@@ -37,9 +37,9 @@ def test_the_newest_few_stay() -> None:
 
 
 def test_what_is_needed_stays_and_does_not_count() -> None:
-    """Active, previous, pinned, named by a fresh rating, on an engine: each beside those kept."""
+    """Active, previous, kept, named by a fresh rating, on an engine: each beside those kept."""
     versions = [version(num) for num in range(1, 8)]
-    versions[2] = replace(versions[2], is_pinned=True)
+    versions[2] = replace(versions[2], is_kept=True)
 
     assert ("v4", "v7") == decide(
         versions, active="v1", previous="v2", named=("v5",), on_engines=("v6",)
@@ -100,7 +100,7 @@ def test_nothing_needed_is_ever_given_up(seed: int) -> None:
     rng = random.Random(seed)
     states = ["candidate", "ready", "retired", "rejected", "missing"]
     versions = [
-        version(num, rng.choice(states), is_pinned=rng.random() < 0.2, is_stale=rng.random() < 0.3)
+        version(num, rng.choice(states), is_kept=rng.random() < 0.2, is_stale=rng.random() < 0.3)
         for num in rng.sample(range(1, 40), rng.randrange(20))
     ]
     ids = [each.id for each in versions] or ["v1"]
@@ -115,7 +115,7 @@ def test_nothing_needed_is_ever_given_up(seed: int) -> None:
     needed = {active, previous, *named, *held}
     by_id = {each.id: each for each in versions}
     assert not needed & set(gone)
-    assert not any(by_id[each].is_pinned for each in gone)
+    assert not any(by_id[each].is_kept for each in gone)
     assert all(by_id[each].state in ("ready", "retired", "rejected") for each in gone)
     assert sorted(gone, key=lambda each: by_id[each].num) == [*gone]
     stays = [each for each in versions if each.id not in gone]

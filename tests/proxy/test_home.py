@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from strop.proxy.errors import ConfigError
-from strop.proxy.home import LOCK_FILE, Serves, hold, serving, serving_url
+from strop.proxy.home import Serves, hold, serving, serving_url
+from strop.proxy.store import layout
 
 
 def test_a_held_home_says_where_it_is_served(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_a_held_home_says_where_it_is_served(tmp_path: Path) -> None:
         during = serving_url(tmp_path)
 
     assert (None, "http://127.0.0.1:1", None) == (before, during, serving_url(tmp_path))
-    assert 0o600 == (tmp_path / LOCK_FILE).stat().st_mode & 0o777
+    assert 0o600 == (tmp_path / layout.SERVE_LOCK).stat().st_mode & 0o777
 
 
 def test_what_serves_says_all_of_its_settings(tmp_path: Path) -> None:
@@ -26,7 +27,9 @@ def test_what_serves_says_all_of_its_settings(tmp_path: Path) -> None:
 
     with hold(tmp_path, serves):
         said = serving(tmp_path)
-        (tmp_path / LOCK_FILE).write_text('{"url": "http://127.0.0.1:1", "pid": 1}', "ascii")
+        (tmp_path / layout.SERVE_LOCK).write_text(
+            '{"url": "http://127.0.0.1:1", "pid": 1}', "ascii"
+        )
         of_older = serving(tmp_path)
 
     assert (serves, Serves("http://127.0.0.1:1")) == (said, of_older)
@@ -82,10 +85,12 @@ def test_a_folder_for_all_stays_so(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 def test_a_home_that_takes_no_file_is_refused(tmp_path: Path) -> None:
     """A full disk, a read-only one: whatever it is, the error says it."""
-    (tmp_path / LOCK_FILE).mkdir()
+    (tmp_path / layout.SERVE_LOCK).mkdir()
 
     with (
-        pytest.raises(ConfigError, match=re.escape(f"{tmp_path / LOCK_FILE}: Is a directory")),
+        pytest.raises(
+            ConfigError, match=re.escape(f"{tmp_path / layout.SERVE_LOCK}: Is a directory")
+        ),
         hold(tmp_path, Serves("http://127.0.0.1:1")),
     ):
         raise AssertionError("it was held")

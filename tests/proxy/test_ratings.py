@@ -13,13 +13,12 @@ from strop.proxy import ratings
 from strop.proxy.errors import BadRequest
 from strop.proxy.ratings import (
     HeaderFeedback,
-    Revision,
     parse_feedback,
     parse_header,
     parse_rating,
     parse_revision,
 )
-from strop.proxy.store.records import NewFeedback
+from strop.proxy.store.records import NewFeedback, Revision
 
 BODY: dict[str, Any] = {"completion_id": "cmp_1", "rating": "good"}
 

@@ -15,7 +15,8 @@ from running import running, settings_for
 
 from strop.proxy.app import App
 from strop.proxy.errors import ConfigError, StropError
-from strop.proxy.serve import banner, listen, say_when_ready, url_of
+from strop.proxy.http_server import listen, url_of
+from strop.proxy.serve import banner, say_when_ready
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ async def test_strop_serves_whoever_reads_what_it_says(
 def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Typed as they are, they rate what this strop has recorded."""
+    """Typed as they are, they rate what this strop has recorded, where no PATH has it too."""
     monkeypatch.setenv("STROP_HOME", str(tmp_path / "default"))
 
     def said(home: Path) -> str:
@@ -124,9 +125,14 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
             needs_key=False,
         )
 
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+
     other = tmp_path / "other"
     assert f"    strop good --home {other}    strop bad --home {other} -m" in said(other)
     assert f"    strop completions list --home {other}    strop status --home {other}" in said(
         other
     )
     assert "    strop good    strop bad -m 'too long'" in said(tmp_path / "default")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(Path(sys.executable).parents[1])
+    assert "    bin/strop good    bin/strop bad -m 'too long'" in said(tmp_path / "default")

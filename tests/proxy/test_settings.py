@@ -15,12 +15,13 @@ from strop.proxy import configured_engine, settings, told_settings
 from strop.proxy.errors import ConfigError
 from strop.proxy.setting_kinds import Kind
 from strop.proxy.settings import KINDS, VARIABLES, Settings, load
+from strop.proxy.store import layout
 
 MANUAL = resources.files("strop.configs").joinpath("strop.toml").read_text(encoding="utf-8")
 
 
 def write(home: Path, text: str) -> Path:
-    path = home / settings.FILE_NAME
+    path = home / layout.SETTINGS
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -235,7 +236,7 @@ def test_a_wrong_flag_is_explained() -> None:
 
 def test_a_file_that_is_no_file_is_explained(tmp_path: Path) -> None:
     """A settings file that can't be read is an error, not a default."""
-    (tmp_path / settings.FILE_NAME).mkdir()
+    (tmp_path / layout.SETTINGS).mkdir()
 
     with pytest.raises(ConfigError, match=r"strop\.toml: expected a readable TOML file"):
         load(tmp_path)

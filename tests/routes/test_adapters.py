@@ -207,14 +207,14 @@ async def test_a_stale_version_is_activated_with_force_only(versions: Versions) 
     assert "withdrawn" in shown["stale"]
 
 
-async def test_a_version_can_be_pinned_and_let_go(versions: Versions) -> None:
+async def test_a_version_can_be_kept_and_let_go(versions: Versions) -> None:
     """The answer is the version as it is then."""
     v1 = await versions.publish()
 
-    pinned = await versions.ask("PUT", f"/{v1}", {"pinned": True})
-    let_go = await versions.ask("PUT", f"/{v1}", {"pinned": False})
+    kept = await versions.ask("PUT", f"/{v1}", {"kept": True})
+    let_go = await versions.ask("PUT", f"/{v1}", {"kept": False})
 
-    assert [True, False] == [one.json()["pinned"] for one in (pinned, let_go)]
+    assert [True, False] == [one.json()["kept"] for one in (kept, let_go)]
 
 
 async def test_a_removed_version_is_gone_from_disk_and_list(versions: Versions) -> None:
@@ -379,10 +379,10 @@ async def test_how_people_rated_each_version_is_shown(tmp_path: Path, qwen3: Pat
         ),
         ("GET", "/v1?all=1", None, (400, "unknown query parameter 'all'; allowed here: none")),
         ("GET", "?limit=3", None, (400, "unknown query parameter 'limit'; allowed here: none")),
-        ("PUT", "/v1", {}, (400, "expected `pinned`, true or false")),
-        ("PUT", "/v1", {"pinned": 1}, (400, "expected `pinned` to be true or false, got 1")),
+        ("PUT", "/v1", {}, (400, "expected `kept`, true or false")),
+        ("PUT", "/v1", {"kept": 1}, (400, "expected `kept` to be true or false, got 1")),
         (
-            "PUT", "/v7", {"pinned": True},
+            "PUT", "/v7", {"kept": True},
             (404, "there is no version 'v7'; GET /admin/adapters lists them"),
         ),
         (

@@ -8,7 +8,6 @@ import pytest
 from routes_app import Running, running
 from starlette.routing import Route
 
-from strop.proxy import routes
 from strop.proxy.errors import (
     EngineNotReady,
     NotFound,
@@ -16,6 +15,7 @@ from strop.proxy.errors import (
     StropError,
     Unauthorized,
 )
+from strop.proxy.routes import routing
 from strop.proxy.routes.operations import RELAYED
 from strop.proxy.routes.responses import error_response
 
@@ -173,7 +173,7 @@ async def test_an_error_that_nobody_foresaw_is_500_and_logged(
     async def broken(_request: object) -> None:
         raise ZeroDivisionError("the secret cause")
 
-    made = routes.make(app.services)
+    made = routing.make(app.services)
     made.router.routes.insert(0, Route("/broken", broken))
     monkeypatch.setattr(app.app, "_routes", made)
 

@@ -15,7 +15,7 @@ from routes_app import MESSAGES, Running, running
 
 from strop.adapters.library import Library
 from strop.configs import demo_model
-from strop.proxy import routes
+from strop.proxy.routes import routing
 from strop.proxy.routes.openapi import document
 from strop.proxy.routes.operations import RELAYED
 
@@ -134,7 +134,7 @@ async def test_the_document_has_the_routes_and_no_others(app: Running) -> None:
     """Each path with each method, and what is relayed."""
     there = {
         (path, method.lower())
-        for path, methods in routes.paths(routes.make(app.services)).items()
+        for path, methods in routing.paths(routing.make(app.services)).items()
         for method in methods
     }
 
@@ -291,7 +291,7 @@ async def test_versions_and_runs_are_as_described(tmp_path: Path) -> None:
             (adapters, "get", adapters, None),
             (f"{adapters}/{{version}}", "get", f"{adapters}/v1", None),
             (f"{adapters}/{{version}}", "get", f"{adapters}/v7", None),
-            (f"{adapters}/{{version}}", "put", f"{adapters}/v2", {"pinned": True}),
+            (f"{adapters}/{{version}}", "put", f"{adapters}/v2", {"kept": True}),
             (f"{adapters}/{{version}}", "delete", f"{adapters}/v1", None),
             (f"{adapters}/{{version}}", "delete", f"{adapters}/v2", None),
             (f"{adapters}/rollback", "post", f"{adapters}/rollback", {}),

@@ -76,7 +76,7 @@ async def test_what_cannot_be_recorded_in_time_is_not_active_later(
         lock.close()
         fake.before_load = nothing
         # What was queued before it is written by now.
-        await it.proxy.services.store.versions.set_pinned(first, True)
+        await it.proxy.services.store.versions.set_kept(first, True)
 
         assert (first, first) == (await it.active(), await it.served())
         assert [f"tiny@{first}"] == [*fake.adapters]

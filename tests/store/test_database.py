@@ -109,7 +109,7 @@ async def test_a_database_from_before_versions_keeps_all_that_it_has(
     store = await Store.open(path, is_server=True)
     found = await store.get_completion("cmp_1")
     (given,) = (await store.list_feedback()).data
-    fresh = await store.training.fresh_counts("base", base=MODEL, reopen=True)
+    fresh = await store.training.fresh_counts("base", base=MODEL)
     active = await store.versions.activation()
     superseding = await rate(store, "cmp_1", -1.0)
     await store.close()

@@ -89,7 +89,7 @@ async def test_versions_that_learned_from_it_are_stale(store: Store) -> None:
     found = await store.versions.get(made.id)
     assert found is not None
     assert f"{made.id} learned from {learned[0]}, which was withdrawn since" == found.stale
-    assert [] == [t async for t in store.training.fresh_turns("base", base=MODEL, reopen=True)]
+    assert [] == [t async for t in store.training.fresh_turns("base", base=MODEL)]
 
 
 async def test_a_session_is_deleted_whole(store: Store) -> None:

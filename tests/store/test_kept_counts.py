@@ -88,7 +88,7 @@ async def test_a_rating_is_fresh_again_once_it_says_something_else(tmp_path: Pat
     made = await version(store, given, is_active=True)
 
     async def num_fresh() -> int:
-        found = await store.training.fresh_counts(made.id, base=MODEL, reopen=True)
+        found = await store.training.fresh_counts(made.id, base=MODEL)
         return found.total
 
     learned = await num_fresh()
@@ -110,14 +110,12 @@ async def test_what_only_others_learned_is_fresh(tmp_path: Path) -> None:
     await version(store, second, third, parent=beside.id)
 
     found = {
-        each: (await store.training.fresh_counts(each, base=MODEL, reopen=True)).total
+        each: (await store.training.fresh_counts(each, base=MODEL)).total
         for each in ("base", active.id, beside.id, "v3")
     }
-    ever = (await store.training.fresh_counts(active.id, base=MODEL, reopen=False)).total
     await store.close()
 
     assert {"base": 3, active.id: 2, beside.id: 1, "v3": 0} == found
-    assert 2 == ever
 
 
 def test_since_finds_what_came_while_the_clock_stood_back(tmp_path: Path) -> None:

@@ -38,11 +38,11 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     await made.close()
 
 
-async def fresh(store: Store, active: str, *, reopen: bool = True) -> set[tuple[str, int]]:
+async def fresh(store: Store, active: str) -> set[tuple[str, int]]:
     """The fresh ratings and their revisions, as many as are counted."""
-    turns = store.training.fresh_turns(active, base=MODEL, reopen=reopen)
+    turns = store.training.fresh_turns(active, base=MODEL)
     found = [(one.id, one.revision) async for turn in turns for one in turn.feedback]
-    counts = await store.training.fresh_counts(active, base=MODEL, reopen=reopen)
+    counts = await store.training.fresh_counts(active, base=MODEL)
     assert counts.total == len(found)
     return set(found)
 
@@ -54,7 +54,7 @@ async def stale(store: Store) -> dict[str, str]:
 
 async def test_fresh_ratings_are_counted_for_the_trigger(store: Store) -> None:
     """The good, the bad, those that correct, and all, since some time; and when the newest came."""
-    nothing = await store.training.fresh_counts("base", base=MODEL, reopen=True)
+    nothing = await store.training.fresh_counts("base", base=MODEL)
     await learnable(store, 1, 1.0)
     await learnable(store, 2, 0.5, correction="like so")
     await learnable(store, 3, -1.0, correction="like so")
@@ -62,10 +62,8 @@ async def test_fresh_ratings_are_counted_for_the_trigger(store: Store) -> None:
     newest = await store.get_feedback(neutral)
     assert newest is not None
 
-    counts = await store.training.fresh_counts("base", base=MODEL, reopen=True)
-    since = await store.training.fresh_counts(
-        "base", base=MODEL, reopen=True, since_ms=newest.created_ms
-    )
+    counts = await store.training.fresh_counts("base", base=MODEL)
+    since = await store.training.fresh_counts("base", base=MODEL, since_ms=newest.created_ms)
 
     assert FreshCounts(0, 0, 0, 0, None) == nothing == since
     assert FreshCounts(2, 1, 2, 4, newest.created_ms) == counts
@@ -79,9 +77,7 @@ async def test_a_revised_rating_is_new_since_its_revision(
     monkeypatch.setattr(storing, "now_ms", lambda: 4_000_000_000_000)
     await store.revise(given, KEY, BAD)
 
-    since = await store.training.fresh_counts(
-        "base", base=MODEL, reopen=True, since_ms=3_999_999_999_999
-    )
+    since = await store.training.fresh_counts("base", base=MODEL, since_ms=3_999_999_999_999)
 
     assert FreshCounts(0, 1, 0, 1, 4_000_000_000_000) == since
 
@@ -123,7 +119,7 @@ async def test_a_session_stays_on_its_side(store: Store) -> None:
 
     after = (await rate(store, earlier)).feedback
 
-    found = [one async for one in store.training.fresh_turns("base", base=MODEL, reopen=True)]
+    found = [one async for one in store.training.fresh_turns("base", base=MODEL)]
     assert {(before.id, root), (after.id, root)} == {
         (one.feedback[0].id, one.root) for one in found
     }
@@ -136,7 +132,7 @@ async def test_a_rating_that_waited_is_learned_from_like_any(store: Store) -> No
         await store.add_feedback(rating(id_), always)
         await record(store, id_, base=MODEL)
 
-    (found,) = [one async for one in store.training.fresh_turns("base", base=MODEL, reopen=True)]
+    (found,) = [one async for one in store.training.fresh_turns("base", base=MODEL)]
 
     assert root == found.root
 
@@ -164,33 +160,18 @@ async def test_a_rejected_version_has_consumed_nothing(store: Store) -> None:
     await store.versions.reserve(base=MODEL)
     await store.versions.publish("v1", b"{}", [given], state="rejected", actor="gate")
 
-    for reopen in (True, False):
-        assert {given} == await fresh(store, "base", reopen=reopen)
+    assert {given} == await fresh(store, "base")
 
 
-async def test_a_rollback_reopens_or_not(store: Store) -> None:
-    """What the rolled back version learned is fresh again, or stays learned, as asked."""
+async def test_a_rollback_reopens(store: Store) -> None:
+    """What the rolled back version learned is fresh again, and what the one before did is not."""
     first, second, third, last = [await learnable(store, n) for n in range(4)]
     await version(store, first, is_active=True)
     await version(store, second, parent="v1", is_active=True)
     await version(store, third, parent="v2")
     await store.versions.activate("v1", actor="api", kind="rolled_back")
 
-    assert {second, third, last} == await fresh(store, "v1", reopen=True)
-    assert {third, last} == await fresh(store, "v1", reopen=False)
-
-
-async def test_without_reopening_what_an_active_versions_ancestor_learned_stays_learned(
-    store: Store,
-) -> None:
-    """Also where that ancestor was never active itself."""
-    first, second = [await learnable(store, n) for n in range(2)]
-    await version(store, first)
-    await version(store, second, parent="v1", is_active=True)
-    await store.versions.activate("base", actor="api", kind="rolled_back")
-
-    assert set() == await fresh(store, "base", reopen=False)
-    assert {first, second} == await fresh(store, "base", reopen=True)
+    assert {second, third, last} == await fresh(store, "v1")
 
 
 async def test_a_removed_version_has_still_been_learned_from(store: Store) -> None:
@@ -215,7 +196,7 @@ async def test_the_versions_that_fresh_ratings_name_are_known(store: Store) -> N
         if sampled_by == "v1":
             await version(store, (given.id, 1))
 
-    assert {"v2", "base"} == await store.training.fresh_versions("v1", base=MODEL, reopen=True)
+    assert {"v2", "base"} == await store.training.fresh_versions("v1", base=MODEL)
 
 
 @pytest.mark.parametrize("how", ["withdrawn", "undone", "superseded", "revised"])
@@ -503,5 +484,5 @@ async def test_several_choices_are_learned_each_by_itself(store: Store) -> None:
     await version(store, (first.id, 1))
 
     assert {(second.id, 1)} == await fresh(store, "v1")
-    turns = [one async for one in store.training.fresh_turns("v1", base=MODEL, reopen=True)]
+    turns = [one async for one in store.training.fresh_turns("v1", base=MODEL)]
     assert [(1,)] == [one.choices for one in turns]

@@ -44,14 +44,13 @@ ALLOWED: Final = (
         "ORDER BY latest_ms, num LIMIT 1)",
     ),
     # Versions: one for each training run, and all of those that weren't removed are asked for.
-    ("SEARCH versions USING INTEGER PRIMARY KEY (rowid<?)", "removed_ms IS NULL ORDER BY num"),
+    ("SEARCH versions USING INTEGER PRIMARY KEY (rowid<?)", "removed_ms IS NULL ORDER BY"),
     ("SCAN v", "v.num NOT IN (SELECT version FROM lineage)"),
-    ("SEARCH activations USING INDEX activations_version (version>?)", "lineage"),
     # What no version has learned is what is asked for; the next run learns it.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=? AND learned=?)", "fresh"),
     # How people like each version: all of their ratings are counted.
     ("SEARCH f USING INDEX feedback_lessons (base=?)", "GROUP BY c.version"),
-    # The ratings next to a switch, up to so many; it is their own version's that lie there.
+    # The ratings next to a switch, up to so many; where a version has fewer, all on its side.
     ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms<?)", "LIMIT ?"),
     ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms>?)", "LIMIT ?"),
     ("SCAN (subquery-1)", "ORDER BY f.completion_ms"),

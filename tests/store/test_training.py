@@ -38,7 +38,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 async def turns(store: Store, active: str = "base") -> list[RatedTurn]:
-    return [one async for one in store.training.fresh_turns(active, base=MODEL, reopen=True)]
+    return [one async for one in store.training.fresh_turns(active, base=MODEL)]
 
 
 async def held_out(store: Store) -> list[RatedTurn]:
@@ -238,7 +238,7 @@ async def test_turns_can_be_left_before_their_end(store: Store) -> None:
         await learnable(store, number)
     found = []
 
-    async for turn in store.training.fresh_turns("base", base=MODEL, reopen=True):
+    async for turn in store.training.fresh_turns("base", base=MODEL):
         found.append(turn)
         if len(found) == 3:
             break

@@ -17,14 +17,16 @@ import httpx
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 
-from strop.proxy import routes, run_requests
+from strop.proxy import run_requests
 from strop.proxy.app import App
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.ids import new_id
+from strop.proxy.routes import routing
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.services import Services, adapters_folder, run_services
+from strop.proxy.services import Services, run_services
 from strop.proxy.settings import load
+from strop.proxy.store import layout
 from strop.proxy.store.records import Choice, Completion
 from strop.proxy.upstream import Upstream
 from strop.proxy.versions.probe_job import ProbeCommand
@@ -161,7 +163,7 @@ async def running(
     """
     adapters = None
     if vllm is not None:
-        adapters = AdaptersFolder(adapters_folder(home))
+        adapters = AdaptersFolder(home / layout.ADAPTERS)
         # Else the base would be what the embedded engine serves by default.
         flags = {"engine__kind": "vllm", **flags}
     resolved = load(home, flags={key.replace("__", "."): value for key, value in flags.items()})
@@ -176,7 +178,7 @@ async def running(
             train_command=train_command,
             probe_command=probe_command or fake_probe.command(),
         )
-        app = App(services, routes.make)
+        app = App(services, routing.make)
         async with _started(app):
             await app.services.serving.wait_until_ready()
             found = Running(app, vllm, engine)

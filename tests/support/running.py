@@ -12,11 +12,12 @@ import fake_probe
 import httpx
 import uvicorn
 
-from strop.proxy import configured_engine, routes, run_requests
+from strop.proxy import configured_engine, run_requests
 from strop.proxy.app import App
 from strop.proxy.engines.base import Engine as Driver
+from strop.proxy.http_server import uvicorn_config
+from strop.proxy.routes import routing
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.serve import uvicorn_config
 from strop.proxy.services import Services, run_services
 from strop.proxy.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
@@ -96,7 +97,7 @@ async def running(
         train_command=train_command,
         probe_command=probe_command or fake_probe.command(),
     )
-    app = App(services, routes.make)
+    app = App(services, routing.make)
     server = uvicorn.Server(uvicorn_config(settings, app))
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -120,7 +120,7 @@ async def _versions(store: Store, given: str) -> None:
     with contextlib.suppress(Conflict):
         await versions.reserve(base=OTHER_MODEL, parent=made.id)
     await versions.amend("v4", b"{}", reason=None, actor="watch")
-    await versions.set_pinned("v3", True)
+    await versions.set_kept("v3", True)
     await versions.mark_missing("v3", "gone", actor="api")
     await versions.mark_found("v3", actor="api")
     await versions.add_event("v4", "unloaded", actor="api")
@@ -161,6 +161,7 @@ async def _reads(store: Store, given: str) -> None:
 async def _read_versions(store: Store) -> None:
     await store.versions.get("v4")
     await store.versions.list()
+    await store.versions.base_names()
     for about in (None, "v4", "base"):
         await store.versions.list_events(about)
     await store.versions.activation()
@@ -178,10 +179,9 @@ async def _read_versions(store: Store) -> None:
 
 async def _read_training(store: Store) -> None:
     training = store.training
-    for reopen in (True, False):
-        await training.fresh_counts("v4", base=MODEL, reopen=reopen)
-        await training.fresh_versions("v4", base=MODEL, reopen=reopen)
-        _ = [turn async for turn in training.fresh_turns("v4", base=MODEL, reopen=reopen)]
+    await training.fresh_counts("v4", base=MODEL)
+    await training.fresh_versions("v4", base=MODEL)
+    _ = [turn async for turn in training.fresh_turns("v4", base=MODEL)]
     _ = [turn async for turn in training.held_out_turns(base=MODEL)]
     await training.prior(base=MODEL)
     await training.live_rates(base=MODEL)

@@ -20,7 +20,7 @@ from faults_client import Answer, Client, Plan
 from faults_process import Serve, behind, started
 
 from strop.adapters.library import Library
-from strop.proxy.services import adapters_folder
+from strop.proxy.store import layout
 from strop.proxy.store.store import Store
 
 
@@ -107,7 +107,7 @@ async def publish(home: Path, num: int) -> None:
     home.mkdir(mode=0o700, exist_ok=True)
     store = await Store.open(home / "strop.db")
     for _ in range(num):
-        await shelved.publish(store, Library(adapters_folder(home)))
+        await shelved.publish(store, Library(home / layout.ADAPTERS))
     await store.close()
 
 

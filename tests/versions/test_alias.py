@@ -66,7 +66,6 @@ def test_a_switch_makes_a_new_alias_and_leaves_the_old_one_as_it_was() -> None:
     switched = ALIAS.serving({**ALIAS.versions, "v4": v4}, v4)
 
     assert (v4, V3) == (switched.resolve("mine"), ALIAS.resolve("mine"))
-    assert ALIAS.epoch + 1 == switched.epoch
 
 
 def test_an_identity_reaches_each_version_and_no_other_base() -> None:

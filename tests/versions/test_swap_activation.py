@@ -771,11 +771,11 @@ async def test_a_version_that_a_request_holds_is_not_removed(tmp_path: Path) -> 
 
 
 async def test_versions_that_need_not_be_kept_are_deleted(tmp_path: Path) -> None:
-    """Not the active one, the one before, what is pinned, what is loaded, and the newest."""
+    """Not the active one, the one before, what somebody keeps, what is loaded, and the newest."""
     async with swapped(tmp_path / "home", num_kept=1) as it:
         for _ in range(6):
             await it.publish()
-        await it.proxy.services.store.versions.set_pinned("v2", True)
+        await it.proxy.services.store.versions.set_kept("v2", True)
 
         await it.swapper.activate("v1", actor="api")
         while it.library.versions_on_disk() != ("v1", "v2", "v6"):
