@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import orjson
-
 from strop.proxy import run_requests
 from strop.proxy.errors import ConfigError, Conflict
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
@@ -95,6 +93,5 @@ async def cancel(store: Store, home: Path, id_: str) -> Run:
     """
     run = await store.runs.cancel(id_)
     if run.state in UNFINISHED and not run_lock.is_held(home / layout.RUNS):
-        reasons = orjson.dumps(["cancelled by request"])
-        run = await store.runs.update(id_, RunUpdate(state="cancelled", reasons=reasons))
+        run = await store.runs.update(id_, RunUpdate(state="cancelled"))
     return run

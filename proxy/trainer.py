@@ -251,7 +251,9 @@ class Trainer:
         activation = await self._store.versions.activation()
         if run.parent not in (activation.version, *activation.below):
             log.info("stopping a run: what it continues was rolled back", extra={"run": run.id})
-            await self._store.runs.cancel(run.id)
+            await self._store.runs.cancel(
+                run.id, reason=f"{run.parent}, which it continued, was rolled back"
+            )
 
     async def _crashed(self, run: Run, code: int, said: str, log_path: Path) -> None:
         num_crashes = self._num_crashes[run.id] = self._num_crashes.get(run.id, 0) + 1

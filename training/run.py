@@ -130,7 +130,7 @@ async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int
             if known is None or not known.is_cancelling:
                 reports.event("stopped")
                 return 0
-            end = RunUpdate(state="cancelled", reasons=to_json(["cancelled by request"]))
+            end = RunUpdate(state="cancelled")
         # First, since a full disk may be what ended it.
         run_folder.clean(folder)
         if end is not None:

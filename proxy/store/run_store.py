@@ -56,9 +56,11 @@ class RunStore:
         )
         return await self._writer.submit(add, len(metrics))
 
-    async def cancel(self, id_: str) -> Run:
+    async def cancel(self, id_: str, *, reason: str = "cancelled by request") -> Run:
         """Ask a run to stop; see `runs.cancel`."""
-        return await self._writer.submit(partial(runs.cancel, id_=id_, now_ms=now_ms()))
+        return await self._writer.submit(
+            partial(runs.cancel, id_=id_, reason=reason, now_ms=now_ms())
+        )
 
     async def get(self, id_: str) -> Run | None:
         """Return a run, or None."""

@@ -34,7 +34,8 @@ WHERE id = ?"""
 _ADD_STEP: Final = """
 INSERT OR REPLACE INTO run_steps (run, step, created_ms, metrics) VALUES (?, ?, ?, ?)"""
 _SET_STEP: Final = "UPDATE runs SET step = ?, metrics = ?, eta_s = ? WHERE id = ?"
-_ASK_TO_CANCEL: Final = "UPDATE runs SET cancelling = 1 WHERE id = ?"
+_ASK_TO_CANCEL: Final = """
+UPDATE runs SET cancelling = 1, reasons = json_array(?) WHERE id = ? AND NOT cancelling"""
 
 
 def create(
@@ -126,8 +127,10 @@ def add_step(
     return get(connection, id_)
 
 
-def cancel(connection: sqlite3.Connection, id_: str, *, now_ms: int) -> Run:
+def cancel(connection: sqlite3.Connection, id_: str, *, reason: str, now_ms: int) -> Run:
     """Ask a run to stop; one that hasn't begun is cancelled at once. Again, that changes nothing.
+
+    It ends for `reason`, unless it is over before it sees that.
 
     Raises:
         NotFound: there is no such run.
@@ -137,7 +140,7 @@ def cancel(connection: sqlite3.Connection, id_: str, *, now_ms: int) -> Run:
     if known.state == "cancelled":
         return known
     _running(connection, id_)
-    connection.execute(_ASK_TO_CANCEL, (id_,))
+    connection.execute(_ASK_TO_CANCEL, (reason, id_))
     if known.state == "queued":
         _set_state(connection, known, "cancelled", now_ms)
     return get(connection, id_)

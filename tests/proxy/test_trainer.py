@@ -349,6 +349,7 @@ async def test_a_run_is_stopped_whoever_rolled_its_parent_back(
             run = await training.until("cancelled")
 
     assert ("v1", "trigger") == (run.parent, run.requested_by)
+    assert b'["v1, which it continued, was rolled back"]' == run.reasons
 
 
 @pytest.mark.parametrize(

@@ -208,10 +208,11 @@ async def test_cancelling_a_run_that_has_not_begun_ends_it(store: Store) -> None
     """At once; cancelling it again is the same."""
     made = await create(store)
 
-    first = await store.runs.cancel(made.id)
+    first = await store.runs.cancel(made.id, reason="nobody wants it")
     again = await store.runs.cancel(made.id)
 
     assert ("cancelled", True) == (first.state, first.is_cancelling)
+    assert b'["nobody wants it"]' == first.reasons
     assert first.finished_ms is not None
     assert first == again
 
@@ -228,7 +229,7 @@ async def test_cancelling_a_run_at_work_asks_it_to_stop(
     over = await store.runs.update(made.id, RunUpdate(state="cancelled"))
 
     assert (states[-1], True, True) == (asked.state, asked.is_cancelling, seen.is_cancelling)
-    assert "cancelled" == over.state
+    assert ("cancelled", b'["cancelled by request"]') == (over.state, over.reasons)
 
 
 @pytest.mark.parametrize("state", ["passed", "rejected", "failed"])

@@ -421,7 +421,7 @@ async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
     await home.store.runs.cancel(run.id)
     run = await taking
 
-    assert "cancelled" == run.state
+    assert ("cancelled", "cancelled by request") == (run.state, reasons(run))
     assert run.step < run.num_steps
     assert () == await home.store.versions.list()
     assert await num_fresh(home) > 100
