@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from strop import configs
-from strop.adapters.base_model import InvalidBase, number, read_config
+from strop.adapters.base_model import InvalidBase, number, read_config, text_config
 from strop.configs import installation
 from strop.proxy import auth
 from strop.proxy.engines.base import AdaptersFolder, Engine
@@ -126,10 +126,7 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
 def _vocab_size(base: Path | None) -> int | None:
     """Return how many tokens the base has, as far as its folder says."""
     with contextlib.suppress(InvalidBase, OSError):
-        config = read_config(base) if base is not None else {}
-        # That of a model with images is in a part of its own.
-        text = config.get("text_config")
-        return number(text if isinstance(text, dict) else config, "vocab_size")
+        return number(text_config(read_config(base)), "vocab_size") if base is not None else None
     return None
 
 

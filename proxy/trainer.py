@@ -182,7 +182,9 @@ class Trainer:
                     active, base=base.identity, since_ms=since_ms
                 )
                 num_new = newer.total
-        num_rejected = await self._num_rejected(active, base)
+        # One that failed or was cancelled says nothing of the ratings; the next may come soon.
+        is_rejected = last is not None and last.state == "rejected"
+        num_rejected = await self._num_rejected(active, base) if is_rejected else 0
         return decide(fresh, num_new, self._moment(), self._settings, num_rejected=num_rejected)
 
     async def _num_rejected(self, active: str, base: Base) -> int:

@@ -355,7 +355,13 @@ def test_a_bf16_base_serves_adapters_close_to_fp32(
     try:
         with engine.version("v1", peft_a):
             prompt, (answer,) = answers_of(
-                engine.chat(model="v1", max_tokens=40, logprobs=True, return_token_ids=True)
+                engine.chat(
+                    model="v1",
+                    max_tokens=200,
+                    ignore_eos=True,
+                    logprobs=True,
+                    return_token_ids=True,
+                )
             )
     finally:
         status = engine.end()
@@ -364,7 +370,7 @@ def test_a_bf16_base_serves_adapters_close_to_fp32(
     assert 0 == status
     assert "v1" == min(errors, key=lambda name: errors[name])
     assert errors["v1"] < 0.2
-    assert errors["base"] > 1
+    assert errors["base"] > 0.5
 
 
 def test_a_quantised_base_serves_adapters(

@@ -185,6 +185,25 @@ async def test_rejected_again_and_again_it_tries_less_often(training: Trained) -
     assert "trigger" == run.requested_by
 
 
+@pytest.mark.parametrize("ended", ["failed", "cancelled"])
+async def test_what_was_not_judged_is_tried_again_as_soon_as_ever(
+    training: Trained, ended: RunState
+) -> None:
+    """However often others were rejected before it: a full disk says nothing of the ratings."""
+    await training.rate(2, 2)
+    await training.end_runs("rejected", "rejected", "rejected", ended)
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await eventually(lambda: trainer.decision.says != "starting")
+        says = trainer.decision.says
+        await training.rate(2, 2, start=4)
+        run = await training.until("passed")
+
+    assert "4 more ratings" == says
+    assert "trigger" == run.requested_by
+
+
 @pytest.mark.parametrize("other", ["a run that passed", "another parent", "another base"])
 async def test_only_what_was_rejected_in_a_row_and_from_here_counts(
     training: Trained, other: str
