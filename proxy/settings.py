@@ -25,6 +25,9 @@ from strop.proxy.store import layout
 HOME_VARIABLE: Final = "STROP_HOME"
 
 _PREFIX = "STROP_"
+_SECTION_IN = re.compile(r"STROP_[A-Z]+_|[a-z]+\.")
+# Below it, two names have their section in common and little else.
+_LIKENESS = 0.85
 _Seconds = Annotated[float, Range(0.01, 86_400)]
 _Bytes = Annotated[int, Range(1024, 2**31)]
 
@@ -325,8 +328,12 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
     """Return a hint at the key that was meant: this name in another section, or one like it."""
     key = name.rpartition(".")[2]
     same = [one for one in known if one.rpartition(".")[2] == key]
-    found = same or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {found[0]}?" if found else f"; known are {', '.join(known)}"
+    found = same or difflib.get_close_matches(name, known, n=1, cutoff=_LIKENESS)
+    if found:
+        return f"; did you mean {found[0]}?"
+    section = _SECTION_IN.match(name)
+    within = [one for one in known if section and one.startswith(section[0])]
+    return f"; known are {', '.join(within or known)}"
 
 
 def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:

@@ -149,8 +149,8 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
         "engine.key": flags["engine_key"],
     }
     if flags["engine"] == "embedded" and flags["engine_url"] is None:
-        # That of the engine in the settings, for which strop's own serves this time.
-        named["engine.url"] = ""
+        # Those of the engine in the settings, for which strop's own serves this time.
+        named |= {"engine.url": "", "engine.replicas": []}
     for pair in flags["pairs"]:
         key, equals, text = pair.partition("=")
         key = key.strip()

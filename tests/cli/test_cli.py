@@ -152,6 +152,16 @@ def test_a_rating_says_which_one_it_replaces(home: Path) -> None:
     assert {"superseded", "withdrawn"} == {one.state for one in feedback(home) if one.rater == ""}
 
 
+def test_a_rating_says_no_key_of_one_that_was_given_without(home: Path) -> None:
+    """`local` is nobody's name."""
+    record(home, {})
+
+    first, second = run(home, "bad"), run(home, "good")
+
+    assert "It replaces" not in first.stdout
+    assert re.search(r"^It replaces: bad \(\d+ s ago, by cli\)$", second.stdout, re.M)
+
+
 def test_an_answer_can_be_named_by_the_engines_id(home: Path) -> None:
     """Where it names one alone: to rate it, to take that back, to show it and to delete it."""
     (made,) = record(home, {"upstream_id": "chatcmpl-7", "key_id": "key_1"})

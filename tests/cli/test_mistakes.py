@@ -52,12 +52,15 @@ def test_an_engine_that_is_only_a_url(tmp_path: Path, kind: tuple[str, ...], say
 
 
 def test_strops_own_engine_serves_in_place_of_the_one_that_is_set(tmp_path: Path) -> None:
-    """`--engine embedded` alone says so; the URL in the settings is of the other one."""
+    """`--engine embedded` alone says so; the URLs in the settings are of the other one."""
     (tmp_path / "strop.toml").write_text(
-        '[engine]\nkind = "ollama"\nurl = "http://127.0.0.1:11434"\n', encoding="utf-8"
+        '[engine]\nkind = "vllm"\nurl = "http://127.0.0.1:1"\nreplicas = ["http://127.0.0.1:2"]\n',
+        encoding="utf-8",
     )
 
     shown = start(tmp_path, "--engine", "embedded", "--json", command="config")
 
     settings = {one["key"]: one["value"] for one in json.loads(shown.stdout)["settings"]}
-    assert ('"embedded"', '""') == (settings["engine.kind"], settings["engine.url"])
+    assert ('"embedded"', '""', "[]") == tuple(
+        settings[f"engine.{key}"] for key in ("kind", "url", "replicas")
+    )

@@ -1,11 +1,14 @@
 """Where serving listens, and what it tells people."""
 
+import asyncio
 import contextlib
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from strop.proxy.app import App
 from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.http_server import listen, url_of
 from strop.proxy.serve import banner, say_when_ready
+from strop.proxy.settings import Model, Settings
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,35 @@ async def test_strop_serves_whoever_reads_what_it_says(
             monkeypatch.undo()
 
     assert "standard output takes nothing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("acme/Large-3B", "acme/Large-3B"), ("", None)], ids=["hub", "demo"]
+)
+async def test_a_model_that_may_be_fetched_first_is_named_while_strop_waits(
+    model: str, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then the wait may be long, and for the network."""
+    caplog.set_level(logging.INFO)
+    asked = asyncio.Event()
+
+    async def wait() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    services: Any = SimpleNamespace(
+        serving=SimpleNamespace(engine=None, wait_until_ready=wait),
+        process=object(),
+        settings=Settings(model=Model(path=model)),
+        home=tmp_path,
+    )
+    telling = asyncio.create_task(say_when_ready(services, "http://127.0.0.1:1"))
+    await asked.wait()
+    telling.cancel()
+
+    (line,) = caplog.records
+    assert "waiting for the engine to load its model" == line.message
+    assert said == getattr(line, "from_the_hub", None)
 
 
 def test_the_commands_to_copy_name_a_home_that_is_not_the_default(

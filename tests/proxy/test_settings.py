@@ -157,6 +157,10 @@ def test_each_key_has_one_variable() -> None:
     [
         ("[server]\nprot = 1", "unknown key server.prot; did you mean server.port?"),
         ("[engine]\nport = 1", "unknown key engine.port; did you mean server.port?"),
+        (
+            "[server]\nkeep_alive_s = 60",
+            "unknown key server.keep_alive_s; known are server.host, server.port, server.client_",
+        ),
         ("[sever]\nport = 1", "unknown section [sever]; did you mean server?"),
         (
             "[qqqq]",
@@ -210,6 +214,7 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, said: str) -> None
     ("variable", "text", "said"),
     [
         ("STROP_SERVER_PRT", "1", "unknown variable STROP_SERVER_PRT; did you mean STROP_SERVER_P"),
+        ("STROP_TRAINING_MAX_IN_FLIGHT", "3", "_IN_FLIGHT; known are STROP_TRAINING_ENABLED"),
         (
             "STROP_SERVER_PORT",
             "x",

@@ -245,6 +245,25 @@ async def test_what_is_active_or_being_made_cannot_be_removed(store: Store) -> N
     assert {"v2": "candidate"} == await states(store)
 
 
+async def test_a_base_is_called_as_the_newest_run_called_it(store: Store) -> None:
+    """Its folder may have moved since the first; an imported version knows of none."""
+    for folder in ("/old/small", "/new/small-4bit"):
+        config = json.dumps({"base_path": folder}).encode()
+        given = {"objective": "topr", "preset": "balanced", "parent": None, "base": MODEL}
+        made_by = await store.runs.create(**given, requested_by="cli", config=config)  # type: ignore[arg-type]
+        await store.versions.reserve(base=MODEL, run=made_by.id)
+        await store.runs.update(made_by.id, RunUpdate(state="failed"))
+    await store.versions.reserve(base=MODEL, origin="import")
+    await store.versions.reserve(base=OTHER_MODEL, origin="import")
+
+    names = await store.versions.base_names()
+
+    assert {
+        MODEL: f"small-4bit ({MODEL[7:15]})",
+        OTHER_MODEL: OTHER_MODEL[7:15],
+    } == names
+
+
 async def test_a_version_is_kept_and_let_go(store: Store) -> None:
     """The mark is kept, and nothing else changes."""
     made = await version(store)

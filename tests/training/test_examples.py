@@ -144,9 +144,12 @@ def test_a_turn_is_one_example_of_all_its_answers() -> None:
     found = make(turn(call, final, root="cmp_0"))
 
     (example,) = found.examples
+    held_out = example.as_held_out()
     assert [3, 5] == [row.tokens.num_prompt for row in example.rows]
     assert ["v1", "v2"] == [row.version for row in example.rows]
     assert ("v2", "cmp_0", 1.0) == (example.version, example.session_root, example.rating)
+    assert ("cmp_0", 1.0) == (held_out.root, held_out.rating)
+    assert [3, 5] == [tokens.num_prompt for tokens in held_out.answers]
 
 
 def test_several_raters_are_one_example_with_their_mean() -> None:
