@@ -115,6 +115,20 @@ async def test_a_conversation_goes_on_after_a_command_as_if_it_had_not_been_ther
     assert third.status_code == 200
 
 
+async def test_a_command_is_taken_out_where_nothing_is_recorded_too(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """There strop asks for nothing in addition, and sends on what came where it can."""
+    settings = settings_for(engine.url, capture={"mode": "off"})
+    history = [user("hi"), {"role": "assistant", "content": "hello"}, user("/rl good")]
+
+    async with running(settings, tmp_path / "home") as proxy:
+        await say(proxy, [*history, {"role": "assistant", "content": "[strop] noted"}], "and now?")
+
+    said = [one["content"] for one in engine.requests[-1].json()["messages"]]
+    assert ["hi", "hello", "and now?"] == said
+
+
 async def test_a_header_rates_the_answer_that_the_history_ends_in(proxy: Running) -> None:
     """Also the third-last turn's, in a request that goes back there; never the latest around."""
     ids = []
