@@ -17,8 +17,8 @@ from strop.proxy.auth import without_keys
 from strop.proxy.call import ClientLeft, Receive, Send
 from strop.proxy.engines.base import Dialect
 from strop.proxy.errors import ShuttingDown, StropError, head_of, render
+from strop.proxy.parts import Front
 from strop.proxy.passing import pass_through
-from strop.proxy.services import Front
 from strop.proxy.translating import Interpreter, earlier_in
 from strop.proxy.wire.headers import Headers
 from strop.proxy.wire.messages.dialect import MESSAGES

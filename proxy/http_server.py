@@ -19,7 +19,7 @@ import uvicorn
 from strop.proxy.app import App
 from strop.proxy.client_connection import ClientConnection
 from strop.proxy.errors import ConfigError
-from strop.proxy.services import Front
+from strop.proxy.parts import Front
 from strop.proxy.settings import Settings
 
 log = logging.getLogger(__name__)

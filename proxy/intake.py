@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strop.proxy import commands, conversation
+from strop.proxy import conversation, inline
 from strop.proxy.auth import Caller
 from strop.proxy.call import ClientLeft, Incoming, Receive, Send
 from strop.proxy.engines.base import Ask, Dialect
@@ -92,11 +92,11 @@ class Intake:
         is_rewritten = False
         session = conversation.session_label(headers, path_session, fields)
         history: list[object] = []
-        command: commands.Command | None = None
+        command: inline.Command | None = None
         if dialect == "chat":
             messages = chat.messages_of(fields)
-            command = commands.find_command(messages)
-            kept = commands.without_commands(messages) if b"/rl" in raw else None
+            command = inline.find_command(messages)
+            kept = inline.without_commands(messages) if b"/rl" in raw else None
             history = messages if kept is None else kept
             if kept is not None:
                 fields, is_rewritten = {**fields, "messages": kept}, True
@@ -109,7 +109,7 @@ class Intake:
             told.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
         if command is not None:
             text = await self.rater.by_command(command, history, caller.key_id)
-            await _say(commands.MARK + text, fields, told, send)
+            await _say(inline.MARK + text, fields, told, send)
             return
         incoming = Incoming(
             id=new_id("cmp", created_ms),

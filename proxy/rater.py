@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from strop.proxy import conversation, ratings
-from strop.proxy.commands import Command
 from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
 from strop.proxy.flights import Flights, withdraw_lost
 from strop.proxy.ids import completion_id
+from strop.proxy.inline import Command
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Feedback, FeedbackOutcome, NewFeedback, Scope

@@ -1,4 +1,4 @@
-"""Serving: puts the parts together, runs the server, and says what a person needs to know.
+"""`strop serve`: runs the server over the parts, and says what a person needs to know.
 
 Does not parse command lines, or know engines.
 """
@@ -17,8 +17,8 @@ from strop.proxy import auth, configured_engine, detection, open_files
 from strop.proxy.app import App
 from strop.proxy.home import Serves, hold
 from strop.proxy.http_server import Alone, collect_rarely, listen, url_of, uvicorn_config
+from strop.proxy.parts import Control, Services, run_services
 from strop.proxy.routes import routing
-from strop.proxy.services import Control, Services, run_services
 from strop.proxy.settings import Settings, home_hint
 from strop.proxy.store import layout
 from strop.proxy.told_settings import tell

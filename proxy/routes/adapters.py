@@ -15,9 +15,9 @@ from starlette.routing import Route
 from strop.adapters.rates import Rate
 from strop.proxy import adapter_objects, objects
 from strop.proxy.errors import BadRequest, NotFound
+from strop.proxy.parts import Control
 from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
-from strop.proxy.services import Control
 from strop.proxy.store.version_records import BASE, Version
 
 LIST_EVENTS: Final = 200

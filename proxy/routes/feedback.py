@@ -15,9 +15,9 @@ from strop.proxy import objects, ratings
 from strop.proxy.auth import LOCAL_KEY_ID, Caller
 from strop.proxy.errors import BadRequest, NotFound
 from strop.proxy.ids import completion_id
+from strop.proxy.parts import Front
 from strop.proxy.routes.requests import Query, caller, front, json_object, services
 from strop.proxy.routes.responses import json_response
-from strop.proxy.services import Front
 from strop.proxy.store.records import (
     Dialect,
     ExportFormat,

@@ -15,9 +15,9 @@ from starlette.routing import Route
 from strop.proxy.auth import scrub_url
 from strop.proxy.engines.replica import Replica
 from strop.proxy.errors import EngineNotReady
+from strop.proxy.parts import Control
 from strop.proxy.routes.requests import control
 from strop.proxy.routes.responses import json_response
-from strop.proxy.services import Control
 from strop.proxy.tally import Tally
 
 VERSION: Final = version("strop")

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from strop.proxy.alias import Alias, Served
-from strop.proxy.commands import without_commands
 from strop.proxy.errors import StropError, VersionNotLoaded
+from strop.proxy.inline import without_commands
 from strop.proxy.routes.requests import caller, json_object, services
 from strop.proxy.routes.responses import error_response, json_response
 from strop.proxy.wire import chat

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from strop.proxy.auth import CLI_AGENT, Caller
 from strop.proxy.errors import BadRequest
 from strop.proxy.intake import read_body
-from strop.proxy.services import Control, Front, Parts
+from strop.proxy.parts import Control, Front, Parts
 from strop.proxy.wire import body as wire_body
 
 DEFAULT_LIMIT = 20

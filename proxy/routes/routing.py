@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strop.proxy.auth import Keys
 from strop.proxy.errors import MethodNotAllowed, NotFound, StropError
+from strop.proxy.parts import Control, Front, Parts, Services
 from strop.proxy.routes import (
     adapters,
     completions,
@@ -30,7 +31,6 @@ from strop.proxy.routes import (
 from strop.proxy.routes.operations import RELAYED
 from strop.proxy.routes.requests import services
 from strop.proxy.routes.responses import error_response
-from strop.proxy.services import Control, Front, Parts, Services
 
 
 class AdminOnly:

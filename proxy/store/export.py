@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from strop.proxy.commands import without_commands
 from strop.proxy.errors import BadRequest
+from strop.proxy.inline import without_commands
 from strop.proxy.store import prompt as prompts
 from strop.proxy.store.records import (
     Choice,

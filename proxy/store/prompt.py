@@ -5,8 +5,8 @@ Pure. Encodes nothing: it tells the trainer what to encode where the snapshot ha
 
 from collections.abc import Mapping
 
-from strop.proxy.commands import without_commands
 from strop.proxy.errors import BadRequest
+from strop.proxy.inline import without_commands
 from strop.proxy.redaction import MARK
 from strop.proxy.store.records import Choice, Completion
 from strop.proxy.wire import body

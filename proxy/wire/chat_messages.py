@@ -5,7 +5,7 @@ Pure. Does not know what they are made from. Parts: OpenAI API reference, "Chat"
 
 from collections.abc import Iterable, Sequence
 
-from strop.proxy.commands import find_command, without_commands
+from strop.proxy.inline import find_command, without_commands
 
 Message = dict[str, object]
 Part = dict[str, object]

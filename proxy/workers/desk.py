@@ -4,8 +4,8 @@ Decides nothing itself: the parts of `Control` do.
 """
 
 from strop.proxy import flights
+from strop.proxy.parts import Control
 from strop.proxy.routes import routing
-from strop.proxy.services import Control
 from strop.proxy.workers import requests
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.messages import (

@@ -24,8 +24,8 @@ from strop.proxy.child import follow_parent
 from strop.proxy.client_connection import ClientConnection
 from strop.proxy.errors import Unavailable
 from strop.proxy.http_server import Server, collect_rarely, uvicorn_config
+from strop.proxy.parts import Front, run_front
 from strop.proxy.routes import routing
-from strop.proxy.services import Front, run_front
 from strop.proxy.settings import Settings
 from strop.proxy.tally import note_store, num_lost
 from strop.proxy.workers import sums

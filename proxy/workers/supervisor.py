@@ -16,7 +16,7 @@ import uvloop
 from strop.proxy import configured_engine
 from strop.proxy.errors import StropError
 from strop.proxy.http_server import collect_rarely, say_stopping
-from strop.proxy.services import Control, run_control
+from strop.proxy.parts import Control, run_control
 from strop.proxy.settings import Settings
 from strop.proxy.workers.census import CrewCensus
 from strop.proxy.workers.crew import Crew

@@ -28,7 +28,7 @@ from proxy_process import ProxyProcess, serving
 from scripted_models import ANSWER, REPORT
 from scripted_vllm import CALLS, ScriptedVllm
 
-from strop.proxy.commands import MARK
+from strop.proxy.inline import MARK
 
 # The first use of an environment makes it.
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 
-from strop.proxy.commands import MARK
+from strop.proxy.inline import MARK
 from strop.proxy.settings import Server
 from strop.proxy.translating import Interpreter
 from strop.proxy.wire.messages.dialect import MESSAGES as TRANSLATION

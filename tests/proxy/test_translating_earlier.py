@@ -13,7 +13,7 @@ from running import Running, running, settings_for
 from scripted_models import REPORT, TOOLS
 from scripted_vllm import ScriptedVllm
 
-from strop.proxy.commands import MARK
+from strop.proxy.inline import MARK
 
 Item = dict[str, Any]
 

@@ -22,9 +22,9 @@ from strop.proxy.app import App
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.ids import new_id
+from strop.proxy.parts import Services, run_services
 from strop.proxy.routes import routing
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.services import Services, run_services
 from strop.proxy.settings import load
 from strop.proxy.store import layout
 from strop.proxy.store.records import Choice, Completion

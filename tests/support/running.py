@@ -16,9 +16,9 @@ from strop.proxy import configured_engine, run_requests
 from strop.proxy.app import App
 from strop.proxy.engines.base import Engine as Driver
 from strop.proxy.http_server import uvicorn_config
+from strop.proxy.parts import Services, run_services
 from strop.proxy.routes import routing
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.services import Services, run_services
 from strop.proxy.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.versions.probe_job import ProbeCommand

@@ -13,7 +13,7 @@ from pathlib import Path
 from running import settings_for
 
 from strop.proxy import configured_engine
-from strop.proxy.services import Services, run_services
+from strop.proxy.parts import Services, run_services
 
 
 async def _activate(home: Path, url: str, version: str, step: str) -> None:

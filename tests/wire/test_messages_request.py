@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.proxy.commands import MARK, Command, find_command, without_commands
 from strop.proxy.errors import BadRequest
+from strop.proxy.inline import MARK, Command, find_command, without_commands
 from strop.proxy.wire import body
 from strop.proxy.wire.messages.dialect import MESSAGES
 from strop.proxy.wire.translation import Translated

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from responses_client import DIGITS, asked, parsed
 
-from strop.proxy.commands import MARK, find_command, without_commands
 from strop.proxy.errors import BadRequest
+from strop.proxy.inline import MARK, find_command, without_commands
 from strop.proxy.wire.responses.dialect import RESPONSES
 from strop.proxy.wire.translation import Translated
 

@@ -7,7 +7,7 @@ what is asked for beside the messages.
 
 from collections.abc import Mapping
 
-from strop.proxy.commands import find_command
+from strop.proxy.inline import find_command
 from strop.proxy.wire import body
 from strop.proxy.wire.chat_messages import (
     Message,

@@ -8,7 +8,7 @@ reference, "Responses".
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from strop.proxy.commands import without_commands
+from strop.proxy.inline import without_commands
 from strop.proxy.wire import body
 from strop.proxy.wire.members import (
     list_in,

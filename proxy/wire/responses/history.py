@@ -8,7 +8,7 @@ which tools there are.
 import re
 from collections.abc import Mapping
 
-from strop.proxy.commands import find_command
+from strop.proxy.inline import find_command
 from strop.proxy.message import texts_of
 from strop.proxy.wire import body
 from strop.proxy.wire.chat_messages import Content, content_of, joined, reminder, result_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from strop.proxy.commands import MARK, Command, find_command, without_commands
+from strop.proxy.inline import MARK, Command, find_command, without_commands
 
 ANSWERED = {"role": "assistant", "content": f"{MARK}Rated."}
 GOOD = {"role": "user", "content": "/rl good"}
