@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -246,7 +247,7 @@ async def test_switches_under_load_cost_no_request_and_mix_no_versions(
     """Each stream is one version's from its first token to its last, and recorded as that."""
     async with proxy_of([vllm], adapters, qwen3, tmp_path / "home") as proxy:
         await activate(proxy, "v1")
-        is_over = False
+        is_over, served = False, Counter[str]()
 
         async def streams(number: int) -> list[bytes]:
             said = []
@@ -254,16 +255,20 @@ async def test_switches_under_load_cost_no_request_and_mix_no_versions(
                 text = LONG if number % 2 else f"{number} {LONG}"
                 answer = await proxy.chat(text, stream=True, max_tokens=64)
                 assert 200 == answer.status_code
+                served[answer.headers["x-strop-adapter"]] += 1
                 said.append(answer.content)
             return said
 
-        running_streams = [asyncio.create_task(streams(number)) for number in range(num_streams)]
-        for version in ("v2", "v3", "base", "v1", "v2", "base", "v3"):
-            done = await activate(proxy, version)
-            assert 200 == done.status_code, done.text
-            await asyncio.sleep(0.5)  # lets it serve some
-        is_over = True
-        answers = [one for some in await asyncio.gather(*running_streams) for one in some]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(streams(number)) for number in range(num_streams)]
+            for version in ("v2", "v3", "base", "v1", "v2", "base", "v3"):
+                done = await activate(proxy, version)
+                assert 200 == done.status_code, done.text
+                enough = served[version] + num_streams // 2
+                while served[version] < enough:
+                    await asyncio.sleep(0.05)
+            is_over = True
+        answers = [one for task in tasks for one in task.result()]
         rows = await proxy.rows()
 
     assert all(answer.endswith(b"data: [DONE]\n\n") for answer in answers)
@@ -275,8 +280,7 @@ async def test_switches_under_load_cost_no_request_and_mix_no_versions(
         by_version.setdefault(row.completion.version, []).append(row)
     assert {"base", "v1", "v2", "v3"} == set(by_version)
     checked = [row for some in by_version.values() for row in some[:: max(1, len(some) // 12)]]
-    served = [reference.version_of(row) for row in checked]
-    assert [row.completion.version for row in checked] == served
+    assert [row.completion.version for row in checked] == list(map(reference.version_of, checked))
 
 
 async def chat_until_served(proxy: Running, **fields: Any) -> tuple[httpx.Response, list[int]]:
