@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install serve demo test test-faults test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-swap bench-learning clean
+.PHONY: help install serve demo test test-faults test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning clean
 
 help:  ## Say what each target does.
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-17s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -71,6 +71,9 @@ bench-quick: $(VENV)/.installed-dev  ## The same in under two minutes, without L
 
 bench-scale: $(VENV)/.installed-dev  ## A store of 1,000,000 completions beside one of 1,000 (4 GB, ten minutes).
 	$(BIN)/python -m bench.scale $(ARGS)
+
+bench-throughput: $(VENV)/.installed-dev  ## What answers cost on strop's own engine, beside a stock mlx_lm.server.
+	$(BIN)/python -m bench.throughput $(ARGS)
 
 bench-swap: $(VENV)/.installed-dev  ## What a switch costs, beside a stock mlx_lm.server.
 	$(BIN)/python -m bench.swap $(ARGS)

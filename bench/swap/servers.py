@@ -106,11 +106,11 @@ class Stock:
 
     Args:
         base: the model's folder.
-        adapters: the folders of its adapters, in mlx-lm's format.
+        adapters: the folders of its adapters, in mlx-lm's format; without any it serves the base.
         log: where its output goes; its hub cache is a folder beside that.
 
     Attributes:
-        current: the folder of the adapter that its clients name now.
+        current: the folder of the adapter that its clients name now; empty for the base.
         child: its process.
     """
 
@@ -119,7 +119,7 @@ class Stock:
 
     def __init__(self, base: Path, adapters: Sequence[Path], log: Path) -> None:
         self.versions = [str(adapter) for adapter in adapters]
-        self.current = self.versions[0]
+        self.current = self.versions[0] if self.versions else ""
         self.port = free_port()
         self._base = str(base)
         hub = log.parent / "hub"
@@ -136,7 +136,9 @@ class Stock:
 
     def request(self, text: str, num_tokens: int) -> bytes:
         """Return a request that names the current adapter."""
-        fields = _chat(self._base, text, num_tokens) | {"adapters": self.current}
+        fields = _chat(self._base, text, num_tokens)
+        if self.current:
+            fields["adapters"] = self.current
         return post(self.port, "/v1/chat/completions", fields)
 
     async def switch(self, version: str) -> dict[str, Any]:
