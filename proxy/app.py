@@ -47,6 +47,9 @@ class App(Generic[F]):
     Args:
         services: a context manager that yields the parts to serve with; entered at start-up.
         routes: makes the application for everything but completions.
+
+    Attributes:
+        failure: why it did not start, or did not stop in order; None where it did.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class App(Generic[F]):
         self._make_routes = routes
         self._services: F | None = None
         self._routes: ASGIApp | None = None
+        self.failure: Exception | None = None
 
     @property
     def has_started(self) -> bool:
@@ -94,7 +98,11 @@ class App(Generic[F]):
                 # Cancelled where a person asks twice: then all ends in order too, but at once.
                 with contextlib.suppress(asyncio.CancelledError):
                     await receive()
-        except (StropError, OSError) as error:
+        except Exception as error:
+            self.failure = error
+            if not isinstance(error, StropError | OSError):
+                # The server logs it, with its traceback.
+                raise
             stage = "shutdown" if self.has_started else "startup"
             said = error.message if isinstance(error, StropError) else str(error)
             await send({"type": f"lifespan.{stage}.failed", "message": said})

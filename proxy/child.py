@@ -81,10 +81,10 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(sig)
 
-    async def stop(self, within_s: float | None = None) -> None:
-        """End the child with SIGTERM, by force after `within_s`. Idempotent.
+    async def stop(self, within_s: float | None = None) -> int:
+        """End the child with SIGTERM, by force after `within_s`; return its exit status.
 
-        Without `within_s` it has `STOP_TIMEOUT_S`.
+        Idempotent. Without `within_s` it has `STOP_TIMEOUT_S`.
         """
         limit_s = STOP_TIMEOUT_S if within_s is None else within_s
         if self._process.returncode is None:
@@ -93,8 +93,7 @@ class Child:
                 await asyncio.wait_for(self._process.wait(), limit_s)
             except TimeoutError:
                 self.send(signal.SIGKILL)
-                await self._process.wait()
-        self._close_pipe()
+        return await self.wait()
 
     def _close_pipe(self) -> None:
         if self._pipe is not None:

@@ -55,8 +55,12 @@ class StropError(Exception):
 
     Attributes:
         headers: what else the answer says, such as what became of a rating.
+
+    Its class says `exit_status`, what a command ends with that it ends: 2 where what was typed or
+    set is wrong, so that doing the same again ends so too.
     """
 
+    exit_status: ClassVar[int] = 1
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
@@ -78,6 +82,7 @@ class StropError(Exception):
 class BadRequest(StropError):
     """The request can't be understood."""
 
+    exit_status = 2
     status = 400
     type = "invalid_request_error"
     code = "invalid_request"
@@ -256,6 +261,7 @@ class UpstreamTimeout(StropError):
 class ConfigError(StropError):
     """A setting is wrong; said at start-up and by the CLI."""
 
+    exit_status = 2
     code = "config_error"
 
 

@@ -5,6 +5,7 @@ answer may take: whoever watches the time calls `Exchange.abort`.
 """
 
 import asyncio
+from collections.abc import Iterator
 from time import monotonic
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class Exchange:
         self._body = body
         self._answer = Answer(has_body=method != b"HEAD")
         self._unpacker: coding.Unpacker | None = None
+        self._unpacked: Iterator[bytes] | None = None
         self._is_sent = False
         self._has_received = False
         self._error: UpstreamError | None = None
@@ -119,7 +121,9 @@ class Exchange:
             )
 
     async def read(self) -> bytes:
-        """Return the body bytes that came since the last call, waiting for some; b"" at the end.
+        """Return body bytes that came since the last call, waiting for some; b"" at the end.
+
+        All of them, unless they are unpacked: a little may become very much, and comes in pieces.
 
         Raises:
             UpstreamDied: the connection closed before the body's end, its framing is broken, or the
@@ -127,26 +131,34 @@ class Exchange:
             UpstreamError: it is not in that coding.
             UpstreamAborted: `abort` was called.
         """
-        answer, data = self._answer, b""
-        while not data:
+        answer = self._answer
+        while not (data := self._next_unpacked()):
             while not answer.body:
+                if self._error is not None:
+                    raise self._error
                 if answer.is_complete:
                     if self._unpacker is not None and not self._unpacker.is_whole:
                         raise self._died("an end inside its content coding")
                     return b""
-                if self._error is not None:
-                    raise self._error
                 await self._wait()
             data = answer.take()
             if self._connection is not None:
                 self._connection.resume()
             if self._unpacker is not None:
-                data = self._unpacked(self._unpacker, data)
+                self._unpacked = self._unpacker.feed(data)
+            elif data:
+                return data
         return data
 
-    def _unpacked(self, unpacker: coding.Unpacker, data: bytes) -> bytes:
+    def _next_unpacked(self) -> bytes:
+        """Return the next piece of what came and is unpacked, b"" where there is none."""
+        if self._unpacked is None:
+            return b""
         try:
-            return unpacker.feed(data)
+            data = next(self._unpacked, b"")
+            if not data:
+                self._unpacked = None
+            return data
         except coding.BROKEN as error:
             raise UpstreamError(
                 f"expected what its Content-Encoding says from {self._url}, got: {error}; look at"
@@ -176,11 +188,13 @@ class Exchange:
     def abort(self) -> None:
         """Close the connection and wake the task with `UpstreamAborted`.
 
-        May be called at any moment, and again; does nothing once the whole answer has come.
+        May be called at any moment, and again; does nothing once the whole answer has come, and is
+        unpacked.
         """
-        if self._answer.is_complete:
+        if self._answer.is_complete and self._unpacked is None:
             return
         self._answer.take()
+        self._unpacked = None
         if self._error is None:
             self._end(UpstreamAborted(f"the exchange with {self._url} was given up"))
         if self._connecting is not None:

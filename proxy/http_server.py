@@ -18,7 +18,7 @@ import uvicorn
 
 from strop.proxy.app import App
 from strop.proxy.client_connection import ClientConnection
-from strop.proxy.errors import ConfigError
+from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.parts import Front
 from strop.proxy.settings import Settings
 
@@ -98,6 +98,15 @@ def uvicorn_config(
 
 class Server(uvicorn.Server):
     """A uvicorn server that tells the relay at once when it is to stop."""
+
+    @property
+    def exit_status(self) -> int:
+        """What the process ends with, once this has ended: 0 where it started, and all in order."""
+        app = self.config.app
+        assert isinstance(app, App)
+        if isinstance(app.failure, StropError):
+            return app.failure.exit_status
+        return 0 if self.started and app.failure is None else 1
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         """Stop; at the second Ctrl-C, at once."""

@@ -53,7 +53,7 @@ def serve(settings: Settings, home: Path) -> int:
             # Where start-up fails uvicorn says why, and leaves with a status of its own.
             with contextlib.suppress(SystemExit):
                 server.run(sockets=[listener])
-            status = 0 if server.started else 1
+            status = server.exit_status
     if status == 0:
         log.info("stopped")
     return status

@@ -37,17 +37,11 @@ from strop.proxy.cli.options import (
     home_option,
     json_option,
 )
-from strop.proxy.errors import BadRequest, ConfigError, StropError
+from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.home import serving
 from strop.proxy.service_variables import is_of_a_service
 
 log = logging.getLogger(__name__)
-
-
-class _Misused(click.ClickException):
-    """What was typed or set is wrong, and not what it meets."""
-
-    exit_code = 2
 
 
 class _Commands(click.Group):
@@ -64,8 +58,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except StropError as error:
-            is_usage = isinstance(error, ConfigError | BadRequest)
-            raise (_Misused if is_usage else click.ClickException)(error.message) from error
+            click.ClickException(error.message).show()
+            context.exit(error.exit_status)
         except KeyboardInterrupt:
             context.exit(INTERRUPTED)
         except OSError as error:

@@ -21,9 +21,9 @@ from strop.proxy.parts import Control, Front, Parts, Services
 from strop.proxy.routes import (
     adapters,
     completions,
+    count_tokens,
     feedback,
     health,
-    messages,
     models,
     openapi,
     runs,
@@ -52,7 +52,7 @@ class AdminOnly:
 
 _FRONT: Final = [
     *(*health.ROUTES, *openapi.ROUTES, *models.ROUTES),
-    *(*messages.ROUTES, *feedback.ROUTES),
+    *(*count_tokens.ROUTES, *feedback.ROUTES),
 ]
 _DECIDED: Final = [*adapters.ROUTES, *runs.ROUTES]
 _CONTROL_PATHS: Final = (

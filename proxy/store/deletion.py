@@ -16,10 +16,20 @@ OLDEST: Final[Position] = (-1, -1)
 """The position that every completion is newer than."""
 
 _NOTE: Final = "the completion was deleted"
+_NOTE_OF_KEY: Final = "all that was said with the key was deleted"
 _RATINGS: Final = "SELECT id FROM feedback WHERE completion = ?"
 _FORGET: Final = """
 UPDATE feedback_revisions SET comment = NULL, correction = NULL, tags = '[]' WHERE feedback = ?"""
 _FORGET_RATER: Final = "UPDATE feedback SET rater = '' WHERE id = ?"
+_KEPT_BY_KEY: Final = """
+SELECT f.num, f.id FROM feedback AS f
+WHERE f.key_id = ? AND f.num > ? AND f.state <> 'standing' AND (
+    f.state = 'pending' OR f.rater <> '' OR EXISTS (
+        SELECT 1 FROM feedback_revisions AS r WHERE r.feedback = f.id
+        AND (r.comment IS NOT NULL OR r.correction IS NOT NULL OR r.tags <> '[]')
+    )
+)
+ORDER BY f.num LIMIT ?"""
 _DELETE: Final = "DELETE FROM completions WHERE id = ?"
 _OF_SESSION: Final = "SELECT id FROM completions WHERE session = ? LIMIT ?"
 _OF_KEY: Final = "SELECT c.id FROM completions AS c WHERE c.key_id = ? LIMIT ?"
@@ -49,10 +59,35 @@ def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -
             continue
         num_deleted += 1
         for (rating,) in connection.execute(_RATINGS, (id_,)).fetchall():
-            feedback.withdraw(connection, rating, None, now_ms=now_ms, note=_NOTE)
-            connection.execute(_FORGET, (rating,))
-            connection.execute(_FORGET_RATER, (rating,))
+            _forget(connection, rating, _NOTE, now_ms=now_ms)
     return num_deleted
+
+
+def _forget(connection: sqlite3.Connection, rating: str, note: str, *, now_ms: int) -> None:
+    feedback.withdraw(connection, rating, None, now_ms=now_ms, note=note)
+    connection.execute(_FORGET, (rating,))
+    connection.execute(_FORGET_RATER, (rating,))
+
+
+def forget_said_with(
+    connection: sqlite3.Connection, key_id: str, after: int, limit: int, *, now_ms: int
+) -> int | None:
+    """Withdraw what a key still says of completions that were never recorded; keep no words of it.
+
+    Args:
+        connection: in a transaction.
+        key_id: a key; all its completions are deleted, but for those recorded since.
+        after: those whose `num` is larger.
+        limit: how many at most.
+        now_ms: the time, since the epoch.
+
+    Returns:
+        The `num` of the last one; None where there were none.
+    """
+    found = connection.execute(_KEPT_BY_KEY, (storable(key_id), after, limit)).fetchall()
+    for _, rating in found:
+        _forget(connection, rating, _NOTE_OF_KEY, now_ms=now_ms)
+    return found[-1][0] if found else None
 
 
 def delete_all_of(

@@ -43,6 +43,8 @@ class DeletionStore:
     async def all_of(self, *, session: str | None = None, key_id: str | None = None) -> int:
         """Delete all completions of a session, of a key, or of both.
 
+        Of a key alone also what it said of completions that are not recorded (yet).
+
         Raises:
             ValueError: neither is named.
         """
@@ -52,6 +54,8 @@ class DeletionStore:
         )
         while num := await self._writer.submit(delete):
             total += num
+        if session is None and key_id is not None:
+            await self._forget_said_with(key_id)
         await self._erase()
         return total
 
@@ -72,6 +76,19 @@ class DeletionStore:
             total += num
         await self._erase()
         return total
+
+    async def _forget_said_with(self, key_id: str) -> None:
+        after: int | None = 0
+        while after is not None:
+            after = await self._writer.submit(
+                partial(
+                    deletion.forget_said_with,
+                    key_id=key_id,
+                    after=after,
+                    limit=_BATCH,
+                    now_ms=now_ms(),
+                )
+            )
 
     async def _erase(self) -> None:
         if not await self._writer.empty_wal():

@@ -4,6 +4,7 @@ Asks the store and the swapper, which moves the traffic. Starts no run.
 """
 
 import logging
+from collections.abc import Sequence
 from time import monotonic
 from typing import Final, Protocol
 
@@ -22,7 +23,7 @@ from strop.proxy.errors import (
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
-from strop.proxy.store.version_records import BASE, Version
+from strop.proxy.store.version_records import BASE, Version, VersionEvent
 from strop.proxy.versions.activation import Progress, Switched
 from strop.proxy.versions.live_rate import MOST_RATINGS, PROMOTER, complaint, is_followed
 from strop.proxy.versions.loading import BUSY, GONE
@@ -123,7 +124,8 @@ class Promoter:
     async def follow(self) -> None:
         """Roll the active version back if the gate promoted it and people like it less; see there.
 
-        Looks at the ratings only once in a while, however often it is called.
+        Looks at the ratings only once in a while, however often it is called. Where the engine goes
+        away meanwhile, or is busy, it is tried again later, as a promotion is.
         """
         if monotonic() < self._follow_at:
             return
@@ -146,9 +148,14 @@ class Promoter:
         try:
             await self._swapper.rollback(actor="watch", reason=reason)
         except (ActivationFailed, Conflict, NotFound) as error:
+            log.error("not rolled back", extra={"version": active.id, "reason": error.message})
+            if isinstance(error, ActivationFailed):
+                events = await versions.list_events(activation.previous)
+                if not _is_refused([e for e in events if e.created_ms >= activation.created_ms]):
+                    self._follow_at = monotonic() + self._retry_after_s
+                    return
             # It would be asked again and again for what can't be served, or is gone.
             self._kept.add(active.id)
-            log.error("not rolled back", extra={"version": active.id, "reason": error.message})
 
 
 async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:
@@ -157,16 +164,23 @@ async def obstacle(settings: Training, store: Store, run: Run, made: Version) ->
         return "training.promote is manual"
     if made.stale is not None:
         return f"it is stale: {made.stale}"
-    events = await store.versions.list_events(made.id)
-    details = [orjson.loads(e.detail) for e in events if e.kind == "activation_failed"]
-    tried = [detail for detail in details if not detail.get(BUSY)]
-    if len(tried) >= MAX_GONE or not all(detail.get(GONE) for detail in tried):
+    if _is_refused(await store.versions.list_events(made.id)):
         return "an activation of it failed"
     active, parent = (await store.versions.activation()).version, run.parent or BASE
     # Where a stale version is active, what was relearned takes its place.
     if active != made.id and parent not in (active, await clean_ancestor(store, active)):
         return f"it was made from {parent}, and {active} is active now"
     return None
+
+
+def _is_refused(events: Sequence[VersionEvent]) -> bool:
+    """Return whether the events of a version say that the engine can't serve it.
+
+    Not where it was busy, or went away fewer than `MAX_GONE` times.
+    """
+    details = [orjson.loads(e.detail) for e in events if e.kind == "activation_failed"]
+    tried = [detail for detail in details if not detail.get(BUSY)]
+    return len(tried) >= MAX_GONE or not all(detail.get(GONE) for detail in tried)
 
 
 async def clean_ancestor(store: Store, version: str) -> str:

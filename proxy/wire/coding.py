@@ -4,7 +4,7 @@ Pure. RFC 9110, section 8.4. Does not know whose answer it is, or how its end is
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import zstandard
@@ -14,6 +14,11 @@ KNOWN: Final = ("gzip", "deflate", "zstd")
 
 BROKEN: Final = (zlib.error, zstandard.ZstdError)
 """What an unpacker raises where the bytes are not in its coding."""
+
+# Unpacked, it goes on in pieces of about so much.
+_PIECE_BYTES: Final = 256 * 1024
+# A few hundred bytes may say a gigabyte. Of so many zstd makes 8 MiB, a 128 KiB block of four each.
+_SLICE_BYTES: Final = 256
 
 # What some servers fill up with behind a part; no part begins so.
 _PADDING: Final = b"\0\r\n"
@@ -45,8 +50,19 @@ class Unpacker:
         """Whether what came ends where a part does. Nothing does too: it was not packed."""
         return self._part is None or self._part.eof
 
-    def feed(self, data: bytes) -> bytes:
-        """Return what the next piece says; b"" where it takes more to tell."""
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield what the next piece says, bit by bit; nothing where it takes more to tell."""
+        said, num_bytes = [], 0
+        for at in range(0, len(data), _SLICE_BYTES):
+            said.append(self._feed(data[at : at + _SLICE_BYTES]))
+            num_bytes += len(said[-1])
+            if num_bytes >= _PIECE_BYTES:
+                yield b"".join(said)
+                said, num_bytes = [], 0
+        if num_bytes:
+            yield b"".join(said)
+
+    def _feed(self, data: bytes) -> bytes:
         said = []
         if self.is_whole:
             data = data.lstrip(_PADDING)

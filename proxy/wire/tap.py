@@ -4,6 +4,7 @@ Pure: bytes in, bytes out. Does not know when the copy is durable; whoever does 
 """
 
 import re
+from typing import Any
 
 from strop.proxy.errors import BadRequest, UpstreamError
 from strop.proxy.wire import body, sse
@@ -21,7 +22,8 @@ class Tap:
     """One stream's way through the proxy.
 
     Everything from the event that ends the last choice is held back, so that nobody has a whole
-    answer before it is recorded.
+    answer before it is recorded. Some engines give fewer choices than were asked for: what ends one
+    is held back until another goes on.
 
     Args:
         restore: what to take out for the client; None passes every byte on.
@@ -30,7 +32,7 @@ class Tap:
 
     Attributes:
         copy: the stream as the engine sent it.
-        is_ended: whether the engine has said that there is no more.
+        is_ended: whether the engine has said that there is no more, as far as it has come.
         has_failed: whether what it said last, before [DONE], was an error.
     """
 
@@ -38,6 +40,7 @@ class Tap:
         self.copy = StreamCopy(limit_bytes)
         self.is_ended = False
         self.has_failed = False
+        self._is_over = False
         self._restore = restore
         self._splitter = sse.Splitter()
         self._answer_id: str | None = None
@@ -69,50 +72,71 @@ class Tap:
             )
         if not whole:
             return b""
-        if self.is_ended:
+        if self._is_over:
             self._hold(whole)
             return b""
-        if (mark := _mark(whole)) is not None:
+        mark = 0 if self.is_ended else _mark(whole)
+        if mark is not None:
             whole = self._until_end(whole, mark)
         return self._restored(whole)
 
     def flush(self) -> bytes:
         """Return what was held back, to the last byte."""
-        held = self._restored(b"".join(self._held)) + self._splitter.take_rest()
-        self._held.clear()
-        return held
+        return self._restored(self._let_go()) + self._splitter.take_rest()
 
     def _until_end(self, whole: bytes, mark: int) -> bytes:
-        """Return what comes before the event that ends the last choice; hold back the rest.
+        """Return what was held back, and comes before what may be the end; hold back the rest.
 
-        No event before the one at `mark` does.
+        No event before the one at `mark` ends a choice.
         """
         at = sse.start_of_event(whole, mark)
+        end = 0 if self.is_ended else None
         for event in sse.events(whole[at:]):
-            if self._ends(event):
-                self.is_ended = True
-                self._hold(whole[at:])
-                return whole[:at]
+            self._look_at(sse.data_of(event))
+            if not self.is_ended:
+                end = None
+            elif end is None:
+                end = at
+            if self._is_over:
+                break
             at += len(event)
-        return whole
+        if end is None:
+            return self._let_go() + whole
+        # Where it stood so before, all of it waits.
+        passed = self._let_go() + whole[:end] if end else b""
+        self._hold(whole[end:])
+        return passed
 
-    def _ends(self, event: bytes) -> bool:
-        data = sse.data_of(event)
+    def _look_at(self, data: bytes) -> None:
+        """Take from an event whether the answer may end with it."""
         if data == sse.DONE:
             self.has_failed = _ends_in_error(b"".join(self.copy))
-            return True
-        if not _FINISH.search(data):
-            return False
+            self.is_ended = self._is_over = True
+            return
+        if not self.is_ended and not _FINISH.search(data):
+            return
         try:
-            choices = body.parse(data)["choices"]
-            self._ended_choices |= {c.get("index", 0) for c in choices if c.get("finish_reason")}  # type: ignore[attr-defined]
-        except (BadRequest, TypeError, KeyError, AttributeError):
-            return False
-        return len(self._ended_choices) >= self._num_choices
+            said = body.parse(data)
+            choices: Any = said.get("choices") or ()
+            reasons = {c.get("index", 0): c.get("finish_reason") for c in choices}
+        except (BadRequest, TypeError, AttributeError):
+            return
+        self._ended_choices |= {index for index, reason in reasons.items() if reason}
+        if reasons:
+            self.is_ended = reasons.keys() <= self._ended_choices
+        elif said.get("error"):
+            self.is_ended = False
+        self._is_over = len(self._ended_choices) >= self._num_choices
 
     def _hold(self, data: bytes) -> None:
         self._held.append(data)
         self._num_held_bytes += len(data)
+
+    def _let_go(self) -> bytes:
+        held = b"".join(self._held)
+        self._held.clear()
+        self._num_held_bytes = 0
+        return held
 
     def _restored(self, data: bytes) -> bytes:
         return self._restore.apply(data) if self._restore and data else data

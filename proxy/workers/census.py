@@ -13,7 +13,7 @@ from strop.proxy.store.store import Store
 from strop.proxy.tally import Tally, WorkerTally, note_store
 from strop.proxy.workers import sums
 from strop.proxy.workers.crew import Crew, Member
-from strop.proxy.workers.messages import Sample
+from strop.proxy.workers.frames import Sample
 
 
 class CrewCensus:
@@ -71,7 +71,6 @@ def together(healths: Sequence[StoreHealth]) -> StoreHealth:
     worst = next((one for one in healths if not one.ok), healths[0])
     return replace(
         worst,
-        num_failed=sum(one.num_failed for one in healths),
         num_queued=sum(one.num_queued for one in healths),
         queued_bytes=sum(one.queued_bytes for one in healths),
     )

@@ -15,8 +15,7 @@ from strop.proxy.alias import Leases
 from strop.proxy.errors import StropError, Unavailable
 from strop.proxy.serving import Serving, View
 from strop.proxy.workers.door import Door, Passage
-from strop.proxy.workers.link import Link
-from strop.proxy.workers.messages import (
+from strop.proxy.workers.frames import (
     Answer,
     Call,
     Held,
@@ -32,6 +31,7 @@ from strop.proxy.workers.messages import (
     Started,
     Suspect,
 )
+from strop.proxy.workers.link import Link
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from strop.proxy.parts import Control
 from strop.proxy.routes import routing
 from strop.proxy.workers import requests
 from strop.proxy.workers.crew import Crew, Member
-from strop.proxy.workers.messages import (
+from strop.proxy.workers.frames import (
     Answer,
     Begin,
     Bring,

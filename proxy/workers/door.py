@@ -194,8 +194,15 @@ class Arrivals:
         """Take connections from now on; `protocol` makes what serves one."""
         self._loop.add_reader(self._end, self._take, protocol)
 
-    def stop(self) -> None:
-        """Take no more, and let the others have what comes. Idempotent."""
+    async def stop(self) -> None:
+        """Take no more, and let the others have what comes; return once what was taken is served.
+
+        Idempotent.
+        """
+        self._shut()
+        await asyncio.gather(*self._beginning)
+
+    def _shut(self) -> None:
         if self._end.fileno() >= 0:
             self._loop.remove_writer(self._end)
             self._loop.remove_reader(self._end)
@@ -233,7 +240,7 @@ class Arrivals:
             except OSError:
                 said = b""
             if not said:
-                self.stop()
+                self._shut()
                 return
             self._say(TAKEN)
             if not files:

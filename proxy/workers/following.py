@@ -10,8 +10,7 @@ from strop.proxy.alias import Leases, Served
 from strop.proxy.engines.base import Engine, EngineState
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
-from strop.proxy.workers.link import Link
-from strop.proxy.workers.messages import (
+from strop.proxy.workers.frames import (
     Bring,
     Done,
     Held,
@@ -22,6 +21,7 @@ from strop.proxy.workers.messages import (
     Reloaded,
     Suspect,
 )
+from strop.proxy.workers.link import Link
 
 TELL_AFTER_S: Final = 0.05
 """How long changes of what is held gather before they are told."""

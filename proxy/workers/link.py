@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from strop.proxy.errors import StropError, Unavailable
-from strop.proxy.workers.messages import Answer, Answered, Asked, Call, Failure, Frame, Note
+from strop.proxy.workers.frames import Answer, Answered, Asked, Call, Failure, Frame, Note
 
 log = logging.getLogger(__name__)
 

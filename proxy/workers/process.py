@@ -31,8 +31,7 @@ from strop.proxy.tally import note_store, num_lost
 from strop.proxy.workers import sums
 from strop.proxy.workers.door import Arrivals
 from strop.proxy.workers.following import Following, key_elsewhere
-from strop.proxy.workers.link import Link
-from strop.proxy.workers.messages import (
+from strop.proxy.workers.frames import (
     Answer,
     Begin,
     Call,
@@ -48,6 +47,7 @@ from strop.proxy.workers.messages import (
     Serve,
     Started,
 )
+from strop.proxy.workers.link import Link
 from strop.proxy.workers.requests import passing_on
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Worker:
             await server.serve()
         finally:
             listening.cancel()
-        return 0 if server.started else 1
+        return server.exit_status
 
     async def _listen(self) -> None:
         """Follow the process that decides; without it, nothing is served any more."""
@@ -177,7 +177,7 @@ class _Server(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and end those there are."""
-        self._arrivals.stop()
+        await self._arrivals.stop()
         await super().shutdown(sockets)
 
     def end_now(self) -> None:

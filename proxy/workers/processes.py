@@ -16,8 +16,8 @@ from strop.proxy.child import Child
 from strop.proxy.errors import StropError
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.door import Passage
+from strop.proxy.workers.frames import Answer, Begin, Call
 from strop.proxy.workers.link import Link
-from strop.proxy.workers.messages import Answer, Begin, Call
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +76,24 @@ class WorkerProcesses:
             raise StropError("a worker could not be started; the log says why")
 
     async def stop(self, drain_s: float) -> None:
-        """End all of them at once, each after its requests, by force where it takes too long."""
+        """End all of them at once, each after its requests, by force where it takes too long.
+
+        Raises:
+            StropError: one of them says that it failed to end in order.
+        """
         self._is_stopping = True
-        await self._end_all(drain_s)
+        statuses = await self._end_all(drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # One may have been started in the very moment of the stop.
         await self._end_all(0)
+        if any(status > 0 for status in statuses):
+            raise StropError("a worker did not end in order; the log says why")
 
-    async def _end_all(self, drain_s: float) -> None:
+    async def _end_all(self, drain_s: float) -> list[int]:
         stops = (one.stop(drain_s + _END_TIMEOUT_S) for one in self._children.values())
-        await asyncio.gather(*stops)
+        return await asyncio.gather(*stops)
 
     async def _until_all_are_in(self) -> None:
         while sum(one.is_in for one in self._crew.members) < self._num:
@@ -143,7 +149,9 @@ class WorkerProcesses:
             if not self._is_stopping:
                 # Nobody can tell it anything any more.
                 member.kill()
-        return await child.wait(), member.is_in
+        code = await child.wait()
+        self._children.pop(number, None)
+        return code, member.is_in
 
     async def _see_in(self, member: Member) -> None:
         while not member.is_in:

@@ -12,7 +12,7 @@ from starlette.types import Send as Sends
 
 from strop.proxy.intake import read_body
 from strop.proxy.settings import Server
-from strop.proxy.workers.messages import Request, Response
+from strop.proxy.workers.frames import Request, Response
 
 
 def passing_on(ask: Callable[[Request], Awaitable[Response]], limits: Server) -> ASGIApp:

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample as Line
 
-from strop.proxy.workers.messages import Sample
+from strop.proxy.workers.frames import Sample
 
 _LEAST: Final = "strop_store_ok"
 _CREATED: Final = "_created"

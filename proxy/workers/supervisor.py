@@ -75,8 +75,8 @@ async def _serve(
                 door.close()
                 await workers.stop(settings.server.drain_s)
     except StropError as error:
-        log.error("strop can't serve", extra={"reason": error.message})
-        return 1
+        log.error("strop failed", extra={"reason": error.message})
+        return error.exit_status
     return 0
 
 

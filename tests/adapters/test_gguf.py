@@ -144,33 +144,6 @@ def test_an_adapter_without_effect_stays_one(qwen3: Path, peft_a: Path, tmp_path
     assert 0 == np.abs(applied(values, tensors, "blk.0.ffn_up")).max()
 
 
-def test_half_precision_rounds_and_no_more(qwen3: Path, peft_a: Path, tmp_path: Path) -> None:
-    """Each half of a pair is within float16's rounding of what it was."""
-    gguf_lora.convert(peft_a, qwen3, tmp_path / "lora.gguf", dtype="float16")
-
-    _, tensors = read_back(tmp_path / "lora.gguf")
-    module = peft.read(peft_a).modules["model.layers.0.mlp.up_proj"]
-    assert {np.dtype(np.float16)} == {tensor.dtype for tensor in tensors.values()}
-    np.testing.assert_array_equal(
-        module.a.astype(np.float16), tensors["blk.0.ffn_up.weight.lora_a"], strict=True
-    )
-
-
-def test_values_beyond_half_precision_are_refused(
-    qwen3: Path, peft_a: Path, tmp_path: Path
-) -> None:
-    """They would become infinite."""
-    adapter = peft.read(peft_a)
-    path = "model.layers.0.mlp.up_proj"
-    large = peft.LoraModule(adapter.modules[path].a * 1e6, adapter.modules[path].b, 2.0)
-    (tmp_path / "peft").mkdir()
-    peft.write(peft.Adapter(adapter.config, {**adapter.modules, path: large}), tmp_path / "peft")
-
-    with pytest.raises(InvalidAdapter, match="beyond float16"):
-        gguf_lora.convert(tmp_path / "peft", qwen3, tmp_path / "lora.gguf", dtype="float16")
-    gguf_lora.convert(tmp_path / "peft", qwen3, tmp_path / "lora.gguf")
-
-
 def adapter_of(path: str, folder: Path, *, outputs: int = 64) -> Path:
     """Write an adapter of one module."""
     folder.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from strop.adapters import importing, peft
+from strop.adapters import peft
 from strop.adapters.importing import bring_in, check_import
 from strop.adapters.peft import AdapterNotFound, InvalidAdapter
 
@@ -45,31 +45,6 @@ def change_tensors(folder: Path, change: Callable[[dict[str, np.ndarray]], None]
     )
 
 
-def test_what_was_found_is_said(qwen3: Path, foreign: Path) -> None:
-    """Rank, targets and size, so that an engine's own limits can be asked."""
-    found = check_import(foreign, qwen3, max_rank=8)
-
-    assert (
-        importing.Found(
-            rank=8,
-            num_parameters=3 * 8 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256)),
-            targets=(
-                "down_proj",
-                "gate_proj",
-                "k_proj",
-                "o_proj",
-                "q_proj",
-                "up_proj",
-                "v_proj",
-            ),
-            embeddings=(),
-            has_experts=False,
-            base_model=found.base_model,
-        )
-        == found
-    )
-
-
 def test_an_adapter_is_copied_by_name(qwen3: Path, foreign: Path, target: Path) -> None:
     """The two files as they are, and nothing of what else lies there."""
     (foreign / "adapter_model.bin").write_bytes(b"a pickle")
@@ -86,12 +61,12 @@ def test_an_adapter_is_copied_by_name(qwen3: Path, foreign: Path, target: Path) 
 
 def test_a_quantised_base_is_compared_too(qwen3_4bit: Path, foreign: Path) -> None:
     """Its layers have the sizes of the plain ones."""
-    assert 8 == check_import(foreign, qwen3_4bit, max_rank=8).rank
+    check_import(foreign, qwen3_4bit, max_rank=8)
 
 
 def test_without_a_base_only_the_adapter_itself_is_checked(foreign: Path) -> None:
     """The engine finds out the rest."""
-    assert 8 == check_import(foreign, None, max_rank=8).rank
+    check_import(foreign, None, max_rank=8)
 
 
 def widen(tensors: dict[str, np.ndarray]) -> None:
@@ -276,9 +251,9 @@ def test_what_the_hubs_cache_holds_comes_in(
     """Where `hf download` says that it is: a folder of links to the cache's blobs."""
     snapshot = in_hub_cache(foreign, tmp_path / "hub", "blobs")
 
-    found = bring_in(snapshot, target, qwen3, max_rank=8)
+    bring_in(snapshot, target, qwen3, max_rank=8)
 
-    assert check_import(snapshot, qwen3, max_rank=8) == found
+    check_import(snapshot, qwen3, max_rank=8)
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert not (target / name).is_symlink()
         assert (snapshot / name).read_bytes() == (target / name).read_bytes()
@@ -310,10 +285,10 @@ def test_ranks_and_scales_of_their_own_are_folded(qwen3: Path, foreign: Path, ta
     change_config(foreign, alpha_pattern={"q_proj": 32})
     before = peft.read(foreign)
 
-    found = bring_in(foreign, target, qwen3, max_rank=8)
+    bring_in(foreign, target, qwen3, max_rank=8)
 
     after = peft.read(target)
-    assert 8 == found.rank
+    assert 8 == after.config.rank
     assert ({}, {}) == (after.config.rank_pattern, after.config.alpha_pattern)
     assert {2.0} == {module.scale for module in after.modules.values()}
     for path, module in before.modules.items():
@@ -334,20 +309,18 @@ def add_head(tensors: dict[str, np.ndarray]) -> None:
     tensors[f"{prefix}.lora_B.weight"] = np.ones((1280, 8), np.float32)
 
 
-def test_what_some_engine_serves_comes_in_and_is_said(
-    qwen3: Path, foreign: Path, target: Path
-) -> None:
+def test_what_some_engine_serves_comes_in(qwen3: Path, foreign: Path, target: Path) -> None:
     """An adapted embedding, and a head that shares its weights with it."""
     change_tensors(foreign, add_embedding)
     change_tensors(foreign, add_head)
 
-    found = bring_in(foreign, target, qwen3, max_rank=8)
+    bring_in(foreign, target, qwen3, max_rank=8)
 
-    assert ("model.embed_tokens",) == found.embeddings
-    assert {"embed_tokens", "lm_head"} < set(found.targets)
+    _, shapes = peft.read_shapes(target)
+    assert {"model.embed_tokens", "lm_head"} < set(shapes)
 
 
-def test_single_experts_come_in_and_are_said(tmp_path: Path, target: Path) -> None:
+def test_single_experts_come_in(tmp_path: Path, target: Path) -> None:
     """Where the base's files have them as layers of their own."""
     from safetensors.numpy import save_file
 
@@ -360,7 +333,9 @@ def test_single_experts_come_in_and_are_said(tmp_path: Path, target: Path) -> No
     module = peft.LoraModule(np.ones((2, 16), np.float32), np.ones((32, 2), np.float32), 1.0)
     peft.write(peft.Adapter(peft.LoraConfig(2, 2.0), {path: module}), source)
 
-    assert bring_in(source, target, base, max_rank=8).has_experts
+    bring_in(source, target, base, max_rank=8)
+
+    assert {path} == set(peft.read_shapes(target)[1])
 
 
 def test_blocks_may_be_called_otherwise_in_memory_than_on_disk(
@@ -390,7 +365,7 @@ def test_blocks_may_be_called_otherwise_in_memory_than_on_disk(
         path = "model.language_model.layers.0.self_attn.q_proj"
         peft.write(peft.Adapter(peft.LoraConfig(2, 2.0), {path: module}), source)
         if fits:
-            assert 2 == bring_in(source, to, base, max_rank=8).rank
+            bring_in(source, to, base, max_rank=8)
         else:
             with pytest.raises(InvalidAdapter, match="16 inputs and 33 outputs"):
                 bring_in(source, to, base, max_rank=8)

@@ -75,9 +75,10 @@ def test_the_bases_own_layers_are_left_out(
     target.mkdir()
     assert any(name.endswith(".base_layer.weight") for name in names_in(source))
 
-    found = bring_in(source, target, folder, max_rank=8)
+    bring_in(source, target, folder, max_rank=8)
 
-    assert {*targets} == {*found.targets}
+    _, shapes = peft.read_shapes(target)
+    assert {*targets} == {path.rpartition(".")[2] for path in shapes}
     assert {name for name in names_in(source) if ".lora_" in name} == names_in(target)
     expected = models.reference_logprobs(folder, source, PROMPT, ANSWER)
     plain = models.reference_logprobs(folder, None, PROMPT, ANSWER)

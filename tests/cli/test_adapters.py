@@ -21,6 +21,7 @@ from fake_adapters import FakeAdapters
 from fake_engine import FakeEngine
 from running import Running, running, settings_for
 from store_values import MODEL, database_in, learnable, rate, record
+from waiting import until
 
 from strop.adapters import manifest
 from strop.adapters.identity import identify
@@ -375,15 +376,13 @@ async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:
     async with serving(tmp_path, "waits") as (home, _):
         detached = await home.strop("train", "--detach")
         (run,) = (await home.store.runs.list()).data
-        while not (await home.store.runs.list_steps(run.id)):
-            await asyncio.sleep(0.01)
+        await until(lambda: home.store.runs.list_steps(run.id))
 
         status = await home.strop("status")
         shown = await home.strop("runs", "show", run.id)
         unknown = await home.strop("runs", "cancel", "run_7")
         cancelled = await home.strop("runs", "cancel", run.id)
-        while (await home.store.runs.unfinished()) is not None:
-            await asyncio.sleep(0.01)
+        await until(home.store.runs.unfinished, lambda unfinished: unfinished is None)
         listed = await home.strop("runs", "list")
         again = await home.strop("runs", "cancel", run.id)
 
@@ -406,12 +405,9 @@ async def test_whoever_stops_waiting_for_a_run_is_told_that_it_goes_on(tmp_path:
             *(sys.executable, "-m", "strop.proxy.cli", "train", "--home", str(tmp_path)),
             stderr=asyncio.subprocess.PIPE,
         )
-        while not (found := (await home.store.runs.list()).data):
-            await asyncio.sleep(0.01)
         # It asks for the run again once it waits.
-        (asked,) = found
-        while (await home.store.runs.list_steps(asked.id)) == ():
-            await asyncio.sleep(0.01)
+        (asked,) = (await until(home.store.runs.list, lambda runs: runs.data)).data
+        await until(lambda: home.store.runs.list_steps(asked.id))
         waiting.send_signal(signal.SIGINT)
         _, said = await waiting.communicate()
         left = await home.store.runs.unfinished()
@@ -473,8 +469,7 @@ async def test_what_is_relearned_takes_the_place_of_what_is_stale(tmp_path: Path
         await home.store.withdraw(learned[0], None)
 
         done = await home.strop("train", "--relearn")
-        while (await home.store.versions.activation()).version != "v2":
-            await asyncio.sleep(0.01)
+        await until(home.store.versions.activation, lambda active: active.version == "v2")
 
     assert 0 == done.exit_code, done.output
     assert done.stdout.splitlines()[-1].startswith(("v2 is ready; strop activates it now", "v2 se"))

@@ -1,11 +1,13 @@
 """The command line, against a real store in a temporary home."""
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from dataclasses import fields
@@ -729,6 +731,25 @@ def test_serve_fails_where_the_store_cannot_be_used(tmp_path: Path) -> None:
 
     assert 1 == done.returncode
     assert "the file is no SQLite database" in done.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_serve_refuses_a_home_of_a_newer_strop(home: Path, workers: str) -> None:
+    """With 2, as all that another start would meet too: what restarts it gives up."""
+    with contextlib.closing(sqlite3.connect(home / "strop.db")) as database:
+        database.execute("PRAGMA user_version = 999")
+    engine = ("--engine", "openai", "--engine-url", "http://127.0.0.1:1", "--workers", workers)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "strop.proxy.cli", "serve", "--port", "0", *engine],
+        env={**ENVIRONMENT, "STROP_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 2 == done.returncode
+    assert "a newer strop has written it" in done.stderr
 
 
 def test_serve_fails_where_the_versions_cannot_be_kept(tmp_path: Path) -> None:

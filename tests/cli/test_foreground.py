@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from faults_process import until
+from waiting import until
 
 from strop.proxy import foreground
 from strop.proxy.store import run_lock

@@ -14,6 +14,7 @@ pytest.importorskip("mlx.core")
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import cache as mlx_cache
+from waiting import until
 
 from strop.proxy.embedded import admission, lora, memory
 from strop.proxy.embedded.engine import Engine, Exchange
@@ -352,8 +353,7 @@ async def test_a_version_that_is_unloaded_answers_who_waits_for_it(
         await engine.unload("v1")
         answers = await asyncio.gather(follow(engine, first), follow(engine, waiting))
 
-        while len(engine.worker._groups) > 1:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(engine.worker._groups) <= 1)
 
     assert expected.tokens == answers[1].tokens
     assert 200 == len(answers[0].tokens[0])
@@ -366,7 +366,7 @@ async def test_a_version_that_breaks_fails_who_was_sent_back(qwen3: Path, peft_a
     }
     mx.eval(*(each for one in weights.values() for each in (one.a, one.b)))
     async with serving(qwen3, MEMORY) as engine:
-        await asyncio.wrap_future(engine.worker.add_version("breaking", "", weights))
+        await asyncio.wrap_future(engine.worker.add_version("breaking", weights))
         engine.versions["breaking"] = ""
         await engine.load("other", str(peft_a))
         exchange = await start(engine, model="breaking", prompt=[5] * 900, n=3, max_tokens=300)

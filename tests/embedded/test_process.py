@@ -4,14 +4,14 @@ import asyncio
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import engine_process
 import httpx
 import pytest
 from engine_process import EngineProcess
+from waiting import until
 
 from strop.proxy.embedded.options import Options
 
@@ -50,12 +50,6 @@ def waiting(engine: EngineProcess) -> int:
     return next(int(line.split()[1]) for line in lines if "num_requests_waiting " in line)
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return once `holds` does; the test's own timeout bounds it."""
-    while not holds():
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_frees_its_rows(small: EngineProcess, stream: bool) -> None:
     """A closed connection ends its answers, the waiting ones too, long before max_tokens."""
@@ -64,11 +58,11 @@ async def test_a_client_that_leaves_frees_its_rows(small: EngineProcess, stream:
 
     async with small.client() as client:
         request = asyncio.create_task(client.post("/v1/completions", json=body))
-        await asyncio.to_thread(wait_until, lambda: counts(small) >= (4, before + 20))
+        await until(lambda: asyncio.to_thread(counts, small), lambda seen: seen >= (4, before + 20))
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
-        await asyncio.to_thread(wait_until, lambda: counts(small)[0] == 0)
+        await until(lambda: asyncio.to_thread(counts, small), lambda seen: seen[0] == 0)
 
     _, after = counts(small)
     assert 20 <= after - before < 4000
@@ -81,7 +75,7 @@ async def test_more_than_the_queue_holds_is_refused(small: EngineProcess) -> Non
 
     async with small.client() as client:
         running = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
-        await asyncio.to_thread(wait_until, lambda: waiting(small) == 2)
+        await until(lambda: asyncio.to_thread(waiting, small), lambda num: num == 2)
         refused = await client.post("/v1/completions", json=body)
         answered = await asyncio.gather(*running)
 
@@ -160,7 +154,7 @@ async def test_who_waits_when_the_engine_ends_is_told(qwen3: Path) -> None:
             asyncio.create_task(client.post("/v1/completions", json={**body, "stream": stream}))
             for stream in (False, True)
         ]
-        await asyncio.to_thread(wait_until, lambda: counts(running) >= (16, 1))
+        await until(lambda: asyncio.to_thread(counts, running), lambda seen: seen >= (16, 1))
         os.kill(running.process.pid, signal.SIGTERM)
         whole, stream = await asyncio.gather(*asked)
     status = running.process.wait(timeout=30)

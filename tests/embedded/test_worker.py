@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("mlx.core")
 
 import mlx.core as mx
+from waiting import until
 
 from strop.proxy.embedded import completions, lora
 from strop.proxy.embedded.completions import Completions
@@ -69,7 +70,7 @@ def zeros(num_in: int, value: float = 0.0) -> lora.Weights:
 
 async def add(engine: Engine, name: str, weights: dict[str, lora.Weights]) -> None:
     """Serve weights that no check has seen."""
-    await asyncio.wrap_future(engine.worker.add_version(name, "", weights))
+    await asyncio.wrap_future(engine.worker.add_version(name, weights))
     engine.versions[name] = ""
 
 
@@ -198,8 +199,7 @@ async def test_unloading_frees_what_loading_took(engine: Engine, peft_a: Path) -
         await Call(engine, prompt="A long prompt. " * 20, model=f"v{number}", max_tokens=30).task
         loaded = mx.get_active_memory()
         await engine.unload(f"v{number}")
-        while mx.get_active_memory() > before:
-            await asyncio.sleep(0.01)
+        await until(mx.get_active_memory, lambda num_bytes: num_bytes <= before)
 
         assert before < loaded
 

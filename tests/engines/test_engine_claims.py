@@ -11,6 +11,7 @@ import pytest
 from fake_engine import SSE, Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
 from running import running, settings_for
+from waiting import until
 
 from strop.proxy.engines import claims
 from strop.proxy.engines.base import AdaptersFolder
@@ -280,8 +281,7 @@ async def test_an_engine_is_verified_again_when_it_comes_back(tmp_path: Path) ->
         assert proxy.services.serving.engine.shortfalls
         await engine.stop()
         proxy.services.serving.suspect()
-        while proxy.services.serving.is_ready:
-            await asyncio.sleep(0.01)
+        await until(lambda: not proxy.services.serving.is_ready)
         engine.handler = FakeVllm()
         await engine.start()
         await proxy.services.serving.wait_until_ready()

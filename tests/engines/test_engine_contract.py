@@ -13,6 +13,7 @@ from engine_contract import Case, Started
 from fake_engine import Call, FakeEngine, Unanswered
 from mlx_server_process import mlx_server
 from running import Running, running, settings_for
+from waiting import until
 
 from strop.proxy.engines.base import Ask, Capabilities, Engine
 from strop.proxy.errors import BadRequest
@@ -193,8 +194,7 @@ async def test_a_client_that_leaves_is_noticed(
     if (fake := started.fake) is not None:
         fake.handler = silent = Unanswered(fake.handler)
     asked = asyncio.create_task(proxy.chat(model=proxy.services.serving.alias.name, **fields))
-    while not proxy.services.relay.num_calls:
-        await asyncio.sleep(0)
+    await until(lambda: proxy.services.relay.num_calls)
     asked.cancel()
 
     row = (await proxy.row()).completion
@@ -281,8 +281,9 @@ async def test_an_engine_may_come_later_and_go(
         third = await proxy.chat(model=name)
         await engine.start()
         await proxy.services.serving.wait_until_ready()
-        while (fourth := await proxy.chat(model=name)).status_code != 200:
-            await asyncio.sleep(0.01)
+        fourth = await until(
+            lambda: proxy.chat(model=name), lambda answer: answer.status_code == 200
+        )
 
     statuses = [answer.status_code for answer in (first, second, third, fourth)]
     assert [503, 200, 200] == [statuses[0], statuses[1], statuses[3]]
@@ -298,8 +299,7 @@ async def test_what_is_no_engine_is_said(case: Case, tmp_path: Path) -> None:
     async with FakeEngine(handler) as other:
         settings = settings_for(other.url, kind=case.kind, engine={"key": "wrong"})
         async with running(settings, tmp_path / "other", ready=False) as proxy:
-            while not proxy.services.serving.reason.startswith("expected"):
-                await asyncio.sleep(0.01)
+            await until(lambda: proxy.services.serving.reason.startswith("expected"))
             refused = await proxy.chat(model=case.model)
 
     assert (503, "engine_not_ready") == (refused.status_code, refused.json()["error"]["code"])

@@ -14,6 +14,7 @@ from fake_vllm import FakeVllm
 from hypothesis import given
 from hypothesis import strategies as st
 from running import Running, running, settings_for
+from waiting import until
 
 from strop.proxy.engines.base import AdaptersFolder, Ask, EngineState
 from strop.proxy.engines.openai import OpenAI
@@ -211,20 +212,17 @@ def num_completions(engine: FakeEngine) -> int:
     return sum(one.get("max_tokens") != 1 for one in asked)
 
 
-async def until(proxy: Running, ready: list[bool]) -> None:
-    """Return once the proxy says so of its replicas."""
-    while True:
-        health = (await proxy.client.get("/health")).json()["engine"]
-        if ready == [one["ready"] for one in health["replicas"]]:
-            return
-        await asyncio.sleep(0.01)
+async def ready(proxy: Running) -> list[bool]:
+    """Return which replicas the proxy says are ready."""
+    health = (await proxy.client.get("/health")).json()["engine"]
+    return [one["ready"] for one in health["replicas"]]
 
 
 async def test_requests_are_spread_and_conversations_stay(tmp_path: Path) -> None:
     """Each new conversation goes to one; what follows it goes there too."""
     # A check under way counts as a request.
     async with two(tmp_path, health_interval_s=3600) as (engines, proxy):
-        await until(proxy, [True, True])
+        await until(lambda: ready(proxy), all)
         for number in range(4):
             history = [{"role": "user", "content": f"chat {number}"}]
             for _ in range(3):
@@ -242,12 +240,12 @@ async def test_requests_are_spread_and_conversations_stay(tmp_path: Path) -> Non
 async def test_a_dead_replica_costs_no_request(tmp_path: Path) -> None:
     """What could not be sent there goes to another; when it is back, it gets requests again."""
     async with two(tmp_path) as (engines, proxy):
-        await until(proxy, [True, True])
+        await until(lambda: ready(proxy), all)
         await engines[0].stop()
         answers = [await proxy.chat(f"chat {number}") for number in range(6)]
-        await until(proxy, [False, True])
+        await until(lambda: ready(proxy), lambda now: now == [False, True])
         await engines[0].start()
-        await until(proxy, [True, True])
+        await until(lambda: ready(proxy), all)
         num_before = num_completions(engines[0])
         answers += [await proxy.chat(f"new chat {number}") for number in range(4)]
 
@@ -262,9 +260,9 @@ async def test_a_replica_that_serves_another_model_is_left_out(
 ) -> None:
     """Whichever comes back with it; and /health and /metrics say so."""
     async with two(tmp_path) as (engines, proxy):
-        await until(proxy, [True, True])
+        await until(lambda: ready(proxy), all)
         engines[changed].handler = FakeVllm(base="another")
-        await until(proxy, [changed != 0, changed != 1])
+        await until(lambda: ready(proxy), lambda now: now == [changed != 0, changed != 1])
         health = (await proxy.client.get("/health")).json()["engine"]
         metrics = (await proxy.client.get("/metrics")).text
         answers = [await proxy.chat(f"chat {number}") for number in range(3)]
@@ -281,8 +279,7 @@ async def test_with_all_replicas_gone_requests_fail_and_then_work(tmp_path: Path
         for engine in engines:
             await engine.stop()
         refused = await proxy.chat()
-        while (await proxy.client.get("/readyz")).status_code == 200:
-            await asyncio.sleep(0.01)
+        await until(lambda: proxy.client.get("/readyz"), lambda answer: answer.status_code != 200)
         await engines[1].start()
         await proxy.services.serving.wait_until_ready()
         served = await proxy.chat()
@@ -300,7 +297,7 @@ async def test_a_busy_replica_gets_fewer(tmp_path: Path) -> None:
             await gate.wait()
 
     async with two(tmp_path) as (engines, proxy):
-        await until(proxy, [True, True])
+        await until(lambda: ready(proxy), all)
         engines[0].handler = engines[1].handler = FakeVllm(before_event=wait)
         streams = [asyncio.create_task(proxy.chat(f"{number}", stream=True)) for number in range(8)]
         for engine in engines:

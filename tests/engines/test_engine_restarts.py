@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from strop.proxy.engines.embedded import EngineProcess
 
@@ -23,12 +24,11 @@ async def test_an_engine_that_was_killed_is_said_to_lack_memory(
 
     process = EngineProcess("no-model", name="none", log_path=tmp_path / "log")
     keeping = asyncio.create_task(process.keep_alive(unknown))
-    while process.pid is None:
-        await asyncio.sleep(0.01)
+    pid = await until(lambda: process.pid)
+    assert pid is not None
 
-    os.kill(process.pid, sig)
-    while "ended; starting it again" not in caplog.text:
-        await asyncio.sleep(0.01)
+    os.kill(pid, sig)
+    await until(lambda: "ended; starting it again" in caplog.text)
     await process.stop()
     await keeping
 

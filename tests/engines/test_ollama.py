@@ -14,6 +14,7 @@ from fake_engine import FakeEngine
 from fake_ollama import FakeOllama, base_of
 from openai import AsyncOpenAI, BadRequestError
 from running import Running, running, settings_for
+from waiting import until
 
 from strop.proxy.engines.ollama import Ollama, version_of
 from strop.proxy.errors import EngineNotReady
@@ -320,8 +321,7 @@ async def test_a_pull_beside_it_leaves_what_serves_alone(
         before = serving.alias
 
         ollama.models = {"new:latest": base_of("new"), **ollama.models}
-        while "new" not in serving.alias.others:
-            await asyncio.sleep(0.005)
+        await until(lambda: "new" in serving.alias.others)
 
         assert (before.base, before.active) == (serving.alias.base, serving.alias.active)
         assert dict(before.versions) == dict(serving.alias.versions)

@@ -10,6 +10,7 @@ from fake_engine import FakeEngine
 from fake_ollama import FakeOllama, Model, base_of
 from fake_ollama_answers import Vocabulary, sample
 from ollama_vocabulary import END_ID, vocabulary_of
+from waiting import until
 
 from strop.adapters import gguf
 from strop.proxy.engines.base import Ask
@@ -147,8 +148,7 @@ async def test_requests_under_way_hold_up_a_load_and_are_not_cut(
     await control.prepare("tiny@v1", peft_a)
     async with ollama._running(BASE):
         load = asyncio.create_task(control.load("tiny@v1", peft_a))
-        while not ollama._num_waiting:
-            await asyncio.sleep(0.005)
+        await until(lambda: ollama._num_waiting)
         async with ollama._running(BASE):
             assert BASE == ollama.runner
             let_go.set()

@@ -1,11 +1,11 @@
 """An OpenAI-compatible service behind strop."""
 
-import asyncio
 from pathlib import Path
 
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
+from waiting import until
 
 
 async def test_a_service_that_lists_its_models_to_its_customers_only_needs_a_key_of_strops(
@@ -16,8 +16,7 @@ async def test_a_service_that_lists_its_models_to_its_customers_only_needs_a_key
         async with running(
             settings_for(service.url, kind="openai"), tmp_path / "home", ready=False
         ) as proxy:
-            while "401" not in proxy.services.serving.reason:
-                await asyncio.sleep(0.005)
+            await until(lambda: "401" in proxy.services.serving.reason)
             refused = await proxy.chat()
         keyed = settings_for(service.url, kind="openai", engine={"key": "right"})
         async with running(keyed, tmp_path / "keyed") as proxy:

@@ -20,6 +20,7 @@ import pytest
 import shelved
 from running import Running, running, settings_for
 from vllm_server import ADAPTERS, KEY, NAME, VllmServer, install_or_skip
+from waiting import until
 
 from strop.adapters import probe_codec
 from strop.adapters.identity import identify
@@ -259,14 +260,16 @@ async def test_switches_under_load_cost_no_request_and_mix_no_versions(
                 said.append(answer.content)
             return said
 
+        async def serves_more(version: str) -> None:
+            enough = served[version] + num_streams // 2
+            await until(lambda: served[version] >= enough, limit_s=300)
+
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(streams(number)) for number in range(num_streams)]
             for version in ("v2", "v3", "base", "v1", "v2", "base", "v3"):
                 done = await activate(proxy, version)
                 assert 200 == done.status_code, done.text
-                enough = served[version] + num_streams // 2
-                while served[version] < enough:
-                    await asyncio.sleep(0.05)
+                await serves_more(version)
             is_over = True
         answers = [one for task in tasks for one in task.result()]
         rows = await proxy.rows()
@@ -365,8 +368,7 @@ async def test_a_replica_that_was_killed_is_left_out_and_let_in_again(
         return [one["ready"] for one in health["replicas"]]
 
     async with proxy_of([vllm, second], adapters, qwen3, tmp_path / "home") as proxy:
-        while await ready(proxy) != [True, True]:
-            await asyncio.sleep(0.05)
+        await until(lambda: ready(proxy), all)
         await activate(proxy, "v1")
         before = [await proxy.chat(f"{n} {LONG}", max_tokens=16) for n in range(6)]
         second.kill()
@@ -374,8 +376,7 @@ async def test_a_replica_that_was_killed_is_left_out_and_let_in_again(
         left_out = await ready(proxy)
         await activate(proxy, "v3")
         second.start()
-        while await ready(proxy) != [True, True]:
-            await asyncio.sleep(0.05)
+        await until(lambda: ready(proxy), all, limit_s=300)
         after = [await proxy.chat(f"new {n} {LONG}", max_tokens=16) for n in range(6)]
         rows = await proxy.rows()
         async with second.client() as engine:

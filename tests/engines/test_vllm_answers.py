@@ -13,6 +13,7 @@ import pytest
 import vllm_pairs
 from running import Running, running, settings_for
 from vllm_server import KEY, NAME, VllmServer
+from waiting import until
 
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
@@ -280,8 +281,7 @@ async def test_a_wrong_key_is_said(vllm: VllmServer, tmp_path: Path) -> None:
         body = {"model": NAME, "messages": HELLO}
         path = "/v1/chat/completions"
         keyed = {"authorization": "Bearer a-key"}
-        while "401" not in proxy.services.serving.reason:
-            await asyncio.sleep(0.01)
+        await until(lambda: "401" in proxy.services.serving.reason)
         refused = await proxy.client.post(path, json=body, headers=keyed)
         unknown = await proxy.client.post(path, json=body, headers={"authorization": "Bearer b"})
 
@@ -339,11 +339,9 @@ async def test_a_client_that_leaves_frees_the_engine(
     long = {"max_tokens": 1000, "ignore_eos": True, "n": 16, "stream": stream}
     async with vllm.client() as engine:
         asked = asyncio.create_task(proxy.chat(**long))
-        while not await num_running(engine):
-            await asyncio.sleep(0.01)
+        await until(lambda: num_running(engine))
         asked.cancel()
-        while await num_running(engine):
-            await asyncio.sleep(0.01)
+        await until(lambda: num_running(engine), lambda num: not num)
 
     row = (await proxy.row()).completion
     assert ("client_cancelled", False) == (row.state, row.delivered)

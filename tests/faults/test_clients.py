@@ -11,9 +11,9 @@ import pytest
 from fake_engine import FakeEngine
 from faults_client import Answer, Client, Plan, ask
 from faults_engine import NUM_TOKENS, WAY_HEADER, FaultyEngine
-from faults_process import until
 from faults_report import Reached, scaled
 from running import Running, running, settings_for
+from waiting import until
 
 pytestmark = pytest.mark.faults
 

@@ -13,10 +13,11 @@ from faults_clock import HOUR_NS, Clock, clock
 from faults_disk import BREAKS, MODES, Breaks, Mode, check_withheld, until_store_is
 from faults_engine import TAG_HEADER, FaultyEngine
 from faults_load import CONNECTIONS, SteadyLoad
-from faults_process import Serve, behind, database, serving, until
+from faults_process import Serve, behind, database, serving
 from faults_report import Reached, scaled
 from faults_storm import check_rows, plans
 from running import running, settings_for
+from waiting import until
 
 __all__ = ["clock"]
 
@@ -164,8 +165,9 @@ async def test_everything_at_once_costs_the_steady_ones_nothing(
         for client in (*idle, *half, *unread):
             await client.leave()
         await proxy.wait_until_idle()
-        while num_sockets is not None and (proxy.num_sockets or 0) > num_sockets + engine.num_open:
-            await asyncio.sleep(0.02)
+        await until(
+            lambda: num_sockets is None or (proxy.num_sockets or 0) <= num_sockets + engine.num_open
+        )
 
     with database(home) as opened:
         rows = opened.execute("SELECT id, request_id, state FROM completions").fetchall()

@@ -1,6 +1,7 @@
 """The end of the proxy, gentle and not: what runs is recorded, and no child outlives it."""
 
 import asyncio
+import functools
 import os
 import re
 import signal
@@ -11,9 +12,10 @@ import pytest
 from fake_engine import FakeEngine
 from faults_client import Answer, Plan, ask
 from faults_engine import WAY_HEADER, FaultyEngine
-from faults_process import behind, database, started, until
+from faults_process import behind, database, started
 from faults_report import Reached, scaled
-from worked import is_alive
+from waiting import until
+from worked import until_dead
 
 pytestmark = pytest.mark.faults
 
@@ -82,11 +84,9 @@ async def test_who_asks_twice_ends_it_at_once(tmp_path: Path) -> None:
         asked = [
             asyncio.create_task(ask(proxy.url, question("hang", n % 2 == 0))) for n in range(9)
         ]
-        while (await proxy.get("/health"))["in_flight"] < len(asked):
-            await asyncio.sleep(0.01)
+        await until(lambda: proxy.get("/health"), lambda health: health["in_flight"] == len(asked))
         proxy.process.send_signal(signal.SIGINT)
-        while (await ask(proxy.url, question("ok", False))).status:
-            await asyncio.sleep(0.01)
+        await until(lambda: ask(proxy.url, question("ok", False)), lambda answer: not answer.status)
         status = await proxy.end(signal.SIGINT)
         answers = await asyncio.gather(*asked)
 
@@ -114,8 +114,7 @@ async def test_sigterm_while_bodies_are_sent_ends_in_time(tmp_path: Path) -> Non
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9\r\n\r\n{"
         )
         await writer.drain()
-        while not (await proxy.get("/health"))["uptime_s"]:
-            await asyncio.sleep(0.01)
+        await until(lambda: proxy.get("/health"), lambda health: health["uptime_s"])
         status = await proxy.end(signal.SIGTERM)
         said = await reader.read()
         writer.close()
@@ -123,11 +122,6 @@ async def test_sigterm_while_bodies_are_sent_ends_in_time(tmp_path: Path) -> Non
     assert 0 == status
     assert said.startswith(b"HTTP/1.1 503 ")
     assert b'"shutting_down"' in said
-
-
-async def until_dead(pid: int) -> None:
-    """Return once a process has ended."""
-    await until(lambda: not is_alive(pid))
 
 
 async def children_of(pid: int) -> list[int]:
@@ -154,13 +148,15 @@ async def test_the_embedded_engine_ends_with_its_proxy(
             if sig == signal.SIGTERM:
                 os.kill(engine, signal.SIGKILL)
                 await until_dead(engine)
-                while not (ask_once := await ask(proxy.url, words(4))).is_answered:
-                    assert ask_once.status in (502, 503)
-                    await asyncio.sleep(0.05)
+                again = await until(
+                    functools.partial(ask, proxy.url, words(4)),
+                    lambda answer: answer.status not in (502, 503),
+                )
+                assert again.is_answered
                 (engine,) = await children_of(proxy.process.pid)
             running = asyncio.create_task(ask(proxy.url, words(400)))
-            while not (await proxy.get("/health"))["in_flight"]:
-                await asyncio.sleep(0.01)
+            health = functools.partial(proxy.get, "/health")
+            await until(health, lambda health: health["in_flight"])
             assert status == await proxy.end(sig)
             answer: Answer = await running
             await until_dead(engine)

@@ -13,6 +13,7 @@ from faults_disk import BREAKS, MODES, Breaks, Mode, check_withheld, locked, unt
 from faults_engine import FaultyEngine
 from faults_process import Serve, behind, database, serving, started
 from faults_report import Reached, scaled
+from waiting import until
 
 pytestmark = pytest.mark.faults
 
@@ -95,8 +96,7 @@ async def test_a_lock_shorter_than_the_timeout_costs_nothing(tmp_path: Path) -> 
     ):
         with locked(proxy):
             asked = [asyncio.create_task(ask(proxy.url, question(n % 2 == 0))) for n in range(8)]
-            while await proxy.metric("strop_store_queue") == 0:
-                await asyncio.sleep(0.02)
+            await until(lambda: proxy.metric("strop_store_queue"))
         answers = await asyncio.gather(*asked)
 
         assert all(answer.is_answered for answer in answers)

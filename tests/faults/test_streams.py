@@ -14,10 +14,11 @@ from faults_engine import (
     WAY_HEADER,
     FaultyEngine,
 )
-from faults_process import behind, database, serving, until
+from faults_process import behind, database, serving
 from faults_report import Reached, scaled
 from faults_storm import check_answer, check_rows, plans
 from running import running, settings_for
+from waiting import until
 
 pytestmark = pytest.mark.faults
 
@@ -75,8 +76,9 @@ async def test_hundreds_of_broken_streams_at_once_leave_nothing_behind(
         states = check_rows(asked, rows, set(engine_side.tags))
         assert len(rows) == await proxy.metric("strop_completions_total")
         assert 0 == await proxy.metric("strop_completions_lost_total")
-        while num_sockets is not None and (proxy.num_sockets or 0) > num_sockets + engine.num_open:
-            await asyncio.sleep(0.02)
+        await until(
+            lambda: num_sockets is None or (proxy.num_sockets or 0) <= num_sockets + engine.num_open
+        )
         assert (await ask(proxy.url, Plan({"model": "tiny", "messages": []}))).is_answered
         reached(
             requests=len(asked),
@@ -119,11 +121,7 @@ def left_over() -> dict[str, list[str]]:
 
 async def nothing_left_over() -> None:
     """Wait until finished requests have left nothing: a batch is the writer's a moment longer."""
-    for _ in range(100):
-        if not left_over():
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(left_over())
+    await until(left_over, lambda left: not left)
 
 
 @pytest.mark.usefixtures("empty_heap")

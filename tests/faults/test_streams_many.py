@@ -14,6 +14,7 @@ from faults_engine import DONE, EVENTS, WAY_HEADER, FaultyEngine
 from faults_load import open_files
 from faults_process import Serve, behind, database, serving
 from faults_report import Reached, scaled
+from waiting import until
 
 pytestmark = pytest.mark.faults
 
@@ -65,8 +66,7 @@ class Together(FaultyEngine):
 async def sockets_back(proxy: Serve, engine: FakeEngine, before: int | None) -> None:
     """Return once the proxy has no more sockets than before, but those kept for the engine."""
     await engine.until(lambda: engine.num_open <= MAX_IDLE)
-    while before is not None and (proxy.num_sockets or 0) > before + engine.num_open:
-        await asyncio.sleep(0.02)
+    await until(lambda: before is None or (proxy.num_sockets or 0) <= before + engine.num_open)
 
 
 async def test_a_thousand_streams_at_once_are_all_whole_and_recorded_once(

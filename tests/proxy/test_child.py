@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from strop.proxy import child
 from strop.proxy.child import Child, last_words
@@ -28,12 +29,6 @@ time.sleep(600)
 def python(script: str) -> list[str]:
     """Return a command that runs a script, and is told the pipe's end as the last argument."""
     return [sys.executable, "-c", script]
-
-
-async def said(log_path: Path, words: str) -> None:
-    """Return once a child has written something."""
-    while words not in last_words(log_path):
-        await asyncio.sleep(0.01)
 
 
 async def test_what_it_says_goes_to_a_file_for_its_owner(tmp_path: Path) -> None:
@@ -76,14 +71,14 @@ async def test_it_learns_that_strop_died(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(*python(starts))
     await parent.wait()
 
-    await said(log_path, "strop is gone")
+    await until(lambda: "strop is gone" in last_words(log_path))
 
 
 async def test_it_is_stopped_by_a_signal(tmp_path: Path) -> None:
     """And again, which changes nothing."""
     log_path = tmp_path / "log"
     started = await Child.start(python(WAITS), log_path=log_path)
-    await said(log_path, "waiting")
+    await until(lambda: "waiting" in last_words(log_path))
 
     await started.stop()
     await started.stop()
@@ -98,7 +93,7 @@ async def test_one_that_does_not_listen_is_killed(
     monkeypatch.setattr(child, "STOP_TIMEOUT_S", 0.05)
     log_path = tmp_path / "log"
     started = await Child.start(python(DEAF), log_path=log_path)
-    await said(log_path, "deaf")
+    await until(lambda: "deaf" in last_words(log_path))
 
     await started.stop()
 

@@ -12,8 +12,8 @@ from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from faults_client import Answer, Client
 from faults_engine import EVENTS, WHOLE
-from faults_process import until
 from running import Running, running, settings_for
+from waiting import until
 
 from strop.proxy import http_server
 from strop.proxy.client_connection import MAX_HEAD_BYTES
@@ -123,7 +123,7 @@ async def test_trailers_have_an_end(proxy: Running) -> None:
     """They are as long as a head at most: the parser gathers each whole before it gives it away."""
     client = await Client.connect(proxy.url)
     client.send(START + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
-    await until(lambda: bool(proxy.server.server_state.tasks))
+    await until(lambda: proxy.server.server_state.tasks)
     client.send(b"x: " + b"a" * MAX_HEAD_BYTES)
     answer = await read(client)
 
@@ -252,9 +252,7 @@ async def test_a_request_that_crosses_a_stop_is_answered(
     for _ in range(num_before):
         client.send(LIVE)
         await read(client)
-    while not (served := list(proxy.server.server_state.connections)):
-        await asyncio.sleep(0.005)
-    (connection,) = served
+    (connection,) = await until(lambda: list(proxy.server.server_state.connections))
     for _ in range(calls_before):
         connection.shutdown()
     os.write(client.writer.get_extra_info("socket").fileno(), LIVE)

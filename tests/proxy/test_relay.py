@@ -20,6 +20,7 @@ import zstandard
 from fake_engine import SSE, Call, DisconnectedError, FakeEngine, Unanswered
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
+from waiting import until
 
 from strop.proxy import call as relayed
 from strop.proxy import heap
@@ -165,6 +166,26 @@ async def test_a_stream_goes_on_while_a_choice_of_it_does(
 
     assert event(0, "stop") + event(1, None) == first
     assert event(1, "stop") == rest
+
+
+async def test_an_engine_may_give_fewer_choices_than_were_asked_for(tmp_path: Path) -> None:
+    """What ends the only one is the end, also without [DONE]; its answer is a whole one."""
+    first = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+
+    async def handler(call: Call) -> None:
+        if call.request.method == "GET":
+            return await FakeVllm()(call)
+        return await call.stream([first, last])
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(settings_for(engine.url, kind="openai"), tmp_path / "home") as proxy,
+    ):
+        answer = await proxy.chat(stream=True, n=2)
+
+        assert first + last == answer.content
+        assert "complete" == (await proxy.row()).completion.state
 
 
 async def test_where_nothing_is_injected_the_hash_of_the_stream_is_the_engines(
@@ -389,6 +410,38 @@ async def test_what_cannot_be_unpacked_is_a_502_that_says_so(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_packed_answer_may_be_too_long_to_keep(stream: bool, tmp_path: Path) -> None:
+    """A stream is relayed whole, and its record says so; a body would have to be held whole."""
+    said = b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}' % bytes(1000).hex().encode()
+    whole = b"data: %b\n\n" % said * 2000 + b"data: [DONE]\n\n" if stream else said * 2000
+
+    async def handler(call: Call) -> None:
+        if call.request.method == "GET":
+            return await FakeVllm()(call)
+        kind = ("content-type", SSE if stream else "application/json")
+        packed = zstandard.compress(whole)
+        return await call.answer(packed, 200, [kind, ("content-encoding", "zstd")])
+
+    async with (
+        FakeEngine(handler) as engine,
+        running(
+            settings_for(engine.url, kind="openai", capture={"max_answer_bytes": 2**20}),
+            tmp_path / "home",
+        ) as proxy,
+    ):
+        answer = await proxy.chat(stream=stream)
+        row = (await proxy.row()).completion
+
+    if stream:
+        assert hashlib.sha256(whole).digest() == hashlib.sha256(answer.content).digest()
+        assert ("complete", ()) == (row.state, row.choices)
+        assert "longer than capture.max_answer_bytes" in (row.error or "")
+    else:
+        assert (502, "upstream_error") == (answer.status_code, row.state)
+        assert "expected at most 1048576 bytes" in (row.error or "")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_a_packed_answer_that_is_cut_off_is_no_whole_one(
     stream: bool, engine: FakeEngine, proxy: Running
 ) -> None:
@@ -595,8 +648,9 @@ async def test_what_was_cut_off_is_freed_at_once(
                 await start_and_leave(proxy, engine, stream=True, read=True)
             else:
                 await proxy.chat(stream=True)
-        while proxy.services.relay.num_calls or proxy.server.server_state.tasks:
-            await asyncio.sleep(0.01)
+        await until(
+            lambda: not proxy.services.relay.num_calls and not proxy.server.server_state.tasks
+        )
         # No isinstance: some objects of others warn when they are looked at.
         kept = [one for one in gc.get_objects() if type(one) in (relayed.Call, Exchange)]
     finally:
@@ -730,8 +784,7 @@ async def test_a_store_that_fails_loses_answers_only_where_that_is_allowed(
         lock = sqlite3.connect(tmp_path / "home" / "strop.db", isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         answer = await proxy.chat(stream=stream)
-        while proxy.services.relay.num_calls:
-            await asyncio.sleep(0.01)
+        await until(lambda: not proxy.services.relay.num_calls)
         later = await proxy.chat(stream=stream)
         lock.execute("ROLLBACK")
         lock.close()
@@ -746,8 +799,7 @@ async def test_a_store_that_fails_loses_answers_only_where_that_is_allowed(
         lost = proxy.services.metrics.registry.get_sample_value("strop_completions_lost_total")
         assert lost is not None
         assert lost >= 1
-        while not proxy.services.store.health.ok:
-            await asyncio.sleep(0.01)
+        await until(lambda: proxy.services.store.health.ok)
         assert 200 == (await proxy.chat()).status_code
 
 
@@ -765,8 +817,7 @@ async def test_a_store_that_is_too_slow_has_failed_until_it_is_not(
         later = await proxy.chat()
         disk.set()
         await writing
-        while not store.health.ok:
-            await asyncio.sleep(0.01)
+        await until(lambda: store.health.ok)
         num_rows = len(await proxy.rows())
 
     assert "longer than capture.commit_timeout_s = 0.1 s" in str(health.reason)

@@ -79,6 +79,39 @@ async def test_why_strop_cannot_start_or_stop_in_order_is_told_to_the_server(
     assert {"type": f"lifespan.{stage}.failed", "message": "full"} == told[-1]
 
 
+_STOPS = """
+import contextlib
+from strop.proxy import logs
+from strop.proxy.app import App
+from strop.proxy.errors import StoreUnavailable
+from strop.proxy.http_server import Alone, uvicorn_config
+from strop.proxy.settings import Log, Settings
+
+@contextlib.asynccontextmanager
+async def services(error):
+    yield
+    if error is not None:
+        raise error
+
+logs.set_up(Log())
+for error in (None, StoreUnavailable("the disk is full"), OSError("no disk"), ValueError("a bug")):
+    server = Alone(uvicorn_config(Settings(), App(services(error), lambda _: None)))
+    server.should_exit = True
+    server.run(sockets=[])
+    print(server.exit_status)
+"""
+
+
+def test_a_stop_that_fails_says_why_and_is_no_success() -> None:
+    """Whatever fails: whoever starts strop again after a failure knows of it."""
+    result = subprocess.run(
+        [sys.executable, "-c", _STOPS], capture_output=True, text=True, check=True
+    )
+
+    assert ["0", "1", "1", "1"] == result.stdout.split()
+    assert all(why in result.stderr for why in ("the disk is full", "no disk", "a bug"))
+
+
 def test_a_serving_process_imports_nothing_that_only_training_or_a_terminal_needs() -> None:
     """Each worker would have its own of it, for as long as it runs."""
     unneeded = "{'torch', 'mlx', 'transformers', 'numpy', 'peft'}"

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -13,6 +13,7 @@ import fake_run
 import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record, version
+from waiting import until
 
 from strop.proxy.alias import Leases, Served
 from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
@@ -66,8 +67,7 @@ class Trained:
         async with watching(trainer):
             if asked_by != "trigger":
                 await trainer.request(Wanted(), actor=asked_by)
-            while not (await self.store.runs.list()).data or not (await self.run()).step:
-                await asyncio.sleep(0.01)
+            await until(self.store.runs.list, lambda runs: runs.data and runs.data[0].step)
 
     async def end_runs(
         self, *states: RunState, parent: str | None = None, base: str = MODEL
@@ -86,11 +86,10 @@ class Trained:
 
     async def until(self, *states: RunState) -> Run:
         """Return the newest run once it is in one of these states."""
-        while True:
-            page = await self.store.runs.list()
-            if page.data and page.data[0].state in states:
-                return page.data[0]
-            await asyncio.sleep(0.01)
+        runs = await until(
+            self.store.runs.list, lambda runs: runs.data and runs.data[0].state in states
+        )
+        return runs.data[0]
 
 
 @pytest.fixture
@@ -113,19 +112,13 @@ async def watching(trainer: Trainer) -> AsyncIterator[None]:
             await task
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Return once something holds."""
-    while not holds():
-        await asyncio.sleep(0.01)
-
-
 async def test_enough_ratings_start_a_run(training: Trained) -> None:
     """With the settings' objective and preset, from the active version; it is promoted."""
     await training.rate(3, 1)
 
     async with watching(training.trainer("passes")):
         run = await training.until("passed")
-        await eventually(lambda: bool(training.swapper.activated))
+        await until(lambda: training.swapper.activated)
 
     assert ("topr", "balanced", None, MODEL, "trigger") == (
         run.objective, run.preset, run.parent, run.base, run.requested_by,
@@ -145,7 +138,7 @@ async def test_too_few_ratings_start_none(training: Trained) -> None:
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says != "starting")
+        await until(lambda: trainer.decision.says != "starting")
 
     assert "2 more ratings; 0 bad so far: rate some bad ones too" == trainer.decision.says
     assert () == (await training.store.runs.list()).data
@@ -158,11 +151,10 @@ async def test_a_rejected_run_is_not_tried_again_with_the_same_ratings(training:
 
     async with watching(trainer):
         await training.until("rejected")
-        await eventually(lambda: "more ratings" in trainer.decision.says)
+        await until(lambda: "more ratings" in trainer.decision.says)
         says = trainer.decision.says
         await training.rate(2, 2, start=4)
-        while len((await training.store.runs.list()).data) < 2:
-            await asyncio.sleep(0.01)
+        await until(training.store.runs.list, lambda runs: len(runs.data) >= 2)
         await training.until("rejected")
 
     assert "4 more ratings, since the last run was rejected" == says
@@ -176,7 +168,7 @@ async def test_rejected_again_and_again_it_tries_less_often(training: Trained) -
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says != "starting")
+        await until(lambda: trainer.decision.says != "starting")
         says = trainer.decision.says
         await training.rate(8, 8, start=4)
         run = await training.until("passed")
@@ -195,7 +187,7 @@ async def test_what_was_not_judged_is_tried_again_as_soon_as_ever(
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says != "starting")
+        await until(lambda: trainer.decision.says != "starting")
 
     assert "4 more ratings" == trainer.decision.says
 
@@ -218,7 +210,7 @@ async def test_only_what_was_rejected_in_a_row_and_from_here_counts(
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says != "starting")
+        await until(lambda: trainer.decision.says != "starting")
 
     assert "4 more ratings, since the last run was rejected" == trainer.decision.says
 
@@ -250,7 +242,7 @@ async def test_an_answer_between_two_looks_counts_as_somebody_asking(
         getattr(training.leases, what)(served)
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says != "starting")
+        await until(lambda: trainer.decision.says != "starting")
         says = trainer.decision.says
 
     assert waits == ("training.idle_s" in says)
@@ -262,7 +254,7 @@ async def test_what_can_not_be_trained_is_said(training: Trained) -> None:
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says == training.base)
+        await until(lambda: trainer.decision.says == training.base)
         with pytest.raises(Unavailable, match=r"model\.base"):
             await trainer.request(Wanted(), actor="api")
 
@@ -314,8 +306,7 @@ async def test_a_run_is_cancelled_at_its_next_step(training: Trained) -> None:
     trainer = training.trainer("waits")
     async with watching(trainer):
         asked = await trainer.request(Wanted(), actor="api")
-        while (await training.run()).step == 0:
-            await asyncio.sleep(0.01)
+        await until(training.run, lambda run: run.step)
 
         cancelling = await trainer.cancel(asked.id)
         run = await training.until("cancelled")
@@ -334,8 +325,7 @@ async def test_a_run_whose_parent_is_liked_less_and_rolled_back_is_stopped(
     at_ms = (await training.store.versions.activation()).created_ms
 
     async with watching(training.trainer("waits")):
-        while not (runs := (await training.store.runs.list()).data) or not runs[0].step:
-            await asyncio.sleep(0.01)
+        await until(training.store.runs.list, lambda runs: runs.data and runs.data[0].step)
         for number in range(20):
             id_ = f"cmp_of_parent_{number}"
             await record(training.store, id_, base=MODEL, version=parent.id, created_ms=at_ms)
@@ -354,7 +344,7 @@ async def test_a_run_is_stopped_whoever_rolled_its_parent_back(
     await training.begin_on_a_version()
     if is_running:
         async with watching(training.trainer("waits")):
-            await eventually(lambda: run_lock.is_held(training.home / "runs"))
+            await until(lambda: run_lock.is_held(training.home / "runs"))
             await training.store.versions.activate("base", actor="api", kind="rolled_back")
             run = await training.until("cancelled")
     else:
@@ -409,8 +399,7 @@ async def test_stopping_strop_stops_the_process_and_not_the_run(training: Traine
     """At the next start it goes on."""
     async with watching(trainer := training.trainer("waits")):
         asked = await trainer.request(Wanted(), actor="api")
-        while (await training.run()).step == 0:
-            await asyncio.sleep(0.01)
+        await until(training.run, lambda run: run.step)
     stopped = await training.run()
     is_free = not run_lock.is_held(training.home / "runs")
 
@@ -428,7 +417,7 @@ async def test_an_unfinished_run_goes_on_with_its_base_where_that_is_now(trainin
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: "model.base is no folder" in trainer.decision.says)
+        await until(lambda: "model.base is no folder" in trainer.decision.says)
         says = trainer.decision.says
         training.base = Base(training.home / "moved", MODEL)
         run = await training.until("passed", "failed")
@@ -448,7 +437,7 @@ async def test_an_unfinished_run_that_waits_for_its_base_can_be_cancelled(
     trainer = training.trainer("waits")
 
     async with watching(trainer):
-        await eventually(lambda: "can't go on yet" in trainer.decision.says)
+        await until(lambda: "can't go on yet" in trainer.decision.says)
         await trainer.cancel(asked.id)
         run = await training.until("cancelled")
 
@@ -495,7 +484,7 @@ async def test_what_was_tried_is_not_tried_again_for_a_run_of_another_base(
     trainer = training.trainer("passes")
 
     async with watching(trainer):
-        await eventually(lambda: trainer.decision.says != "starting")
+        await until(lambda: trainer.decision.says != "starting")
 
     assert "4 more ratings" == trainer.decision.says
 
@@ -508,10 +497,10 @@ async def test_a_run_of_another_process_is_left_to_it(training: Trained) -> None
 
     with run_lock.hold(training.home / "runs", asked.id):
         async with watching(trainer):
-            await eventually(lambda: asked.id in trainer.decision.says)
+            await until(lambda: asked.id in trainer.decision.says)
             says = trainer.decision.says
     async with watching(made):
-        await eventually(lambda: bool(training.swapper.activated))
+        await until(lambda: training.swapper.activated)
 
     assert f"{asked.id} is under way" == says
     assert not (training.home / "runs" / asked.id / "output.log").read_bytes()
@@ -525,7 +514,7 @@ async def test_what_goes_wrong_is_what_training_waits_for(training: Trained) -> 
 
     async with watching(trainer):
         await trainer.request(Wanted(), actor="api")
-        await eventually(lambda: "Not a directory" in trainer.decision.says)
+        await until(lambda: "Not a directory" in trainer.decision.says)
         (training.home / "runs").unlink()
         run = await training.until("passed")
 
@@ -538,7 +527,7 @@ async def test_disabled_training_still_takes_requests(training: Trained) -> None
     trainer = training.trainer("rejects", Training(enabled=False))
 
     async with watching(trainer):
-        await eventually(lambda: "training.enabled" in trainer.decision.says)
+        await until(lambda: "training.enabled" in trainer.decision.says)
         asked: Any = await trainer.request(Wanted(), actor="api")
         run = await training.until("rejected")
 

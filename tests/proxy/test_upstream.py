@@ -5,6 +5,7 @@ Broken engines and given-up exchanges are in test_upstream_faults.
 
 import asyncio
 import gc
+import gzip
 import json
 import random
 import socket
@@ -17,9 +18,10 @@ from pathlib import Path
 import pytest
 from exchanges import LIMIT, ok, post, serving, started
 from fake_engine import Call, FakeEngine, Framing
-from loops import on_both_loops, settle
+from loops import on_both_loops
+from waiting import until
 
-from strop.proxy.errors import ConfigError, UpstreamError
+from strop.proxy.errors import ConfigError, UpstreamAborted, UpstreamError
 from strop.proxy.exchange import HIGH_WATER_BYTES, SLICE_BYTES
 from strop.proxy.upstream import Upstream
 
@@ -116,7 +118,7 @@ async def test_pieces_come_as_they_arrive() -> None:
         exchange = await started(upstream)
         first = await exchange.read()
         read.set()
-        await settle(lambda: upstream.num_idle == 1)
+        await until(lambda: upstream.num_idle == 1)
 
         assert b"one" == first
         assert b"twothree" == await exchange.read()
@@ -153,6 +155,26 @@ async def test_read_all_has_a_limit() -> None:
         with pytest.raises(UpstreamError, match=r"at most 1000 bytes from http://127\.0\.0\.1:"):
             await exchange.read_all(1000)
         await engine.until(lambda: engine.num_open == 0)
+
+
+@on_both_loops
+async def test_a_packed_answer_is_unpacked_only_as_it_is_read() -> None:
+    """A little may say very much: once nobody wants it, the rest stays packed."""
+    packed = gzip.compress(bytes(64 * 2**20))
+
+    async def handler(call: Call) -> None:
+        await call.answer(packed, headers=[("content-encoding", "gzip")])
+
+    async with serving(handler) as (_, upstream):
+        exchange = await started(upstream)
+        exchange.unpack()
+        await until(lambda: upstream.num_idle == 1)
+        first = await exchange.read()
+        exchange.abort()
+
+        assert 0 < len(first) < 2**20
+        with pytest.raises(UpstreamAborted):
+            await exchange.read()
 
 
 @on_both_loops
@@ -198,7 +220,7 @@ async def test_large_body_is_sent_no_faster_than_it_is_taken() -> None:
         posting = asyncio.create_task(post(upstream, body))
         await engine.until(lambda: len(engine.requests) == 1)
         (connection,) = upstream._connections
-        await settle(lambda: connection.is_write_paused)
+        await until(lambda: connection.is_write_paused)
         num_waiting_bytes = connection.transport.get_write_buffer_size()
         may_read.set()
         await posting
@@ -220,7 +242,7 @@ async def test_answer_before_the_end_of_the_body_ends_the_sending() -> None:
 
         assert 413 == exchange.status
         assert b'{"error":"too large"}' == await exchange.read_all(LIMIT)
-        await settle(lambda: upstream.num_connections == 0)
+        await until(lambda: upstream.num_connections == 0)
 
 
 @on_both_loops
@@ -239,7 +261,7 @@ async def test_connection_used_last_is_used_first() -> None:
         both = [asyncio.create_task(post(upstream)) for _ in range(2)]
         await engine.until(lambda: len(engine.requests) == 2)
         gates[1].set()
-        await settle(lambda: upstream.num_idle == 1)
+        await until(lambda: upstream.num_idle == 1)
         gates[0].set()
         await asyncio.gather(*both)
 
@@ -271,11 +293,11 @@ async def test_idle_connections_are_bounded() -> None:
         await ok(call)
 
     async with serving(handler, max_idle=2) as (engine, upstream):
-        posts = [asyncio.create_task(post(upstream)) for _ in gates]
+        posts = {asyncio.create_task(post(upstream)) for _ in gates}
         await engine.until(lambda: len(engine.requests) == 4)
-        for num_busy, gate in enumerate(reversed(gates)):
+        for gate in reversed(gates):
             gate.set()
-            await settle(lambda: sum(task.done() for task in posts) > num_busy)  # noqa: B023
+            _, posts = await asyncio.wait(posts, return_when=asyncio.FIRST_COMPLETED)
         await engine.until(lambda: engine.num_open == 2)
 
         assert {0, 1} == {connection.index for connection in engine.open}
@@ -355,9 +377,9 @@ async def test_times_are_those_of_the_exchange() -> None:
 
         await exchange.read()
         came_at = exchange.last_progress
-        await settle(lambda: asyncio.get_running_loop().time() > came_at)
+        await until(lambda: asyncio.get_running_loop().time() > came_at)
         reading = asyncio.create_task(exchange.read())
-        await settle(lambda: exchange.is_waiting)
+        await until(lambda: exchange.is_waiting)
         assert came_at < exchange.last_progress
 
         gate.set()

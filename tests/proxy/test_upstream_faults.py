@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from exchanges import LIMIT, ok, post, serving, started
 from fake_engine import Call, FakeEngine
-from loops import on_both_loops, settle
+from loops import on_both_loops
+from waiting import until
 
 from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamUnreachable
 from strop.proxy.upstream import Exchange, Upstream
@@ -132,7 +133,7 @@ async def test_connection_closed_while_idle_is_forgotten() -> None:
     async with serving(handler) as (engine, upstream):
         for _ in range(3):
             await post(upstream)
-            await settle(lambda: upstream.num_connections == 0)
+            await until(lambda: upstream.num_connections == 0)
 
         assert (3, 3) == (engine.num_opened, len(engine.requests))
         assert 0 == upstream.num_idle
@@ -152,7 +153,7 @@ async def test_unasked_for_bytes_close_an_idle_connection() -> None:
         await post(upstream)
         assert 1 == upstream.num_idle
         gate.set()
-        await settle(lambda: upstream.num_connections == 0)
+        await until(lambda: upstream.num_connections == 0)
 
         assert b'{"ok":true}' == await post(upstream)
 
@@ -275,7 +276,7 @@ async def test_server_that_speaks_first_is_an_error() -> None:
         upstream = Upstream(engine.url)
         with pytest.raises(UpstreamDied):
             await post(upstream)
-        await settle(lambda: upstream.num_connections == 0)
+        await until(lambda: upstream.num_connections == 0)
 
 
 @on_both_loops
@@ -286,7 +287,7 @@ async def test_connection_lost_before_it_is_used_is_not_counted() -> None:
 
     async def late(*arguments: Any, **options: Any) -> Any:
         transport, connection = await create_connection(*arguments, **options)
-        await settle(lambda: connection.is_lost)
+        await until(lambda: connection.is_lost)
         return transport, connection
 
     async with FakeEngine(ok, on_connect=lambda transport: transport.close()) as engine:
@@ -379,12 +380,12 @@ async def waiting_in(stage: str) -> AsyncIterator[tuple[Exchange, "asyncio.Task[
         if stage != "connect":
             await engine.until(lambda: len(engine.requests) == 1)
         if stage == "read":
-            await settle(lambda: exchange.status == 200)
-        await settle(lambda: exchange.is_waiting)
+            await until(lambda: exchange.status == 200)
+        await until(lambda: exchange.is_waiting)
 
         yield exchange, task, upstream
 
-        await settle(lambda: upstream.num_connections == 0)
+        await until(lambda: upstream.num_connections == 0)
         for connection in engine.open:
             connection.transport.resume_reading()
         await engine.until(lambda: engine.num_open == 0)
@@ -473,7 +474,7 @@ async def test_abort_after_the_end_does_nothing() -> None:
     """A whole answer can be read after `abort`, and its connection is used again."""
     async with serving(ok) as (engine, upstream):
         exchange = await started(upstream)
-        await settle(lambda: upstream.num_idle == 1)
+        await until(lambda: upstream.num_idle == 1)
         exchange.abort()
 
         assert b'{"ok":true}' == await exchange.read_all(LIMIT)
@@ -525,7 +526,7 @@ async def test_exchange_that_is_held_back_can_end(who: str) -> None:
         with pytest.raises(expected):
             await exchange.read_all(LIMIT)
         await engine.until(lambda: engine.num_open == 0)
-        await settle(lambda: upstream.num_connections == 0)
+        await until(lambda: upstream.num_connections == 0)
 
 
 @on_both_loops
@@ -589,7 +590,7 @@ async def test_five_hundred_given_up_exchanges_leave_nothing() -> None:
         for _ in range(num_exchanges // 20):
             await asyncio.gather(*(give_up(upstream) for _ in range(20)))
 
-        await settle(lambda: upstream.num_connections == 0)
+        await until(lambda: upstream.num_connections == 0)
         await engine.until(lambda: engine.num_open == 0)
         assert 0 < num_whole < num_exchanges
         assert 100 < engine.num_opened

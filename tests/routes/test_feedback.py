@@ -1,6 +1,5 @@
 """Feedback over HTTP, as design.md's "Ratings" has it."""
 
-import asyncio
 import contextlib
 import json
 import sqlite3
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from routes_app import Running, running
+from waiting import until
 
 from strop.proxy import rater
 from strop.proxy.auth import key_id
@@ -225,8 +225,8 @@ async def test_a_stream_is_rated_by_the_engines_id_while_it_comes(app: Running) 
     """As soon as that has come: it is the one that a client sees in the events."""
     async with app.in_flight(num_events=1) as id_:
         (call,) = app.services.relay._ledger.calls
-        while call.tap is None or call.tap.answer_id is None:
-            await asyncio.sleep(0.005)
+        await until(lambda: call.tap and call.tap.answer_id)
+        assert call.tap is not None
         answer = await app.rate(call.tap.answer_id)
         unknown = await app.rate("chatcmpl-none")
 
@@ -262,12 +262,13 @@ async def test_a_rating_of_a_completion_that_is_lost_is_withdrawn(
             async with app.in_flight() as completion:
                 pending = (await app.rate(completion)).json()
                 other.execute("BEGIN IMMEDIATE")
-            while app.services.relay.num_calls:
-                await asyncio.sleep(0.01)
+            await until(lambda: not app.services.relay.num_calls)
             other.rollback()
         path = f"/v1/feedback/{pending['id']}"
-        while (said := (await app.client.get(path)).json())["state"] == "pending":
-            await asyncio.sleep(0.01)
+        answer = await until(
+            lambda: app.client.get(path), lambda answer: answer.json()["state"] != "pending"
+        )
+        said = answer.json()
         again = await app.rate(completion)
 
     assert ("pending", "withdrawn") == (pending["state"], said["state"])

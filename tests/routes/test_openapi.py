@@ -12,6 +12,7 @@ import pytest
 import shelved
 from fake_adapters import FakeAdapters, Gate
 from routes_app import MESSAGES, Running, running
+from waiting import until
 
 from strop.adapters.library import Library
 from strop.configs import demo_model
@@ -305,8 +306,7 @@ async def test_versions_and_runs_are_as_described(tmp_path: Path) -> None:
 
         found = await statuses(app, calls)
         (run,) = (await store.runs.list()).data
-        while (await store.runs.list_steps(run.id)) == ():
-            await asyncio.sleep(0.01)
+        await until(lambda: store.runs.list_steps(run.id))
         one = f"{runs}/{run.id}"
         found |= await statuses(
             app,

@@ -1,6 +1,5 @@
 """/admin/runs over the whole application, with a process that trains nothing."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import httpx
 import pytest
 from fake_adapters import FakeAdapters
 from routes_app import Running, running
+from waiting import until
 
 from strop.configs import demo_model
 from strop.proxy.store.run_records import RunUpdate
@@ -28,13 +28,14 @@ class Runs:
             method, f"/admin/runs{path}", json=body, headers=self.app.admin
         )
 
+    async def get(self, path: str = "") -> dict[str, Any]:
+        """Return what the owner is shown."""
+        shown: dict[str, Any] = (await self.ask("GET", path)).json()
+        return shown
+
     async def until(self, run: str, state: str) -> dict[str, Any]:
         """Return a run once it is in this state."""
-        while True:
-            found: dict[str, Any] = (await self.ask("GET", f"/{run}")).json()
-            if found["state"] == state:
-                return found
-            await asyncio.sleep(0.02)
+        return await until(lambda: self.get(f"/{run}"), lambda found: found["state"] == state)
 
 
 @contextlib.asynccontextmanager
@@ -61,8 +62,7 @@ async def test_a_run_that_passes_becomes_the_version_that_serves(tmp_path: Path)
     async with training(tmp_path, "passes") as runs:
         asked = await runs.ask("POST", "", {})
         passed = await runs.until(asked.json()["id"], "passed")
-        while runs.app.services.serving.alias.active.version == "base":
-            await asyncio.sleep(0.02)
+        await until(lambda: runs.app.services.serving.alias.active.version != "base")
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
         answer = await runs.app.client.post("/v1/chat/completions", json=body)
         version = await runs.app.client.get("/admin/adapters/v1", headers=runs.app.admin)
@@ -84,8 +84,7 @@ async def test_what_passed_waits_where_a_person_promotes(tmp_path: Path) -> None
     async with training(tmp_path, "passes", training__promote="manual") as runs:
         asked = await runs.ask("POST", "", {"objective": "sft", "preset": "careful"})
         run = await runs.until(asked.json()["id"], "passed")
-        while "is under way" in (await runs.ask("GET")).json()["waits_for"]:
-            await asyncio.sleep(0.02)
+        await until(runs.get, lambda shown: "is under way" not in shown["waits_for"])
         version = await runs.app.client.get("/admin/adapters/v1", headers=runs.app.admin)
 
     assert ("sft", "careful") == (run["objective"], run["preset"])
@@ -96,9 +95,8 @@ async def test_a_running_run_is_shown_and_cancelled(tmp_path: Path) -> None:
     """With its step, the time that is left, and what was asked of it."""
     async with training(tmp_path, "waits") as runs:
         asked = (await runs.ask("POST", "", {"parent": "base"})).json()
-        while (shown := (await runs.ask("GET", f"/{asked['id']}")).json())["step"] == 0:
-            await asyncio.sleep(0.02)
-        listed = (await runs.ask("GET")).json()
+        shown = await until(lambda: runs.get(f"/{asked['id']}"), lambda run: run["step"])
+        listed = await runs.get()
         second = await runs.ask("POST", "", {})
 
         cancelling = await runs.ask("DELETE", f"/{asked['id']}")
@@ -130,8 +128,8 @@ async def test_runs_are_listed_newest_first_in_pages(tmp_path: Path) -> None:
             await store.runs.update(run.id, RunUpdate(state="failed", reasons=b'["no"]'))
             made.append(run.id)
 
-        first = (await runs.ask("GET", "?limit=2")).json()
-        rest = (await runs.ask("GET", f"?limit=2&after={made[1]}")).json()
+        first = await runs.get("?limit=2")
+        rest = await runs.get(f"?limit=2&after={made[1]}")
 
     assert (made[:0:-1], True) == ([one["id"] for one in first["data"]], first["has_more"])
     assert (made[:1], False) == ([one["id"] for one in rest["data"]], rest["has_more"])
@@ -190,7 +188,7 @@ async def test_what_is_asked_wrongly_is_said(
         answer = await runs.ask(method, path, body)
 
         assert expected == (answer.status_code, answer.json()["error"]["message"])
-        assert [] == (await runs.ask("GET")).json()["data"]
+        assert [] == (await runs.get())["data"]
 
 
 async def test_a_version_of_another_base_is_not_continued(tmp_path: Path) -> None:
@@ -224,13 +222,12 @@ async def test_without_a_base_nothing_is_trained(tmp_path: Path) -> None:
     async with running(tmp_path, vllm=FakeAdapters()) as app:
         runs = Runs(app)
         refused = await runs.ask("POST", "", {})
-        while (says := (await runs.ask("GET")).json()["waits_for"]) == "starting":
-            await asyncio.sleep(0.02)
+        shown = await until(runs.get, lambda shown: shown["waits_for"] != "starting")
 
     status, code, message = error_of(refused)
     assert (503, "unavailable") == (status, code)
     assert message.startswith("nothing can be trained before model.base is set")
-    assert message == says
+    assert message == shown["waits_for"]
 
 
 async def test_an_engine_without_adapters_trains_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from fake_adapters import FakeAdapters
 from fake_engine import Call
 from store_values import MODEL, database_in
 from swapped import swapped
+from waiting import until
 
 from strop.adapters.probe import Judgement
 from strop.proxy.errors import StoreUnavailable
@@ -113,9 +114,7 @@ async def test_a_switch_that_is_recorded_as_strop_ends_is_gone_on_with(tmp_path:
 
         fake.before_load = take
         activating = asyncio.create_task(it.swapper.activate(version, actor="api"))
-        async with asyncio.timeout(30):
-            while it.swapper.progress is None or it.swapper.progress.step != "switching":
-                await asyncio.sleep(0.005)
+        await until(lambda: it.swapper.progress and it.swapper.progress.step == "switching")
         ending = asyncio.create_task(it.swapper.aclose())
         await asyncio.wait([activating])
         lock.close()

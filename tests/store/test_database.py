@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from store_values import KEY, MODEL, NOON_MS, completion, database_in, rate
+from waiting import until
 
 from strop.proxy.errors import ConfigError, StoreUnavailable
 from strop.proxy.store import completions, database
@@ -371,9 +372,7 @@ async def test_a_store_whose_opening_is_given_up_leaves_nothing_behind(tmp_path:
     opening = asyncio.create_task(
         Store.open(database_in(tmp_path), busy_timeout_s=0.2, is_server=True)
     )
-    async with asyncio.timeout(30):
-        while threads() < before + 2:
-            await asyncio.sleep(0.005)
+    await until(lambda: threads() >= before + 2)
 
     opening.cancel()
     await asyncio.wait([opening])
@@ -396,9 +395,7 @@ async def test_a_reader_whose_opening_is_given_up_is_closed(tmp_path: Path) -> N
     await asyncio.wait([opening])
 
     assert opening.cancelled()
-    async with asyncio.timeout(30):
-        while threads() > before:
-            await asyncio.sleep(0.005)
+    await until(lambda: threads() <= before)
 
 
 async def test_a_store_whose_closing_is_given_up_still_writes_what_waits(tmp_path: Path) -> None:

@@ -118,6 +118,38 @@ async def test_what_one_key_asked_is_deleted_whole_or_of_one_session(store: Stor
         await store.deletion.all_of()
 
 
+async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Store) -> None:
+    """It waits, or was withdrawn since it waited for nothing; what others said stays."""
+    words = {"comment": SECRET.decode(), "correction": "so", "tags": ("style",), "rater": "ann"}
+    waits, lost, theirs = [
+        (await store.add_feedback(rating("cmp_no", key_id=key, **words), always)).feedback.id
+        for key in (KEY, KEY, OTHER_KEY)
+    ]
+    await store.withdraw_lost([lost])
+    many = [
+        (await store.add_feedback(rating(f"cmp_{n}", comment="why"), always)).feedback.id
+        for n in range(100)
+    ]
+
+    await store.deletion.all_of(session="mine", key_id=KEY)
+    before = await store.get_feedback(waits)
+    num = await store.deletion.all_of(key_id=KEY)
+
+    found = [await store.get_feedback(one) for one in (waits, lost, many[-1])]
+    kept = await store.get_feedback(theirs)
+    assert before is not None
+    assert kept is not None
+    assert (0, "pending", "ann", "so") == (num, before.state, before.rater, before.correction)
+    assert [("withdrawn", "", None, None, ())] * 3 == [
+        (one.state, one.rater, one.comment, one.correction, one.tags) for one in found if one
+    ]
+    assert [
+        "all that was said with the key was deleted",
+        "the completion was never recorded",
+    ] == [one.note for one in found[:2] if one]
+    assert ("pending", "ann", SECRET.decode()) == (kept.state, kept.rater, kept.comment)
+
+
 async def test_what_is_old_goes_unless_its_session_is_rated(store: Store) -> None:
     """A rating that was withdrawn keeps nothing."""
     for number in range(150):

@@ -27,7 +27,7 @@ from strop.proxy.errors import (
     NotFound,
     UnknownCompletion,
 )
-from strop.proxy.store.records import FeedbackFilter, Revision
+from strop.proxy.store.records import FeedbackCounts, FeedbackFilter, Revision
 from strop.proxy.store.store import Store
 
 
@@ -433,26 +433,24 @@ async def test_undo_does_not_bring_back_what_was_superseded(store: Store) -> Non
 
 
 async def test_counts_are_of_what_stands_in_the_session(store: Store) -> None:
-    """Good, bad and all standing ratings, and the newest; of one session and key, or of all."""
+    """Good, bad and all standing ratings; of one session and key, or of all."""
     for number, session in enumerate(("mine", "mine", "mine", "another"), start=1):
         await record(store, f"cmp_{number}", session=session)
     await record(store, "cmp_5", session="mine", key_id=OTHER_KEY)
     await rate(store, "cmp_1", 1.0)
     await rate(store, "cmp_1", 0.5)
     await rate(store, "cmp_2", -1.0)
-    neutral = await rate(store, "cmp_3", 0.0, original=b"0")
+    await rate(store, "cmp_3", 0.0, original=b"0")
     await rate(store, "cmp_4", 1.0)
-    newest = await rate(store, "cmp_5", 1.0, key_id=OTHER_KEY)
+    await rate(store, "cmp_5", 1.0, key_id=OTHER_KEY)
 
     mine = await store.feedback_counts("mine", KEY)
     everything = await store.feedback_counts()
     nothing = await store.feedback_counts("nowhere", KEY)
 
-    assert (1, 1, 3, neutral.feedback) == (mine.good, mine.bad, mine.total, mine.last)
-    assert (3, 1, 5, newest.feedback) == (
-        everything.good, everything.bad, everything.total, everything.last,
-    )  # fmt: skip
-    assert (0, 0, 0, None) == (nothing.good, nothing.bad, nothing.total, nothing.last)
+    assert FeedbackCounts(good=1, bad=1, total=3) == mine
+    assert FeedbackCounts(good=3, bad=1, total=5) == everything
+    assert FeedbackCounts(good=0, bad=0, total=0) == nothing
 
 
 async def test_a_rating_that_is_refused_leaves_nothing_behind(store: Store) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from strop.proxy.store import turns
 from strop.proxy.store.turns import Turns
@@ -63,8 +64,7 @@ async def test_who_has_waited_is_next(path: Path) -> None:
 
     with greedy:
         waiting = asyncio.create_task(asyncio.to_thread(take, patient, "patient"))
-        while not is_awaited(path):
-            await asyncio.sleep(0.001)
+        await until(lambda: is_awaited(path))
     take(greedy, "greedy")
     await waiting
     greedy.close()

@@ -1,6 +1,6 @@
 """A swapper that moves no traffic: it writes down what it is asked, in the store too."""
 
-from strop.proxy.errors import StropError
+from strop.proxy.errors import ActivationFailed, StropError
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress, Switched
 
@@ -13,6 +13,7 @@ class FakeSwapper:
         rolled_back: actor and reason of each rollback.
         asked: how often anything was asked.
         error: what it raises in place of activating.
+        detail: of the event that says that an activation failed.
     """
 
     def __init__(self, store: Store) -> None:
@@ -21,11 +22,12 @@ class FakeSwapper:
         self.rolled_back: list[tuple[str, str]] = []
         self.asked = 0
         self.error: StropError | None = None
+        self.detail = b"{}"
         self._versions = store.versions
 
     async def activate(self, version: str, *, actor: str) -> Switched:
         """Activate a version."""
-        self._fail()
+        await self._fail(version, actor)
         before = await self._versions.activation()
         await self._versions.activate(version, actor=actor)
         self.activated.append((version, actor))
@@ -33,14 +35,18 @@ class FakeSwapper:
 
     async def rollback(self, *, actor: str, reason: str = "") -> Switched:
         """Activate what was active before."""
-        self._fail()
         before = await self._versions.activation()
         assert before.previous is not None
+        await self._fail(before.previous, actor)
         await self._versions.activate(before.previous, actor=actor, kind="rolled_back")
         self.rolled_back.append((actor, reason))
         return Switched(before.previous, before.version, {}, None)
 
-    def _fail(self) -> None:
+    async def _fail(self, version: str, actor: str) -> None:
         self.asked += 1
+        if isinstance(self.error, ActivationFailed):
+            await self._versions.add_event(
+                version, "activation_failed", actor=actor, detail=self.detail
+            )
         if self.error is not None:
             raise self.error

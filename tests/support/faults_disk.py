@@ -3,7 +3,6 @@
 Knows no load.
 """
 
-import asyncio
 import contextlib
 import resource
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import pytest
 from faults_client import Answer
 from faults_process import Serve
+from waiting import until
 
 Mode = Literal["best_effort", "required"]
 Breaks = Callable[[Serve], AbstractContextManager[None]]
@@ -67,11 +67,11 @@ MODES: tuple[Mode, ...] = ("best_effort", "required")
 
 async def until_store_is(proxy: Serve, is_ok: bool) -> dict[str, object]:
     """Return what /health says of the store, once it says that it is well, or isn't."""
-    while True:
-        capture: dict[str, object] = (await proxy.get("/health"))["capture"]
-        if capture["ok"] is is_ok:
-            return capture
-        await asyncio.sleep(0.05)
+    health = await until(
+        lambda: proxy.get("/health"), lambda health: health["capture"]["ok"] is is_ok
+    )
+    capture: dict[str, object] = health["capture"]
+    return capture
 
 
 def check_withheld(answer: Answer) -> None:

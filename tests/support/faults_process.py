@@ -11,11 +11,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+from waiting import until
 
 
 class Serve:
@@ -66,8 +67,7 @@ class Serve:
 
     async def wait_until_idle(self) -> None:
         """Return once no completion is in flight."""
-        while (await self.get("/health"))["in_flight"]:
-            await asyncio.sleep(0.02)
+        await until(lambda: self.get("/health"), lambda health: not health["in_flight"])
 
     @property
     def rss_mib(self) -> float:
@@ -121,12 +121,6 @@ async def serving(home: Path, *options: str) -> AsyncIterator[Serve]:
 def behind(engine_url: str, *settings: str) -> list[str]:
     """Return the options for a proxy behind the engine at `engine_url`; settings as KEY=VALUE."""
     return ["--engine", "vllm", "--engine-url", engine_url, *(f"--set={one}" for one in settings)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Return once `condition` holds; the test's own timeout is the limit."""
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         async def watched() -> None:
             current = asyncio.get_running_loop()
             current.set_exception_handler(lambda _, context: unhandled.append(context))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(90):  # more than a wait takes, which says for what
                 await test(**arguments)
             gc.collect()
 
@@ -40,9 +40,3 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     run.__signature__ = signature  # type: ignore[attr-defined]
     parametrized: Callable[..., None] = pytest.mark.parametrize("loop", LOOPS)(run)
     return parametrized
-
-
-async def settle(condition: Callable[[], bool]) -> None:
-    """Return once `condition` holds; the test's own timeout is the limit."""
-    while not condition():
-        await asyncio.sleep(0)

@@ -11,6 +11,7 @@ from typing import Any
 import fake_probe
 import httpx
 import uvicorn
+from waiting import until
 
 from strop.proxy import configured_engine, run_requests
 from strop.proxy.app import App
@@ -40,8 +41,7 @@ class Running:
 
     async def rows(self) -> list[StoredCompletion]:
         """Return every completion once nothing is in flight, oldest first."""
-        while self.services.relay.num_calls:
-            await asyncio.sleep(0.005)
+        await until(lambda: not self.services.relay.num_calls)
         page = await self.services.store.list_completions(limit=10_000)
         found = [await self.services.store.get_completion(one.id) for one in page.data]
         return [one for one in reversed(found) if one is not None]
@@ -105,11 +105,10 @@ async def running(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        while not server.started:
-            await asyncio.sleep(0.005)
-            if task.done():
-                task.result()
-                raise AssertionError("the proxy did not start")
+        await until(lambda: server.started or task.done())
+        if not server.started:
+            task.result()
+            raise AssertionError("the proxy did not start")
         if ready:
             await app.services.serving.wait_until_ready()
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:

@@ -18,6 +18,7 @@ from fake_adapters import FakeAdapters
 from fake_engine import FakeEngine
 from faults_client import Answer, Client, Plan
 from faults_process import Serve, behind, started
+from waiting import until
 
 from strop.adapters.library import Library
 from strop.proxy.store import layout
@@ -142,6 +143,11 @@ async def worked(
                 finally:
                     for one in [*it.clients]:
                         await one.leave()
+
+
+async def until_dead(*pids: int) -> None:
+    """Return once these processes have ended."""
+    await until(lambda: not any(map(is_alive, pids)))
 
 
 def is_alive(pid: int) -> bool:

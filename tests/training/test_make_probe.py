@@ -166,13 +166,12 @@ def test_memory_for_not_even_one_prompt_is_out_of_memory() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])
 def test_the_program_writes_the_probe_of_an_imported_adapter(
-    backend: str, qwen3: Path, peft_a: Path, peft_c: Path, tmp_path: Path
+    backend: str, qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
     """`python -m strop.training.make_probe` makes a whole probe, the same with both backends."""
     out = tmp_path / "probe.json"
 
-    done = run("--base", qwen3, "--adapter", peft_a, "--parent", peft_c, "--out", out,
-               "--backend", backend)  # fmt: skip
+    done = run("--base", qwen3, "--adapter", peft_a, "--out", out, "--backend", backend)
 
     assert (0, "") == (done.returncode, done.stderr)
     assert [out] == [*tmp_path.iterdir()]

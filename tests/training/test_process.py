@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rated_home import RatedHome, command
 from store_values import database_in
+from waiting import until
 
 from strop.adapters import peft
 from strop.adapters.library import Library
@@ -87,8 +88,7 @@ async def start(
 
 async def reaches(home: RatedHome, run: Run, step: int) -> None:
     """Return once a run has taken `step` steps."""
-    while (await row(home, run)).step < step:
-        await asyncio.sleep(0.002)
+    await until(lambda: row(home, run), lambda now: now.step >= step)
 
 
 async def row(home: RatedHome, run: Run) -> Run:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rated_home import RatedHome
 from store_values import database_in
+from waiting import until
 
 from strop.adapters import peft
 from strop.adapters.library import Library
@@ -329,8 +330,7 @@ async def test_a_rating_withdrawn_during_the_run_makes_the_version_stale(home: R
     feedback = (await anext(turns)).feedback[0].id
 
     taking = asyncio.create_task(over(home, run))
-    while not collected.exists():
-        await asyncio.sleep(0.001)
+    await until(collected.exists)
     await home.store.withdraw(feedback, None)
     run = await taking
 
@@ -416,8 +416,7 @@ async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
     run = await home.new_run()
 
     taking = asyncio.create_task(over(home, run))
-    while not await home.store.runs.list_steps(run.id):
-        await asyncio.sleep(0.001)
+    await until(lambda: home.store.runs.list_steps(run.id))
     await home.store.runs.cancel(run.id)
     run = await taking
 

@@ -10,6 +10,7 @@ import fake_adapters
 import fake_probe
 import pytest
 from store_values import MODEL, OTHER_MODEL, database_in
+from waiting import until
 
 from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
@@ -73,8 +74,7 @@ async def test_its_process_ends_when_nobody_waits_for_it(
 
     monkeypatch.setattr(Child, "start", noted)
     making = asyncio.create_task(job(tmp_path, "waits").make(tmp_path, tmp_path, tmp_path))
-    while not (tmp_path / "begun").exists():
-        await asyncio.sleep(0.01)
+    await until((tmp_path / "begun").exists)
 
     making.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,5 +1,6 @@
 """What becomes of what a run made: activated once, or left, or rolled back later."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress
 from strop.proxy.versions.loading import GONE
-from strop.proxy.versions.promotion import MAX_GONE, Promoter, clean_ancestor
+from strop.proxy.versions.promotion import MAX_GONE, RETRY_AFTER_S, Promoter, clean_ancestor
+
+DIED = orjson.dumps({"reason": "it died", GONE: True})
 
 
 @pytest.fixture
@@ -52,10 +55,12 @@ async def passed(
     return made.id
 
 
-def promoter(store: Store, swapper: FakeSwapper, promote: str = "auto") -> Promoter:
+def promoter(
+    store: Store, swapper: FakeSwapper, promote: str = "auto", retry_after_s: float = RETRY_AFTER_S
+) -> Promoter:
     """Return a promoter that follows at each call."""
     settings = Training(promote=promote)  # type: ignore[arg-type]
-    return Promoter(settings, store, swapper, follow_interval_s=0)
+    return Promoter(settings, store, swapper, follow_interval_s=0, retry_after_s=retry_after_s)
 
 
 async def test_what_passed_is_activated_once(store: Store) -> None:
@@ -206,16 +211,13 @@ async def test_what_could_not_be_activated_is_not_tried_again(
 
 async def test_an_engine_that_goes_away_is_tried_again_but_not_for_ever(store: Store) -> None:
     """It may have been started again; or the version is what ends it."""
-    detail = orjson.dumps({"reason": "it died", GONE: True})
-    v1 = await passed(store)
+    await passed(store)
     swapper = FakeSwapper(store)
     swapper.error = ActivationFailed("the engine died")
+    swapper.detail = DIED
 
     for _ in range(MAX_GONE + 2):
-        num_asked = swapper.asked
         await promoter(store, swapper).promote()
-        if swapper.asked > num_asked:
-            await store.versions.add_event(v1, "activation_failed", actor="gate", detail=detail)
 
     assert MAX_GONE == swapper.asked
 
@@ -357,7 +359,7 @@ async def test_ratings_from_before_the_promotion_do_not_count(store: Store) -> N
 async def test_a_rollback_that_fails_is_not_tried_again(store: Store, error: StropError) -> None:
     """The engine can't serve the parent, or it is gone: that is for a person to see to."""
     swapper = FakeSwapper(store)
-    decides = promoter(store, swapper)
+    decides = promoter(store, swapper, retry_after_s=0)
     await rated(store, "base", 60, 40)
     v1 = await passed(store)
     await decides.promote()
@@ -368,6 +370,46 @@ async def test_a_rollback_that_fails_is_not_tried_again(store: Store, error: Str
     await decides.follow()
 
     assert 2 == swapper.asked
+
+
+async def test_a_rollback_while_the_engine_is_away_is_tried_again(store: Store) -> None:
+    """Later, since requests may have been held for it."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper, retry_after_s=0)
+    patient = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+    swapper.error, swapper.detail = ActivationFailed("the engine died"), DIED
+
+    await decides.follow()
+    await patient.follow()
+    swapper.error = None
+    await patient.follow()
+    before = list(swapper.rolled_back)
+    await decides.follow()
+
+    assert [] == before
+    assert 1 == len(swapper.rolled_back)
+
+
+async def test_a_rollback_is_not_tried_for_ever(store: Store) -> None:
+    """What the version before had against it when it was made active is not counted."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper, retry_after_s=0)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await store.versions.add_event("base", "activation_failed", actor="watch")
+    await asyncio.sleep(0.002)  # the clock of the store counts in milliseconds
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+    swapper.error, swapper.detail = ActivationFailed("the engine died"), DIED
+
+    for _ in range(MAX_GONE + 2):
+        await decides.follow()
+
+    assert 1 + MAX_GONE == swapper.asked
 
 
 async def test_a_rollback_waits_for_an_activation_under_way(store: Store) -> None:

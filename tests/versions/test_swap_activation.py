@@ -20,6 +20,7 @@ from fake_engine import Call, FakeEngine
 from running import Running, running, settings_for
 from store_values import rating
 from swapped import swapped
+from waiting import until
 
 from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
@@ -227,8 +228,7 @@ async def test_an_activation_goes_on_without_the_one_who_asked(tmp_path: Path) -
 
         asked.cancel()
         gate.opened.set()
-        while it.swapper.progress is not None:
-            await asyncio.sleep(0.005)
+        await until(lambda: it.swapper.progress is None)
 
         assert "v1" == await it.served()
 
@@ -296,11 +296,9 @@ async def test_an_old_version_is_unloaded_when_its_last_request_has_ended(tmp_pa
         answers = await asyncio.gather(*streams)
         assert ["v1", "v2"] == [answer.headers["x-strop-adapter"] for answer in answers]
         assert all("[DONE]" in answer.text for answer in answers)
-        while it.fake.unloaded != ["tiny@v1"]:
-            await asyncio.sleep(0.005)
+        await until(lambda: it.fake.unloaded == ["tiny@v1"])
         assert [] == it.swapper.loaded("v1")
-        while "unloaded" not in await it.events("v1"):
-            await asyncio.sleep(0.005)
+        await until(lambda: it.events("v1"), lambda events: "unloaded" in events)
 
 
 async def test_a_pinned_version_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
@@ -322,8 +320,7 @@ async def test_a_pinned_version_is_loaded_when_it_is_asked_for(tmp_path: Path) -
         assert ("v3", "v3") == (await it.served(), await it.active())
         # There is room for two: the one that was used least recently goes, and never the active.
         assert "v2" == await it.served("tiny@v2")
-        while {"tiny@v2", "tiny@v3"} != {*it.fake.adapters}:
-            await asyncio.sleep(0.005)
+        await until(lambda: {"tiny@v2", "tiny@v3"} == {*it.fake.adapters})
 
 
 async def test_how_long_loading_took_is_logged_as_facts_of_their_own(
@@ -364,8 +361,7 @@ async def test_a_pinned_version_is_served_while_others_take_all_the_room(tmp_pat
         answer = await held
         assert "v2" == answer.headers["x-strop-adapter"]
         assert "[DONE]" in answer.text
-        while it.fake.unloaded != ["tiny@v2"]:
-            await asyncio.sleep(0.005)
+        await until(lambda: it.fake.unloaded == ["tiny@v2"])
 
 
 async def test_a_version_is_loaded_where_requests_for_it_go(tmp_path: Path) -> None:
@@ -380,8 +376,7 @@ async def test_a_version_is_loaded_where_requests_for_it_go(tmp_path: Path) -> N
             ]
         )
         async with running(settings_for(one.url), home, driver=driver) as proxy:
-            while not all(replica.is_in for replica in driver.replicas):
-                await asyncio.sleep(0.005)
+            await until(lambda: all(replica.is_in for replica in driver.replicas))
             swapper, library = proxy.services.swapper, Library(home / "adapters")
             await shelved.publish(proxy.services.store, library)
             await swapper.activate("v1", actor="api")
@@ -406,8 +401,7 @@ async def two_servers(
         )
         settings = settings_for(one.url, engine={"health_interval_s": 3600})
         async with running(settings, home, driver=driver) as proxy:
-            while not all(replica.is_in for replica in driver.replicas):
-                await asyncio.sleep(0.005)
+            await until(lambda: all(replica.is_in for replica in driver.replicas))
             for _ in range(num_versions):
                 await shelved.publish(proxy.services.store, Library(home / "adapters"))
             yield proxy, driver
@@ -482,8 +476,10 @@ async def test_what_makes_room_leaves_a_server_that_is_out_too(tmp_path: Path) -
         driver.replicas[1].retry_at = math.inf
 
         await proxy.chat(model="tiny@v3")
-        while "unloaded" not in [event.kind for event in await versions.list_events("v2")]:
-            await asyncio.sleep(0.005)
+        await until(
+            lambda: versions.list_events("v2"),
+            lambda events: "unloaded" in [event.kind for event in events],
+        )
 
         assert [["tiny@v2"]] * 2 == [fake.unloaded for fake in fakes]
 
@@ -591,8 +587,7 @@ async def test_a_request_to_a_server_that_got_its_version_back_meanwhile_is_aske
         await look_until(proxy, loading.reached.is_set)
         leases = proxy.services.serving.leases
         answering.opened.set()
-        while leases.total:
-            await asyncio.sleep(0.005)
+        await until(lambda: not leases.total)
         loading.opened.set()
         answer = await asking
 
@@ -639,8 +634,7 @@ async def test_a_client_that_leaves_while_its_pin_is_loaded_costs_no_record(
         asked.cancel()
         gate.opened.set()
 
-        while not it.swapper.loaded("v1"):
-            await asyncio.sleep(0.005)
+        await until(lambda: it.swapper.loaded("v1"))
         assert [] == await it.proxy.rows()
 
 
@@ -778,13 +772,11 @@ async def test_versions_that_need_not_be_kept_are_deleted(tmp_path: Path) -> Non
         await it.proxy.services.store.versions.set_kept("v2", True)
 
         await it.swapper.activate("v1", actor="api")
-        while it.library.versions_on_disk() != ("v1", "v2", "v6"):
-            await asyncio.sleep(0.005)
+        await until(lambda: it.library.versions_on_disk() == ("v1", "v2", "v6"))
         for _ in range(3):
             await it.publish()
         await it.swapper.activate("v6", actor="api")
-        while it.library.versions_on_disk() != ("v1", "v2", "v6", "v9"):
-            await asyncio.sleep(0.005)
+        await until(lambda: it.library.versions_on_disk() == ("v1", "v2", "v6", "v9"))
 
         listed = await it.proxy.services.store.versions.list()
         assert ["v9", "v6", "v2", "v1"] == [row.id for row in listed]
@@ -804,8 +796,7 @@ async def test_what_a_run_continues_is_kept_until_it_is_over(tmp_path: Path) -> 
         )
 
         await it.swapper.activate("v1", actor="api")
-        while "v3" in it.library.versions_on_disk():
-            await asyncio.sleep(0.005)
+        await until(lambda: "v3" not in it.library.versions_on_disk())
 
         assert ("v1", "v2", "v4") == it.library.versions_on_disk()
 
@@ -890,12 +881,10 @@ async def test_an_import_goes_on_without_the_one_who_asked(
     async with swapped(tmp_path / "home", base=qwen3) as it:
         versions = it.proxy.services.store.versions
         asking = asyncio.create_task(it.swapper.import_adapter(peft_a, actor="cli"))
-        while not await versions.list():
-            await asyncio.sleep(0)
-        asking.cancel()
+        await until(versions.list)
+        assert asking.cancel()
 
-        while (await it.version("v1")).state == "candidate":
-            await asyncio.sleep(0.005)
+        await until(lambda: it.version("v1"), lambda row: row.state != "candidate")
 
         assert "ready" == (await it.version("v1")).state
 
@@ -920,6 +909,7 @@ async def test_what_is_imported_while_a_run_trains_gets_its_probe_when_that_has_
         with run_lock.hold(_runs_of(home), "run_1"):
             it = await stack.enter_async_context(run_once())
             made = await it.swapper.import_adapter(peft_a, actor="cli")
+            assert run_requests.AWAITS_RUN == made.reason
             with pytest.raises(Conflict, match="its probe is made when the training run"):
                 await it.swapper.activate("v1", actor="cli")
             if restarts:
@@ -927,12 +917,11 @@ async def test_what_is_imported_while_a_run_trains_gets_its_probe_when_that_has_
                 it = await stack.enter_async_context(run_once())
             probe = fake_adapters.probe_of(it.library.path_of("v1"))
             written.write_text(json.dumps(probe_codec.to_json(probe)), encoding="utf-8")
-        while (row := await it.version("v1")).reason is not None:
-            assert row.reason == made.reason == run_requests.AWAITS_RUN
-            await asyncio.sleep(0.005)
+        row = await until(lambda: it.version("v1"), lambda row: row.reason != made.reason)
 
         done = await it.swapper.activate("v1", actor="cli")
 
+        assert row.reason is None
         assert ("v1", "proven") == (await it.served(), done.probe and done.probe.outcome)
         assert it.library.verify("v1") == manifest.loads(row.manifest)
         assert 1 == (await it.events("v1")).count("probed")
@@ -952,8 +941,7 @@ async def test_what_was_missing_gets_the_probe_that_it_awaited_before(
     folder.rename(it.library.path_of("v1"))
 
     async with swapped(home, base=qwen3) as it:
-        while "probed" not in await it.events("v1"):
-            await asyncio.sleep(0.005)
+        await until(lambda: it.events("v1"), lambda events: "probed" in events)
 
         assert ["missing", "found", "probed"] == (await it.events("v1"))[-3:]
 
@@ -968,8 +956,7 @@ async def test_why_an_awaited_probe_can_not_be_made_is_said_and_it_is_not_tried_
         for version in ("v1", "v2"):
             with run_lock.hold(runs, "run_1"):
                 await it.swapper.import_adapter(peft_a, actor="cli")
-            while "probed" not in await it.events(version):
-                await asyncio.sleep(0.005)
+            await until(functools.partial(it.events, version), lambda events: "probed" in events)
 
         row = await it.version("v1")
         assert ("ready", fake_probe.NO_PROBE) == (row.state, row.reason)
@@ -986,8 +973,7 @@ async def test_a_probe_that_was_written_before_strop_was_killed_counts(
             await it.swapper.import_adapter(peft_a, actor="cli")
             it.library.add_probe("v1", fake_adapters.probe_of(it.library.path_of("v1")))
     async with swapped(home, base=qwen3, probe_command=fake_probe.command("dies")) as it:
-        while (row := await it.version("v1")).reason is not None:
-            await asyncio.sleep(0.005)
+        row = await until(lambda: it.version("v1"), lambda row: row.reason is None)
 
         assert manifest.loads(row.manifest).probe is not None
 

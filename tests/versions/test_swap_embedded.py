@@ -17,6 +17,7 @@ from engine_process import EngineProcess
 from faults_report import Reached, scaled
 from running import Running, running, settings_for
 from shelved import copy_of, publish
+from waiting import until
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
@@ -174,8 +175,7 @@ async def test_more_versions_than_there_is_room_for_come_and_go_under_load(
         is_over = True
         await asyncio.gather(*streams)
 
-        while len(await control.loaded()) > EMBEDDED_ADAPTERS:
-            await asyncio.sleep(0.02)
+        await until(control.loaded, lambda loaded: len(loaded) <= EMBEDDED_ADAPTERS)
         loaded = {version for version in files if services.swapper.loaded(version)}
         assert {f"tiny@{version}" for version in loaded} == {*await control.loaded()}
         rows = await proxy.rows()

@@ -13,6 +13,7 @@ import pytest
 from mlx_server_process import mlx_server
 from running import Running, running, settings_for
 from shelved import copy_of, publish
+from waiting import until
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
@@ -124,11 +125,9 @@ async def test_requests_meanwhile_wait_and_none_fails(
             return await proxy.chat(f"question {number}", max_tokens=200, stream=number % 2 == 0)
 
         before = [asyncio.create_task(ask(number)) for number in range(4)]
-        while leases.total < 4:
-            await asyncio.sleep(0.005)
+        await until(lambda: leases.total == 4)
         switching = asyncio.create_task(proxy.services.swapper.activate("v1", actor="api"))
-        while not proxy.services.serving.is_held:
-            await asyncio.sleep(0.005)
+        await until(lambda: proxy.services.serving.is_held)
         after = [asyncio.create_task(ask(number)) for number in range(4)]
         await switching
 
@@ -150,8 +149,7 @@ async def test_after_the_server_restarts_the_active_version_is_proven_again(
             (before,) = proxy.services.swapper.loaded("v1")
             first.close()
             with mlx_server(qwen3, hub=hub, port=port):
-                while before in proxy.services.swapper.loaded("v1"):
-                    await asyncio.sleep(0.01)
+                await until(lambda: before not in proxy.services.swapper.loaded("v1"))
                 await proxy.services.serving.wait_until_ready()
 
                 assert 1 == len(proxy.services.swapper.loaded("v1"))

@@ -21,6 +21,7 @@ from fake_ollama_model import FakeOllamaModel, linear_weights
 from ollama_vocabulary import END_ID
 from running import Running, running, settings_for
 from shelved import copy_of, publish
+from waiting import until
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
@@ -287,11 +288,9 @@ async def test_none_of_sixteen_running_requests_fails_and_new_ones_wait(
             return await proxy.chat(f"question {number}", max_tokens=6, stream=True)
 
         under_way = [asyncio.create_task(ask(number)) for number in range(16)]
-        while num_streams < 16:
-            await asyncio.sleep(0.005)
+        await until(lambda: num_streams == 16)
         switching = asyncio.create_task(swapper.activate("v1", actor="api"))
-        while not serving.is_held:
-            await asyncio.sleep(0.005)
+        await until(lambda: serving.is_held)
         meanwhile = [asyncio.create_task(ask(number)) for number in range(16)]
         await asyncio.sleep(0.05)
         assert (16, 16, 1) == (serving.leases.total, num_streams, fake.num_loads)
@@ -322,8 +321,7 @@ async def test_a_restarted_ollama_has_its_version_proven_before_it_answers(
         await engine.stop()
         fake.restart()
         assert 200 != (await proxy.chat()).status_code
-        while serving.state is not None:
-            await asyncio.sleep(0.005)
+        await until(lambda: serving.state is None)
         engine.requests.clear()
 
         await engine.start()
@@ -356,8 +354,7 @@ async def test_a_restart_between_two_looks_is_noticed_all_the_same(
         if is_asked:
             await fake.start_runner(fake.models[tag])
             fake.runner = fake.models[tag]
-        while not fake.is_kept or len(fake.sampled) < num_sampled + NUM_PROMPTS:
-            await asyncio.sleep(0.005)
+        await until(lambda: fake.is_kept and len(fake.sampled) >= num_sampled + NUM_PROMPTS)
         await proxy.services.serving.wait_until_ready()
 
         await assert_served_by(proxy, fake, "v1", qwen3, peft_a)
@@ -470,8 +467,7 @@ async def test_an_ollama_that_was_made_older_can_serve_the_base_again(
         fake.version = "0.29.3"
         async with running(settings(engine.url, qwen3), tmp_path / "home", ready=False) as proxy:
             serving = proxy.services.serving
-            while "can't be served" not in serving.reason:
-                await asyncio.sleep(0.005)
+            await until(lambda: "can't be served" in serving.reason)
             refused = (await proxy.chat()).json()["error"]["message"]
             assert "loras are not yet implemented" in refused
             assert "strop adapters activate base" in refused

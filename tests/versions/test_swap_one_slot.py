@@ -8,6 +8,7 @@ from fake_adapters import BASE_WEIGHTS, FakeAdapters, Gate
 from fake_engine import Call
 from shelved import BASE
 from swapped import swapped
+from waiting import until
 
 from strop.proxy.errors import ActivationFailed
 from strop.proxy.settings import Training
@@ -30,12 +31,10 @@ async def test_running_requests_finish_and_new_ones_wait_for_the_new_version(
         await it.publish()
         leases = it.proxy.services.serving.leases
         running = [asyncio.create_task(it.proxy.chat(stream=True)) for _ in range(16)]
-        while leases.count("base") < 16:
-            await asyncio.sleep(0.005)
+        await until(lambda: leases.count("base") == 16)
 
         switching = asyncio.create_task(it.swapper.activate("v1", actor="api"))
-        while it.swapper.progress is None or it.swapper.progress.step != "draining":
-            await asyncio.sleep(0.005)
+        await until(lambda: it.swapper.progress and it.swapper.progress.step == "draining")
         waiting = [asyncio.create_task(it.proxy.chat()) for _ in range(16)]
         await asyncio.sleep(0.05)
         assert (16, []) == (leases.total, fake.loads)
@@ -181,8 +180,7 @@ async def test_a_restarted_engine_gets_the_active_version_again(tmp_path: Path) 
         await it.swapper.activate("v1", actor="api")
 
         it.fake.restart()
-        while it.fake.loads != ["tiny@v1", "tiny@v1"]:
-            await asyncio.sleep(0.005)
+        await until(lambda: it.fake.loads == ["tiny@v1", "tiny@v1"])
         await it.proxy.services.serving.wait_until_ready()
 
         assert "v1" == await it.served()
@@ -214,8 +212,7 @@ async def test_a_request_whose_version_was_lost_and_then_replaced_may_be_sent_ag
         asking = asyncio.create_task(it.proxy.chat())
         await gate.reached.wait()
         switching = asyncio.create_task(it.swapper.activate("v2", actor="api"))
-        while it.swapper.progress is None or it.swapper.progress.step != "draining":
-            await asyncio.sleep(0.005)
+        await until(lambda: it.swapper.progress and it.swapper.progress.step == "draining")
 
         gate.opened.set()
         answer = await asking

@@ -11,6 +11,7 @@ from fake_engine import FakeEngine
 from running import running, settings_for
 from shelved import publish
 from swapped import swapped
+from waiting import until
 
 from strop.adapters import manifest
 from strop.adapters.identity import identify
@@ -161,8 +162,7 @@ async def test_an_active_version_that_can_not_be_served_any_more_is_said_and_not
 
     async with swapped(home, ready=False) as it:
         serving = it.proxy.services.serving
-        while "was changed" not in serving.reason:
-            await asyncio.sleep(0.005)
+        await until(lambda: "was changed" in serving.reason)
         answer = await it.proxy.chat()
         assert (503, "engine_not_ready") == (answer.status_code, answer.json()["error"]["code"])
         assert "adapter_model.safetensors of v1 was changed" in answer.json()["error"]["message"]

@@ -11,6 +11,13 @@ from strop.proxy.wire import coding
 
 PARTS = (b"one " * 100, b"", b"two")
 
+
+def unpacked(unpacker: coding.Unpacker, packed: bytes, num_bytes: int) -> bytes:
+    """Feed so many bytes at a time; return what they say."""
+    pieces = [packed[at : at + num_bytes] for at in range(0, len(packed), num_bytes)]
+    return b"".join(said for piece in pieces for said in unpacker.feed(piece))
+
+
 packings = pytest.mark.parametrize(
     ("name", "pack"),
     [("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstandard.compress)],
@@ -28,9 +35,9 @@ def test_parts_in_a_row_are_one_body(
     unpacker = coding.unpacker(name)
     assert unpacker is not None
 
-    said = [unpacker.feed(packed[at : at + num_bytes]) for at in range(0, len(packed), num_bytes)]
+    said = unpacked(unpacker, packed, num_bytes)
 
-    assert b"".join(PARTS) == b"".join(said)
+    assert b"".join(PARTS) == said
     assert unpacker.is_whole
 
 
@@ -43,7 +50,7 @@ def test_a_body_is_whole_where_a_part_ends(name: str, pack: Callable[[bytes], by
 
     found = [unpacker.is_whole]
     for byte in b"".join(packed):
-        unpacker.feed(bytes([byte]))
+        list(unpacker.feed(bytes([byte])))
         found.append(unpacker.is_whole)
 
     ends = [0, *(sum(map(len, packed[: num + 1])) for num in range(len(packed)))]
@@ -60,6 +67,19 @@ def test_what_fills_up_behind_a_part_is_no_other(
     unpacker = coding.unpacker(name)
     assert unpacker is not None
 
-    said = [unpacker.feed(packed[at : at + num_bytes]) for at in range(0, len(packed), num_bytes)]
+    said = unpacked(unpacker, packed, num_bytes)
 
-    assert (b"".join(PARTS), True) == (b"".join(said), unpacker.is_whole)
+    assert (b"".join(PARTS), True) == (said, unpacker.is_whole)
+
+
+@packings
+def test_what_becomes_very_much_comes_in_pieces(name: str, pack: Callable[[bytes], bytes]) -> None:
+    """The largest is what zstd makes of the bytes that are unpacked at once."""
+    num_bytes = 64 * 2**20
+    unpacker = coding.unpacker(name)
+    assert unpacker is not None
+
+    sizes = list(map(len, unpacker.feed(pack(bytes(num_bytes)))))
+
+    assert (num_bytes, True) == (sum(sizes), unpacker.is_whole)
+    assert max(sizes) < 9 * 2**20

@@ -103,6 +103,43 @@ def test_a_finished_choice_does_not_hold_up_the_others() -> None:
     assert chunk("c", index=1, reason="length") + DONE == tap.flush()
 
 
+def test_what_ends_a_choice_waits_until_another_goes_on() -> None:
+    """An engine may give fewer than were asked for, and say no [DONE]: then that was the end."""
+    first, second = chunk("a", reason="stop"), chunk("", index=1) + chunk("b", index=1)
+    tap = Tap(None, 2, 1 << 20)
+
+    passed = [tap.feed(piece) for piece in (chunk("x"), first, USAGE, second)]
+    went_on = tap.is_ended
+    last = [tap.feed(piece) for piece in (chunk("c", index=1, reason="stop"), second)]
+
+    assert [chunk("x"), b"", b"", first + USAGE + second] == passed
+    assert not went_on
+    assert [b"", b""] == last
+    assert (True, chunk("c", index=1, reason="stop") + second) == (tap.is_ended, tap.flush())
+
+
+def test_fewer_choices_than_were_asked_for_are_held_back_to_the_end() -> None:
+    """So nobody has that answer either before it is recorded."""
+    end = chunk("", reason="stop") + USAGE
+    tap = Tap(None, 3, 1 << 20)
+
+    passed = [tap.feed(piece) for piece in (chunk("a") + end, chunk("b", index=1, reason="stop"))]
+
+    assert [chunk("a"), b""] == passed
+    assert (True, end + chunk("b", index=1, reason="stop")) == (tap.is_ended, tap.flush())
+
+
+def test_an_error_in_place_of_another_choice_is_no_end() -> None:
+    """That one was never given."""
+    said = chunk("", reason="stop"), sse.event(b'{"error":{"message":"x"}}')
+    tap = Tap(None, 2, 1 << 20)
+
+    passed = [tap.feed(event) for event in said]
+
+    assert [b"", b"".join(said)] == passed
+    assert not tap.is_ended
+
+
 def test_a_done_mark_ends_a_stream_whose_choices_never_finished() -> None:
     """An engine that sends an error and [DONE] has ended, too."""
     tap = Tap(None, 1, 1 << 20)

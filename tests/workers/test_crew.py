@@ -5,10 +5,11 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
+from waiting import until
 
 from strop.proxy.alias import Alias
 from strop.proxy.engines.openai import OpenAI
@@ -21,8 +22,7 @@ from strop.proxy.workers import crew as crew_module
 from strop.proxy.workers import processes as processes_module
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.door import Door, Passage
-from strop.proxy.workers.link import Link
-from strop.proxy.workers.messages import (
+from strop.proxy.workers.frames import (
     Answer,
     Begin,
     Bring,
@@ -39,15 +39,16 @@ from strop.proxy.workers.messages import (
     Serve,
     Started,
 )
+from strop.proxy.workers.link import Link
 from strop.proxy.workers.processes import WorkerProcesses
 
-WELL = StoreHealth(ok=True, reason=None, since_ms=0, num_failed=0, num_queued=0, queued_bytes=0)
+WELL = StoreHealth(ok=True, reason=None, since_ms=0, num_queued=0, queued_bytes=0)
 
 # Takes connections, and serves none.
 WORKER = """
 import asyncio, socket, sys
 from strop.proxy.workers.link import Link
-from strop.proxy.workers.messages import Moved, Started
+from strop.proxy.workers.frames import Moved, Started
 
 async def main(end):
     link = await Link.open(end)
@@ -134,18 +135,12 @@ class Office:
             way_out.close()
 
         self.stack.push_async_callback(end)
-        while member not in self.crew.members:
-            await asyncio.sleep(0)
+        await until(lambda: member in self.crew.members)
         if has_started:
             hand.link.tell(Started())
             hand.link.tell(Moved(turn, {}))
-            await self.until(lambda: member.is_in)
+            await until(lambda: member.is_in)
         return member, hand
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self.crew.changed.clear()
-            await self.crew.changed.wait()
 
     def switch(self) -> None:
         """Let the model name mean something else."""
@@ -183,8 +178,7 @@ async def test_a_switch_waits_for_each_worker(office: Office) -> None:
     office.switch()
     office.crew.tell()
     moving = asyncio.create_task(office.serving.have_moved())
-    while not (one.turns and other.turns):
-        await asyncio.sleep(0)
+    await until(lambda: one.turns and other.turns)
     waits = not moving.done()
     other.link.tell(Moved(other.turns[0], {}))
     await moving
@@ -201,7 +195,7 @@ async def test_a_worker_that_does_not_follow_is_killed(
     deaf.is_deaf = True
     office.switch()
     office.crew.tell()
-    await office.until(lambda: one.moved == office.crew.present()[0])
+    await until(lambda: one.moved == office.crew.present()[0])
     monkeypatch.setattr(crew_module, "MOVE_TIMEOUT_S", 0.05)
     await office.serving.have_moved()
 
@@ -217,13 +211,12 @@ async def test_who_comes_late_gets_no_connections_before_it_follows(office: Offi
     await office.serving.have_moved()
     hand.link.tell(Started())
     hand.link.tell(Moved(old, {}))
-    while not hand.turns:
-        await asyncio.sleep(0)
+    await until(lambda: hand.turns)
     hand.link.tell(Holds({}))
     await asyncio.sleep(0.02)
     was_in = member.is_in
     hand.link.tell(Moved(hand.turns[0], {}))
-    await office.until(lambda: member.is_in)
+    await until(lambda: member.is_in)
 
     assert not was_in
 
@@ -239,7 +232,7 @@ async def test_leases_are_those_of_all(office: Office) -> None:
     idle = (leases.idle_since("v1"), leases.idle_since("v2"), leases.idle_since())
     free = asyncio.create_task(leases.wait_until_free("v1"))
     one.link.tell(Holds({"v1": (0, 7.0)}))
-    await office.until(lambda: leases.count("v1") == 2)
+    await until(lambda: leases.count("v1") == 2)
     waits = not free.done()
     gone.kill()
     await free
@@ -259,8 +252,7 @@ async def test_a_worker_that_hangs_is_killed(
     (one, _), (_, deaf) = await office.hire(1), await office.hire(2)
     deaf.is_deaf = True
     watching = asyncio.create_task(office.crew.watch())
-    async with asyncio.timeout(60):
-        await office.until(lambda: (one,) == office.crew.members)
+    await until(lambda: (one,) == office.crew.members)
     watching.cancel()
 
     assert crew_module.HUNG_AFTER_LOOKS == deaf.num_looks
@@ -273,8 +265,7 @@ async def test_a_worker_that_does_not_hurry_is_killed(
     monkeypatch.setattr(crew_module, "HURRY_TIMEOUT_S", 0.01)
     await office.hire(1)
     office.crew.hurry()
-    async with asyncio.timeout(60):
-        await office.until(lambda: not office.crew.members)
+    await until(lambda: not office.crew.members)
 
     assert () == office.crew.members
 
@@ -291,16 +282,26 @@ async def test_a_machine_that_slept_kills_no_worker(
     now = loop.time
     monkeypatch.setattr(loop, "time", lambda: now() + 8 * 3600)
     watching = asyncio.create_task(office.crew.watch())
-    async with asyncio.timeout(30):
-        while slow.num_looks < 2:
-            await asyncio.sleep(0)
-        slow.is_deaf = False
-        while slow.num_looks < 4:
-            await asyncio.sleep(0)
+    await until(lambda: slow.num_looks >= 2)
+    slow.is_deaf = False
+    await until(lambda: slow.num_looks >= 4)
     watching.cancel()
 
     assert (member,) == office.crew.members
     assert member.looks is not None
+
+
+def _processes(
+    office: Office, num: int, on_replaced: Callable[[], Awaitable[None]]
+) -> WorkerProcesses:
+    def begin(number: int) -> Begin:
+        turn, view = office.crew.present()
+        return Begin(number, Settings(), home="", engine_url="", turn=turn, view=view)
+
+    async def answer(_: Member, call: Call) -> Answer:
+        return await _serve(call)
+
+    return WorkerProcesses(num, office.crew, begin=begin, answer=answer, on_replaced=on_replaced)
 
 
 async def test_what_died_with_a_worker_is_settled_in_the_end(
@@ -316,26 +317,35 @@ async def test_what_died_with_a_worker_is_settled_in_the_end(
         if len(tries) < 3:
             raise Unavailable("busy")
 
-    def begin(number: int) -> Begin:
-        turn, view = office.crew.present()
-        return Begin(number, Settings(), home="", engine_url="", turn=turn, view=view)
-
-    async def answer(_: Member, call: Call) -> Answer:
-        return await _serve(call)
-
-    processes = WorkerProcesses(1, office.crew, begin=begin, answer=answer, on_replaced=settle)
+    processes = _processes(office, 1, settle)
     await processes.start()
     first = office.crew.members[0]
     first.kill()
     try:
-        async with asyncio.timeout(60):
-            while len(tries) < 3:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(tries) >= 3)
     finally:
         await processes.stop(0)
 
     assert [tries[0]] * 3 == tries
     assert first.pid != tries[0]
+
+
+async def test_a_worker_that_fails_to_end_in_order_is_told_of(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has said why itself; strop's own exit status then tells whoever started it."""
+    fails = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
+    worker = WORKER.replace("asyncio.run(", f"{fails}asyncio.run(")
+    monkeypatch.setattr(processes_module, "COMMAND", (sys.executable, "-c", worker))
+
+    async def settle() -> None:
+        raise AssertionError("none is replaced")
+
+    processes = _processes(office, 2, settle)
+    await processes.start()
+
+    with pytest.raises(StropError, match="a worker did not end in order"):
+        await processes.stop(0)
 
 
 async def test_what_is_in_flight_is_asked_of_the_others(

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from loops import on_both_loops
+from waiting import until
 
-from strop.proxy.workers.door import Arrivals, Door, Passage
+from strop.proxy.workers.door import TAKEN, Arrivals, Door, Passage
 
 # About three times what Linux lets be on its way between two processes.
 NUM_IN_A_RUSH = 800
@@ -89,7 +91,7 @@ async def house() -> AsyncIterator[House]:
     yield found
     found.door.close()
     for one in found.arrivals:
-        one.stop()
+        await one.stop()
     for client in found.clients:
         client.close()
         with contextlib.suppress(OSError):
@@ -118,16 +120,14 @@ async def test_what_a_worker_has_no_file_left_for_is_not_counted_as_its_own(
     """The kernel drops it on the way; the client is told by the end, and the next one is served."""
     passage = house.worker(b"a", takes=False)
     reader, _ = await house.connect()
-    while not passage.num_connections:
-        await asyncio.sleep(0)
+    await until(lambda: passage.num_connections)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
     try:
         house.start(0, b"a")
-        while passage.num_connections:
-            await asyncio.sleep(0)
+        await until(lambda: not passage.num_connections)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
@@ -149,8 +149,7 @@ async def test_what_a_dead_worker_has_not_taken_goes_to_another(house: House) ->
     """And what comes after it, too."""
     dead = house.worker(b"dead", takes=False)
     readers = [(await house.connect())[0] for _ in range(3)]
-    while dead.num_connections < 3:
-        await asyncio.sleep(0.005)
+    await until(lambda: dead.num_connections == 3)
     house.worker(b"a")
     house.door.shut(dead)
 
@@ -162,8 +161,7 @@ async def test_what_a_dead_worker_leaves_alone_waits_for_the_next(house: House) 
     """A crash of the only worker costs a connection nothing but time."""
     dead = house.worker(b"dead", takes=False)
     reader, _ = await house.connect()
-    while not dead.num_connections:
-        await asyncio.sleep(0.005)
+    await until(lambda: dead.num_connections)
     house.door.shut(dead)
     house.worker(b"a")
 
@@ -174,16 +172,14 @@ async def test_more_come_at_once_than_fit_into_the_way(house: House) -> None:
     """A worker that is busy has them later, each of them; and the door knows when they are gone."""
     passage = house.worker(b"a", takes=False)
     pairs = [await house.connect() for _ in range(NUM_IN_A_RUSH)]
-    while passage.num_connections < NUM_IN_A_RUSH:
-        await asyncio.sleep(0.005)
+    await until(lambda: passage.num_connections == NUM_IN_A_RUSH)
     house.start(0, b"a")
     said = [await reader.read(100) for reader, _ in pairs]
     for _, writer in pairs:
         writer.write(b"end")
 
     assert [b"a"] * NUM_IN_A_RUSH == said
-    while passage.num_connections:
-        await asyncio.sleep(0.005)
+    await until(lambda: not passage.num_connections)
 
 
 async def test_each_word_of_a_worker_reaches_the_door(house: House) -> None:
@@ -193,8 +189,7 @@ async def test_each_word_of_a_worker_reaches_the_door(house: House) -> None:
     for _ in range(NUM_IN_A_RUSH):
         house.arrivals[0].closed()
 
-    while passage.num_connections:
-        await asyncio.sleep(0.005)
+    await until(lambda: not passage.num_connections)
 
 
 async def test_a_worker_that_takes_no_more_gets_no_more(house: House) -> None:
@@ -202,10 +197,42 @@ async def test_a_worker_that_takes_no_more_gets_no_more(house: House) -> None:
     house.worker(b"ends", takes=False)
     reader, _ = await house.connect()
     house.worker(b"a")
-    house.arrivals[0].stop()
+    await house.arrivals[0].stop()
 
     assert b"a" == await reader.read(100)
     assert [b"a", b"a"] == [await house.ask() for _ in range(2)]
+
+
+@on_both_loops
+async def test_what_a_worker_has_taken_is_served_before_it_takes_no_more() -> None:
+    """Else nobody would tell it that the worker ends, and it would be waited for."""
+    ours, theirs = socket.socketpair()
+    client, connection = socket.socketpair()
+    made: list[asyncio.BaseTransport] = []
+
+    class Served(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    arrivals = Arrivals(theirs)
+    arrivals.start(Served)
+    ours.setblocking(False)
+    socket.send_fds(ours, [b"c"], [connection.fileno()])
+    connection.close()
+    taken = b""
+    while not taken:
+        await asyncio.sleep(0)
+        with contextlib.suppress(BlockingIOError):
+            taken = ours.recv(1)
+    num_before = len(made)
+    await arrivals.stop()
+    num_after = len(made)
+    (transport,) = await until(lambda: made)
+    transport.close()
+    client.close()
+    ours.close()
+
+    assert (TAKEN, 0, 1) == (taken, num_before, num_after)
 
 
 async def test_an_option_that_is_refused_turns_nobody_away(tmp_path: Path) -> None:
@@ -221,7 +248,7 @@ async def test_an_option_that_is_refused_turns_nobody_away(tmp_path: Path) -> No
     writer.close()
     await writer.wait_closed()
     house.door.close()
-    house.arrivals[0].stop()
+    await house.arrivals[0].stop()
 
     assert b"a" == said
 
@@ -230,10 +257,9 @@ async def test_a_closed_door_lets_nobody_in(house: House) -> None:
     """What was handed down and not taken is cut off, once the worker takes no more either."""
     passage = house.worker(b"a", takes=False)
     reader, _ = await house.connect()
-    while not passage.num_connections:
-        await asyncio.sleep(0)
+    await until(lambda: passage.num_connections)
     house.door.close()
-    house.arrivals[0].stop()
+    await house.arrivals[0].stop()
 
     with contextlib.suppress(ConnectionResetError):
         assert b"" == await reader.read()

@@ -1,23 +1,23 @@
 """Workers, and the process that decides for them, die or are stopped: nothing answered is lost."""
 
 import asyncio
+import functools
 import os
 import signal
 from pathlib import Path
 
 import pytest
 from faults_client import Answer, Client, Plan, ask
-from faults_process import database, started, until
-from worked import Worked, ask_on, begin_on, is_alive, question, rate, worked
+from faults_process import database, started
+from waiting import until
+from worked import Worked, ask_on, begin_on, is_alive, question, rate, until_dead, worked
 
 pytestmark = pytest.mark.faults
 
 
 async def _until_two_serve(it: Worked, gone: int) -> list[int]:
     """Return the pids of the workers, once there are two again."""
-    while len(pids := await it.pids()) < 2 or gone in pids:
-        await asyncio.sleep(0.05)
-    return pids
+    return await until(it.pids, lambda pids: len(pids) == 2 and gone not in pids)
 
 
 class Load:
@@ -96,9 +96,7 @@ async def test_a_rating_of_what_died_with_its_worker_is_withdrawn(tmp_path: Path
         pids = await it.pids()
         os.kill(pids[0], signal.SIGKILL)
         await _until_two_serve(it, pids[0])
-        while len(await _states(it)) < 2:
-            await asyncio.sleep(0.05)
-        states = await _states(it)
+        states = await until(lambda: _states(it), lambda states: len(states) == 2)
         opened.set()
 
     assert [202, 202] == [one.status for one in rated]
@@ -118,7 +116,7 @@ async def test_nothing_outlives_the_process_that_decides(tmp_path: Path) -> None
         streams = [await begin_on(one, question(stream=True)) for one in clients]
         pids = await it.pids()
         await it.proxy.end(signal.SIGKILL)
-        await until(lambda: not any(map(is_alive, pids)))
+        await until_dead(*pids)
         with pytest.raises(OSError, match="Connect"):
             await Client.connect(it.proxy.url)
 
@@ -143,8 +141,7 @@ async def test_a_stop_drains_every_worker(tmp_path: Path) -> None:
         streams = [await begin_on(one, question(stream=True)) for one in clients]
         pids = await it.pids()
         stopping = asyncio.create_task(it.proxy.end(signal.SIGTERM))
-        while await _is_let_in(it.proxy.url):
-            await asyncio.sleep(0.02)
+        await until(lambda: _is_turned_away(it.proxy.url))
         opened.set()
         for client, stream in zip(clients, streams, strict=True):
             await client.read_body(stream)
@@ -181,8 +178,7 @@ async def test_who_asks_twice_ends_all_at_once(tmp_path: Path) -> None:
         it.fake.before_event = _never
         streams = [await begin_on(one, question(stream=True)) for one in await it.crowd(4)]
         it.proxy.process.send_signal(signal.SIGINT)
-        while await _is_let_in(it.proxy.url):
-            await asyncio.sleep(0.02)
+        await until(lambda: _is_turned_away(it.proxy.url))
         status = await it.proxy.end(signal.SIGINT)
 
     assert 0 == status
@@ -196,12 +192,12 @@ async def _never(_: int) -> None:
     await asyncio.Event().wait()
 
 
-async def _is_let_in(url: str) -> bool:
+async def _is_turned_away(url: str) -> bool:
     try:
         await (await Client.connect(url)).leave()
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 @pytest.mark.engine
@@ -218,11 +214,11 @@ async def test_the_embedded_engine_outlives_the_drain_and_nothing_else(
             await proxy.wait_until_ready()
             children = await children_of(proxy.process.pid)
             asked = [asyncio.create_task(ask(proxy.url, plan)) for _ in range(2)]
-            while (await proxy.get("/health"))["in_flight"] < 2:
-                await asyncio.sleep(0.01)
+            health = functools.partial(proxy.get, "/health")
+            await until(health, lambda health: health["in_flight"] == 2)
             assert status == await proxy.end(sig)
             ended += [one.is_answered for one in await asyncio.gather(*asked)]
-            await until(lambda children=children: not any(map(is_alive, children)))
+            await until_dead(*children)
         assert 3 == len(children)
 
     assert [True, True, False, False] == ended

@@ -7,8 +7,8 @@ from strop.proxy.store.records import StoreHealth
 from strop.proxy.workers import sums
 from strop.proxy.workers.census import together
 
-WELL = StoreHealth(ok=True, reason=None, since_ms=5, num_failed=1, num_queued=2, queued_bytes=30)
-ILL = StoreHealth(ok=False, reason="full", since_ms=9, num_failed=4, num_queued=1, queued_bytes=7)
+WELL = StoreHealth(ok=True, reason=None, since_ms=5, num_queued=2, queued_bytes=30)
+ILL = StoreHealth(ok=False, reason="full", since_ms=9, num_queued=1, queued_bytes=7)
 
 
 def of(*, complete: int, in_flight: int, is_ok: bool) -> Metrics:
@@ -68,10 +68,8 @@ def test_what_a_process_counted_outlives_it() -> None:
 
 
 def test_the_stores_are_as_the_worst_of_them() -> None:
-    """What waits and what failed is that of all."""
-    expected = StoreHealth(
-        ok=False, reason="full", since_ms=9, num_failed=6, num_queued=5, queued_bytes=67
-    )
+    """What waits is that of all."""
+    expected = StoreHealth(ok=False, reason="full", since_ms=9, num_queued=5, queued_bytes=67)
 
     assert expected == together([WELL, ILL, WELL])
     assert together([WELL]) == WELL

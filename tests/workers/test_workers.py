@@ -10,7 +10,8 @@ import orjson
 from fake_adapters import FakeAdapters
 from fake_engine import Call, FakeEngine
 from faults_client import Answer, Client, Plan
-from faults_process import database, until
+from faults_process import database
+from waiting import until
 from worked import Worked, ask_on, begin_on, question, rate, worked
 
 
@@ -95,8 +96,7 @@ async def test_each_worker_sends_to_all_replicas(tmp_path: Path) -> None:
     async with FakeEngine(FakeAdapters()) as second:
         replicas = f"engine.replicas={second.url}"
         async with worked(tmp_path, replicas, num_versions=1) as it:
-            while (await it.metric("strop_replica_ready")) < 2:
-                await asyncio.sleep(0.02)
+            await until(lambda: it.metric("strop_replica_ready"), lambda num: num == 2)
             await it.activate("v1")
             clients = await it.crowd(4)
             held = Held(it)
@@ -166,8 +166,7 @@ async def test_a_version_is_unloaded_when_no_worker_holds_it(tmp_path: Path) -> 
         # Dealt by turns: all of one worker's.
         for one in clients[::2]:
             await one.leave()
-        while await _leases(it, "v1") > 2:
-            await asyncio.sleep(0.02)
+        await until(lambda: _leases(it, "v1"), lambda num: num <= 2)
         refused = await it.admin("DELETE", "/admin/adapters/v1")
         unloaded = [*it.fake.unloaded]
         for one in clients[1::2]:
