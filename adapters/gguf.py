@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,9 +70,7 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
 MODEL_TYPES = frozenset(_ARCHITECTURES)
 
 
-def convert(
-    source: Path, base: Path, file: Path, *, dtype: Literal["float32", "float16"] = "float32"
-) -> None:
+def convert(source: Path, base: Path, file: Path) -> None:
     """Write the PEFT adapter at `source`, of the base at `base`, to a new GGUF LoRA file.
 
     llama.cpp multiplies B·A by alpha / r with each tensor's own r: ranks stay as they are, and
@@ -113,8 +111,8 @@ def convert(
         b = peft.scaled(path, module.b, module.scale * module.a.shape[0] / alpha)
         if architecture.interleaves:
             b = _interleaved(path, b, config)
-        arrays[f"{name}.weight.lora_a"] = _as(dtype, module.a, path)
-        arrays[f"{name}.weight.lora_b"] = _as(dtype, b, path)
+        arrays[f"{name}.weight.lora_a"] = np.ascontiguousarray(module.a, np.float32)
+        arrays[f"{name}.weight.lora_b"] = np.ascontiguousarray(b, np.float32)
     if file.exists():
         raise FileExistsError(f"{file} exists; an adapter's file is never written again")
     handle, scratch = tempfile.mkstemp(prefix=".gguf-", dir=file.parent)
@@ -168,11 +166,3 @@ def _interleaved(
         )
     halves = b.reshape(num_heads, 2, num_out // num_heads // 2, rank)
     return halves.swapaxes(1, 2).reshape(num_out, rank)
-
-
-def _as(dtype: str, array: "NDArray[np.float32]", path: str) -> "NDArray[Any]":
-    if dtype == "float32":
-        return np.ascontiguousarray(array, np.float32)
-    if np.abs(array).max() > np.finfo(np.float16).max:
-        raise peft.InvalidAdapter(f"{path} has values beyond float16; convert it as float32")
-    return np.ascontiguousarray(array.astype(np.float16))

@@ -1,7 +1,6 @@
 """A PEFT or mlx_lm adapter that someone else made: checked against a base, and copied.
 
-Refuses what no engine could serve, and says what it found, for an engine may serve less. Runs no
-model and knows no engine.
+Refuses what no engine could serve; an engine may serve less. Runs no model and knows no engine.
 """
 
 import os
@@ -9,7 +8,6 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,29 +18,8 @@ _MAX_BYTES = {peft.CONFIG: 2**20, peft.WEIGHTS: 16 * 2**30, _MLX_WEIGHTS: 16 * 2
 _COPY_BYTES = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What an adapter is made of.
-
-    Attributes:
-        rank: the largest of its modules.
-        num_parameters: of all A and B together.
-        targets: the names of the layers it adapts, without blocks, as `q_proj`, sorted.
-        embeddings: the paths of the embeddings that it adapts; few engines serve them.
-        has_experts: whether it adapts single experts of a mixture; few engines serve them.
-        base_model: what it names as its base; nothing is concluded from it.
-    """
-
-    rank: int
-    num_parameters: int
-    targets: tuple[str, ...]
-    embeddings: tuple[str, ...]
-    has_experts: bool
-    base_model: str | None
-
-
-def check_import(folder: Path, base: Path | None, *, max_rank: int) -> Found:
-    """Return what the adapter in `folder` is made of, once it can be served.
+def check_import(folder: Path, base: Path | None, *, max_rank: int) -> None:
+    """Refuse an adapter that couldn't be served.
 
     Args:
         folder: a PEFT folder.
@@ -59,7 +36,7 @@ def check_import(folder: Path, base: Path | None, *, max_rank: int) -> Found:
         if os.path.lexists(folder / name):
             with _plain_file(folder, name):
                 pass
-    config, shapes = peft.read_shapes(folder)
+    _, shapes = peft.read_shapes(folder)
     rank = max(shape.rank for shape in shapes.values())
     if rank > max_rank:
         raise peft.InvalidAdapter(
@@ -69,18 +46,10 @@ def check_import(folder: Path, base: Path | None, *, max_rank: int) -> Found:
     if base is not None:
         _check_fit(shapes, base)
     peft.check_values(folder)
-    return Found(
-        rank=rank,
-        num_parameters=sum(each.rank * (each.num_in + each.num_out) for each in shapes.values()),
-        targets=tuple(sorted({path.rpartition(".")[2] for path in shapes})),
-        embeddings=tuple(path for path, shape in shapes.items() if shape.is_embedding),
-        has_experts=any(".experts." in path for path in shapes),
-        base_model=config.base_model,
-    )
 
 
-def bring_in(source: Path, folder: Path, base: Path | None, *, max_rank: int) -> Found:
-    """Copy the adapter at `source` into the empty `folder`, check the copy, and say what it is.
+def bring_in(source: Path, folder: Path, base: Path | None, *, max_rank: int) -> None:
+    """Copy the adapter at `source` into the empty `folder`, and check the copy.
 
     The two files of an adapter are copied, by name, and nothing else that lies there; one of
     mlx_lm's becomes PEFT's. The base's own embedding and head, which peft saves with adapters of
@@ -104,10 +73,9 @@ def bring_in(source: Path, folder: Path, base: Path | None, *, max_rank: int) ->
             _copy(source, folder, name)
     config = peft.read_config(folder)
     leftovers.remove(folder, base)
-    found = check_import(folder, base, max_rank=max_rank)
+    check_import(folder, base, max_rank=max_rank)
     if config.rank_pattern or config.alpha_pattern:
         peft.write(peft.folded(peft.read(folder, with_embeddings=True)), folder)
-    return found
 
 
 def _bring_in_mlx(source: Path, folder: Path, base: Path | None) -> None:

@@ -78,7 +78,7 @@ class Library:
             write(scratch)
             files = {path.name: _sha256(path) for path in _plain_files(scratch)}
             target = self.folder / f"{version}-{_digits(files)}"
-            (scratch / manifests.FILE).write_bytes(manifests.dumps(manifest.with_files(files)))
+            (scratch / manifests.FILE).write_bytes(manifests.dumps(replace(manifest, files=files)))
             for path in _plain_files(scratch):
                 path.chmod(0o600)
                 durable.sync(path)

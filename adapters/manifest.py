@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from strop.adapters import probe_codec
@@ -57,10 +57,6 @@ class Manifest:
     verdict: Mapping[str, Any] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     probe: Probe | None = None
-
-    def with_files(self, files: Mapping[str, str]) -> "Manifest":
-        """Return the same manifest for these files."""
-        return replace(self, files=dict(files))
 
 
 def dumps(manifest: Manifest) -> bytes:

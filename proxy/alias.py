@@ -82,10 +82,6 @@ class Alias:
         """Whether unpinned requests can be served."""
         return self.active.version in self.versions
 
-    def is_of(self, base: Served) -> bool:
-        """Whether it is of the model that the engine calls `base`."""
-        return self.base == base
-
     def serving(self, versions: Mapping[str, Served], active: Served | None = None) -> "Alias":
         """Return the next alias: with these versions, and `active` if it is another now."""
         active = active or versions.get(self.active.version, self.active)

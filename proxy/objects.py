@@ -3,12 +3,11 @@
 Pure. Does not read the store, or know who asks.
 """
 
-import math
-from array import array
 from collections.abc import Iterable, Mapping
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.message import is_context, role_of, texts_of
+from strop.proxy.store.export import tokens_of
 from strop.proxy.store.records import (
     Choice,
     Completion,
@@ -162,24 +161,8 @@ def _snapshot(c: Completion) -> Object:
     return {
         "sampling": _value(c.sampling),
         "prompt_ids": None if c.prompt_ids is None else c.prompt_ids.tolist(),
-        "choices": [
-            {
-                "index": choice.index,
-                "token_ids": None if choice.token_ids is None else choice.token_ids.tolist(),
-                "logprobs": _finite(choice.logprobs),
-                "logprobs_source": choice.logprobs_source,
-                "logprobs_kind": choice.logprobs_kind,
-            }
-            for choice in c.choices
-        ],
+        "choices": [{"index": choice.index, **tokens_of(choice)} for choice in c.choices],
     }
-
-
-def _finite(values: "array[float] | None") -> list[float | None] | None:
-    """Return logprobs as JSON can hold them: minus infinity is null."""
-    if values is None:
-        return None
-    return [value if math.isfinite(value) else None for value in values]
 
 
 def _value(stored: bytes) -> object:

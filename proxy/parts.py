@@ -12,7 +12,7 @@ from pathlib import Path
 
 from strop.adapters.library import Library
 from strop.proxy import auth, run_requests
-from strop.proxy.alias import BASE, Leases
+from strop.proxy.alias import Leases
 from strop.proxy.background import in_background
 from strop.proxy.engines.base import Engine
 from strop.proxy.engines.embedded import EngineProcess
@@ -201,22 +201,15 @@ async def _parts(
     settings: Settings, home: Path, store: Store, engine: Engine, leases: Leases | None = None
 ) -> Parts:
     activation = await store.versions.activation()
-    serving = make_serving(settings, engine, active=activation.version, leases=leases)
-    return _with(settings, home, store, serving)
-
-
-def make_serving(
-    settings: Settings, engine: Engine, *, active: str = BASE, leases: Leases | None = None
-) -> Serving:
-    """Return the engine as it is served; see `Serving` for the arguments."""
-    return Serving(
+    serving = Serving(
         engine,
         model_name=settings.model.name,
         accepts_any=settings.model.accept_any,
         check_interval_s=settings.engine.health_interval_s,
-        active=active,
+        active=activation.version,
         leases=leases,
     )
+    return _with(settings, home, store, serving)
 
 
 def _with(settings: Settings, home: Path, store: Store, serving: Serving) -> Parts:
@@ -240,24 +233,25 @@ async def _make_control(
     probe_command: ProbeCommand = probe_job.command,
 ) -> Control:
     settings, home, store, serving = parts.settings, parts.home, parts.store, parts.serving
+    shelf = Shelf(
+        store,
+        Library(home / layout.ADAPTERS),
+        find_base=lambda: base_folder(settings),
+        probes=ProbeJob(home, settings.training, probe_command),
+        num_kept=settings.adapters.keep,
+    )
+    try:
+        await shelf.settle()
+    except StoreUnavailable as error:
+        # It serves without; what is left half done is settled at the next start.
+        log.error("versions are not settled", extra={"reason": error.message})
     swapper = Swapper(
-        Shelf(
-            store,
-            Library(home / layout.ADAPTERS),
-            find_base=lambda: base_folder(settings),
-            probes=ProbeJob(home, settings.training, probe_command),
-            num_kept=settings.adapters.keep,
-        ),
+        shelf,
         serving,
         parts.metrics,
         identify=lambda: identity_of(settings, home),
         hold_s=settings.adapters.swap_hold_s,
     )
-    try:
-        await swapper.replay()
-    except StoreUnavailable as error:
-        # It serves without; what is left half done is settled at the next start.
-        log.error("versions are not settled", extra={"reason": error.message})
     serving.keeper = swapper.keeper
     trainer = Trainer(
         settings.training,

@@ -261,7 +261,7 @@ class Serving:
                 active=self._first if self._alias is None else self._alias.active.version,
                 base=self.base,
             )
-            if self._alias is not None and alias.is_of(self._alias.base):
+            if self._alias is not None and alias.base == self._alias.base:
                 # Another model came or went beside it; what is loaded of this one stays.
                 alias = replace(self._alias, others=alias.others)
             elif self.keeper is not None and self.engine.capabilities.adapters == 1:

@@ -3,7 +3,7 @@
 Judges nothing; `strop.adapters.probe` does. Run as a program it makes the probe of an imported
 adapter:
 
-    python -m strop.training.make_probe --base DIR --adapter DIR --out FILE [--parent DIR]
+    python -m strop.training.make_probe --base DIR --adapter DIR --out FILE
 """
 
 import argparse
@@ -172,7 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, required=True, help="the base's folder")
     parser.add_argument("--adapter", type=Path, required=True, help="the PEFT folder")
     parser.add_argument("--out", type=Path, required=True, help="where the probe goes, as JSON")
-    parser.add_argument("--parent", type=Path, help="the PEFT folder it was trained from")
     parser.add_argument("--runs", type=Path, help="the folder of all runs: none trains meanwhile")
     parser.add_argument("--parent-fd", type=int, help="a pipe whose end of file stops this")
     parser.add_argument("--quantize-base", action="store_true", help="hold the base in 4 bits")
@@ -225,7 +224,7 @@ def _made(given: argparse.Namespace) -> Probe:
         device=given.device,
         quantize_base=given.quantize_base,
     )
-    return make(policy, given.parent or BASE, prompts)
+    return make(policy, BASE, prompts)
 
 
 def _prompts(tokenizer: BaseTokenizer) -> Iterator[Prompt]:

@@ -26,9 +26,7 @@ class Group:
     num: int
 
 
-def bootstrap_mean(
-    groups: Sequence[Group], *, seed: int = 0, confidence: float = CONFIDENCE
-) -> Interval:
+def bootstrap_mean(groups: Sequence[Group], *, seed: int = 0) -> Interval:
     """Return the percentile bootstrap interval of the mean over all values of `groups`.
 
     Whole groups are drawn, as values of one session hang together (Davison & Hinkley 1997, §3.8).
@@ -36,15 +34,11 @@ def bootstrap_mean(
     Raises:
         ValueError: there is no value.
     """
-    return bootstrap_difference(groups, None, seed=seed, confidence=confidence)
+    return bootstrap_difference(groups, None, seed=seed)
 
 
 def bootstrap_difference(
-    first: Sequence[Group],
-    second: Sequence[Group] | None,
-    *,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
+    first: Sequence[Group], second: Sequence[Group] | None, *, seed: int = 0
 ) -> Interval:
     """Return the interval of the mean of `first` less that of `second`, drawing whole groups.
 
@@ -52,7 +46,6 @@ def bootstrap_difference(
         first: one entry per session.
         second: one entry for each of the same sessions; None for zero.
         seed: of the draws; the same seed gives the same interval.
-        confidence: the share of resamples inside.
 
     Raises:
         ValueError: there is no value, or the two don't have the same sessions.
@@ -68,7 +61,7 @@ def bootstrap_difference(
     means = np.concatenate(
         [_differences(counts, totals, nums) for counts in _draws(rng, len(first))]
     )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
 
 

@@ -157,7 +157,7 @@ class Engine:
             raise NotFound(f"Loading lora {name} failed: {error}", param="lora_path") from error
         except (peft.InvalidAdapter, OSError) as error:
             raise EngineError(f"Loading lora {name} failed: {error}", param="lora_path") from error
-        await asyncio.wrap_future(self.worker.add_version(name, path, weights))
+        await asyncio.wrap_future(self.worker.add_version(name, weights))
         self.versions[name] = path
 
     async def unload(self, name: str) -> None:

@@ -42,7 +42,6 @@ class Version:
 
     uid: int
     name: str
-    path: str
     weights: Mapping[str, Weights]
 
 

@@ -13,6 +13,7 @@ from strop.proxy.embedded.errors import BadRequest
 from strop.proxy.embedded.fields import Fields, token_ids, wrong
 from strop.proxy.embedded.forms import Form, form_in
 from strop.proxy.embedded.jobs import Sampling
+from strop.proxy.wire import weights
 
 Dialect = Literal["chat", "completions"]
 Prompt = str | tuple[int, ...]
@@ -23,7 +24,6 @@ MAX_PROMPTS = 256
 DEFAULT_MAX_TOKENS = 16  # of text completions
 _MOST_ID_DIGITS = 10
 
-_WEIGHTS = ("adapters", "lora", "lora_path", "lora_request", "draft_model")
 # Would change the answer, so ignoring them would be a lie. With the values that mean nothing.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "guided_json": (),
@@ -187,7 +187,7 @@ def _request(fields: Fields, dialect: Dialect, **rest: Any) -> Request:
 
 
 def _refuse(fields: Fields) -> None:
-    for name in _WEIGHTS:
+    for name in weights.FIELDS:
         if name in fields:
             raise BadRequest(
                 f"`{name}` is not accepted; name a loaded version in `model` instead", param=name

@@ -86,7 +86,7 @@ class Worker(threading.Thread):
 
         self._commands.put(cancel)
 
-    def add_version(self, name: str, path: str, weights: Mapping[str, Weights]) -> "Future[None]":
+    def add_version(self, name: str, weights: Mapping[str, Weights]) -> "Future[None]":
         """Serve `weights` as `name` from the next admission on.
 
         The future raises InvalidInput if the name is taken.
@@ -95,7 +95,7 @@ class Worker(threading.Thread):
         def add() -> None:
             if name in self._named:
                 raise already_loaded(name)
-            self._named[name] = self._new_group(name, path, weights)
+            self._named[name] = self._new_group(name, weights)
 
         return self._call(add)
 
@@ -141,7 +141,7 @@ class Worker(threading.Thread):
             _log.warning("this model's answers change with those beside them: one runs at a time")
             self._options = dataclasses.replace(self._options, max_rows=1)
         name = self._options.name
-        self._named[name] = self._new_group(name, self._options.model, {})
+        self._named[name] = self._new_group(name, {})
 
     def _step_until_stopped(self) -> None:
         while True:
@@ -242,8 +242,8 @@ class Worker(threading.Thread):
         _log.error("generation failed", exc_info=error)
         return Failed(EngineError(f"Generation failed: {type(error).__name__}: {error}"))
 
-    def _new_group(self, name: str, path: str, weights: Mapping[str, Weights]) -> Group:
-        version = Version(self._next_uid, name, path, weights)
+    def _new_group(self, name: str, weights: Mapping[str, Weights]) -> Group:
+        version = Version(self._next_uid, name, weights)
         self._next_uid += 1
         self._slots.install(version)
         group = Group(

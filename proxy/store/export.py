@@ -268,6 +268,13 @@ def _raw_choice(choice: Choice) -> Json:
         "index": choice.index,
         "message": _json(choice.message),
         "finish_reason": choice.finish_reason,
+        **tokens_of(choice),
+    }
+
+
+def tokens_of(choice: Choice) -> Json:
+    """Return what is kept of a choice for training, as JSON can hold it."""
+    return {
         "token_ids": None if choice.token_ids is None else choice.token_ids.tolist(),
         "logprobs": _finite(choice.logprobs),
         "logprobs_source": choice.logprobs_source,

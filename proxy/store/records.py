@@ -254,12 +254,11 @@ class FeedbackFilter:
 
 @dataclass(frozen=True, slots=True)
 class FeedbackCounts:
-    """The standing ratings, counted: above 0, below 0, all; and the newest."""
+    """The standing ratings, counted: above 0, below 0, all."""
 
     good: int
     bad: int
     total: int
-    last: Feedback | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,13 +274,11 @@ class StoreHealth:
     """Whether the store takes writes.
 
     `reason` says what is wrong and what to do, None while `ok`. `since_ms` is when `ok` last
-    changed. `num_failed` counts the writes lost so far; `num_queued` and `queued_bytes` are those
-    not yet durable.
+    changed. `num_queued` and `queued_bytes` are those writes not yet durable.
     """
 
     ok: bool
     reason: str | None
     since_ms: int
-    num_failed: int
     num_queued: int
     queued_bytes: int

@@ -49,8 +49,8 @@ WHERE num < ? AND NOT {_IS_UNFINISHED} AND base = coalesce(?, base) ORDER BY num
 
 def steps(run: str) -> Query[RunStep]:
     """Return the query for a run's steps, in order."""
-    sql = "SELECT run, step, created_ms, metrics FROM run_steps WHERE run = ? ORDER BY step"
-    return Query(sql, (run,), lambda row: RunStep(row[0], row[1], row[2], row[3].encode()))
+    sql = "SELECT step, metrics FROM run_steps WHERE run = ? ORDER BY step"
+    return Query(sql, (run,), lambda row: RunStep(row[0], row[1].encode()))
 
 
 def _decode(row: Row) -> Run:

@@ -65,9 +65,7 @@ class RunUpdate:
 class RunStep:
     """The metrics of one optimizer step, a JSON object of numbers."""
 
-    run: str
     step: int
-    created_ms: int
     metrics: bytes
 
 

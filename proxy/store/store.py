@@ -243,13 +243,14 @@ class Store:
     async def feedback_counts(
         self, session: str | None = None, key_id: str | None = None
     ) -> FeedbackCounts:
-        """Return how many ratings stand, and the newest; in one session, of one key, or of all."""
-        wanted = FeedbackFilter(session=session, key_id=key_id, state="standing")
-        is_all = session is None and key_id is None
-        counts = feedback_queries.standing_counts() if is_all else feedback_queries.counts(wanted)
+        """Return how many ratings stand; in one session, of one key, or of all."""
+        if session is None and key_id is None:
+            counts = feedback_queries.standing_counts()
+        else:
+            wanted = FeedbackFilter(session=session, key_id=key_id, state="standing")
+            counts = feedback_queries.counts(wanted)
         ((good, bad, total),) = await self._reader.all(counts)
-        last = await self._reader.first(feedback_queries.newest(wanted, 1))
-        return FeedbackCounts(good, bad, total, last)
+        return FeedbackCounts(good, bad, total)
 
     async def export(
         self,

@@ -79,12 +79,10 @@ class Writer:
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._num_queued = 0
         self._queued_bytes = 0
-        self._num_refused = 0
         self._is_closing = False
         # The thread's own.
         self._connection: sqlite3.Connection
         # Written by the thread, but for `stall`.
-        self._num_failed = 0
         self._reason: str | None = None
         self._since_ms = now_ms()
         self._has_given_up = False
@@ -118,7 +116,6 @@ class Writer:
             ok=reason is None,
             reason=reason,
             since_ms=self._since_ms,
-            num_failed=self._num_failed + self._num_refused,
             num_queued=self._num_queued,
             queued_bytes=self._queued_bytes,
         )
@@ -147,13 +144,11 @@ class Writer:
             StoreUnavailable: too much waits already, or the writer is closed.
         """
         if self._is_closing:
-            self._num_refused += 1
             raise StoreUnavailable(database.CLOSED)
         if (
             self._num_queued >= self._max_queued
             or self._queued_bytes + size_bytes > self._max_queued_bytes
         ):
-            self._num_refused += 1
             raise StoreUnavailable(
                 f"too much waits to be written to {self._path}: {self._num_queued} of"
                 f" {self._max_queued} writes, {self._queued_bytes} of {self._max_queued_bytes}"
@@ -306,7 +301,6 @@ class Writer:
                 job.future.set_exception(job.error)
 
     def _fail(self, jobs: list[Job], reason: str) -> None:
-        self._num_failed += len(jobs)
         if self._reason is None:
             self._mark_failed(reason)
         self._reason = reason

@@ -13,7 +13,6 @@ from typing import Final
 import orjson
 
 from strop.adapters.peft import InvalidAdapter
-from strop.adapters.probe import Judgement
 from strop.adapters.swap import NotProven, Release, Step, Switch
 from strop.proxy.alias import BASE
 from strop.proxy.engines.base import AdapterControl, AdapterControls
@@ -238,7 +237,7 @@ class Loader:
         elif isinstance(error, _GONE):
             said[GONE] = True
         if isinstance(error, NotProven):
-            said["probe"] = _judged(error.judgement)
+            said["probe"] = asdict(error.judgement)
         detail = orjson.dumps(said)
         await self._versions.add_event(version, "activation_failed", actor=actor, detail=detail)
         if isinstance(error, InvalidAdapter):
@@ -252,7 +251,3 @@ def reason_of(version: str, error: BaseException) -> str:
     if isinstance(error, NotProven):
         said = f"the engine was asked, and does not serve it: {said}"
     return f"{version} can't be served: {said}"
-
-
-def _judged(judgement: Judgement) -> dict[str, object]:
-    return asdict(judgement)

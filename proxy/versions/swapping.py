@@ -168,10 +168,6 @@ class Swapper:
             if is_in.get(label, True)
         ]
 
-    async def replay(self) -> None:
-        """Settle what a strop that was killed left half done on disk; before anything is served."""
-        await self._shelf.settle()
-
     async def aclose(self) -> None:
         """Stop what runs in the background; the next start goes on from what the store says."""
         tasks: list[asyncio.Task[object]] = [*self._background]

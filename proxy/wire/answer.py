@@ -52,7 +52,6 @@ class _Body(msgspec.Struct):
 
     choices: list[Entry] | None = None
     id: object = None
-    model: object = None
     usage: object = None
     error: object = None
     # llama-server's: in streams too, where it has usage only if asked.
@@ -139,7 +138,6 @@ class Answer:
     """
 
     upstream_id: str | None = None
-    model: str | None = None
     prompt_ids: "array[int] | None" = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -208,8 +206,6 @@ class Answer:
     def _read_head(self, body: _Body) -> None:
         if self.upstream_id is None and isinstance(body.id, str):
             self.upstream_id = body.id
-        if self.model is None and isinstance(body.model, str):
-            self.model = body.model
         if isinstance(body.usage, dict):
             self.prompt_tokens = _count(body.usage.get("prompt_tokens"), self.prompt_tokens)
             self.completion_tokens = _count(

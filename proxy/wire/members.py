@@ -4,7 +4,7 @@ Pure. Each error names where in the client's JSON the fault stands. Does not kno
 mean.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NoReturn
 
 from strop.proxy.errors import BadRequest
@@ -35,6 +35,13 @@ def list_in(value: object, path: str) -> list[object]:
     if value is None:
         return []
     return value if isinstance(value, list) else refuse(path, "an array", value)
+
+
+def objects_in(value: object, path: str) -> Iterator[tuple[Mapping[str, object], str]]:
+    """Yield each object of `value`, an array or null, with its path."""
+    for position, one in enumerate(list_in(value, path)):
+        here = f"{path}[{position}]"
+        yield object_in(one, here), here
 
 
 def string(holder: Mapping[str, object], name: str, path: str) -> str:

@@ -72,3 +72,16 @@ class Objective(Protocol):
         Where every token is masked the loss is 0, and so is its gradient.
         """
         ...
+
+
+class UnitByUnit:
+    """What objectives share that need no more than one unit at a time; without the pairs."""
+
+    needs_step = False
+
+    def select(self, rated: Sequence[R]) -> list[R]:
+        """Return all but the pairs."""
+        return [one for one in rated if one.kind != "pair"]
+
+    def prepare(self, units: Sequence[Unit], logprobs: Sequence[tuple[Floats, ...]]) -> None:
+        """Need nothing of the whole step."""

@@ -14,16 +14,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from strop.training.objectives.base import R, Settings
+from strop.training.objectives.base import R, Settings, UnitByUnit
 from strop.training.objectives.terms import Kept
 from strop.training.sequences import Floats, Loss, Unit
 
 
-class Dpo:
+class Dpo(UnitByUnit):
     """See the module."""
 
     name = "dpo"
-    needs_step = False
 
     def __init__(self, settings: Settings) -> None:
         self._beta = settings.dpo_beta
@@ -31,9 +30,6 @@ class Dpo:
     def select(self, rated: Sequence[R]) -> list[R]:
         """Return the pairs."""
         return [one for one in rated if one.kind == "pair"]
-
-    def prepare(self, units: Sequence[Unit], logprobs: Sequence[tuple[Floats, ...]]) -> None:
-        """Need nothing of the whole step."""
 
     def __call__(self, unit: Unit, logprobs: tuple[Floats, ...]) -> Loss:
         """Return one pair's loss."""

@@ -13,29 +13,19 @@ ratings that would drop nearly all after the first steps, so the band here is th
 `strop.training.mismatch`. The anchor is ours, at beta 0.05.
 """
 
-from collections.abc import Sequence
-
 from strop.training import mismatch
-from strop.training.objectives.base import R, Settings
+from strop.training.objectives.base import Settings, UnitByUnit
 from strop.training.objectives.terms import Kept, policy_gradient
 from strop.training.sequences import Floats, Loss, Unit
 
 
-class Mispo:
+class Mispo(UnitByUnit):
     """See the module."""
 
     name = "mispo"
-    needs_step = False
 
     def __init__(self, settings: Settings) -> None:
         self._beta = settings.beta
-
-    def select(self, rated: Sequence[R]) -> list[R]:
-        """Return all but the pairs."""
-        return [one for one in rated if one.kind != "pair"]
-
-    def prepare(self, units: Sequence[Unit], logprobs: Sequence[tuple[Floats, ...]]) -> None:
-        """Need nothing of the whole step."""
 
     def __call__(self, unit: Unit, logprobs: tuple[Floats, ...]) -> Loss:
         """Return one unit's loss."""

@@ -10,28 +10,18 @@ Source: Williams (1992), "Simple statistical gradient-following algorithms for c
 reinforcement learning"; the anchor's estimator is that of `terms.anchor`.
 """
 
-from collections.abc import Sequence
-
-from strop.training.objectives.base import R, Settings
+from strop.training.objectives.base import Settings, UnitByUnit
 from strop.training.objectives.terms import Kept, policy_gradient
 from strop.training.sequences import Floats, Loss, Unit
 
 
-class Reinforce:
+class Reinforce(UnitByUnit):
     """See the module."""
 
     name = "reinforce"
-    needs_step = False
 
     def __init__(self, settings: Settings) -> None:
         self._beta = settings.beta
-
-    def select(self, rated: Sequence[R]) -> list[R]:
-        """Return all but the pairs."""
-        return [one for one in rated if one.kind != "pair"]
-
-    def prepare(self, units: Sequence[Unit], logprobs: Sequence[tuple[Floats, ...]]) -> None:
-        """Need nothing of the whole step."""
 
     def __call__(self, unit: Unit, logprobs: tuple[Floats, ...]) -> Loss:
         """Return one unit's loss."""

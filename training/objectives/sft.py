@@ -14,16 +14,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from strop.training.objectives.base import R, Settings
+from strop.training.objectives.base import R, Settings, UnitByUnit
 from strop.training.objectives.terms import Kept
 from strop.training.sequences import Floats, Loss, Unit
 
 
-class Sft:
+class Sft(UnitByUnit):
     """See the module."""
 
     name = "sft"
-    needs_step = False
 
     def __init__(self, settings: Settings) -> None:
         """Take no setting."""
@@ -31,9 +30,6 @@ class Sft:
     def select(self, rated: Sequence[R]) -> list[R]:
         """Return what is liked, and the corrections."""
         return [one for one in rated if one.kind != "pair" and one.rating > 0]
-
-    def prepare(self, units: Sequence[Unit], logprobs: Sequence[tuple[Floats, ...]]) -> None:
-        """Need nothing of the whole step."""
 
     def __call__(self, unit: Unit, logprobs: tuple[Floats, ...]) -> Loss:
         """Return one unit's loss."""

@@ -16,33 +16,24 @@ Source: arXiv 2503.14286, in its canonical form: positives untouched, negatives 
 to [0, 1]. The tempering and the anchor are ours.
 """
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from strop.training.objectives.base import R, Settings
+from strop.training.objectives.base import Settings, UnitByUnit
 from strop.training.objectives.terms import Kept, policy_gradient
 from strop.training.sequences import Floats, Loss, Unit
 
 MAX_LENGTH: Final = 32
 
 
-class Topr:
+class Topr(UnitByUnit):
     """See the module."""
 
     name = "topr"
-    needs_step = False
 
     def __init__(self, settings: Settings) -> None:
         self._beta = settings.beta
-
-    def select(self, rated: Sequence[R]) -> list[R]:
-        """Return all but the pairs."""
-        return [one for one in rated if one.kind != "pair"]
-
-    def prepare(self, units: Sequence[Unit], logprobs: Sequence[tuple[Floats, ...]]) -> None:
-        """Need nothing of the whole step."""
 
     def __call__(self, unit: Unit, logprobs: tuple[Floats, ...]) -> Loss:
         """Return one unit's loss."""

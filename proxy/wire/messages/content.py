@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from strop.proxy.wire.chat_messages import Part, file_part, text_part
 from strop.proxy.wire.members import (
-    list_in,
     name_in,
     object_in,
+    objects_in,
     optional_string,
     refuse,
     string,
@@ -24,8 +24,6 @@ def texts_in(content: object, path: str) -> list[str]:
     Raises:
         BadRequest: it is malformed, or holds something else.
     """
-    if isinstance(content, str):
-        return [content]
     texts = []
     for block, here in blocks_in(content, path):
         if block.get("type") != "text":
@@ -42,10 +40,8 @@ def blocks_in(content: object, path: str) -> Iterator[tuple[Mapping[str, object]
     """
     if isinstance(content, str):
         yield {"type": "text", "text": content}, path
-        return
-    for position, value in enumerate(list_in(content, path)):
-        here = f"{path}[{position}]"
-        yield object_in(value, here), here
+    else:
+        yield from objects_in(content, path)
 
 
 def parts_in(content: object, path: str, left_out: list[str]) -> list[Part]:

@@ -6,9 +6,9 @@ Pure. A tool that has a `type` is the vendor's: its schema is known to the vendo
 from collections.abc import Mapping
 
 from strop.proxy.wire.members import (
-    list_in,
     name_in,
     object_in,
+    objects_in,
     optional_string,
     others_in,
     refuse,
@@ -31,9 +31,7 @@ def tools_in(fields: Fields, left_out: list[str]) -> dict[str, object]:
         BadRequest: they are malformed, or one that can't be offered must be used.
     """
     functions: dict[str, dict[str, object]] = {}
-    for position, value in enumerate(list_in(fields.get("tools"), "tools")):
-        path = f"tools[{position}]"
-        tool = object_in(value, path)
+    for tool, path in objects_in(fields.get("tools"), "tools"):
         if tool.get("type") not in (None, "custom"):
             left_out.append(path)
             continue

@@ -6,7 +6,7 @@ Pure. Does not know who says it.
 from collections.abc import Mapping
 
 from strop.proxy.wire.chat_messages import Part, file_part, text_part
-from strop.proxy.wire.members import list_in, object_in, optional_string, refuse, string
+from strop.proxy.wire.members import object_in, objects_in, optional_string, refuse, string
 
 _TEXTS = frozenset({"input_text", "output_text", "text"})
 # What chat completions have; others are hints to the vendor's models.
@@ -22,10 +22,7 @@ def texts_in(content: object, path: str) -> list[str]:
     """
     if isinstance(content, str):
         return [content]
-    return [
-        text_in(object_in(part, f"{path}[{position}]"), f"{path}[{position}]")
-        for position, part in enumerate(list_in(content, path))
-    ]
+    return [text_in(part, here) for part, here in objects_in(content, path)]
 
 
 def text_in(part: Mapping[str, object], path: str) -> str:
@@ -44,10 +41,7 @@ def parts_in(content: object, path: str, left_out: list[str]) -> list[Part]:
     """
     if isinstance(content, str):
         return [text_part(content)]
-    return [
-        _part(object_in(value, f"{path}[{position}]"), f"{path}[{position}]", left_out)
-        for position, value in enumerate(list_in(content, path))
-    ]
+    return [_part(part, here, left_out) for part, here in objects_in(content, path)]
 
 
 def _part(part: Mapping[str, object], path: str, left_out: list[str]) -> Part:

@@ -16,6 +16,7 @@ from strop.proxy.wire.members import (
     list_in,
     name_in,
     object_in,
+    objects_in,
     optional_string,
     refuse,
     string,
@@ -229,8 +230,8 @@ class History:
         for name in ("content", "summary"):
             here = f"{path}.{name}"
             texts = [
-                string(object_in(part, f"{here}[{position}]"), "text", f"{here}[{position}]")
-                for position, part in enumerate(list_in(item.get(name), here))
+                string(part, "text", part_path)
+                for part, part_path in objects_in(item.get(name), here)
             ]
             if texts:
                 self._saying(item).thoughts.append("\n\n".join(texts))

@@ -12,9 +12,9 @@ from typing import Final
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body
 from strop.proxy.wire.members import (
-    list_in,
     name_in,
     object_in,
+    objects_in,
     optional_string,
     others_in,
     refuse,
@@ -81,9 +81,7 @@ class Toolbox:
         Raises:
             BadRequest: it is malformed, or two tools are called the same.
         """
-        for position, value in enumerate(list_in(tools, path)):
-            here = f"{path}[{position}]"
-            tool = object_in(value, here)
+        for tool, here in objects_in(tools, path):
             kind = tool.get("type")
             if kind == "function":
                 self._add_function(tool, here, namespace)
@@ -164,9 +162,8 @@ class Toolbox:
 
     def _allowed(self, choice: Mapping[str, object]) -> tuple[list[dict[str, object]], object]:
         names: set[str | None] = set()
-        for position, value in enumerate(list_in(choice.get("tools"), "tool_choice.tools")):
-            path = f"tool_choice.tools[{position}]"
-            name = self._function_of(object_in(value, path), path)
+        for tool, path in objects_in(choice.get("tools"), "tool_choice.tools"):
+            name = self._function_of(tool, path)
             if name is None:
                 self.left_out.append(path)
             names.add(name)
