@@ -8,6 +8,7 @@ from typing import Any
 
 from strop.proxy.errors import BadRequest, UpstreamError
 from strop.proxy.wire import body, sse
+from strop.proxy.wire.answer import Answer
 from strop.proxy.wire.restore import Restorer
 from strop.proxy.wire.stream_copy import StreamCopy
 
@@ -32,15 +33,14 @@ class Tap:
 
     Attributes:
         copy: the stream as the engine sent it.
-        is_ended: whether the engine has said that there is no more, as far as it has come.
         has_failed: whether what it said last, before [DONE], was an error.
     """
 
     def __init__(self, restore: Restorer | None, num_choices: int, limit_bytes: int) -> None:
         self.copy = StreamCopy(limit_bytes)
-        self.is_ended = False
         self.has_failed = False
         self._is_over = False
+        self._may_be_over = False
         self._restore = restore
         self._splitter = sse.Splitter()
         self._answer_id: str | None = None
@@ -48,6 +48,11 @@ class Tap:
         self._ended_choices: set[object] = set()
         self._held: list[bytes] = []
         self._num_held_bytes = 0
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the engine has said that there is no more, as far as it has come."""
+        return self._is_over or (self._may_be_over and not _breaks_off(b"".join(self.copy)))
 
     @property
     def answer_id(self) -> str | None:
@@ -75,7 +80,7 @@ class Tap:
         if self._is_over:
             self._hold(whole)
             return b""
-        mark = 0 if self.is_ended else _mark(whole)
+        mark = 0 if self._may_be_over else _mark(whole)
         if mark is not None:
             whole = self._until_end(whole, mark)
         return self._restored(whole)
@@ -90,10 +95,10 @@ class Tap:
         No event before the one at `mark` ends a choice.
         """
         at = sse.start_of_event(whole, mark)
-        end = 0 if self.is_ended else None
+        end: int | None = None
         for event in sse.events(whole[at:]):
             self._look_at(sse.data_of(event))
-            if not self.is_ended:
+            if not self._may_be_over:
                 end = None
             elif end is None:
                 end = at
@@ -111,9 +116,9 @@ class Tap:
         """Take from an event whether the answer may end with it."""
         if data == sse.DONE:
             self.has_failed = _ends_in_error(b"".join(self.copy))
-            self.is_ended = self._is_over = True
+            self._may_be_over = self._is_over = True
             return
-        if not self.is_ended and not _FINISH.search(data):
+        if not self._may_be_over and not _FINISH.search(data):
             return
         try:
             said = body.parse(data)
@@ -122,11 +127,11 @@ class Tap:
         except (BadRequest, TypeError, AttributeError):
             return
         self._ended_choices |= {index for index, reason in reasons.items() if reason}
-        if reasons:
-            self.is_ended = reasons.keys() <= self._ended_choices
-        elif said.get("error"):
-            self.is_ended = False
         self._is_over = len(self._ended_choices) >= self._num_choices
+        if reasons:
+            self._may_be_over = self._is_over or reasons.keys() <= self._ended_choices
+        elif said.get("error"):
+            self._may_be_over = False
 
     def _hold(self, data: bytes) -> None:
         self._held.append(data)
@@ -140,6 +145,13 @@ class Tap:
 
     def _restored(self, data: bytes) -> bytes:
         return self._restore.apply(data) if self._restore and data else data
+
+
+def _breaks_off(stream: bytes) -> bool:
+    """Return whether a choice of `stream` has begun and no end."""
+    entries = Answer().entries(sse.payloads(stream))
+    ended = {choice.index: choice.finish_reason is not None for choice, _ in entries}
+    return not all(ended.values())
 
 
 def _ends_in_error(stream: bytes) -> bool:

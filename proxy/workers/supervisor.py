@@ -73,7 +73,10 @@ async def _serve(
             finally:
                 crew.is_draining = True
                 door.close()
-                await workers.stop(settings.server.drain_s)
+                is_in_order = await workers.stop(settings.server.drain_s)
+            # Not where it is stopped because something else failed: that is to be said.
+            if not is_in_order:
+                raise StropError("a worker did not end in order; the log says why")
     except StropError as error:
         log.error("strop failed", extra={"reason": error.message})
         return error.exit_status

@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_values import (
@@ -130,17 +131,23 @@ async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Sto
         (await store.add_feedback(rating(f"cmp_{n}", comment="why"), always)).feedback.id
         for n in range(100)
     ]
+    little: list[dict[str, Any]] = [{}, {"rater": "ann"}, {"comment": "why"}]
+    few = [
+        (await store.add_feedback(rating(f"cmp_few_{n}", **said), always)).feedback.id
+        for n, said in enumerate(little)
+    ]
+    await store.withdraw_lost(few[1:])
 
     await store.deletion.all_of(session="mine", key_id=KEY)
     before = await store.get_feedback(waits)
     num = await store.deletion.all_of(key_id=KEY)
 
-    found = [await store.get_feedback(one) for one in (waits, lost, many[-1])]
+    found = [await store.get_feedback(one) for one in (waits, lost, many[-1], *few)]
     kept = await store.get_feedback(theirs)
     assert before is not None
     assert kept is not None
     assert (0, "pending", "ann", "so") == (num, before.state, before.rater, before.correction)
-    assert [("withdrawn", "", None, None, ())] * 3 == [
+    assert [("withdrawn", "", None, None, ())] * 6 == [
         (one.state, one.rater, one.comment, one.correction, one.tags) for one in found if one
     ]
     assert [
@@ -148,6 +155,16 @@ async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Sto
         "the completion was never recorded",
     ] == [one.note for one in found[:2] if one]
     assert ("pending", "ann", SECRET.decode()) == (kept.state, kept.rater, kept.comment)
+
+
+async def test_what_a_key_says_of_what_is_recorded_since_stays(store: Store) -> None:
+    """Its deletion goes on for a while, a few at a time."""
+    await record(store, "cmp_1")
+    given = (await rate(store, "cmp_1", comment="why")).feedback
+
+    await store.deletion._forget_said_with(KEY)
+
+    assert given == await store.get_feedback(given.id)
 
 
 async def test_what_is_old_goes_unless_its_session_is_rated(store: Store) -> None:

@@ -118,6 +118,27 @@ def test_what_ends_a_choice_waits_until_another_goes_on() -> None:
     assert (True, chunk("c", index=1, reason="stop") + second) == (tap.is_ended, tap.flush())
 
 
+def test_what_waited_comes_before_what_went_on() -> None:
+    """Also where another choice goes on and ends in one piece."""
+    first, on = chunk("a", reason="stop"), chunk("b", index=1)
+    second = chunk("", index=1, reason="stop")
+    tap = Tap(None, 3, 1 << 20)
+
+    passed = [tap.feed(piece) for piece in (first, on + second)]
+
+    assert [b"", first + on] == passed
+    assert second == tap.flush()
+
+
+def test_nothing_behind_the_last_end_lets_it_go() -> None:
+    """Whatever an engine says there: the answer is whole."""
+    end = chunk("", reason="stop") + sse.event(b'{"error":{"message":"x"}}')
+    tap = Tap(None, 1, 1 << 20)
+
+    assert b"" == tap.feed(end)
+    assert (True, end) == (tap.is_ended, tap.flush())
+
+
 def test_fewer_choices_than_were_asked_for_are_held_back_to_the_end() -> None:
     """So nobody has that answer either before it is recorded."""
     end = chunk("", reason="stop") + USAGE
@@ -138,6 +159,30 @@ def test_an_error_in_place_of_another_choice_is_no_end() -> None:
 
     assert [b"", b"".join(said)] == passed
     assert not tap.is_ended
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 20, 0], ids=["copied", "not copied"])
+def test_a_choice_that_broke_off_is_no_end(limit_bytes: int) -> None:
+    """Another one's end says nothing of it; but nobody looks where nothing is recorded."""
+    begun = chunk("b", index=1) + chunk("a")
+    tap = Tap(None, 3, limit_bytes)
+
+    tap.feed(begun + chunk("", reason="stop"))
+    is_ended = tap.is_ended
+    tap.feed(chunk("", index=1, reason="stop"))
+
+    assert (limit_bytes == 0, True) == (is_ended, tap.is_ended)
+
+
+def test_more_choices_than_were_asked_for_wait_for_the_end() -> None:
+    """Also where one goes on in the very event that ends another."""
+    going_on = {"index": 1, "delta": {"content": "b"}, "finish_reason": None}
+    ended = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    last = sse.event(orjson.dumps({"choices": [ended, going_on]})) + DONE
+    tap = Tap(None, 1, 1 << 20)
+
+    assert chunk("a") == tap.feed(chunk("a") + last)
+    assert (True, last) == (tap.is_ended, tap.flush())
 
 
 def test_a_done_mark_ends_a_stream_whose_choices_never_finished() -> None:

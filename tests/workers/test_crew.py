@@ -2,24 +2,29 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from running import settings_for
 from waiting import until
 
 from strop.proxy.alias import Alias
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.errors import StropError, Unavailable, UnknownModel
+from strop.proxy.parts import Control
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store.records import StoreHealth
 from strop.proxy.upstream import Upstream
 from strop.proxy.workers import crew as crew_module
 from strop.proxy.workers import processes as processes_module
+from strop.proxy.workers import supervisor
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.door import Door, Passage
 from strop.proxy.workers.frames import (
@@ -330,22 +335,84 @@ async def test_what_died_with_a_worker_is_settled_in_the_end(
     assert first.pid != tries[0]
 
 
-async def test_a_worker_that_fails_to_end_in_order_is_told_of(
-    office: Office, monkeypatch: pytest.MonkeyPatch
+# The first waits for the second, then does as is said for it; the second, then asked to end, fails.
+ENDS_BADLY = """
+import asyncio, pathlib, signal, socket, sys, time
+from strop.proxy.workers.frames import Moved, Started
+from strop.proxy.workers.link import Link
+
+async def main(end):
+    link = await Link.open(end)
+    begin = await link.first()
+    second_is_in = pathlib.Path(begin.home, "in")
+    if begin.number == 2:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        second_is_in.touch()
+    while not second_is_in.exists():
+        time.sleep(0.01)
+    if begin.number == 1:
+        FIRST
+    link.tell(Started())
+    link.tell(Moved(begin.turn, {}))
+    await link.run(lambda note: None, None)
+
+number = sys.argv[sys.argv.index("--link-fd") + 1]
+asyncio.run(main(socket.socket(fileno=int(number))))
+"""
+
+
+# A worker as it is, but that its database can't be closed.
+KEEPS_OPEN = """
+from strop.proxy.errors import StoreUnavailable
+from strop.proxy.store.store import Store
+from strop.proxy.workers.process import main
+
+close = Store.close
+
+async def fail(store):
+    await close(store)
+    raise StoreUnavailable("the disk is full")
+
+Store.close = fail
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("worker", "reason"),
+    [
+        (KEEPS_OPEN, "a worker did not end in order; the log says why"),
+        (ENDS_BADLY.replace("FIRST", "pass"), "a worker did not end in order; the log says why"),
+        (
+            ENDS_BADLY.replace("FIRST", "sys.exit(1)"),
+            "a worker could not be started; the log says why",
+        ),
+    ],
+    ids=["real", "one of two", "never in"],
+)
+def test_a_worker_that_fails_to_end_in_order_is_told_of(
+    worker: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It has said why itself; strop's own exit status then tells whoever started it."""
-    fails = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
-    worker = WORKER.replace("asyncio.run(", f"{fails}asyncio.run(")
+    """It has said why itself; strop's own exit status then tells whoever started it.
+
+    Unless it is stopped because strop failed before: then why that was is what is said.
+    """
     monkeypatch.setattr(processes_module, "COMMAND", (sys.executable, "-c", worker))
 
-    async def settle() -> None:
-        raise AssertionError("none is replaced")
+    async def stop(_: Control) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    processes = _processes(office, 2, settle)
-    await processes.start()
+    settings = settings_for("http://127.0.0.1:1", kind="openai", server={"workers": 2})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        status = supervisor.run(settings, tmp_path, listener, stop)
 
-    with pytest.raises(StropError, match="a worker did not end in order"):
-        await processes.stop(0)
+    assert 1 == status
+    (failed,) = [one for one in caplog.records if one.message == "strop failed"]
+    assert reason == vars(failed)["reason"]
 
 
 async def test_what_is_in_flight_is_asked_of_the_others(
