@@ -90,7 +90,7 @@ class Found:
 def main(arguments: Sequence[str]) -> int:
     """Run it, print the table, and return the exit status: 1 where an answer failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", choices=model.SIZES, default="small")
     parser.add_argument(
         "--docs", action="store_true", help=f"write {_DOCS.name} and {_RESULTS.name}"
@@ -154,8 +154,8 @@ async def _measure(server: Strop | Stock, load: Load, at: int) -> Found:
 
 async def _ask(server: Strop | Stock, load: Load, place: int) -> Reply:
     await asyncio.sleep(_APART_S * place)
-    number_ = next(_numbers)
-    text = f"{load.text} {number_}" if load.is_known else f"{number_} {load.text}"
+    own = next(_numbers)
+    text = f"{load.text} {own}" if load.is_known else f"{own} {load.text}"
     return await ask(server.port, server.request(text, load.num_tokens))
 
 
