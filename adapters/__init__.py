@@ -1,1 +1,1 @@
-"""LoRA adapter versions on disk and the formats they come in."""
+"""LoRA adapter versions on disk, their formats, and what else engine and trainer must agree on."""

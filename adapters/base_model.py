@@ -95,6 +95,21 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     return files
 
 
+def read_headers(folder: Path) -> dict[str, tensor_file.Tensor]:
+    """Return what the headers of the base's weight files say of each tensor.
+
+    Raises:
+        InvalidBase: a header is broken, or a file is missing.
+    """
+    found: dict[str, tensor_file.Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            found |= tensor_file.read_header(path)
+        except tensor_file.BrokenTensorFile as error:
+            raise InvalidBase(f"{folder}: {error}") from error
+    return found
+
+
 def ties_head(folder: Path) -> bool:
     """Return whether the head is the embedding, and has no weights of its own.
 
@@ -119,12 +134,7 @@ def layer_sizes(folder: Path) -> dict[str, tuple[int, int] | None]:
         InvalidBase: the config or a header is broken, or a file is missing.
     """
     quantization = read_config(folder).get("quantization")
-    tensors: dict[str, tensor_file.Tensor] = {}
-    for path in weight_files(folder):
-        try:
-            tensors |= tensor_file.read_header(path)
-        except tensor_file.BrokenTensorFile as error:
-            raise InvalidBase(f"{folder}: {error}") from error
+    tensors = read_headers(folder)
     sizes: dict[str, tuple[int, int] | None] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")

@@ -36,6 +36,7 @@ __all__ = [
     "LoraConfig",
     "LoraModule",
     "ModuleShape",
+    "check_fit",
     "check_values",
     "folded",
     "read",
@@ -119,6 +120,23 @@ def read(folder: Path, *, with_embeddings: bool = False) -> Adapter:
         {path: module for path, module in modules.items() if not shapes[path].is_embedding},
         {path: module for path, module in modules.items() if shapes[path].is_embedding},
     )
+
+
+def check_fit(modules: Mapping[str, LoraModule], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Check that each module has its layer in a base whose layers are (inputs, outputs) by path.
+
+    Raises:
+        InvalidAdapter: one has none, or one of another size.
+    """
+    for path, module in modules.items():
+        sizes = (module.a.shape[1], module.b.shape[0])
+        if path not in shapes:
+            raise InvalidAdapter(f"the base has no linear layer {path} to adapt")
+        if sizes != shapes[path]:
+            raise InvalidAdapter(
+                f"{path} adapts a layer of {sizes[0]} inputs and {sizes[1]} outputs; the base's has"
+                f" {shapes[path][0]} and {shapes[path][1]}: was it trained on another model?"
+            )
 
 
 def check_values(folder: Path) -> None:

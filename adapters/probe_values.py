@@ -31,7 +31,7 @@ class Item:
 class Probe:
     """The prompts that tell a version from its parent and the base.
 
-    `dtype` is what the trainer computed in: `float32` or `bfloat16`.
+    `dtype` is what the trainer computed in: `float32`, `bfloat16` or `float16`.
     """
 
     items: tuple[Item, ...]

@@ -60,7 +60,7 @@ def read(messages: Iterable[object], salt: str) -> Conversation:
     Takes whatever JSON can hold: a malformed message is hashed as what it is.
 
     Args:
-        messages: the request's messages, inline commands taken out (`commands.without_commands`).
+        messages: the request's messages, inline commands taken out (`inline.without_commands`).
         salt: the client key's id; the same words under another key are another conversation.
     """
     start = chain = digest(b"chat " + utf8(salt))

@@ -201,14 +201,7 @@ async def _parts(
     settings: Settings, home: Path, store: Store, engine: Engine, leases: Leases | None = None
 ) -> Parts:
     activation = await store.versions.activation()
-    serving = Serving(
-        engine,
-        model_name=settings.model.name,
-        accepts_any=settings.model.accept_any,
-        check_interval_s=settings.engine.health_interval_s,
-        active=activation.version,
-        leases=leases,
-    )
+    serving = Serving(engine, settings, active=activation.version, leases=leases)
     return _with(settings, home, store, serving)
 
 

@@ -14,6 +14,7 @@ from strop.proxy.engines.base import Engine, EngineState
 from strop.proxy.engines.claims import Verification
 from strop.proxy.engines.findings import Findings
 from strop.proxy.errors import EngineNotReady, StropError
+from strop.proxy.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,7 @@ class Serving:
 
     Args:
         engine: the driver.
-        model_name: the public model name; empty for the engine's own.
-        accepts_any: whether unknown names are served too.
-        check_interval_s: seconds between two checks of a ready engine.
+        settings: what the model is called, and how often a ready engine is checked.
         active: the version that is to be served, once the engine holds it.
         leases: counts the requests; without it, those of this process alone.
 
@@ -98,10 +97,8 @@ class Serving:
     def __init__(
         self,
         engine: Engine,
+        settings: Settings,
         *,
-        model_name: str,
-        accepts_any: bool,
-        check_interval_s: float,
         active: str = BASE,
         leases: Leases | None = None,
     ) -> None:
@@ -112,9 +109,8 @@ class Serving:
         self.base: str | None = None
         self.keeper: Keeper | None = None
         self.followers: Followers | None = None
-        self._model_name = model_name
-        self._accepts_any = accepts_any
-        self._check_interval_s = check_interval_s
+        self._model = settings.model
+        self._check_interval_s = settings.engine.health_interval_s
         # What is not the person's own model has no versions of it.
         self._first = active if engine.adapters is not None else BASE
         self._alias: Alias | None = None
@@ -255,9 +251,9 @@ class Serving:
         if self._alias is None or self._models != state.models:
             self._models = state.models
             alias = Alias.of_base(
-                self._model_name,
+                self._model.name,
                 state.models,
-                accepts_any=self._accepts_any,
+                accepts_any=self._model.accept_any,
                 active=self._first if self._alias is None else self._alias.active.version,
                 base=self.base,
             )

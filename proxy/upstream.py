@@ -37,7 +37,7 @@ class Upstream(httpx.AsyncBaseTransport):
     There is no limit on their number: a stream holds one for as long as it lasts.
 
     Args:
-        base_url: http or https, with or without a path.
+        base_url: http or https, a host, and at most a path.
         connect_timeout_s: for name look-up, TCP and TLS together.
         idle_expiry_s: a connection idle for longer isn't used again. Less than the engine's own
             keep-alive time (uvicorn and vLLM: 5 s).
@@ -52,7 +52,7 @@ class Upstream(httpx.AsyncBaseTransport):
         url: origin and base path, without a slash at the end.
 
     Raises:
-        ConfigError: `base_url` is not a plain http(s) URL.
+        ConfigError: `base_url` is no http(s) URL.
     """
 
     def __init__(
@@ -246,21 +246,16 @@ async def _as_httpx(step: Coroutine[None, None, T], timeout_s: float | None) -> 
 
 
 def _parse(base_url: str) -> httpx.URL:
-    """Return the parts of a base URL, and refuse what would be left out of them silently."""
+    """Return the parts of a base URL; the settings have refused what would be left out of them."""
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise ConfigError(
             f"expected an engine URL like http://127.0.0.1:8000, got: {error}"
         ) from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.raw_host:
         raise ConfigError(
-            "expected an engine URL that begins with http:// or https:// and a host, got scheme"
-            f" {url.scheme!r} and host {url.host!r}; correct engine.url"
-        )
-    if url.userinfo or url.query or url.fragment:
-        raise ConfigError(
-            f"expected an engine URL without credentials, query and fragment for {url.host}; set"
-            " engine.key for a key, and leave out the rest"
+            "expected an engine URL that begins with http:// or https:// and a host, got"
+            f" {base_url!r}; correct engine.url"
         )
     return url

@@ -4,6 +4,7 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def said(text: str) -> Said:
     return Said(FRANCE, prompt, Sampled(ids, logprobs, logprobs), text)
 
 
-def result(*good: float, seed: int = 0, **changes: object) -> Result:
+def result(*good: float, seed: int = 0, **changes: Any) -> Result:
     """A play of strop under clean ratings with these good-rates after its rounds."""
     made = Result(
         arm="topr",
@@ -56,7 +57,7 @@ def result(*good: float, seed: int = 0, **changes: object) -> Result:
         num_steps=(20,) * len(good),
         cpu_s=(0.5,) * len(good),
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 def book(*plays: Result) -> Results:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from strop.proxy import auth, settings
 from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
+from strop.proxy.errors import ConfigError
 from strop.proxy.routes.health import ROUTES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +119,7 @@ def test_an_image_s_settings_are_strop_s(name: str, tmp_path: Path) -> None:
     assert [HOME] == of_kind(name, "VOLUME")
     assert Path(HOME) == settings.find_home(environ)
     assert [str(settings.Settings().server.port)] == of_kind(name, "EXPOSE")
-    with pytest.raises(settings.ConfigError, match="client_keys"):
+    with pytest.raises(ConfigError, match="client_keys"):
         auth.check_bind(resolved.server.host, resolved.server.client_keys)
 
 

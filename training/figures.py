@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from strop.training.backends.base import (
     BASE,
     TRAINED,
@@ -43,7 +41,7 @@ class Fresh:
     def sequences(self) -> list[Tokens]:
         """The answers as sequences."""
         return [
-            Tokens(np.array([*prompt, *answer.ids], np.int32), len(prompt))
+            Tokens.of(prompt, answer.ids)
             for prompt, answer in zip(self.prompts, self.answers, strict=True)
         ]
 

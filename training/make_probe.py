@@ -123,7 +123,7 @@ def _distances(
         prompts, max_tokens=_NUM_TRIED_TOKENS, temperature=0.0, seed=0, weights=candidate
     )
     sequences = [
-        _tokens(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)
+        Tokens.of(prompt, answer.ids) for prompt, answer in zip(prompts, answers, strict=True)
     ]
     own = policy.logprobs(sequences, candidate)
     others = [policy.logprobs(sequences, weights) for weights in {parent, BASE}]
@@ -136,7 +136,7 @@ def _item(
     policy: Policy, candidate: Weights, parent: Weights, prompt: Prompt, num_tokens: int
 ) -> Item:
     ids, logprobs, margins = policy.greedy(prompt, num_tokens, candidate)
-    sequence = [_tokens(prompt, ids)]
+    sequence = [Tokens.of(prompt, ids)]
     return Item(
         prompt_ids=prompt,
         ids=ids,
@@ -156,10 +156,6 @@ def _together(compute: Callable[[Sequence[Prompt]], list[T]], prompts: Sequence[
             raise
     half = len(prompts) // 2
     return [*_together(compute, prompts[:half]), *_together(compute, prompts[half:])]
-
-
-def _tokens(prompt: Prompt, ids: Sequence[int]) -> Tokens:
-    return Tokens(np.array([*prompt, *ids], np.int32), len(prompt))
 
 
 def _values(array: Floats) -> tuple[float, ...]:

@@ -190,8 +190,7 @@ def join(asked: Sequence[int], answer: Sequence[int], target: Target) -> Tokens 
         return LeftOut.EMPTY
     if len(asked) + len(answer) > target.context:
         return LeftOut.TOO_LONG
-    ids = np.concatenate([np.asarray(asked, np.int32), np.asarray(answer, np.int32)])
-    return Tokens(ids, len(asked))
+    return Tokens.of(asked, answer)
 
 
 def _captured(choice: Choice, flags: set[Flag]) -> Floats | None:

@@ -30,6 +30,12 @@ class Tokens:
     ids: NDArray[np.int32]
     num_prompt: int
 
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Sequence[int]) -> "Tokens":
+        """Return the sequence of a prompt and its answer."""
+        ids = np.concatenate([np.asarray(part, np.int32) for part in (prompt, answer)])
+        return cls(ids, len(prompt))
+
     @property
     def num_answer(self) -> int:
         """S, the number of answer tokens."""

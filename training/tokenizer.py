@@ -4,7 +4,6 @@ Renders a chat as the embedded engine does, so that the ids are the same. Loads 
 the base's folder, and runs no code from it but the template, in transformers' sandbox.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +11,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from strop.adapters import chat
 from strop.training.backends.base_files import BaseFiles
 
-# These choose what comes back or where the template comes from, not what it says.
-_RESERVED = frozenset(
-    ("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "return_dict",
-     "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
-     "return_assistant_tokens_mask")
-)  # fmt: skip
 # What thoughts stand between, in the vocabularies of models that think.
 _THINKING = (
     ("<think>", "</think>"),
@@ -119,19 +113,10 @@ class BaseTokenizer:
 
     def _chat(self, fields: Mapping[str, object]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return a request's messages, and what else the template is given."""
-        messages = [_message(message) for message in _objects(fields, "messages")]
+        messages = chat.messages(_objects(fields, "messages"))
         tools, must_call = _tools(fields)
-        arguments = {
-            "tools": tools,
-            "add_generation_prompt": True,
-            **self._template_arguments(fields),
-        }
-        if arguments.get("continue_final_message"):
-            arguments["add_generation_prompt"] = False
-        if must_call:
-            # The call comes first, so there is no place for thoughts.
-            arguments.setdefault("enable_thinking", False)
-        return messages, arguments
+        arguments = chat.arguments(_template_arguments(fields), must_call=must_call)
+        return messages, {"tools": tools, **arguments}
 
     def _header(self, fields: Mapping[str, object]) -> str:
         """Return what the template writes between a chat and the text of an answer to it.
@@ -154,16 +139,6 @@ class BaseTokenizer:
         except ValueError:
             pass
         return ""
-
-    def _template_arguments(self, fields: Mapping[str, object]) -> dict[str, Any]:
-        named = fields.get("chat_template_kwargs") or {}
-        if not isinstance(named, Mapping) or _RESERVED & named.keys():
-            raise ValueError(
-                f"`chat_template_kwargs` must be an object without {sorted(_RESERVED)}, got {named}"
-            )
-        flags = ("add_generation_prompt", "continue_final_message")
-        given = {flag: fields[flag] for flag in flags if fields.get(flag) is not None}
-        return {**named, **given}
 
     def _apply(self, messages: Sequence[Mapping[str, object]], **arguments: Any) -> Any:
         if self._tokenizer.chat_template is None:
@@ -228,6 +203,17 @@ def _closing(prompt: str) -> str:
     return ""
 
 
+def _template_arguments(fields: Mapping[str, object]) -> dict[str, Any]:
+    named = fields.get("chat_template_kwargs") or {}
+    if not isinstance(named, Mapping) or chat.RESERVED & named.keys():
+        raise ValueError(
+            f"`chat_template_kwargs` must be an object without {sorted(chat.RESERVED)}, got {named}"
+        )
+    flags = ("add_generation_prompt", "continue_final_message")
+    given = {flag: fields[flag] for flag in flags if fields.get(flag) is not None}
+    return {**named, **given}
+
+
 def _objects(fields: Mapping[str, object], name: str) -> list[Mapping[str, Any]]:
     value = fields.get(name) or []
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
@@ -247,46 +233,3 @@ def _tools(fields: Mapping[str, object]) -> tuple[list[dict[str, Any]] | None, b
         name = (choice.get("function") or {}).get("name")
         tools = [tool for tool in tools if (tool.get("function") or {}).get("name") == name]
     return tools, True
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message as chat templates want it: text content, arguments as objects."""
-    result = {key: value for key, value in message.items() if value is not None}
-    result["content"] = _text(message.get("content"))
-    if message.get("role") == "developer":
-        # OpenAI's newer name for it, which most templates would pass over in silence.
-        result["role"] = "system"
-    thought = message.get("reasoning") or message.get("reasoning_content")
-    if isinstance(thought, str):
-        result["reasoning"] = result["reasoning_content"] = thought
-    result.pop("tool_calls", None)
-    if calls := _objects(message, "tool_calls"):
-        result["tool_calls"] = [_call(call) for call in calls]
-    return result
-
-
-def _text(content: object) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
-        text = part.get("text") if isinstance(part, Mapping) else part
-        if not isinstance(text, str):
-            raise ValueError("message content must be text")
-        texts.append(text)
-    return "\n".join(texts)
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, Mapping):
-        raise ValueError("each of `tool_calls` must have a `function`")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments or "{}")
-        except ValueError:
-            parsed = None
-        if isinstance(parsed, dict):
-            arguments = parsed
-    return {**call, "function": {**function, "arguments": arguments}}

@@ -132,9 +132,7 @@ class Batch:
             stack.drop(uid & (1 << _UID_BITS) - 1)
         self._drop_empty()
 
-    def extents(
-        self, ahead: int = 0, joining: Sequence[tuple[int, int]] = ()
-    ) -> list[tuple[int, int]]:
+    def extents(self, ahead: int, joining: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return how many rows each stack has, and how long its KV cache is for each of them.
 
         Args:

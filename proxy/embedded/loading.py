@@ -3,7 +3,6 @@
 Belongs to the owner thread. Knows no requests and no versions.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +56,10 @@ def load(options: Options) -> LoadedModel:
 
 
 def _config(model: str) -> dict[str, Any]:
-    path = Path(model, "config.json")
-    if not Path(model).is_dir():
-        path = Path(huggingface_hub.hf_hub_download(model, "config.json"))
-    config: dict[str, Any] = json.loads(path.read_bytes())
-    return config
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(huggingface_hub.hf_hub_download(model, base_model.CONFIG)).parent
+    return base_model.read_config(folder)
 
 
 def _max_model_len(config: Mapping[str, Any], limit: int | None) -> int:

@@ -123,24 +123,16 @@ def prepare(
         InvalidAdapter: the folder is no usable adapter, or doesn't fit this base.
     """
     _check_base(folder, base_identity)
+    named = peft.read(folder).modules
+    modules = {own_path(path, shapes): module for path, module in named.items()}
+    peft.check_fit(modules, {path: (each.num_in, each.num_out) for path, each in shapes.items()})
     weights = {}
-    for named, module in peft.read(folder).modules.items():
-        path = own_path(named, shapes)
-        shape = shapes.get(path)
-        if shape is None:
-            raise peft.InvalidAdapter(f"the base has no linear layer {path} to adapt")
-        rank, num_in = module.a.shape
-        num_out = module.b.shape[0]
-        if rank > max_rank:
+    for path, module in modules.items():
+        if (rank := module.a.shape[0]) > max_rank:
             raise peft.InvalidAdapter(f"LoRA rank {rank} is greater than max_lora_rank {max_rank}.")
-        if (num_in, num_out) != (shape.num_in, shape.num_out):
-            raise peft.InvalidAdapter(
-                f"{path} adapts a layer of {num_in} inputs and {num_out} outputs; the base's has "
-                f"{shape.num_in} and {shape.num_out}: was it trained on another model?"
-            )
         weights[path] = Weights(
-            mx.array(module.a.T).astype(shape.dtype),
-            mx.array(module.b.T).astype(shape.dtype),
+            mx.array(module.a.T).astype(shapes[path].dtype),
+            mx.array(module.b.T).astype(shapes[path].dtype),
             module.scale,
         )
     # Evaluated here, or the owner thread would stall all streams with it.

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from strop.adapters import chat
 from strop.proxy.embedded import harmony, history
 from strop.proxy.embedded.errors import BadRequest
 from strop.proxy.embedded.fields import wrong
@@ -19,13 +20,6 @@ from strop.proxy.embedded.jobs import Job
 from strop.proxy.embedded.loading import LoadedModel
 from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import Prompt, Request
-
-# These choose what comes back or where the template comes from, not what it says.
-_RESERVED = frozenset(
-    ("conversation", "messages", "tools", "documents", "chat_template", "tokenize", "return_dict",
-     "return_tensors", "padding", "truncation", "max_length", "tokenizer_kwargs",
-     "return_assistant_tokens_mask")
-)  # fmt: skip
 
 # What templates raise on messages and arguments that they weren't written for.
 _TEMPLATE_ERRORS = (
@@ -97,17 +91,17 @@ def encode_chat(request: Request, tokenizer: Any) -> tuple[int, ...]:
             "this model has no chat template, so it can't take messages; use /v1/completions",
             param="messages",
         )
-    if reserved := _RESERVED & request.template_kwargs.keys():
+    if reserved := chat.RESERVED & request.template_kwargs.keys():
         raise BadRequest(
             f"`chat_template_kwargs` must not hold {sorted(reserved)}", param="chat_template_kwargs"
         )
-    arguments = {"add_generation_prompt": True, **request.template_kwargs}
-    if arguments.get("continue_final_message"):
-        arguments["add_generation_prompt"] = False
-    if request.must_call:
-        # The call comes first, so there is no place for thoughts.
-        arguments.setdefault("enable_thinking", False)
-    messages = history.messages(request.messages)
+    arguments = chat.arguments(request.template_kwargs, must_call=request.must_call)
+    try:
+        messages = chat.messages(request.messages)
+    except ValueError as error:
+        raise BadRequest(
+            f"the embedded engine can't take these messages: {error}", param="messages"
+        ) from error
     tools = [dict(tool) for tool in request.tools] if request.tools else None
     if harmony.marks_of(tokenizer):
         messages = history.for_harmony(messages)

@@ -72,6 +72,7 @@ class Renderer:
         self._envelope = envelope
         self._vocabulary = vocabulary
         self._is_chat = request.dialect == "chat"
+        self._chunk_kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         self._offsets: dict[int, int] = {}
 
     def body(self, parts: Sequence[Part]) -> bytes:
@@ -105,7 +106,7 @@ class Renderer:
         }
         return event(
             {
-                **self._head("chat.completion.chunk"),
+                **self._head(self._chunk_kind),
                 "choices": [choice],
                 "prompt_token_ids": self._if_asked(part.job.prompt),
                 "prompt_text": None,
@@ -140,7 +141,7 @@ class Renderer:
                 "prompt_token_ids": self._if_asked(part.job.prompt) if is_first else None,
                 "token_ids": ids,
             }
-        head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
+        head = self._head(self._chunk_kind)
         head["choices"] = [choice]
         if piece.finish_reason and not self._request.include_usage:
             head["system_fingerprint"] = self._envelope.fingerprint
@@ -150,7 +151,7 @@ class Renderer:
         """Return the last events of a stream."""
         if not self._request.include_usage:
             return DONE
-        head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
+        head = self._head(self._chunk_kind)
         head["choices"] = []
         head["usage"] = usage(parts)
         head["system_fingerprint"] = self._envelope.fingerprint
@@ -221,7 +222,7 @@ class Renderer:
 
     def _entry(self, token: int, text: str, logprob: float) -> dict[str, Any]:
         return {
-            "token": f"token_id:{token}" if self._request.tokens_as_ids else text,
+            "token": self._name(token, text),
             "logprob": max(logprob, _LEAST_LOGPROB),
             "bytes": list(text.encode()),
         }

@@ -38,13 +38,7 @@ class Following(Serving):
 
     def __init__(self, engine: Engine, settings: Settings, link: Link) -> None:
         self.holds = ToldLeases(link)
-        super().__init__(
-            engine,
-            model_name=settings.model.name,
-            accepts_any=settings.model.accept_any,
-            check_interval_s=settings.engine.health_interval_s,
-            leases=self.holds,
-        )
+        super().__init__(engine, settings, leases=self.holds)
         self.keeper = RemoteKeeper(link)
         self._link = link
 

@@ -30,7 +30,8 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
     """Return the folder's tensors as the safetensors library reads them."""
     from safetensors.numpy import load_file
 
-    return load_file(folder / peft.WEIGHTS)
+    found: dict[str, np.ndarray] = load_file(folder / peft.WEIGHTS)
+    return found
 
 
 def write_tensors(folder: Path, tensors: dict[str, np.ndarray]) -> None:
@@ -110,6 +111,7 @@ def test_half_precision_is_read_exactly(copy_of_a: Path, dtype: str) -> None:
 
     adapter = peft.read(copy_of_a)
 
+    assert len(halves) == 2 * len(adapter.modules)
     for path, module in adapter.modules.items():
         expected = halves[f"base_model.model.{path}.lora_A.weight"].float().numpy()
         np.testing.assert_array_equal(expected, module.a, strict=True)
@@ -459,6 +461,7 @@ def test_folding_gives_one_rank_and_one_scale(peft_a: Path) -> None:
         folded.config.rank_pattern,
         folded.config.alpha_pattern,
     )
+    assert adapter.modules.keys() == folded.modules.keys()
     for path, module in folded.modules.items():
         before = adapter.modules[path]
         assert (8, 8, 2.0) == (module.a.shape[0], module.b.shape[1], module.scale)

@@ -82,7 +82,8 @@ class SimulatedEngine:
     def generate(
         self, item: Item, true: Sequence[float]
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        ids, logprobs = [], []
+        ids: list[int] = []
+        logprobs: list[float] = []
         for place, id_ in enumerate(item.ids):
             error = self.noise(self.rng)
             margin = item.margins[place] if self.follows_margins else 0.02

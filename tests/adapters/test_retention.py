@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,22 +10,22 @@ from hypothesis import strategies as st
 from strop.adapters.retention import Held, removable
 
 
-def version(num: int, state: str = "retired", **changes: object) -> Held:
+def version(num: int, state: str = "retired", **changes: Any) -> Held:
     """Return the version of that number, trained on the one before it."""
     parent = f"v{num - 1}" if num > 1 else None
     held = Held(f"v{num}", num, state, parent, is_kept=False, is_stale=False)
-    return replace(held, **changes)  # type: ignore[arg-type]
+    return replace(held, **changes)
 
 
-def decide(versions: list[Held], **changes: object) -> tuple[str, ...]:
-    arguments: dict[str, object] = {
+def decide(versions: list[Held], **changes: Any) -> tuple[str, ...]:
+    arguments: dict[str, Any] = {
         "active": "base",
         "previous": None,
         "named": (),
         "on_engines": (),
         "keep": 0,
     }
-    return removable(versions, **{**arguments, **changes})  # type: ignore[arg-type]
+    return removable(versions, **{**arguments, **changes})
 
 
 def test_the_newest_few_stay() -> None:

@@ -116,7 +116,7 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
 
     assert (1, 1) == (text.returncode, unreadable.returncode)
     assert "nothing can be trained before model.base is set" in text.stdout
-    assert "is no model folder" in unreadable.stdout
+    assert f"{tmp_path} has no config.json" in unreadable.stdout
 
 
 def test_the_doctor_sees_that_a_base_lacks_its_tokenizer(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ nothing of strop.
 import json
 import os
 import sys
+from typing import Any
 
 from anthropic import Anthropic, beta_tool
 
@@ -27,13 +28,18 @@ client = Anthropic(
     base_url=os.environ["OPENAI_BASE_URL"].removesuffix("/v1"),
     api_key=os.environ["OPENAI_API_KEY"],
 )
-messages = []
-answers = []
+messages: list[dict[str, Any]] = []
+answers: list[dict[str, Any]] = []
 
 
-def ask():
+def ask() -> Any:
     """Return the assistant's message, and append it to the messages as the SDK gave it."""
-    asked = {"model": "tiny", "messages": messages, "tools": TOOLS, "max_tokens": 200}
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": messages,
+        "tools": TOOLS,
+        "max_tokens": 200,
+    }
     asked["extra_body"] = {"temperature": 0}
     if MODE == "stream":
         with client.messages.stream(**asked) as stream:
@@ -55,12 +61,11 @@ def ask():
     return message
 
 
-def calls_in(message):
+def calls_in(message: Any) -> list[Any]:
     """Return the tool calls of a message."""
     return [block for block in message.content if block.type == "tool_use"]
 
 
-@beta_tool
 def get_weather(city: str) -> str:
     """Current weather in a city."""
     return "21 degrees"
@@ -69,7 +74,7 @@ def get_weather(city: str) -> str:
 if MODE == "runner":
     messages.append({"role": "user", "content": QUESTION})
     asked = {"model": "tiny", "messages": messages, "max_tokens": 200}
-    said = client.beta.messages.tool_runner(**asked, tools=[get_weather])
+    said = client.beta.messages.tool_runner(**asked, tools=[beta_tool(get_weather)])
     print(json.dumps([message.stop_reason for message in said]))
     sys.exit()
 

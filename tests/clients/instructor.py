@@ -5,6 +5,8 @@ Prints what Instructor saw as JSON. Knows nothing of strop.
 
 import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import instructor
 from openai import OpenAI
@@ -20,11 +22,11 @@ class get_weather(BaseModel):  # noqa: N801  (its name is the tool's)
 
 
 client = instructor.from_openai(OpenAI())
-messages = [{"role": "user", "content": QUESTION}]
-answers = []
+messages: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
+answers: list[dict[str, Any]] = []
 
 
-def heard(completion, calls=()):
+def heard(completion: Any, calls: Sequence[object] = ()) -> Any:
     """Note an answer and append it to the messages."""
     message, usage = completion.choices[0].message, completion.usage
     messages.append(message.model_dump())
@@ -38,7 +40,7 @@ def heard(completion, calls=()):
     return message
 
 
-def ask():
+def ask() -> Any:
     """Return a plain answer, with no object made of it."""
     return client.chat.completions.create(model="tiny", messages=messages, response_model=None)
 

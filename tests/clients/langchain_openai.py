@@ -5,6 +5,7 @@ Prints what LangChain saw as JSON. Knows nothing of strop.
 
 import json
 import sys
+from typing import Any
 
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
@@ -13,23 +14,23 @@ from langchain_openai import ChatOpenAI
 QUESTION, RATING, NEXT, MODE = sys.argv[1:]
 
 
-@tool
 def get_weather(city: str) -> str:
     """Current weather in a city."""
     return "21 degrees"
 
 
-model = ChatOpenAI(model="tiny", temperature=0).bind_tools([get_weather])
-messages = []
-answers = []
+weather = tool(get_weather)
+model = ChatOpenAI(model="tiny", temperature=0).bind_tools([weather])
+messages: list[Any] = []
+answers: list[dict[str, Any]] = []
 
 
-def ask():
+def ask() -> Any:
     """Return the model's message, and append it to the messages."""
     if MODE == "stream":
-        message = None
-        for chunk in model.stream(messages):
-            message = chunk if message is None else message + chunk
+        message, *chunks = model.stream(messages)
+        for chunk in chunks:
+            message += chunk
     else:
         message = model.invoke(messages)
     messages.append(message)
@@ -48,7 +49,7 @@ for text in (QUESTION, RATING, NEXT):
     messages.append(HumanMessage(text))
     message = ask()
     while message.tool_calls:
-        messages += [get_weather.invoke(call) for call in message.tool_calls]
+        messages += [weather.invoke(call) for call in message.tool_calls]
         message = ask()
 
 print(json.dumps({"answers": answers}))

@@ -25,9 +25,9 @@ def get_weather(city: str) -> str:
 """
 
 
-def llm(*arguments):
+def llm(*arguments: str) -> str:
     """Run the command and return what it prints."""
-    command = [Path(sys.executable).with_name("llm"), *arguments]
+    command = [str(Path(sys.executable).with_name("llm")), *arguments]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -6,6 +6,7 @@ Prints what the SDK saw as JSON. Knows nothing of strop.
 import asyncio
 import json
 import sys
+from typing import Any
 
 from agents import (
     Agent,
@@ -23,7 +24,6 @@ set_default_openai_api("chat_completions")
 set_tracing_disabled(disabled=True)
 
 
-@function_tool
 def get_weather(city: str) -> str:
     """Current weather in a city."""
     return "21 degrees"
@@ -32,12 +32,12 @@ def get_weather(city: str) -> str:
 agent = Agent(
     name="weather",
     model="tiny",
-    tools=[get_weather],
+    tools=[function_tool(get_weather)],
     model_settings=ModelSettings(temperature=0, include_usage=True),
 )
 
 
-def seen(response):
+def seen(response: Any) -> dict[str, Any]:
     """Return what one answer of the model said."""
     parts = [part for item in response.output if item.type == "message" for part in item.content]
     calls = [item for item in response.output if item.type == "function_call"]
@@ -48,10 +48,10 @@ def seen(response):
     }
 
 
-async def main():
+async def main() -> None:
     """Talk to the agent, whose session keeps the history."""
     session = SQLiteSession("weather")
-    answers = []
+    answers: list[dict[str, Any]] = []
     for text in (QUESTION, RATING, NEXT):
         if MODE == "stream":
             result = Runner.run_streamed(agent, text, session=session)

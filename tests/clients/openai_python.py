@@ -5,6 +5,7 @@ Prints what the SDK saw as JSON. Knows nothing of strop.
 
 import json
 import sys
+from typing import Any
 
 from openai import OpenAI
 
@@ -25,13 +26,18 @@ TOOLS = [
 ]
 
 client = OpenAI()
-messages = []
-answers = []
+messages: list[Any] = []
+answers: list[dict[str, Any]] = []
 
 
-def ask():
+def ask() -> Any:
     """Return the assistant's message, and append it to the messages as the SDK gave it."""
-    asked = {"model": "tiny", "messages": messages, "tools": TOOLS, "temperature": 0}
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": messages,
+        "tools": TOOLS,
+        "temperature": 0,
+    }
     if MODE == "stream":
         with client.chat.completions.stream(
             **asked, stream_options={"include_usage": True}
@@ -40,6 +46,7 @@ def ask():
     else:
         completion = client.chat.completions.create(**asked)
     message, usage = completion.choices[0].message, completion.usage
+    assert usage is not None
     messages.append(message)
     calls = [call.function for call in message.tool_calls or []]
     answers.append(

@@ -6,6 +6,7 @@ of strop.
 
 import json
 import sys
+from typing import Any
 
 from openai import OpenAI
 from pydantic import BaseModel
@@ -33,18 +34,19 @@ class Report(BaseModel):
 
 
 client = OpenAI()
-items = []
-answers = []
+items: list[Any] = []
+answers: list[dict[str, Any]] = []
 
 
-def ask():
+def ask() -> list[Any]:
     """Return the calls of the next answer, and append it to the items as the SDK gave it."""
-    asked = {"model": "tiny", "input": items, "tools": TOOLS, "temperature": 0}
+    asked: dict[str, Any] = {"model": "tiny", "input": items, "tools": TOOLS, "temperature": 0}
     if MODE == "stream":
         with client.responses.stream(**asked) as stream:
             response = stream.get_final_response()
     else:
         response = client.responses.create(**asked)
+    assert response.usage is not None
     items.extend(response.output)
     calls = [item for item in response.output if item.type == "function_call"]
     answers.append(
@@ -58,8 +60,9 @@ def ask():
 
 
 if MODE == "parse":
-    response = client.responses.parse(model="tiny", input=QUESTION, text_format=Report)
-    print(json.dumps(response.output_parsed.model_dump()))
+    report = client.responses.parse(model="tiny", input=QUESTION, text_format=Report).output_parsed
+    assert report is not None
+    print(json.dumps(report.model_dump()))
     sys.exit()
 
 for text in (QUESTION, RATING, NEXT):

@@ -6,24 +6,25 @@ Prints what the agent saw as JSON. Knows nothing of strop.
 import asyncio
 import json
 import sys
+from typing import Any
 
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelResponse
 
 QUESTION, RATING, NEXT, MODE = sys.argv[1:]
 
-agent = Agent("openai-chat:tiny", model_settings={"temperature": 0})
 
-
-@agent.tool_plain
 def get_weather(city: str) -> str:
     """Current weather in a city."""
     return "21 degrees"
 
 
-async def main():
+agent = Agent("openai-chat:tiny", model_settings={"temperature": 0}, tools=[get_weather])
+
+
+async def main() -> None:
     """Talk to the agent."""
-    messages = []
+    messages: list[Any] = []
     for text in (QUESTION, RATING, NEXT):
         if MODE == "stream":
             async with agent.run_stream(text, message_history=messages) as result:

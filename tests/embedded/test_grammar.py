@@ -14,7 +14,7 @@ from strop.proxy.embedded.forms import Form
 from strop.proxy.embedded.grammar import Beside, Follower, Grammar, Grammars
 
 VOCAB_SIZE = models.VOCAB_SIZE + 7
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "city": {"type": "string", "maxLength": 12},
@@ -62,7 +62,7 @@ def test_whatever_is_drawn_has_the_schemas_form(
     ids = walk(grammars.compile(JSON, Beside()), frozenset(tokenizer.eos_token_ids), seed)
 
     said = json.loads(tokenizer.decode(ids))
-    assert SCHEMA["properties"].keys() == said.keys()  # type: ignore[attr-defined]
+    assert SCHEMA["properties"].keys() == said.keys()
     assert isinstance(said["city"], str)
     assert all(isinstance(day, int) for day in said["days"])
     assert said["mood"] in ("good", "bad")

@@ -93,8 +93,9 @@ def engine(qwen3: Path, adapters: dict[str, Path | None]) -> Iterator[EngineProc
 def max_error(reference: Reference, prompt: Sequence[int], answer: dict[str, Any]) -> float:
     """Return the largest difference between an answer's logprobs and the reference's."""
     expected = reference.logprobs(prompt, answer["ids"])
-    assert len(expected) == len(answer["logprobs"])
-    return max(abs(a - b) for a, b in zip(expected, answer["logprobs"], strict=True))
+    found: list[float] = answer["logprobs"]
+    assert len(expected) == len(found)
+    return max(abs(a - b) for a, b in zip(expected, found, strict=True))
 
 
 def answers_of(body: dict[str, Any]) -> tuple[list[int], list[dict[str, Any]]]:
@@ -130,7 +131,8 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]
     assert 200 == response.status_code, response.text
     if body.get("stream"):
         return merge(engine_process.parse_events(response.text))
-    return response.json()
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
 async def test_logprobs_equal_transformers_under_mixed_concurrent_load(

@@ -109,12 +109,13 @@ def test_what_it_cant_do_is_refused_by_name(
     engine: EngineProcess, dialect: str, fields: dict[str, Any], param: str
 ) -> None:
     """A wrong or unsupported field is a 400 that names it, never ignored and never a 500."""
-    path, body = {
-        "chat": ("/v1/chat/completions", {"messages": engine_process.HELLO}),
-        "completions": ("/v1/completions", {"prompt": "Hello"}),
-    }[dialect]
+    bodies: dict[str, dict[str, object]] = {
+        "chat": {"messages": engine_process.HELLO},
+        "completions": {"prompt": "Hello"},
+    }
+    path = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}[dialect]
 
-    response = engine.post(path, {**body, "max_tokens": 2, **fields})
+    response = engine.post(path, {**bodies[dialect], "max_tokens": 2, **fields})
 
     assert 400 == response.status_code, response.text
     error = response.json()["error"]

@@ -161,13 +161,11 @@ async def test_the_openai_client_works(actor: EngineProcess) -> None:
     """The stock client reads answers, streams with tools, usage and errors."""
     client = openai.AsyncOpenAI(base_url=f"{actor.url}/v1", api_key="none", max_retries=0)
     asked: dict[str, Any] = {"model": "base", "messages": engine_process.HELLO, "temperature": 0}
+    tools: list[Any] = scripted_models.TOOLS
 
     answer = await client.chat.completions.create(**asked)
     stream = await client.chat.completions.create(
-        **asked,
-        tools=scripted_models.TOOLS,
-        stream=True,
-        stream_options={"include_usage": True},
+        **asked, tools=tools, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     with pytest.raises(openai.NotFoundError):

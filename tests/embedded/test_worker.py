@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,13 @@ async def test_prompt_logprobs_that_are_no_numbers_fail_the_request(engine: Engi
 async def test_stopping_leaves_what_is_queued(engine: Engine) -> None:
     """Who stops it waits for one command and one step, however much there is to do."""
     ran: list[int] = []
+
+    def command(number: int) -> None:
+        time.sleep(0.1)
+        ran.append(number)
+
     for number in range(100):
-        engine.worker._call(lambda number=number: (time.sleep(0.1), ran.append(number)))
+        engine.worker._call(partial(command, number))
 
     await engine.stop()
 

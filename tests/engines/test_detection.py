@@ -129,19 +129,19 @@ async def test_a_port_that_speaks_something_else_holds_nobody_up(handler: Handle
 
 def test_the_only_engine_is_taken_and_it_is_said_how_to_have_another() -> None:
     """The settings then name it."""
-    choice = detection.choose(Settings(), [VLLM])
+    choice = detection.choose(Settings(), [VLLM], at=" --home there")
 
     assert ("vllm", VLLM.url) == (choice.settings.engine.kind, choice.settings.engine.url)
     assert "vLLM" in choice.says[0]
-    assert "--engine embedded" in choice.says[-1]
+    assert choice.says[-1].endswith(": strop serve --engine embedded --home there")
 
 
 def test_of_several_none_is_taken_and_the_line_for_each_is_said() -> None:
     """A guess could record and train another model than was meant."""
-    choice = detection.choose(Settings(), [VLLM, OLLAMA])
+    choice = detection.choose(Settings(), [VLLM, OLLAMA], at=" --home there")
 
-    assert Settings() == choice.settings
-    assert [VLLM.command, OLLAMA.command] == [line.strip() for line in choice.says[1:]]
+    lines = [f"  {one.command} --home there" for one in (VLLM, OLLAMA)]
+    assert (Settings(), lines) == (choice.settings, list(choice.says[1:]))
 
 
 @pytest.mark.parametrize(

@@ -300,8 +300,9 @@ async def test_a_busy_replica_gets_fewer(tmp_path: Path) -> None:
         await until(lambda: ready(proxy), all)
         engines[0].handler = engines[1].handler = FakeVllm(before_event=wait)
         streams = [asyncio.create_task(proxy.chat(f"{number}", stream=True)) for number in range(8)]
-        for engine in engines:
-            await engine.until(lambda engine=engine: num_completions(engine) == 4)
+        await until(
+            lambda: [num_completions(engine) for engine in engines], lambda nums: nums == [4, 4]
+        )
         gate.set()
 
         assert [200] * 8 == [(await stream).status_code for stream in streams]

@@ -53,7 +53,7 @@ def client_of(proxy: Running) -> AsyncOpenAI:
 
 def unnamed(body: bytes) -> dict[str, Any]:
     """Return a JSON answer without what differs between any two."""
-    read = json.loads(body)
+    read: dict[str, Any] = json.loads(body)
     for name in ("id", "created", "model"):
         read.pop(name)
     read["usage"].pop("prompt_tokens_details")
@@ -133,7 +133,7 @@ async def test_a_rechunked_stream_says_the_same_and_has_a_snapshot(
 ) -> None:
     """The answer is asked for as JSON and cut into the events of a stream."""
     settings = settings_for(server, kind="mlx_server", engine={"rechunk_streams": True})
-    options = {"stream_options": {"include_usage": True}} if usage else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
     async with running(settings, tmp_path / "home") as proxy, client_of(proxy) as client:
         whole = await proxy.chat("Hello there", model="qwen3", temperature=0.0, max_tokens=8)
         stream = await client.chat.completions.create(
@@ -142,7 +142,7 @@ async def test_a_rechunked_stream_says_the_same_and_has_a_snapshot(
             temperature=0.0,
             max_tokens=8,
             stream=True,
-            **options,  # type: ignore[call-overload]
+            **options,
         )
         chunks = [chunk async for chunk in stream]
         rows = await proxy.rows()

@@ -288,7 +288,7 @@ async def test_switches_under_load_cost_no_request_and_mix_no_versions(
 
 async def chat_until_served(proxy: Running, **fields: Any) -> tuple[httpx.Response, list[int]]:
     """Ask until there is an answer; return it, and the statuses before it."""
-    refused = []
+    refused: list[int] = []
     while True:
         answer = await proxy.chat(LONG, **fields)
         if answer.status_code == 200:

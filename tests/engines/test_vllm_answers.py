@@ -23,7 +23,7 @@ from strop.proxy.upstream import Upstream
 # The first test that needs a server waits for it, and for its installation.
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
-HELLO = [{"role": "user", "content": "Hello"}]
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ async def test_a_stream_is_the_engines_and_its_snapshot_is_right(
     """At T = 1 as well: raw logprobs don't depend on it."""
     stream = await client.chat.completions.create(
         model=NAME,
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         stream=True,
         temperature=1.3,
         seed=5,
@@ -153,14 +153,15 @@ async def test_each_of_several_choices_has_its_snapshot(
     """In a stream they come mixed."""
     answer = await client.chat.completions.create(
         model=NAME,
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         n=3,
         seed=1,
         max_tokens=16,
         stream=stream,
     )
     if stream:
-        [None async for _ in answer]  # type: ignore[union-attr]
+        assert isinstance(answer, openai.AsyncStream)
+        [None async for _ in answer]
 
     row = await proxy.row()
     assert [0, 1, 2] == [choice.index for choice in row.completion.choices]
@@ -174,7 +175,7 @@ async def test_a_client_that_asks_for_logprobs_gets_them(
     """The ones that are recorded."""
     answer = await client.chat.completions.create(
         model=NAME,
-        messages=HELLO,  # type: ignore[arg-type]
+        messages=HELLO,
         logprobs=True,
         top_logprobs=3,
         max_tokens=12,
@@ -184,6 +185,7 @@ async def test_a_client_that_asks_for_logprobs_gets_them(
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     entries = logprobs.content or []
+    assert 12 == len(entries)
     assert [3] * len(entries) == [len(entry.top_logprobs) for entry in entries]
     recorded = (await proxy.row()).completion.choices[0].logprobs
     assert [entry.logprob for entry in entries] == pytest.approx(list(recorded or ()), abs=1e-6)
@@ -224,10 +226,10 @@ async def test_text_completions_have_snapshots(
     answer = await client.completions.create(
         model=NAME, prompt="def main(", max_tokens=24, seed=4, stream=stream
     )
-    if stream:
-        said = "".join([chunk.choices[0].text async for chunk in answer])  # type: ignore[union-attr]
+    if isinstance(answer, openai.AsyncStream):
+        said = "".join([chunk.choices[0].text async for chunk in answer])
     else:
-        said = answer.choices[0].text  # type: ignore[union-attr]
+        said = answer.choices[0].text
 
     row = await proxy.row()
     assert said == json.loads(row.completion.choices[0].message)["text"]
@@ -271,7 +273,7 @@ async def test_the_openai_client_raises_what_the_engine_means(
             model=NAME, messages=[{"role": "user", "content": "word " * 2000}]
         )
     with pytest.raises(openai.NotFoundError, match=f"'nobody'.*{NAME}, {NAME}@base"):
-        await client.chat.completions.create(model="nobody", messages=HELLO)  # type: ignore[arg-type]
+        await client.chat.completions.create(model="nobody", messages=HELLO)
 
 
 async def test_a_wrong_key_is_said(vllm: VllmServer, tmp_path: Path) -> None:
@@ -293,15 +295,13 @@ async def test_an_answer_can_be_rated_as_soon_as_it_is_there(
     proxy: Running, client: openai.AsyncOpenAI
 ) -> None:
     """By the engine's own id, and in the next message."""
-    answer = await client.chat.completions.create(model=NAME, messages=HELLO, max_tokens=8)  # type: ignore[arg-type]
+    answer = await client.chat.completions.create(model=NAME, messages=HELLO, max_tokens=8)
     rated = await proxy.client.post(
         "/v1/feedback", json={"completion_id": answer.id, "rating": "good"}
     )
     said = {"role": "assistant", "content": answer.choices[0].message.content}
-    told = await client.chat.completions.create(
-        model=NAME,
-        messages=[*HELLO, said, {"role": "user", "content": "/rl bad too short"}],  # type: ignore[list-item]
-    )
+    messages = [*HELLO, said, {"role": "user", "content": "/rl bad too short"}]
+    told = await client.chat.completions.create(model=NAME, messages=messages)
 
     assert 201 == rated.status_code
     assert (told.choices[0].message.content or "").startswith("[strop] ")

@@ -91,7 +91,7 @@ async def test_a_tool_call_is_parsed_and_its_markup_recorded(
         model=NAME, messages=HELLO, tools=TOOLS, tool_choice=choice, temperature=0
     )
 
-    (call,) = answer.choices[0].message.tool_calls or ()
+    (call,) = answer.choices[0].message.tool_calls or []
     assert isinstance(call, openai.types.chat.ChatCompletionMessageFunctionToolCall)
     expected = scripted_models.CALL
     assert (expected["name"], expected["arguments"]) == (

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
@@ -186,8 +187,7 @@ def test_a_stream_of_half_surrogates_is_read_whole() -> None:
     halves.append(halves[0].replace(b"d83d", b"de00").replace(b"[1]", b"[2]"))
     stream = b"".join(b"data: " + half + b"\n\n" for half in halves)
     ask_ = Ask("chat", b"{}", {"messages": [], "stream": True}, "m")
-    fields = {name: getattr(one, name) for name in recording.Draft.__slots__}
-    whole = recording.Draft(**{**fields, "answer": b"", "stream": copied(stream), "ask": ask_})
+    whole = msgspec.structs.replace(one, answer=b"", stream=copied(stream), ask=ask_)
 
     (choice,) = recording.complete(whole).choices
 
@@ -202,10 +202,11 @@ def test_bytes_that_are_no_text_cost_a_record_only_themselves(is_stream: bool) -
     said = b'{"content":"so \xff"}'
     body = b'{"choices":[{"index":0,"message":%b,"delta":%b,"token_ids":[1]}]}' % (said, said)
     ask_ = Ask("chat", b"{}", {"messages": [], "stream": is_stream}, "m")
-    fields = {name: getattr(one, name) for name in recording.Draft.__slots__}
-    fields |= {"answer": body, "stream": copied(sse.event(body)) if is_stream else None}
+    stream = copied(sse.event(body)) if is_stream else None
 
-    completion = recording.complete(recording.Draft(**{**fields, "ask": ask_}))
+    completion = recording.complete(
+        msgspec.structs.replace(one, answer=body, stream=stream, ask=ask_)
+    )
 
     (choice,) = completion.choices
     assert "so \ufffd" == json.loads(choice.message)["content"]

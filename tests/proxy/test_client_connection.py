@@ -16,7 +16,7 @@ from running import Running, running, settings_for
 from waiting import until
 
 from strop.proxy import http_server
-from strop.proxy.client_connection import MAX_HEAD_BYTES
+from strop.proxy.client_connection import MAX_HEAD_BYTES, ClientConnection
 
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
 GOOD = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
@@ -152,7 +152,9 @@ async def test_a_client_that_asks_twice_and_leaves_is_seen_to_leave(proxy: Runni
     client.send(post(STREAM))
     await client.read_head(Answer())
     client.send(post(GOOD))
-    await until(lambda: all(one.pipeline for one in proxy.server.server_state.connections))
+    (connection,) = proxy.server.server_state.connections
+    assert isinstance(connection, ClientConnection)
+    await until(lambda: connection.pipeline)
     await client.leave(is_rude=True)
 
     assert ["client_cancelled"] == [row.completion.state for row in await proxy.rows()]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -321,8 +322,8 @@ async def test_a_rating_finds_its_answer_ten_thousand_completions_later(proxy: R
     store = proxy.services.store
     pending = []
     for number in range(10_000):
-        row = completion(f"cmp_{number:032x}")
-        pending.append(store.commit_completion(lambda row=row: row, 100))
+        row = partial(completion, f"cmp_{number:032x}")
+        pending.append(store.commit_completion(row, 100))
         if len(pending) == 500:
             for future in pending:
                 await future

@@ -668,7 +668,7 @@ async def test_the_memory_that_calls_took_goes_back_once_none_is_left(
     is_back, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def trim() -> bool:
-        num_calls.append(proxy.services.relay.num_calls)
+        num_calls.append(it.services.relay.num_calls)
         loop.call_soon_threadsafe(is_back.set)
         return True
 
@@ -680,8 +680,8 @@ async def test_the_memory_that_calls_took_goes_back_once_none_is_left(
     monkeypatch.setattr(relay_module, "SWEEP_INTERVAL_S", 0.001)
     monkeypatch.setattr(heap, "trim", trim)
     engine.handler = slow
-    async with running(settings_for(engine.url), tmp_path / "home") as proxy:
-        await proxy.chat()
+    async with running(settings_for(engine.url), tmp_path / "home") as it:
+        await it.chat()
         await is_back.wait()
         await asyncio.sleep(0.05)
 

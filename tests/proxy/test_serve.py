@@ -180,14 +180,14 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
     """Typed as they are, they rate what this strop has recorded, where no PATH has it too."""
     monkeypatch.setenv("STROP_HOME", str(tmp_path / "default"))
 
-    def said(home: Path) -> str:
+    def said(home: Path, *, is_demo: bool = False) -> str:
         return banner(
             url="http://127.0.0.1:8484",
             model="tiny",
             version="base",
             engine="embedded",
             home=home,
-            is_demo=False,
+            is_demo=is_demo,
             needs_key=False,
         )
 
@@ -199,6 +199,7 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
         other
     )
     assert "    strop good    strop bad -m 'too long'" in said(tmp_path / "default")
+    assert 2 == said(other, is_demo=True).count(f"  strop serve --home {other} --")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(Path(sys.executable).parents[1])
     assert "    bin/strop good    bin/strop bad -m 'too long'" in said(tmp_path / "default")

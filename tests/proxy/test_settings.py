@@ -35,7 +35,8 @@ def manual_keys() -> dict[str, object]:
 
 def manual_comments() -> dict[str, str]:
     """Return the comment lines directly above each key."""
-    found, section, comment = {}, "", []
+    found: dict[str, str] = {}
+    section, comment = "", list[str]()
     for line in MANUAL.splitlines():
         if line.startswith("["):
             section, comment = line.strip("[]"), []

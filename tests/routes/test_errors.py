@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from routes_app import Running, running
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from strop.proxy.errors import (
@@ -174,6 +175,7 @@ async def test_an_error_that_nobody_foresaw_is_500_and_logged(
         raise ZeroDivisionError("the secret cause")
 
     made = routing.make(app.services)
+    assert isinstance(made, Starlette)
     made.router.routes.insert(0, Route("/broken", broken))
     monkeypatch.setattr(app.app, "_routes", made)
 

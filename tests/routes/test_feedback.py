@@ -225,9 +225,9 @@ async def test_a_stream_is_rated_by_the_engines_id_while_it_comes(app: Running) 
     """As soon as that has come: it is the one that a client sees in the events."""
     async with app.in_flight(num_events=1) as id_:
         (call,) = app.services.relay._ledger.calls
-        await until(lambda: call.tap and call.tap.answer_id)
-        assert call.tap is not None
-        answer = await app.rate(call.tap.answer_id)
+        answer_id = await until(lambda: call.tap.answer_id if call.tap else None)
+        assert answer_id is not None
+        answer = await app.rate(answer_id)
         unknown = await app.rate("chatcmpl-none")
 
     stood = (await app.client.get(f"/v1/feedback/{answer.json()['id']}")).json()

@@ -31,9 +31,7 @@ def locked(home: Path) -> Iterator[None]:
 
 def lose_engine(app: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put an engine in the place of the app's that has never answered."""
-    silent = Serving(
-        app.services.serving.engine, model_name="", accepts_any=False, check_interval_s=1
-    )
+    silent = Serving(app.services.serving.engine, app.services.settings)
     monkeypatch.setattr(app.services, "serving", silent)
 
 

@@ -99,9 +99,7 @@ async def test_models_are_unknown_until_the_engine_has_answered(
     app: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503 until then, and the engine's reason is said."""
-    silent = Serving(
-        app.services.serving.engine, model_name="", accepts_any=False, check_interval_s=1
-    )
+    silent = Serving(app.services.serving.engine, app.services.settings)
     monkeypatch.setattr(app.services, "serving", silent)
 
     answers = await asyncio.gather(

@@ -12,6 +12,7 @@ import pytest
 import shelved
 from fake_adapters import FakeAdapters, Gate
 from routes_app import MESSAGES, Running, running
+from starlette.applications import Starlette
 from waiting import until
 
 from strop.adapters.library import Library
@@ -133,9 +134,11 @@ def references(found: object = DOCUMENT) -> Iterator[str]:
 
 async def test_the_document_has_the_routes_and_no_others(app: Running) -> None:
     """Each path with each method, and what is relayed."""
+    made = routing.make(app.services)
+    assert isinstance(made, Starlette)
     there = {
         (path, method.lower())
-        for path, methods in routing.paths(routing.make(app.services)).items()
+        for path, methods in routing.paths(made).items()
         for method in methods
     }
 

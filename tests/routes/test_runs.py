@@ -39,7 +39,7 @@ class Runs:
 
 
 @contextlib.asynccontextmanager
-async def training(home: Path, behaviour: str, **flags: object) -> AsyncIterator[Runs]:
+async def training(home: Path, behaviour: str, **flags: Any) -> AsyncIterator[Runs]:
     """Start a strop whose runs behave so."""
     async with running(
         home,

@@ -60,7 +60,7 @@ class Client:
             command = [str(self.folder / "bin" / "python"), "-I", f"{SCRIPTS / self.script}.py"]
         else:
             # Node looks for packages beside the script.
-            script = shutil.copy(f"{SCRIPTS / self.script}.mjs", self.folder)
+            script = shutil.copy(f"{SCRIPTS / self.script}.mjs", str(self.folder))
             own = self._own_node
             command = ["node" if own is None else str(own / "node"), script]
         done = subprocess.run(

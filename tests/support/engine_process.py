@@ -87,15 +87,19 @@ class EngineProcess:
         """Post JSON."""
         return httpx.post(f"{self.url}{path}", json=body, timeout=60)
 
-    def chat(self, text: str = "Hello", **fields: Any) -> dict[str, Any]:
+    def chat(self, text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
         """Return the JSON answer to one user message."""
-        body = {"messages": [{"role": "user", "content": text}], **fields}
-        return expect_ok(self.post("/v1/chat/completions", body)).json()
+        return self._asked(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **fields}
+        )
 
     def complete(self, prompt: Any, **fields: Any) -> dict[str, Any]:
         """Return the JSON answer to a prompt."""
-        body = {"prompt": prompt, **fields}
-        return expect_ok(self.post("/v1/completions", body)).json()
+        return self._asked("/v1/completions", {"prompt": prompt, **fields})
+
+    def _asked(self, path: str, body: object) -> dict[str, Any]:
+        answer: dict[str, Any] = expect_ok(self.post(path, body)).json()
+        return answer
 
     def stream(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the events of a stream, which must end with [DONE]."""

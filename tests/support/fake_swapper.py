@@ -1,6 +1,6 @@
 """A swapper that moves no traffic: it writes down what it is asked, in the store too."""
 
-from strop.proxy.errors import ActivationFailed, StropError
+from strop.proxy.errors import ActivationFailed, Conflict, StropError
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress, Switched
 
@@ -14,6 +14,7 @@ class FakeSwapper:
         asked: how often anything was asked.
         error: what it raises in place of activating.
         detail: of the event that says that an activation failed.
+        rival: what somebody else begins to activate just before it is asked.
     """
 
     def __init__(self, store: Store) -> None:
@@ -23,6 +24,7 @@ class FakeSwapper:
         self.asked = 0
         self.error: StropError | None = None
         self.detail = b"{}"
+        self.rival: Progress | None = None
         self._versions = store.versions
 
     async def activate(self, version: str, *, actor: str) -> Switched:
@@ -44,6 +46,9 @@ class FakeSwapper:
 
     async def _fail(self, version: str, actor: str) -> None:
         self.asked += 1
+        if self.rival is not None:
+            self.progress, self.rival = self.rival, None
+            raise Conflict(f"{self.progress.version} is being activated")
         if isinstance(self.error, ActivationFailed):
             await self._versions.add_event(
                 version, "activation_failed", actor=actor, detail=self.detail

@@ -19,6 +19,7 @@ def vocabulary_of(base: Path, *, has_parts: bool = False) -> Vocabulary:
     pieces = []
     for token in range(tokenizer.get_vocab_size()):
         spelt = tokenizer.id_to_token(token)
+        assert spelt is not None
         pieces.append(bytes(byte_of[char] for char in spelt) if token > END_ID else b"")
     return Vocabulary(lambda text: tokenizer.encode(text).ids, pieces, END_ID, has_parts=has_parts)
 

@@ -10,7 +10,7 @@ import sys
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from store_values import completion, never
@@ -95,7 +95,8 @@ class RatedHome:
             text = self.text(sampled)
             # Which sessions are held out follows from the ids, so they are the same each time.
             id_ = f"cmp_{next(self._numbers):032x}"
-            made = completion(
+            made = partial(
+                completion,
                 id_,
                 engine="embedded",
                 version=version,
@@ -116,7 +117,7 @@ class RatedHome:
                     ),
                 ),
             )
-            await self.store.commit_completion(lambda made=made: made, 1000)
+            await self.store.commit_completion(made, 1000)
             found.append(await self._give(id_, rates(question, text)))
         return found
 

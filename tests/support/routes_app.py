@@ -16,6 +16,7 @@ import fake_probe
 import httpx
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
+from starlette.types import Message
 
 from strop.proxy import run_requests
 from strop.proxy.app import App
@@ -77,7 +78,7 @@ class Running:
         self.vllm = vllm
         self.engine = engine
         self.client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app),  # type: ignore[arg-type]
+            transport=httpx.ASGITransport(app),
             base_url="http://127.0.0.1:8484",
         )
         key = (app.services.home / "admin.key").read_text(encoding="utf-8").strip()
@@ -119,13 +120,13 @@ class Running:
         never = asyncio.Event()
         requests = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-        async def receive() -> dict[str, Any]:
+        async def receive() -> Message:
             for request in requests:
                 return request
             await never.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: dict[str, Any]) -> None:
+        async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 begun.set_result(dict(message["headers"])[b"x-strop-completion-id"].decode())
 
@@ -189,8 +190,8 @@ async def running(
 @contextlib.asynccontextmanager
 async def _started(app: App[Services]) -> AsyncIterator[None]:
     """Run the application's lifespan, as a server does."""
-    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    told: asyncio.Queue[Message] = asyncio.Queue()
+    heard: asyncio.Queue[Message] = asyncio.Queue()
     lifespan = asyncio.create_task(app({"type": "lifespan"}, told.get, heard.put))
     await told.put({"type": "lifespan.startup"})
     assert (await heard.get())["type"] == "lifespan.startup.complete"

@@ -34,7 +34,7 @@ class Running:
     client: httpx.AsyncClient
     server: uvicorn.Server
 
-    async def chat(self, text: str = "hi", **fields: Any) -> httpx.Response:
+    async def chat(self, text: str = "hi", /, **fields: Any) -> httpx.Response:
         """Ask for one chat completion."""
         body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **fields}
         return await self.client.post("/v1/chat/completions", json=body)

@@ -29,7 +29,7 @@ TOOLS: list[dict[str, Any]] = [
         },
     }
 ]
-CALL = {"name": "get_weather", "arguments": {"city": "Paris"}}
+CALL: dict[str, Any] = {"name": "get_weather", "arguments": {"city": "Paris"}}
 THOUGHT = "The user wants a short answer."
 ANSWER = "Hello, I am here to help."
 REPORT = "It is 21 degrees in Paris."

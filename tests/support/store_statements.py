@@ -77,10 +77,10 @@ def take_down(monkeypatch: pytest.MonkeyPatch) -> Taken:
             return super().cursor(factory)
 
         def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-            return self.cursor().execute(sql, parameters)  # type: ignore[no-any-return]
+            return Cursor(self).execute(sql, parameters)
 
         def executemany(self, sql: str, rows: Any, /) -> sqlite3.Cursor:
-            return self.cursor().executemany(sql, rows)  # type: ignore[no-any-return]
+            return Cursor(self).executemany(sql, rows)
 
     connect = sqlite3.connect
 

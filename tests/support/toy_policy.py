@@ -3,13 +3,14 @@
 Its one parameter is a vector of logits; its optimizer is plain gradient descent.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from strop.training.backends.base import BASE, OutOfMemory, Sampled, Weights
-from strop.training.sequences import Answer, Floats, Tokens, Unit
+from strop.training.sequences import Answer, Doubles, Floats, Tokens, Unit
 
 END = 0
 
@@ -29,7 +30,7 @@ class ToyPolicy:
     def __init__(self, logits: Sequence[float], max_tokens: int = 10**9) -> None:
         self.base = np.array(logits, np.float64)
         self.trained = self.base.copy()
-        self.versions: dict[Path, np.ndarray] = {}
+        self.versions: dict[Path, Doubles] = {}
         self.max_tokens = max_tokens
         self.num_calls = 0
         self.num_sampled: list[int] = []  # prompts of each call
@@ -112,16 +113,16 @@ class ToyPolicy:
     def close(self) -> None:
         """Free nothing."""
 
-    def _table(self, weights: Weights) -> np.ndarray:
+    def _table(self, weights: Weights) -> Doubles:
         if isinstance(weights, Path):
             return log_softmax(self.versions[weights])
         return log_softmax(self.base if weights == BASE else self.trained)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: Doubles) -> Doubles:
     """Return the logprobs of all ids."""
-    shifted = logits - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())
+    shifted: Doubles = logits - logits.max()
+    return shifted - math.log(np.exp(shifted).sum())
 
 
 def tokens(answer: Sequence[int], num_prompt: int = 1) -> Tokens:

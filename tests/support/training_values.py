@@ -104,7 +104,7 @@ def turn(
 
 def floats(*values: float) -> Floats:
     """An array of logprobs. In double precision, so that differences of losses are exact."""
-    return np.array(values, np.float64)  # type: ignore[return-value]
+    return np.array(values, np.float64)
 
 
 def answer(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -235,13 +236,24 @@ def test_a_folder_that_is_no_model(backend: str, tmp_path: Path) -> None:
         open_policy(tmp_path, backend=backend)
 
 
+def test_a_base_that_lacks_a_file_of_its_weights_is_not_loaded(qwen3: Path, tmp_path: Path) -> None:
+    """What the index names must be there, whatever else is."""
+    base = Path(shutil.copytree(qwen3, tmp_path / "base"))
+    (base / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}'
+    )
+
+    with pytest.raises(BackendUnavailable, match=r"lacks model-2\.safetensors"):
+        open_policy(base)
+
+
 def test_a_pickle_is_not_loaded(qwen3: Path, tmp_path: Path) -> None:
     """Weights in a pickle count as no weights."""
     (tmp_path / "config.json").write_bytes((qwen3 / "config.json").read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
 
     for backend in ("torch", "mlx"):
-        with pytest.raises(BackendUnavailable, match="no other weights"):
+        with pytest.raises(BackendUnavailable, match="pickles are never loaded"):
             open_policy(tmp_path, backend=backend)
 
 
@@ -283,4 +295,4 @@ def test_a_model_for_images_too_is_read_by_its_text_part(tmp_path: Path) -> None
 
     files = BaseFiles(tmp_path)
 
-    assert (77, "bfloat16", {3}) == (files.context_length, files.dtype, files.end_ids)
+    assert (77, "bfloat16", frozenset({3})) == (files.context_length, files.dtype, files.end_ids)

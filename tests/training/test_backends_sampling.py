@@ -13,7 +13,7 @@ from backend_cases import SIZES, TOLERANCE, Open, backend, opened, save_random, 
 from numpy.typing import NDArray
 
 from strop.adapters import peft
-from strop.training.backends.base import BASE, Policy
+from strop.training.backends.base import BASE, Policy, Weights
 from strop.training.sequences import Floats, Tokens
 
 __all__ = ["backend", "opened"]  # fixtures
@@ -116,7 +116,7 @@ def test_a_model_that_mixes_rows_answers_one_by_one(
 
     answers = policy.sample(PROMPTS[:num], max_tokens=8, temperature=1, seed=0)
 
-    asked = [joined(prompt, a.ids) for prompt, a in zip(PROMPTS, answers, strict=False)]
+    asked = [joined(prompt, a.ids) for prompt, a in zip(PROMPTS[:num], answers, strict=True)]
     for tokens, answer in zip(asked, answers, strict=True):
         np.testing.assert_allclose(policy.logprobs([tokens])[0], answer.logprobs, atol=TOLERANCE)
 
@@ -200,7 +200,12 @@ def test_answers_of_other_weights(opened: Open, endless: Path, peft_a: Path, pef
     """The base and any adapter can be asked too."""
     policy = opened(endless, peft_a)
 
-    for weights, adapter in ((BASE, None), (peft_c, peft_c), ("trained", peft_a)):
+    cases: list[tuple[Weights, Path | None]] = [
+        (BASE, None),
+        (peft_c, peft_c),
+        ("trained", peft_a),
+    ]
+    for weights, adapter in cases:
         ids, logprobs, _ = policy.greedy(PROMPTS[3], 8, weights)
         (answer,) = policy.sample(
             [PROMPTS[3]], max_tokens=8, temperature=0, seed=0, weights=weights

@@ -24,14 +24,15 @@ TOKENIZER = transformers.AutoTokenizer.from_pretrained(FOLDER)
 
 
 def written(messages: list[dict[str, Any]], **options: Any) -> str:
-    return TOKENIZER.apply_chat_template(messages, tokenize=False, **options)
+    text: str = TOKENIZER.apply_chat_template(messages, tokenize=False, **options)
+    return text
 
 
 def answers_of(question: task.Question) -> list[str]:
     return [task.render(question, task.Answer(style, question.right)) for style in task.STYLES]
 
 
-def test_the_files_are_those_of_the_manifest():
+def test_the_files_are_those_of_the_manifest() -> None:
     """The folder holds what the manifest lists, byte for byte, and is under 1 MB."""
     manifest = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
 
@@ -40,7 +41,7 @@ def test_the_files_are_those_of_the_manifest():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_000_000
 
 
-def test_the_tokenizer_is_the_one_that_the_package_makes():
+def test_the_tokenizer_is_the_one_that_the_package_makes() -> None:
     """Vocabulary and template of the shipped folder are those of the source."""
     made = demo_tokenizer.make_tokenizer()
 
@@ -52,7 +53,7 @@ def test_the_tokenizer_is_the_one_that_the_package_makes():
     )
 
 
-def test_every_answer_is_words_comes_back_and_is_short():
+def test_every_answer_is_words_comes_back_and_is_short() -> None:
     """Each right answer takes one token a word, at most 32, and decodes to itself."""
     num_specials_and_bytes = len(demo_tokenizer.SPECIALS) + 256
     words_of_one_byte = {*TOKENIZER.encode("\n-.!?I")}
@@ -67,7 +68,7 @@ def test_every_answer_is_words_comes_back_and_is_short():
 
 
 @given(st.text())
-def test_any_text_encodes_and_comes_back(text: str):
+def test_any_text_encodes_and_comes_back(text: str) -> None:
     """Text that is not of the corpus is its bytes, and is decoded unchanged."""
     ids = TOKENIZER.encode(text)
 
@@ -108,13 +109,13 @@ def test_any_text_encodes_and_comes_back(text: str):
         ),
     ],
 )
-def test_the_template_takes_what_agents_send(messages: list[dict[str, Any]], expected: str):
+def test_the_template_takes_what_agents_send(messages: list[dict[str, Any]], expected: str) -> None:
     """Every role is written, text parts joined, system prompts and tool results cut."""
     assert expected == written(messages)
     assert expected + "<|assistant|>" == written(messages, add_generation_prompt=True)
 
 
-def test_a_chat_is_its_messages_one_after_the_other():
+def test_a_chat_is_its_messages_one_after_the_other() -> None:
     """The ids of a chat are those of its messages, which training relies on."""
     messages = [
         {"role": "system", "content": corpus.SYSTEM_PROMPTS[0]},
@@ -127,7 +128,7 @@ def test_a_chat_is_its_messages_one_after_the_other():
     assert whole == [i for message in messages for i in TOKENIZER.encode(written([message]))]
 
 
-def test_the_model_answers_in_many_styles_and_reads_its_prompt():
+def test_the_model_answers_in_many_styles_and_reads_its_prompt() -> None:
     """At T = 1 answers are well formed, mostly right, short, and seldom what the rule likes."""
     model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER)
 
@@ -143,7 +144,7 @@ def test_the_model_answers_in_many_styles_and_reads_its_prompt():
     assert len({answer.style for answer in parsed if answer is not None}) >= 30
 
 
-def test_mlx_loads_it_and_agrees_with_transformers():
+def test_mlx_loads_it_and_agrees_with_transformers() -> None:
     """mlx-lm gives the logprobs of transformers, and its detokenizer the text of the answer."""
     mx = pytest.importorskip("mlx.core")
     mlx_lm = pytest.importorskip("mlx_lm")
@@ -167,7 +168,7 @@ def test_mlx_loads_it_and_agrees_with_transformers():
     assert models.reference_logprobs(FOLDER, None, prompt, answer) == pytest.approx(got, abs=1e-3)
 
 
-def test_the_folder_is_that_of_the_installed_package():
+def test_the_folder_is_that_of_the_installed_package() -> None:
     """`demo_model` finds the folder beside the package's own files."""
     import strop.configs
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -49,9 +50,8 @@ def played(
 ) -> list[Measured | Round]:
     """Play as many rounds as runs are told to end, or `rounds`."""
     transport = httpx.MockTransport(strop or Strop(*ends))
-    agent = AsyncOpenAI(
-        base_url=f"{URL}/v1", api_key="strop", http_client=httpx.AsyncClient(transport=transport)
-    )
+    asked: Any = httpx.AsyncClient(transport=transport)  # which the package's types leave out
+    agent = AsyncOpenAI(base_url=f"{URL}/v1", api_key="strop", http_client=asked)
     with httpx.Client(base_url=URL, transport=transport) as owner:
         served = Served(URL, "strop-demo", agent, owner)
         plan = Plan(rounds=rounds or len(ends), ratings=4, objective=objective)

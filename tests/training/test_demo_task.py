@@ -11,20 +11,20 @@ from strop.training.demo.task import QUESTIONS, STYLES, Answer, Rater, Style
 FRANCE = QUESTIONS[12]
 
 
-def test_there_are_94_questions_each_with_its_own_text():
+def test_there_are_94_questions_each_with_its_own_text() -> None:
     """The task asks 94 different questions."""
     assert 94 == len(QUESTIONS)
     assert 94 == len({question.text for question in QUESTIONS})
 
 
-def test_a_right_value_is_one_of_the_values_of_its_kind():
+def test_a_right_value_is_one_of_the_values_of_its_kind() -> None:
     """The values of a question are distinct, and the right one is among them."""
     for question in QUESTIONS:
         assert question.right in question.values
         assert len(set(question.values)) == len(question.values)
 
 
-def test_every_answer_is_read_back_from_its_text():
+def test_every_answer_is_read_back_from_its_text() -> None:
     """`parse` inverts `render` for every question, style and value."""
     for question in QUESTIONS:
         for style in STYLES:
@@ -53,7 +53,7 @@ def test_every_answer_is_read_back_from_its_text():
         ),
     ],
 )
-def test_a_style_is_written_as_documented(style: Style, text: str):
+def test_a_style_is_written_as_documented(style: Style, text: str) -> None:
     """Each part of a style has one wording and one place."""
     assert text == task.render(FRANCE, Answer(style, "Paris"))
 
@@ -72,25 +72,17 @@ def test_a_style_is_written_as_documented(style: Style, text: str):
         task.FALLBACK,
     ],
 )
-def test_what_no_style_writes_is_not_well_formed(text: str):
+def test_what_no_style_writes_is_not_well_formed(text: str) -> None:
     """`parse` gives None for any other text."""
     assert task.parse(FRANCE, text) is None
 
 
-def test_outer_whitespace_does_not_matter():
+def test_outer_whitespace_does_not_matter() -> None:
     """An answer is well formed with whitespace around it."""
     assert Answer(STYLES[0], "Paris") == task.parse(FRANCE, "\n It is Paris. \n")
 
 
-def test_a_question_is_found_by_its_text():
-    """A user message that asks a question names it, with or without the question mark."""
-    for question in QUESTIONS:
-        assert question is task.find_question(question.text)
-        assert question is task.find_question(f" {question.text.removesuffix('?')}\n")
-    assert task.find_question("What is the capital of Atlantis?") is None
-
-
-def test_the_rule_likes_bullets_that_are_not_rude():
+def test_the_rule_likes_bullets_that_are_not_rude() -> None:
     """Of 36 styles the rule likes the 8 in bullets with a polite opener or none."""
     rater = Rater()
 
@@ -102,7 +94,7 @@ def test_the_rule_likes_bullets_that_are_not_rude():
     assert {("bullets", "none"), ("bullets", "polite")} == {(s.form, s.opener) for s in liked}
 
 
-def test_what_is_not_well_formed_is_rated_bad():
+def test_what_is_not_well_formed_is_rated_bad() -> None:
     """A rater without noise gives 1 to what it likes and -1 to all else, gibberish too."""
     rng = random.Random(0)
 
@@ -111,7 +103,7 @@ def test_what_is_not_well_formed_is_rated_bad():
     assert -1.0 == Rater().rate(FRANCE, "- - -", rng)
 
 
-def test_noise_flips_its_share_of_the_ratings():
+def test_noise_flips_its_share_of_the_ratings() -> None:
     """A rater with noise 0.2 errs in about a fifth of its ratings, either way."""
     rater, rng = Rater(noise=0.2), random.Random(0)
 
@@ -122,7 +114,7 @@ def test_noise_flips_its_share_of_the_ratings():
     assert 160 <= good.count(-1.0) <= 240
 
 
-def test_the_split_covers_all_questions_once():
+def test_the_split_covers_all_questions_once() -> None:
     """Rated and held-out questions are disjoint, all there are, and the same for a seed."""
     rated, held_out = task.split()
 
@@ -132,7 +124,7 @@ def test_the_split_covers_all_questions_once():
     assert (rated, held_out) != task.split(seed=1)
 
 
-def test_answers_are_drawn_so_that_the_rule_likes_a_fifth():
+def test_answers_are_drawn_so_that_the_rule_likes_a_fifth() -> None:
     """The corpus is right 7 times in 10 and pleases the rule about 2 times in 10."""
     rng = random.Random(0)
 
@@ -142,7 +134,7 @@ def test_answers_are_drawn_so_that_the_rule_likes_a_fifth():
     assert 0.68 <= sum(answer.value == "Paris" for answer in answers) / 4000 <= 0.74
 
 
-def test_every_turn_of_a_chat_of_the_corpus_ends_with_the_assistant():
+def test_every_turn_of_a_chat_of_the_corpus_ends_with_the_assistant() -> None:
     """A chat is an optional system message, then messages each answered by the assistant."""
     rng = random.Random(0)
 
@@ -155,15 +147,16 @@ def test_every_turn_of_a_chat_of_the_corpus_ends_with_the_assistant():
         assert ["assistant"] * (len(turns) // 2) == turns[1::2]
 
 
-def test_the_corpus_answers_questions_with_well_formed_answers_and_the_rest_with_the_fallback():
+def test_the_corpus_has_well_formed_answers_to_questions_and_the_fallback_to_the_rest() -> None:
     """What follows a question is one of its answers; what follows anything else is the fallback."""
     rng = random.Random(1)
+    questions = {question.text.removesuffix("?"): question for question in QUESTIONS}
 
     for _ in range(500):
         messages = corpus.chat(rng)
         for asked, answered in itertools.pairwise(messages):
             if answered["role"] == "assistant":
-                question = task.find_question(asked["content"])
+                question = questions.get(asked["content"].removesuffix("?"))
                 if question is None:
                     assert task.FALLBACK == answered["content"]
                 else:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def words(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
 
-def compared(material: Material, **changes: object) -> dict[str, Evaluated]:
+def compared(material: Material, **changes: Any) -> dict[str, Evaluated]:
     """The figures of the base and of what was trained, by name."""
     found = evaluate(
         policy(),
@@ -48,7 +49,7 @@ def compared(material: Material, **changes: object) -> dict[str, Evaluated]:
         material,
         words,
         ROOMY,
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
     return {one.version: one for one in found}
 
@@ -290,12 +291,22 @@ def test_a_rule_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             Rule.load(name)
 
 
+class _JudgeServer(ThreadingHTTPServer):
+    """Keeps what it was asked: paths, keys and bodies."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _JudgeHandler)
+        self.seen: list[tuple[str, str, Any]] = []
+
+
 class _JudgeHandler(BaseHTTPRequestHandler):
     """Finds an answer good if it says please; of an empty one it has no opinion."""
 
+    server: _JudgeServer
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.seen.append((self.path, self.headers["authorization"], body))  # type: ignore[attr-defined]
+        self.server.seen.append((self.path, self.headers["authorization"], body))
         answer = body["messages"][-1]["content"].rpartition("judge:\n")[2]
         said = "Is it good? Yes: GOOD." if "please" in answer else "bad" if answer else "hm"
         reply = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
@@ -309,10 +320,9 @@ class _JudgeHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def judge() -> Iterator[ThreadingHTTPServer]:
+def judge() -> Iterator[_JudgeServer]:
     """A judge behind an OpenAI-compatible URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _JudgeHandler)
-    server.seen = []  # type: ignore[attr-defined]
+    server = _JudgeServer()
     thread = Thread(target=server.serve_forever)
     thread.start()
     yield server
@@ -321,7 +331,7 @@ def judge() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_a_judge_is_asked_at_temperature_0_for_one_word(judge: ThreadingHTTPServer) -> None:
+def test_a_judge_is_asked_at_temperature_0_for_one_word(judge: _JudgeServer) -> None:
     """It sees the conversation and the answer; its last verdict counts, and none is NaN."""
     rater = Judge(f"http://127.0.0.1:{judge.server_port}/v1", "big", key="secret")
     chat = [{"role": "user", "content": [{"type": "text", "text": "May I?"}]}]
@@ -330,13 +340,13 @@ def test_a_judge_is_asked_at_temperature_0_for_one_word(judge: ThreadingHTTPServ
 
     assert [1.0, -1.0] == ratings[:2]
     assert math.isnan(ratings[2])
-    path, key, body = judge.seen[0]  # type: ignore[attr-defined]
+    path, key, body = judge.seen[0]
     assert ("/v1/chat/completions", "Bearer secret") == (path, key)
     assert ("big", 0) == (body["model"], body["temperature"])
     assert "May I?" in body["messages"][-1]["content"]
 
 
-def test_a_judge_that_gives_no_answer_is_an_error(judge: ThreadingHTTPServer) -> None:
+def test_a_judge_that_gives_no_answer_is_an_error(judge: _JudgeServer) -> None:
     """A good-rate over whatever came through would look like a figure."""
     rater = Judge(f"http://127.0.0.1:{judge.server_port}", "big")
 
@@ -344,7 +354,7 @@ def test_a_judge_that_gives_no_answer_is_an_error(judge: ThreadingHTTPServer) ->
         rater.rate([([], "crash")])
 
 
-def test_unrated_samples_are_counted_apart(judge: ThreadingHTTPServer) -> None:
+def test_unrated_samples_are_counted_apart(judge: _JudgeServer) -> None:
     """They are neither good nor bad."""
     rater = Judge(f"http://127.0.0.1:{judge.server_port}", "big")
 

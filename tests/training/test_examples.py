@@ -18,7 +18,7 @@ OTHER_BASE = "sha256:" + "cd" * 32
 
 
 def make(*turns: RatedTurn, **changes: Any) -> Examples:
-    given = {"base": BASE, "context": 1000, "tokenizer": Bytes()}
+    given: dict[str, Any] = {"base": BASE, "context": 1000, "tokenizer": Bytes()}
     return examples.make(turns, Target(**(given | changes)))
 
 
@@ -29,7 +29,8 @@ def only_row(found: Examples) -> Row:
 
 
 def answer_ids(row: Row) -> list[int]:
-    return row.tokens.ids[row.tokens.num_prompt :].tolist()
+    ids: list[int] = row.tokens.ids[row.tokens.num_prompt :].tolist()
+    return ids
 
 
 def without_ids(text: str = "A leather.", **changes: Any) -> Completion:

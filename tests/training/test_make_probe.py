@@ -56,14 +56,15 @@ def test_a_probe_proves_its_version_and_no_other(
     """An engine that serves the candidate passes; with parent, base or another version it fails."""
     probe = make_probe.make(policy, peft_c, random_prompts(9, 20, 5, 30))
 
+    served_by: dict[str, Weights] = {
+        "candidate": "trained",
+        "parent": peft_c,
+        "base": BASE,
+        "other": peft_b,
+    }
     outcomes = {
         name: judging.judge(probe, served(policy, probe, weights), tolerance=1e-3).outcome
-        for name, weights in (
-            ("candidate", "trained"),
-            ("parent", peft_c),
-            ("base", BASE),
-            ("other", peft_b),
-        )
+        for name, weights in served_by.items()
     }
 
     assert {
@@ -81,6 +82,7 @@ def test_values_are_those_of_teacher_forcing(
     item = probe.items[-1]
     for adapter, found in ((peft_a, item.candidate), (peft_c, item.parent), (None, item.base)):
         expected = models.reference_logprobs(qwen3, adapter, item.prompt_ids, item.ids)
+        assert found is not None
         np.testing.assert_allclose(expected, found, atol=TOLERANCE)
     assert min(item.margins) > 0
 
@@ -89,7 +91,7 @@ def test_a_version_trained_from_the_base_has_no_other_parent(policy: Policy) -> 
     """Where the parent is the base, its logprobs stand once."""
     probe = make_probe.make(policy, BASE, random_prompts(12))
 
-    assert all(item.parent is None for item in probe.items)
+    assert {None} == {item.parent for item in probe.items}
 
 
 @pytest.mark.parametrize(

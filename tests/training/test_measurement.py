@@ -167,8 +167,8 @@ def test_a_training_set_comes_back_from_its_file_as_it_was(tmp_path: Path) -> No
                 np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
             np.testing.assert_array_equal(mine.tokens.ids, its.tokens.ids)
             assert mine.tokens.num_prompt == its.tokens.num_prompt
-    for mine, its in zip(whole.parents, read.parents, strict=True):
-        np.testing.assert_array_equal(mine, its)
+    for before, after in zip(whole.parents, read.parents, strict=True):
+        np.testing.assert_array_equal(before, after)
     assert [("cmp_9", -1.0, [4, 1])] == [
         (turn.root, turn.rating, [one.num_prompt for one in turn.answers]) for turn in read.held_out
     ]

@@ -1,6 +1,7 @@
 """Every objective: values derived by hand, gradients by finite differences, masks."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,11 @@ def gradients(loss: Loss) -> list[list[float]]:
     return [gradient.tolist() for gradient in loss.gradients]
 
 
-def unit_for(name: str, **changes: object) -> Unit:
+def unit_for(name: str, **changes: Any) -> Unit:
     """A unit of two answers as `name` learns from it."""
     kind: Kind = "pair" if name == "dpo" else "rating"
     made = unit(answer([-1.0, -2.0]), answer([-0.5, -1.5, -3.0]), kind=kind)
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 # Hand-derived values.
@@ -367,8 +368,8 @@ def moved(policy: Floats, made: Unit, which: int, by: float) -> tuple[Unit, Floa
     (one,) = made.answers
     step = np.zeros(len(policy))
     step[which] = by
-    sampler = (one.sampler + step).astype(np.float64)
-    return replace(made, answers=(replace(one, sampler=sampler),)), policy + step  # type: ignore[return-value]
+    sampler = floats(*(one.sampler + step))
+    return replace(made, answers=(replace(one, sampler=sampler),)), floats(*(policy + step))
 
 
 def assert_gradient_is_the_difference(objective: Objective, made: Unit, policy: Floats) -> None:

@@ -122,8 +122,7 @@ def test_tensorboard_is_used_where_it_is_installed(
             written.append(("closed", 0.0, 0))
 
     fake = ModuleType("tensorboardX")
-    fake.__spec__ = SimpleNamespace()  # type: ignore[assignment]
-    fake.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    vars(fake).update(__spec__=SimpleNamespace(), SummaryWriter=SummaryWriter)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "tensorboardX", fake)
 

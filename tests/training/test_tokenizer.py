@@ -19,17 +19,16 @@ TOOL = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
 }
-CALLED = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [
-        {
-            "id": "call_1",
-            "type": "function",
-            "function": {"name": "weather", "arguments": '{"city": "Köln"}'},
-        }
-    ],
-}
+
+
+def call_of(arguments: object) -> dict[str, Any]:
+    """A message that calls `TOOL` with these arguments."""
+    function = {"name": "weather", "arguments": arguments}
+    calls = [{"id": "call_1", "type": "function", "function": function}]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+CALLED = call_of('{"city": "Köln"}')
 BODIES: dict[str, dict[str, Any]] = {
     "one message": {"messages": [USER]},
     "system": {"messages": [{"role": "system", "content": "Be brief."}, USER]},
@@ -58,6 +57,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "messages": [USER, CALLED, {"role": "tool", "tool_call_id": "call_1", "content": "4 °C"}],
         "tools": [TOOL],
     },
+    "calls without arguments": {"messages": [USER, call_of(None), USER]},
+    "arguments nested too deep": {"messages": [USER, call_of("[" * 100_000), USER]},
     "no thinking": {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False}},
     "thinking": {"messages": [USER], "chat_template_kwargs": {"enable_thinking": True}},
     "begun": {

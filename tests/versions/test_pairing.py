@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from unasked import Unasked
 
 from strop.adapters.probe import Item, Judgement, Outcome, Probe
-from strop.proxy.engines.base import AdapterControl, EngineState
+from strop.proxy.engines.base import EngineState
 from strop.proxy.store.store import Store
 from strop.proxy.versions.pairing import Pairings, digest_of
 from strop.proxy.versions.probing import base_error
@@ -34,7 +35,7 @@ PROBE = Probe((make_item(1), make_item(2)), "float32")
 
 
 @dataclass
-class OffEngine(AdapterControl):
+class OffEngine(Unasked):
     """An engine whose base is off by so many nats a token, and agrees on the first so many ids."""
 
     off: float

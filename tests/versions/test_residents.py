@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+from unasked import Unasked
 
 from strop.adapters.swap import Release
 from strop.proxy.alias import Alias, Leases, Served
@@ -12,13 +13,14 @@ from strop.proxy.engines.base import AdapterControl, AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import EngineNotReady, UpstreamError
 from strop.proxy.serving import Serving
+from strop.proxy.settings import Settings
 from strop.proxy.store.store import Store
 from strop.proxy.upstream import Upstream
 from strop.proxy.versions.pairing import Pairings
 from strop.proxy.versions.residents import Residents
 
 
-class Leaving(AdapterControl):
+class Leaving(Unasked):
     """A server that stops to answer checks as soon as it has said what it holds.
 
     Attributes:
@@ -62,7 +64,7 @@ def leases() -> Leases:
 async def residents(server: Leaving, leases: Leases, tmp_path: Path) -> AsyncIterator[Residents]:
     """What it holds."""
     engine = Vllm(Upstream("http://127.0.0.1:1"), adapters=AdaptersFolder(tmp_path), num_adapters=2)
-    serving = Serving(engine, model_name="", accepts_any=False, check_interval_s=1.0, leases=leases)
+    serving = Serving(engine, Settings(), leases=leases)
     serving.put(Alias.of_base("", ("tiny",), accepts_any=False))
     store = await Store.open(tmp_path / "strop.db")
     yield Residents(serving, server, Pairings(store, "vllm"), lambda _: None)

@@ -29,11 +29,16 @@ def translated(*messages: Item, **fields: Any) -> Translated:
     return MESSAGES.to_chat({"model": "m", "max_tokens": 9, "messages": list(messages), **fields})
 
 
-def chat_of(*messages: Item, **fields: Any) -> list[Item]:
+def messages_of(said: Translated) -> list[Item]:
     """Return the chat's messages."""
-    said = translated(*messages, **fields).fields["messages"]
-    assert isinstance(said, list)
-    return said
+    messages = said.fields["messages"]
+    assert isinstance(messages, list)
+    return messages
+
+
+def chat_of(*messages: Item, **fields: Any) -> list[Item]:
+    """Return the messages of the chat that a request becomes."""
+    return messages_of(translated(*messages, **fields))
 
 
 def user(*content: Any) -> Item:
@@ -208,7 +213,7 @@ def test_an_answers_blocks_are_one_message() -> None:
                 "function": {"name": "weather", "arguments": '{"city":"Paris"}'},
             }
         ],
-    } == said.fields["messages"][1]  # type: ignore[index]
+    } == messages_of(said)[1]
     assert ("messages[2].content[0]",) == said.left_out
 
 
@@ -219,7 +224,7 @@ def test_what_the_vendors_cloud_put_into_an_answer_is_left_out(kind: str) -> Non
     """No other model knows it; the words that came of it stay."""
     said = translated(user("hi"), assistant({"type": kind}, text("So.")), user("on"))
 
-    assert {"role": "assistant", "content": "So."} == said.fields["messages"][1]  # type: ignore[index]
+    assert {"role": "assistant", "content": "So."} == messages_of(said)[1]
     assert ("messages[1].content[0]",) == said.left_out
 
 
@@ -349,7 +354,8 @@ def test_any_history_has_the_shape_that_strict_templates_want(history: list[Item
     """
     said = chat_of(user("hi"), *history, user("so?"), system="Be")
 
-    head, *rest = without_commands(said) or said
+    kept: list[Any] | None = without_commands(said)
+    head, *rest = kept or said
     pairs = [(one["role"], two["role"]) for one, two in itertools.pairwise(rest)]
     assert "system" == head["role"]
     assert {"system"}.isdisjoint(one["role"] for one in rest)

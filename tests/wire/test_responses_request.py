@@ -46,6 +46,13 @@ def translated(*items: object, **members: object) -> Translated:
     return RESPONSES.to_chat(asked(list(items) or "Hello", **members))
 
 
+def listed(found: Translated, name: str) -> list[Fields]:
+    """Return the chat completion's messages or tools."""
+    said = found.fields[name]
+    assert isinstance(said, list)
+    return said
+
+
 def messages(*items: object, **members: object) -> list[Fields]:
     """Return the chat messages that items become."""
     found: list[Fields] = chat(*items, **members)["messages"]
@@ -109,7 +116,7 @@ def test_images_files_and_audio_are_carried() -> None:
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,BB"}},
         {"type": "file", "file": {"file_data": "data:text/plain,x", "filename": "a.txt"}},
         {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
-    ] == found.fields["messages"][0]["content"]
+    ] == listed(found, "messages")[0]["content"]
     assert ("input[0].content[1].detail",) == found.left_out
 
 
@@ -271,7 +278,7 @@ def test_what_the_cloud_did_is_left_out() -> None:
         says("assistant", [{"type": "output_text", "text": "Hello."}]),
     )
 
-    assert ["Hi", "Hello."] == [one["content"] for one in found.fields["messages"]]
+    assert ["Hi", "Hello."] == [one["content"] for one in listed(found, "messages")]
     assert ("input[1]", "input[2].encrypted_content") == found.left_out
 
 
@@ -279,7 +286,7 @@ def test_functions_custom_tools_and_namespaces_are_functions() -> None:
     """A custom tool takes one string, and its grammar is told; what the cloud runs is left out."""
     found = translated(tools=[WEATHER, PATCH, AGENTS, SEARCH])
 
-    functions = [tool["function"] for tool in found.fields["tools"]]
+    functions = [tool["function"] for tool in listed(found, "tools")]
     assert ["weather", "patch", "agents__close", "agents__tell"] == [
         function["name"] for function in functions
     ]
@@ -328,7 +335,7 @@ def test_allowed_tools_are_the_only_ones_there() -> None:
 
     found = translated(tools=[WEATHER, PATCH], tool_choice=choice)
 
-    assert ["weather"] == [tool["function"]["name"] for tool in found.fields["tools"]]
+    assert ["weather"] == [tool["function"]["name"] for tool in listed(found, "tools")]
     assert "required" == found.fields["tool_choice"]
     assert ("tool_choice.tools[1]",) == found.left_out
 

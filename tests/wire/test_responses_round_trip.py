@@ -29,7 +29,7 @@ TOOLS = [
 WEATHER = called("weather", '{ "city": "Zürich", "days": 2.0}')
 PATCH = called("patch", '{"input": "*** Begin\\n+é\\n"}', "call_2")
 CLOSE = called("agents__close", "{}", "call_3")
-ANSWERS = {
+ANSWERS: dict[str, dict[str, Any]] = {
     "text": {"content": "  It is warm.\n"},
     "nothing": {"content": ""},
     "reasoning": {"content": "Warm.", "reasoning_content": "\nIt is June. "},
@@ -58,6 +58,13 @@ def without_ids(items: Items) -> Items:
 CLIENTS = {"as it came": as_it_came, "without ids": without_ids}
 
 
+def messages_of(items: Items, **members: object) -> Items:
+    """The messages of the chat completion that a request with these items becomes."""
+    messages = RESPONSES.to_chat(asked(items, **members)).fields["messages"]
+    assert isinstance(messages, list)
+    return messages
+
+
 def results_of(message: dict[str, Any]) -> Items:
     """What the tools that `message` calls give back."""
     calls = message.get("tool_calls") or ()
@@ -69,13 +76,13 @@ def results_of(message: dict[str, Any]) -> Items:
 
 def follows(history: Items, message: dict[str, Any], output: Items) -> bool:
     """Whether a request that sends `output` back follows the answer `message` to `history`."""
-    before = RESPONSES.to_chat(asked(history, tools=TOOLS)).fields["messages"]
+    before = messages_of(history, tools=TOOLS)
     recorded = {"role": "assistant", **copy.deepcopy(message)}
     chain, tail = conversation.extend(conversation.read(before, "key"), recorded)
 
     results = results_of(message)
     more = [*history, *output, *results, {"role": "user", "content": "Go on."}]
-    after = RESPONSES.to_chat(asked(more, tools=TOOLS)).fields["messages"]
+    after = messages_of(more, tools=TOOLS)
     read = conversation.read(after, "key")
     roles = [one["role"] for one in after[len(before) :]]
     assert ["assistant", *["tool"] * len(results), "user"] == roles
@@ -110,7 +117,7 @@ def test_reasoning_goes_back_to_the_model_as_it_was() -> None:
     moved = [{**output[0], "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]}]
 
     for items in (output, moved + output[1:]):
-        after = RESPONSES.to_chat(asked(items + results_of(message))).fields["messages"]
+        after = messages_of(items + results_of(message))
         assert "Hm." == after[0]["reasoning_content"]
 
 
@@ -122,8 +129,8 @@ def test_answers_in_a_row_stay_apart() -> None:
         for item in answer(asked(), completion({"content": "Two."}))["output"]
     ]
 
-    messages = RESPONSES.to_chat(asked(first + second)).fields["messages"]
-    bare = RESPONSES.to_chat(asked(without_ids(first + second))).fields["messages"]
+    messages = messages_of(first + second)
+    bare = messages_of(without_ids(first + second))
 
     assert ["One.", "Two."] == [one["content"] for one in messages]
     assert messages == bare
@@ -135,7 +142,7 @@ def test_a_client_that_puts_each_result_behind_its_call_is_understood() -> None:
     output = answer(asked(tools=TOOLS), completion(message))["output"]
     mixed = [item for pair in zip(output, results_of(message), strict=True) for item in pair]
 
-    messages = RESPONSES.to_chat(asked(mixed, tools=TOOLS)).fields["messages"]
+    messages = messages_of(mixed, tools=TOOLS)
 
     assert ["assistant", "tool", "tool", "tool"] == [one["role"] for one in messages]
     assert ["call_1", "call_2", "call_3"] == [one["tool_call_id"] for one in messages[1:]]
@@ -146,7 +153,7 @@ def test_thoughts_that_came_back_as_a_message_are_thoughts_again() -> None:
     thought = {"role": "assistant", "content": "<think>\nIt is June.\n</think>"}
     text = {"role": "assistant", "content": "Warm."}
 
-    (message,) = RESPONSES.to_chat(asked([thought, text])).fields["messages"]
+    (message,) = messages_of([thought, text])
 
     assert ("It is June.", "Warm.") == (message["reasoning_content"], message["content"])
 

@@ -284,7 +284,7 @@ _LINES = (
 def test_an_event_ends_with_the_first_blank_line(stream: bytes, at: int) -> None:
     """Whatever a line ends with; nothing is lost between two events."""
     ends = [match.end() for match in re.finditer(rb"\r\n\r\n|\n\n|\r\r", stream)]
-    edges = [0, *ends, *([len(stream)] if stream[slice(*ends[-1:], None)] else [])]
+    edges = [0, *ends, *([len(stream)] if stream[max(ends, default=0) :] else [])]
     starts = [end for end in (0, *ends) if end <= at]
 
     assert [stream[a:b] for a, b in pairwise(edges)] == list(sse.events(stream))

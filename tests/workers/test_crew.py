@@ -165,7 +165,7 @@ async def office() -> AsyncIterator[Office]:
     """A crew without workers."""
     listener = socket.create_server(("127.0.0.1", 0))
     upstream = Upstream("http://127.0.0.1:9")
-    serving = Serving(OpenAI(upstream), model_name="", accepts_any=False, check_interval_s=1)
+    serving = Serving(OpenAI(upstream), Settings())
     serving.put(Alias.of_base("", ["tiny"], accepts_any=False))
     door = Door(listener)
     crew = Crew(door)

@@ -75,7 +75,7 @@ async def test_status_names_the_workers(tmp_path: Path) -> None:
         )
         said = (await status.communicate())[0].decode()
 
-    assert all(f"process {pid}: 0 in flight" in said for pid in pids)
+    assert [True, True] == [f"process {pid}: 0 in flight" in said for pid in pids]
 
 
 async def test_an_engine_with_one_slot_is_served_by_one(tmp_path: Path) -> None:
@@ -93,14 +93,15 @@ async def test_an_engine_with_one_slot_is_served_by_one(tmp_path: Path) -> None:
 
 async def test_each_worker_sends_to_all_replicas(tmp_path: Path) -> None:
     """One that is gone gets no requests from any, and none fails for it."""
-    async with FakeEngine(FakeAdapters()) as second:
+    other = FakeAdapters()
+    async with FakeEngine(other) as second:
         replicas = f"engine.replicas={second.url}"
         async with worked(tmp_path, replicas, num_versions=1) as it:
             await until(lambda: it.metric("strop_replica_ready"), lambda num: num == 2)
             await it.activate("v1")
             clients = await it.crowd(4)
             held = Held(it)
-            it.fake.before_event = second.handler.before_event = held
+            it.fake.before_event = other.before_event = held
             streams = [
                 await begin_on(one, question(stream=True, text=f"{n}"))
                 for n, one in enumerate(clients)

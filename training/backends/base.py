@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+
 from strop.training.sequences import Floats, Tokens
 
 BASE: Literal["base"] = "base"
@@ -69,6 +71,12 @@ class Sampled:
     ids: tuple[int, ...]
     logprobs: Floats
     entropies: Floats
+
+    @classmethod
+    def of(cls, steps: Sequence[tuple[int, float, float]]) -> "Sampled":
+        """Return the answer of tokens that were drawn: id, logprob and entropy of each."""
+        ids, logprobs, entropies = zip(*steps, strict=True)
+        return cls(ids, np.array(logprobs, np.float32), np.array(entropies, np.float32))
 
 
 class Policy(Protocol):

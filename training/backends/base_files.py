@@ -4,15 +4,17 @@ Reads JSON and the headers of weight files. Loads no model and knows no framewor
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from strop.adapters import base_model, tensor_file
 from strop.training.backends.base import BackendUnavailable
+
+T = TypeVar("T")
 
 _CHECKPOINTED_BYTES = 100_000_000
 
@@ -38,13 +40,7 @@ class BaseFiles:
         Raises:
             BackendUnavailable: it isn't there, or isn't a JSON object.
         """
-        config = self._json("config.json")
-        if config is None:
-            raise BackendUnavailable(
-                f"{self.folder} is no model folder: expected a config.json in it; set model.base to"
-                " a folder in Hugging Face format"
-            )
-        return config
+        return _read(base_model.read_config, self.folder)
 
     @cached_property
     def text_config(self) -> Mapping[str, Any]:
@@ -120,18 +116,7 @@ class BaseFiles:
 
     @cached_property
     def _tensors(self) -> Mapping[str, tensor_file.Tensor]:
-        paths = sorted(self.folder.glob("model*.safetensors"))
-        if not paths:
-            raise BackendUnavailable(
-                f"{self.folder} has no model*.safetensors; strop loads no other weights"
-            )
-        found: dict[str, tensor_file.Tensor] = {}
-        try:
-            for path in paths:
-                found |= tensor_file.read_header(path)
-        except tensor_file.BrokenTensorFile as error:
-            raise BackendUnavailable(f"{self.folder}: {error}") from error
-        return found
+        return _read(base_model.read_headers, self.folder)
 
     @property
     def _tokenizer_end(self) -> frozenset[int]:
@@ -152,3 +137,10 @@ class BaseFiles:
         if not isinstance(read, dict):
             raise BackendUnavailable(f"{path} must be a JSON object, got {type(read).__name__}")
         return read
+
+
+def _read(read: Callable[[Path], T], folder: Path) -> T:
+    try:
+        return read(folder)
+    except base_model.InvalidBase as error:
+        raise BackendUnavailable(str(error)) from error

@@ -66,23 +66,6 @@ def fresh(shapes: Mapping[str, tuple[int, int]], settings: LoraSettings) -> peft
     return peft.Adapter(config, modules)
 
 
-def check_fit(adapter: peft.Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Check that every module of `adapter` has its layer in the base.
-
-    Raises:
-        InvalidAdapter: one has none, or one of another size.
-    """
-    for path, module in adapter.modules.items():
-        sizes = (module.a.shape[1], module.b.shape[0])
-        if path not in shapes:
-            raise peft.InvalidAdapter(f"the base has no linear layer {path} to adapt")
-        if sizes != shapes[path]:
-            raise peft.InvalidAdapter(
-                f"{path} adapts a layer of {sizes[0]} inputs and {sizes[1]} outputs; the base's has"
-                f" {shapes[path][0]} and {shapes[path][1]}: was it trained on another model?"
-            )
-
-
 def arrays_of(adapter: peft.Adapter) -> dict[str, Floats]:
     """Return the arrays of an adapter by name."""
     arrays = {}

@@ -242,7 +242,7 @@ class MlxPolicy:
     def _check_fit(self, adapter: peft.Adapter) -> None:
         own = {path: own_path(path, self._shapes) for path in adapter.modules}
         shapes = {path: self._shapes[own[path]] for path in own if own[path] in self._shapes}
-        lora.check_fit(adapter, shapes)
+        peft.check_fit(adapter.modules, shapes)
 
     def _load(self, folder: Path) -> tuple[peft.Adapter, Arrays]:
         loaded = self._others.pop(folder, None)

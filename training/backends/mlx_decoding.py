@@ -45,7 +45,7 @@ def sample(
         steps = zip(tokens, _floats(chosen_B), _floats(entropies_B), strict=True)
         for row, step in zip(rows, steps, strict=True):
             drawn[row].append(step)
-    return [_sampled(steps) for steps in drawn]
+    return [Sampled.of(steps) for steps in drawn]
 
 
 def greedy(
@@ -121,8 +121,3 @@ def _best(logprobs_BV: mx.array) -> mx.array:
 def _floats(values: mx.array) -> list[float]:
     found: Any = values.tolist()
     return [*found]
-
-
-def _sampled(steps: list[tuple[int, float, float]]) -> Sampled:
-    ids, logprobs, entropies = zip(*steps, strict=True)
-    return Sampled(ids, np.array(logprobs, np.float32), np.array(entropies, np.float32))

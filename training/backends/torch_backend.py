@@ -55,7 +55,7 @@ class TorchPolicy:
             )
             text_shapes = torch_lora.trained_on_text(model, self._shapes)
             self._adapter = start or lora.fresh(text_shapes, lora_settings)
-            lora.check_fit(self._adapter, self._shapes)
+            peft.check_fit(self._adapter.modules, self._shapes)
             self._slots = torch_lora.Slots(model)
             self._parameters = {
                 name: tensor.requires_grad_()
@@ -214,7 +214,7 @@ class TorchPolicy:
         loaded = self._others.pop(folder, None)
         if loaded is None:
             adapter = peft.read(folder)
-            lora.check_fit(adapter, self._shapes)
+            peft.check_fit(adapter.modules, self._shapes)
             while len(self._others) >= _NUM_OTHERS:
                 del self._others[next(iter(self._others))]
             loaded = (adapter, self._to_torch(lora.arrays_of(adapter)))

@@ -87,7 +87,7 @@ def sample(
                 if step[0] in end_ids or len(drawn[row]) == max_tokens:
                     running.remove(row)
         if not running:
-            return [_sampled(steps) for steps in drawn]
+            return [Sampled.of(steps) for steps in drawn]
         decoding.feed(tokens_B)
 
 
@@ -106,8 +106,3 @@ def greedy(
         if len(ids) == num_tokens:
             return tuple(ids), np.array(logprobs, np.float32), np.array(margins, np.float32)
         decoding.feed(token)
-
-
-def _sampled(steps: list[tuple[int, float, float]]) -> Sampled:
-    ids, logprobs, entropies = zip(*steps, strict=True)
-    return Sampled(ids, np.array(logprobs, np.float32), np.array(entropies, np.float32))

@@ -144,14 +144,6 @@ def _answers(question: Question) -> Mapping[str, Answer]:
     return {render(question, answer): answer for answer in answers}
 
 
-def find_question(text: str) -> Question | None:
-    """Return the question that a user message asks, with or without its question mark, or None."""
-    return _BY_TEXT.get(text.strip().removesuffix("?"))
-
-
-_BY_TEXT = {question.text.removesuffix("?"): question for question in QUESTIONS}
-
-
 def draw_answer(question: Question, rng: random.Random) -> Answer:
     """Return an answer as the base model gives it: right 7, in bullets 3 times in 10."""
     style = Style(
