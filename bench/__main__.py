@@ -6,7 +6,6 @@
 import argparse
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from types import FrameType
 
 import orjson
 
 from bench import durability, goals, machine, open_files, report, rounds, scenarios, targets, wrk
 from bench.measures import Measure
-from bench.processes import Child, StartError, free_port
+from bench.processes import Child, StartError, end_at_sigterm, free_port
 from bench.report import Zero
 from bench.rounds import Outcome, Plan
 from bench.targets import Running, Site, Target
@@ -59,9 +57,7 @@ def main() -> int:
         return 2
     facts = machine.describe()
     os.sched_setaffinity(0, {_LOAD_CORE})
-    # A shell starts background jobs with SIGINT ignored, and SIGTERM is passed on as one.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)
+    end_at_sigterm()
     folder = _OUT / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
     chosen = [each for each in scenarios.ALL if each.name in options.scenarios]
@@ -248,12 +244,6 @@ def _remove_folders(folder: Path) -> None:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # An exception of our own would be lost in a callback of the loop; asyncio minds SIGINT.
-    del number, frame
-    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

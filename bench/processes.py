@@ -1,8 +1,9 @@
-"""A child process pinned to cores, and what it costs: CPU time, memory.
+"""A child process pinned to cores, and what it costs: CPU time, memory. None outlives a benchmark.
 
 Reads `/proc`, so Linux only; knows nothing of what the child does.
 """
 
+import atexit
 import contextlib
 import http.client
 import os
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOP_S = 15.0
@@ -21,8 +23,15 @@ class StartError(RuntimeError):
     """A child ended, or did not answer, before it was ready."""
 
 
+def end_at_sigterm() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, and so what it has started."""
+    # A shell starts background jobs with SIGINT ignored, and SIGTERM is passed on as one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
 class Child:
-    """A started process and its descendants.
+    """A started process and its descendants; it ends with this process at the latest.
 
     Args:
         name: for messages and the log file.
@@ -58,6 +67,8 @@ class Child:
                 )
             finally:
                 os.sched_setaffinity(0, own)
+        # Not every caller has come to where it stops it, when something else ends it.
+        atexit.register(self.stop)
 
     @property
     def pid(self) -> int:
@@ -178,3 +189,9 @@ def _status(port: int, path: str, headers: Mapping[str, str]) -> int:
         return 0
     finally:
         connection.close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    # An exception of our own would be lost in a callback of the loop; asyncio minds SIGINT.
+    del number, frame
+    signal.raise_signal(signal.SIGINT)

@@ -25,6 +25,7 @@ from typing import Final
 import orjson
 
 from bench import machine
+from bench.processes import end_at_sigterm
 from bench.report import facts_line, markdown, number, update_docs
 from bench.swap import model
 from bench.swap.figures import Reply
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         "--docs", action="store_true", help=f"write {_DOCS.name} and {_RESULTS.name}"
     )
     options = parser.parse_args(arguments)
+    end_at_sigterm()
     size = model.SIZES[options.size]
     facts = machine.describe() | {
         "mlx-lm": metadata.version("mlx-lm"),

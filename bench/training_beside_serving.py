@@ -28,6 +28,7 @@ import orjson
 
 from bench import machine
 from bench.measures import quantile_ms
+from bench.processes import end_at_sigterm
 from bench.swap import model
 from strop.training.demo import task
 from strop.training.demo.served import Served, serve
@@ -69,6 +70,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--shared", action="store_true", help="no core is the run's alone")
     given = parser.parse_args()
+    end_at_sigterm()
     facts = machine.describe()
     cores = sorted(os.sched_getaffinity(0))[:_NUM_CORES]
     # Inherited by what is started.

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import httpx
 
+from strop.configs import installation
 from strop.proxy.settings import Settings
 
 Kind = Literal["vllm", "mlx_server", "ollama", "llama_server", "openai"]
@@ -79,7 +80,8 @@ class Found:
         # Ollama serves all that it has; the others, what they were started with.
         is_to_choose = self.kind == "ollama" and self.models
         model = f" --model {shlex.quote(self.models[0])}" if is_to_choose else ""
-        return f"strop serve --engine {self.kind} --engine-url {self.url}{model}"
+        strop = installation.strop()
+        return f"{strop} serve --engine {self.kind} --engine-url {self.url}{model}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,11 @@ class Choice:
     says: tuple[str, ...] = ()
 
 
-async def detect(settings: Settings) -> Choice:
+async def detect(settings: Settings, *, at: str = "") -> Choice:
     """Return the settings with the engine that they leave open, as far as one is found.
 
-    They leave it open where they name no kind, and no model for strop's own engine.
+    They leave it open where they name no kind, and no model for strop's own engine. `at` is the
+    option that names the home in a command to copy.
     """
     engine = settings.engine
     if engine.kind:
@@ -101,7 +104,7 @@ async def detect(settings: Settings) -> Choice:
     if engine.url:
         found = await find([engine.url], key=engine.key)
         return _serving(settings, found[0]) if found else Choice(settings)
-    return Choice(settings) if settings.model.path else choose(settings, await find(USUAL))
+    return Choice(settings) if settings.model.path else choose(settings, await find(USUAL), at=at)
 
 
 async def find(urls: Iterable[str], *, key: str = "") -> list[Found]:
@@ -116,7 +119,7 @@ async def find(urls: Iterable[str], *, key: str = "") -> list[Found]:
     return [one for one in found if one is not None]
 
 
-def choose(settings: Settings, found: list[Found]) -> Choice:
+def choose(settings: Settings, found: list[Found], *, at: str = "") -> Choice:
     """Return the settings with the only local engine among `found`, if there is exactly one.
 
     Of several none is taken: to guess wrong would record and train another model than was meant.
@@ -129,11 +132,11 @@ def choose(settings: Settings, found: list[Found]) -> Choice:
             settings,
             (
                 f"{len(usable)} engines run here, so strop starts its own; to serve one of them:",
-                *(f"  {one.command}" for one in usable),
+                *(f"  {one.command}{at}" for one in usable),
             ),
         )
     chosen = _serving(settings, usable[0])
-    own = "  strop's own engine instead: strop serve --engine embedded"
+    own = f"  strop's own engine instead: {installation.strop()} serve --engine embedded{at}"
     return Choice(chosen.settings, (*chosen.says, own))
 
 

@@ -123,7 +123,8 @@ class Exchange:
     async def read(self) -> bytes:
         """Return body bytes that came since the last call, waiting for some; b"" at the end.
 
-        All of them, unless they are unpacked: a little may become very much, and comes in pieces.
+        All of them, unless they are unpacked: a little may become very much, and comes in pieces,
+        others having their turn in between.
 
         Raises:
             UpstreamDied: the connection closed before the body's end, its framing is broken, or the
@@ -132,6 +133,8 @@ class Exchange:
             UpstreamAborted: `abort` was called.
         """
         answer = self._answer
+        if self._unpacked is not None:
+            await self._pause()
         while not (data := self._next_unpacked()):
             while not answer.body:
                 if self._error is not None:
@@ -149,6 +152,14 @@ class Exchange:
             elif data:
                 return data
         return data
+
+    async def _pause(self) -> None:
+        """Let others have their turn: whoever reads may never wait, as where the client is gone."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.abort()
+            raise
 
     def _next_unpacked(self) -> bytes:
         """Return the next piece of what came and is unpacked, b"" where there is none."""

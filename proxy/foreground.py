@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from strop.proxy import run_requests
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError, Conflict
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings import Settings
@@ -35,8 +36,8 @@ async def take_up(store: Store, home: Path, settings: Settings, wanted: Wanted) 
             raise Conflict(f"{left.id} is under way in another process; wait for it, or cancel it")
         if wanted != Wanted():
             raise Conflict(
-                f"{left.id} was left unfinished; go on with it: strop train; or give it up: strop"
-                f" runs cancel {left.id}"
+                f"{left.id} was left unfinished; go on with it: {to_copy('train', home)}; or give"
+                f" it up: {to_copy(f'runs cancel {left.id}', home)}"
             )
     base = await _base(settings, home)
     if left is not None:

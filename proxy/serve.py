@@ -34,7 +34,7 @@ def serve(settings: Settings, home: Path) -> int:
     """
     open_files.hold_standard()
     auth.check_bind(settings.server.host, settings.server.client_keys)
-    choice = asyncio.run(detection.detect(settings))
+    choice = asyncio.run(detection.detect(settings, at=home_hint(home)))
     _tell("\n".join(choice.says))
     asked, settings = tell(settings), choice.settings
     configured_engine.check(settings)
@@ -151,7 +151,7 @@ def banner(
         lines += [
             "",
             "  This is the small demo model that strop ships: it knows 94 facts and little else.",
-            f"  A real one:  {strop} serve --model mlx-community/Qwen3-4B-4bit",
-            f"  or yours:    {strop} serve --engine vllm --engine-url http://127.0.0.1:8000",
+            f"  A real one:  {strop} serve{at} --model mlx-community/Qwen3-4B-4bit",
+            f"  or yours:    {strop} serve{at} --engine vllm --engine-url http://127.0.0.1:8000",
         ]
     return "\n".join([*lines, ""])

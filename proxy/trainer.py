@@ -143,7 +143,7 @@ class Trainer:
         await self._follow()
         run = await self._store.runs.unfinished()
         if run is None:
-            await self._promoter.promote()
+            await self._promoter.promote(idle_s=self._moment().idle_s)
             run = await self._begin_if_due()
             if run is None:
                 return False
@@ -246,7 +246,7 @@ class Trainer:
 
         Whoever did that, and be it before this start.
         """
-        await self._promoter.follow()
+        await self._promoter.follow(idle_s=self._moment().idle_s)
         run = await self._store.runs.unfinished()
         if run is None or run.is_cancelling or run.parent is None or run.requested_by != TRIGGER:
             return

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
 from pathlib import Path
 
 import faults_report
@@ -20,6 +21,8 @@ __all__ = ["parsing_vllm", "reached", "vllm"]
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 # An unknown model name must not become a download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# As in a shell for strop's commands; elsewhere strop says them with its path.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # The same cases everywhere, however busy the machine is.
 settings.register_profile("strop", deadline=None, derandomize=True)
 settings.load_profile("strop")

@@ -21,6 +21,7 @@ from bench.learning.conditions import Condition
 from bench.learning.demo import Demo
 from bench.learning.play import play
 from bench.learning.results import Result, Results
+from bench.processes import end_at_sigterm
 from bench.report import facts_line, update_docs
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ def main() -> int:
     if any("trl" in arm.name for arm in options.arms) and (obstacle := trl_kto.missing()):
         print(obstacle, file=sys.stderr)
         return 2
+    end_at_sigterm()
     found = results.load(_RESULTS)
     # Two threads take six times as long for such a small model.
     torch.set_num_threads(1)

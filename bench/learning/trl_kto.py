@@ -106,9 +106,9 @@ class TrlKto:
         """End the process."""
         if self._process is None:
             return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        # It may be at work, where this was interrupted.
+        with self._process:
+            self._process.terminate()
         self._process = None
 
     def _ask(self, asked: dict[str, Any]) -> dict[str, Any]:

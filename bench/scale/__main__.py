@@ -18,7 +18,7 @@ import orjson
 import uvloop
 
 from bench import machine, report
-from bench.processes import Child, free_port
+from bench.processes import Child, end_at_sigterm, free_port
 from bench.scale import filling, operations, table
 from bench.scale.filling import Filled
 from bench.scale.operations import Operation
@@ -55,6 +55,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    end_at_sigterm()
     facts = machine.describe()
     stores = [filling.filled(_OUT, num, _say) for num in (given.small, given.large)]
     wanted = [each for each in operations.everything() if given.only in each.title]

@@ -26,10 +26,10 @@ from strop.proxy.cli.options import (
     json_option,
     open_store,
 )
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
 from strop.proxy.run_requests import AWAITS_RUN
-from strop.proxy.settings import home_hint
 from strop.proxy.store import layout
 from strop.proxy.store.version_records import BASE, Activation, Version
 
@@ -131,7 +131,7 @@ def _ask(home: Path, method: str, version: str, body: object = None) -> dict[str
 
 
 def _unknown(version: str, home: Path) -> str:
-    return f"there is no version {version!r}; see: strop adapters list{home_hint(home)}"
+    return f"there is no version {version!r}; see: {to_copy('adapters list', home)}"
 
 
 async def _stored(home: Path, version: str) -> dict[str, Any]:
@@ -242,7 +242,8 @@ def import_adapter(folder: Path, home: Path | None, as_json: bool) -> None:
         lacks, force = f", but can't be proven to serve: {made['reason']}", " --force"
     click.echo(f"{made['id']} is {made['state']}{lacks}")
     when = "then" if made["reason"] == AWAITS_RUN else "to let it serve"
-    click.echo(f"{when.capitalize()}: strop adapters activate {made['id']}{force}{home_hint(at)}")
+    activate = to_copy(f"adapters activate {made['id']}{force}", at)
+    click.echo(f"{when.capitalize()}: {activate}")
 
 
 @adapters.command(

@@ -10,9 +10,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from strop.proxy.auth import CLI_AGENT
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError, NotFound, StropError
 from strop.proxy.home import serving_url
-from strop.proxy.settings import home_hint
 from strop.proxy.store import layout
 
 STATUS_TIMEOUT_S: Final = 5.0
@@ -46,7 +46,7 @@ def call(
     url = serving_url(home)
     if url is None:
         raise ConfigError(
-            f"strop does not serve from {home}; start it with: strop serve{home_hint(home)}"
+            f"strop does not serve from {home}; start it with: {to_copy('serve', home)}"
         )
     try:
         key = (home / layout.ADMIN_KEY).read_text(encoding="ascii").strip()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from strop.configs import installation
 from strop.proxy.cli import terminal
 from strop.proxy.cli.options import examples, json_option
 from strop.proxy.errors import ConfigError
@@ -47,7 +48,8 @@ def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> 
         ]
         click.echo(json.dumps({"object": "list", "data": shown}))
     elif not found:
-        click.echo(f"no engine answers at {', '.join(places)}\n\nstrop's own:\n  strop serve")
+        own = f"{installation.strop()} serve"
+        click.echo(f"no engine answers at {', '.join(places)}\n\nstrop's own:\n  {own}")
     else:
         click.echo("\n\n".join(_paragraph(one) for one in found))
     context.exit(0 if found else 1)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.home import serving
 from strop.proxy.ids import completion_id
-from strop.proxy.settings import Settings, absolute, find_home, home_hint, load
+from strop.proxy.settings import Settings, absolute, find_home, load
 from strop.proxy.store import layout
 from strop.proxy.told_settings import settings_of
 
@@ -96,8 +97,8 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
     path = home / layout.DATABASE
     if not path.is_file():
         raise ConfigError(
-            f"there is no {path}, so nothing is recorded there; start strop with: strop"
-            f" serve{home_hint(home)}, or name its home with --home"
+            f"there is no {path}, so nothing is recorded there; start strop with:"
+            f" {to_copy('serve', home)}, or name its home with --home"
         )
     # Opening SQLite and zstd costs more than all of --help.
     from strop.proxy.store.store import Store
@@ -109,8 +110,8 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
         await store.close()
 
 
-def not_recorded(identity: str) -> UnknownCompletion:
-    """Return the error for an id that no answer has."""
+def not_recorded(identity: str, home: Path) -> UnknownCompletion:
+    """Return the error for an id that no answer in this home has."""
     return UnknownCompletion(
-        f"no completion {identity!r} is recorded; `strop completions list` shows them"
+        f"no completion {identity!r} is recorded; see: {to_copy('completions list', home)}"
     )

@@ -25,9 +25,9 @@ from strop.proxy.cli.options import (
     not_recorded,
     open_store,
 )
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import BadRequest, NotFound, UnknownCompletion
 from strop.proxy.redaction import Redaction
-from strop.proxy.settings import home_hint
 from strop.proxy.store.records import CompletionFilter, Feedback, FeedbackFilter, Scope
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
         try:
             outcome = await store.add_feedback(redaction.feedback(new), _is_in_flight)
         except UnknownCompletion as error:
-            raise not_recorded(identity) from error
+            raise not_recorded(identity, home) from error
         given, replaced = outcome.feedback, outcome.replaced
         rated = found or await store.get_completion(given.completion)
     assert rated is not None
@@ -155,7 +155,7 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
     if replaced is not None:
         click.echo(f"It replaces: {_standing(replaced)}")
     by = f" --rater {shlex.quote(given.rater)}" if given.rater else ""
-    click.echo(f"Take it back: strop undo {given.completion}{by}{home_hint(home)}")
+    click.echo(f"Take it back: {to_copy(f'undo {given.completion}{by}', home)}")
 
 
 def _standing(replaced: Feedback) -> str:

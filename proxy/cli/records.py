@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import click
 
 from strop.proxy import objects
-from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli import terminal
 from strop.proxy.cli.options import (
     completion_argument,
@@ -24,8 +23,8 @@ from strop.proxy.cli.options import (
     not_recorded,
     open_store,
 )
+from strop.proxy.command_line import to_copy
 from strop.proxy.ids import completion_id
-from strop.proxy.settings import home_hint
 from strop.proxy.store.records import (
     CompletionFilter,
     CompletionSummary,
@@ -101,7 +100,7 @@ async def _list_completions(
         )
         again += {None: "", True: " --rated", False: " --unrated"}[rated]
         after = page.data[-1].id
-        click.echo(f"More: strop completions list{again} --after {after}{home_hint(home)}")
+        click.echo(f"More: {to_copy(f'completions list{again} --after {after}', home)}")
 
 
 async def _row(store: "Store", one: CompletionSummary) -> tuple[str, ...]:
@@ -133,7 +132,7 @@ def show_completion(completion: str, home: Path | None, as_json: bool) -> None:
 
 async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
     async with open_store(home) as store:
-        found = await _recorded(store, identity)
+        found = await _recorded(store, identity, home)
         of_it = FeedbackFilter(completion=found.completion.id)
         given = await store.list_feedback(of_it, limit=1000)
     if as_json:
@@ -160,10 +159,10 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
         click.echo(terminal.safe(objects.text_of(choice)))
 
 
-async def _recorded(store: "Store", identity: str) -> StoredCompletion:
+async def _recorded(store: "Store", identity: str, home: Path) -> StoredCompletion:
     found = await store.get_completion(await store.id_of(identity))
     if found is None:
-        raise not_recorded(identity)
+        raise not_recorded(identity, home)
     return found
 
 
@@ -219,7 +218,7 @@ async def _delete_completions(
     is_sure: bool,
 ) -> None:
     async with open_store(home) as store:
-        found = [await _recorded(store, one) for one in named]
+        found = [await _recorded(store, one, home) for one in named]
         # One may have been named twice.
         ids = tuple({one.completion.id for one in found})
         if session or key:
@@ -244,9 +243,9 @@ async def _delete_completions(
             # Clients of other keys may name theirs alike.
             left = CompletionFilter(session=one, key_id=key_id)
             if (await store.list_completions(left, limit=1)).data:
-                again = f"strop completions delete --session {shlex.quote(one)}"
-                again += "" if key_id == LOCAL_KEY_ID else f" --key {key_id}"
-                click.echo(f"Its conversation goes on, and may repeat it: {again}{home_hint(home)}")
+                all_of = f"completions delete --session {shlex.quote(one)} --key {key_id}"
+                again = to_copy(all_of, home)
+                click.echo(f"Its conversation goes on, and may repeat it: {again}")
 
 
 COMMANDS: Final = (completions,)

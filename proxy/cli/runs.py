@@ -22,9 +22,9 @@ from strop.proxy.cli.options import (
     json_option,
     open_store,
 )
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import NotFound
 from strop.proxy.home import serving_url
-from strop.proxy.settings import home_hint
 from strop.proxy.store.run_records import UNFINISHED, Run
 
 
@@ -63,8 +63,8 @@ async def _list(home: Path, limit: int, after: str | None, *, as_json: bool) -> 
     header = ("RUN", "STATE", "VERSION", "PARENT", "HOW", "WHEN", "BY")
     click.echo(terminal.table([_row(one) for one in page.data], header))
     if page.has_more:
-        after = page.data[-1].id
-        click.echo(f"More: strop runs list --limit {limit} --after {after}{home_hint(home)}")
+        rest = f"runs list --limit {limit} --after {page.data[-1].id}"
+        click.echo(f"More: {to_copy(rest, home)}")
 
 
 def _row(one: Run) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ async def _stored(home: Path, id_: str) -> dict[str, Any]:
 
 
 def _unknown(id_: str, home: Path) -> str:
-    return f"there is no run {id_!r}; see: strop runs list{home_hint(home)}"
+    return f"there is no run {id_!r}; see: {to_copy('runs list', home)}"
 
 
 @runs.command("cancel", epilog=examples("strop runs cancel run_..."))

@@ -21,8 +21,8 @@ from strop.proxy.cli.options import (
     open_store,
 )
 from strop.proxy.cli.runs import progress
+from strop.proxy.command_line import to_copy
 from strop.proxy.home import serving_url
-from strop.proxy.settings import home_hint
 from strop.proxy.store import layout
 
 
@@ -46,9 +46,8 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     else:
         rows = _health_rows(url, health) if url and health else []
         if not url:
-            click.echo(
-                f"strop does not serve from {folder}; start it with: strop serve{home_hint(folder)}"
-            )
+            start = to_copy("serve", folder)
+            click.echo(f"strop does not serve from {folder}; start it with: {start}")
         elif not health:
             click.echo(f"strop at {url} gives no answer: it starts, stops, or is stuck")
         rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
@@ -94,7 +93,18 @@ def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if stored["run"] is not None:
         rows.append(("run", progress(stored["run"])))
+    if stored["last_run"] is not None:
+        rows.append(("last run", _ended(stored["last_run"])))
     return rows
+
+
+def _ended(run: dict[str, Any]) -> str:
+    """Return what came of a run that is over, and which ratings it could not learn from."""
+    said = [run["state"] + (f", {run['version']}" if run["version"] else "")]
+    said += [f"{num} {name}" for name, num in run["counts"].items() if name.startswith("left out")]
+    if run["state"] == "failed":
+        said += run["reasons"]
+    return terminal.excerpt(f"{run['id']}: {'; '.join(said)}", 300)
 
 
 async def _stored(home: Path) -> dict[str, Any]:
@@ -102,12 +112,14 @@ async def _stored(home: Path) -> dict[str, Any]:
         counts = await store.feedback_counts()
         newest = await store.list_completions(limit=1)
         run = await store.runs.unfinished()
+        last_run = await store.runs.last_finished()
         activation = await store.versions.activation()
     return {
         "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
         "newest": newest.data[0].id if newest.data else None,
         "active": activation.version,
         "run": None if run is None else adapter_objects.run(run),
+        "last_run": None if last_run is None else adapter_objects.run(last_run),
     }
 
 

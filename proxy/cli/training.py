@@ -25,10 +25,10 @@ from strop.proxy.cli.options import (
     open_store,
 )
 from strop.proxy.cli.runs import described, is_over, progress
+from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import serving, serving_url
 from strop.proxy.run_requests import Wanted, preset
-from strop.proxy.settings import home_hint
 from strop.proxy.store.run_records import Run
 
 _POLL_S: Final = 0.5
@@ -79,8 +79,8 @@ def train(
         run = _by_proxy(folder, wanted, waits=not detach, shows=not as_json and _is_terminal())
     elif detach:
         raise ConfigError(
-            f"--detach needs a strop that serves from {folder}; start it with: strop"
-            f" serve{home_hint(folder)}"
+            f"--detach needs a strop that serves from {folder}; start it with:"
+            f" {to_copy('serve', folder)}"
         )
     else:
         run = _here(folder, wanted, is_quiet=as_json)
@@ -110,7 +110,7 @@ def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[s
             if shows:
                 click.echo(f"\r\x1b[K{progress(run)}", nl=False)
     except KeyboardInterrupt:
-        stop = f"strop runs cancel {run['id']}{home_hint(home)}"
+        stop = to_copy(f"runs cancel {run['id']}", home)
         click.echo(f"\n{run['id']} goes on where strop serves; stop it: {stop}", err=True)
         raise
     if waits and shows:
@@ -141,21 +141,22 @@ def _here(home: Path, wanted: Wanted, *, is_quiet: bool) -> dict[str, Any]:
 
 
 def _next_step(run: dict[str, Any], home: Path, *, is_served: bool) -> str:
-    hint = home_hint(home)
+    show = f"runs show {run['id']}"
     if run["state"] == "passed":
         return asyncio.run(activation_of(home, run["id"]))
     if is_over(run):
-        return f"No version was made. See all of it: strop runs show {run['id']}{hint} --json"
+        return f"No version was made. See all of it: {to_copy(f'{show} --json', home)}"
     if is_served:
-        return f"See how it goes: strop runs show {run['id']}{hint}"
-    return f"{run['id']} stopped, and goes on with: strop train{hint}, or strop serve{hint}"
+        return f"See how it goes: {to_copy(show, home)}"
+    train, serve = to_copy("train", home), to_copy("serve", home)
+    return f"{run['id']} stopped, and goes on with: {train}, or {serve}"
 
 
 async def activation_of(home: Path, run_id: str) -> str:
     """Return whether what passed is activated by itself; if not, why, and what to type."""
     from strop.proxy.versions.promotion import obstacle
 
-    hint, serves, training = home_hint(home), serving(home), in_force(home).training
+    serves, training = serving(home), in_force(home).training
     async with open_store(home) as store:
         run = await store.runs.get(run_id)
         made = None if run is None else await store.versions.get(run.version or "")
@@ -166,12 +167,13 @@ async def activation_of(home: Path, run_id: str) -> str:
         reason = await obstacle(training, store, run, made)
     if reason is None:
         if serves is not None:
-            return f"{made.id} is ready; strop activates it now. See it: strop adapters list{hint}"
-        return f"{made.id} is ready; strop activates it when it serves: strop serve{hint}"
+            see = to_copy("adapters list", home)
+            return f"{made.id} is ready; strop activates it now. See it: {see}"
+        return f"{made.id} is ready; strop activates it when it serves: {to_copy('serve', home)}"
     if made.stale is not None:
-        step = f"train anew: strop train --relearn{hint}"
+        step = f"train anew: {to_copy('train --relearn', home)}"
     else:
-        step = f"activate it: strop adapters activate {made.id}{hint}"
+        step = f"activate it: {to_copy(f'adapters activate {made.id}', home)}"
         step = step if serves is not None else f"while strop serves, {step}"
     return f"{made.id} is ready, but not activated by itself, since {reason}; {step}"
 

@@ -5,6 +5,7 @@ Asks the store and the swapper, which moves the traffic. Starts no run.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Protocol
 
@@ -35,6 +36,9 @@ RETRY_AFTER_S: Final = 600.0
 """How long what could not be activated is left before it is looked at again: requests may have
 been held for it."""
 
+IDLE_S: Final = 10.0
+"""How long nobody must have asked until what a busy engine held up is tried again before that."""
+
 MAX_GONE: Final = 3
 """At how many attempts the engine may go away: then it may well be the version that ends it."""
 
@@ -54,6 +58,18 @@ class Activates(Protocol):
     async def rollback(self, *, actor: str, reason: str = "") -> Switched:
         """Activate the version that was active before."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """Until when nothing is tried, in monotonic seconds; or until nobody asks for a while."""
+
+    until: float
+    ends_idle: bool = False
+
+    def is_over(self, idle_s: float) -> bool:
+        """Whether it is over now, where nobody has asked for `idle_s`."""
+        return monotonic() >= self.until or (self.ends_idle and idle_s >= IDLE_S)
 
 
 class Promoter:
@@ -83,21 +99,22 @@ class Promoter:
         self._swapper = swapper
         self._follow_interval_s = follow_interval_s
         self._retry_after_s = retry_after_s
-        self._follow_at = self._retry_at = monotonic()
+        self._before_follow = self._before_retry = _Pause(monotonic())
         self._settled: set[str] = set()
         self._kept: set[str] = set()
 
-    async def promote(self) -> None:
+    async def promote(self, *, idle_s: float = 0.0) -> None:
         """Activate what the last run made, if it passed and that is still to be done.
 
         Where the engine or the store can't be reached, or an activation is under way, the next
-        call tries again; later, where answers that took too long held it up.
+        call tries again; later, where answers that took too long held it up, or once nobody has
+        asked for a while. `idle_s` says for how long nobody has.
         """
         run = await self._store.runs.last_finished()
         if run is None or run.state != "passed" or run.version is None:
             return
         version = run.version
-        if version in self._settled or monotonic() < self._retry_at:
+        if version in self._settled or not self._before_retry.is_over(idle_s):
             return
         made = await self._store.versions.get(version)
         if made is None or made.state != "ready":
@@ -115,21 +132,22 @@ class Promoter:
             except ActivationFailed as error:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
                 # Then its events say whether that was the version's own fault.
-                self._retry_at = monotonic() + self._retry_after_s
+                events = await self._store.versions.list_events(version)
+                self._before_retry = self._pause(events)
                 return
             except StropError as error:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
         self._settled.add(version)
 
-    async def follow(self) -> None:
+    async def follow(self, *, idle_s: float = 0.0) -> None:
         """Roll the active version back if the gate promoted it and people like it less; see there.
 
         Looks at the ratings only once in a while, however often it is called. Where the engine goes
         away meanwhile, or is busy, it is tried again later, as a promotion is.
         """
-        if monotonic() < self._follow_at:
+        if not self._before_follow.is_over(idle_s):
             return
-        self._follow_at = monotonic() + self._follow_interval_s
+        self._before_follow = _Pause(monotonic() + self._follow_interval_s)
         versions = self._store.versions
         activation = await versions.activation()
         active = await versions.get(activation.version)
@@ -149,13 +167,23 @@ class Promoter:
             await self._swapper.rollback(actor="watch", reason=reason)
         except (ActivationFailed, Conflict, NotFound) as error:
             log.error("not rolled back", extra={"version": active.id, "reason": error.message})
+            if self._swapper.progress is not None:
+                # A person's began in that moment; it may yet fail, and leave this one active.
+                return
             if isinstance(error, ActivationFailed):
                 events = await versions.list_events(activation.previous)
-                if not _is_refused([e for e in events if e.created_ms >= activation.created_ms]):
-                    self._follow_at = monotonic() + self._retry_after_s
+                since = [one for one in events if one.created_ms >= activation.created_ms]
+                if not _is_refused(since):
+                    self._before_follow = self._pause(since)
                     return
             # It would be asked again and again for what can't be served, or is gone.
             self._kept.add(active.id)
+
+    def _pause(self, events: Sequence[VersionEvent]) -> _Pause:
+        """Return how long to wait after a failure; `events` are its version's, newest first."""
+        failed = [orjson.loads(one.detail) for one in events if one.kind == "activation_failed"]
+        was_busy = bool(failed and failed[0].get(BUSY))
+        return _Pause(monotonic() + self._retry_after_s, ends_idle=was_busy)
 
 
 async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:

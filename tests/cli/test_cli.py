@@ -17,6 +17,7 @@ from typing import Any
 
 import cli_reference
 import click
+import orjson
 import pytest
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine
@@ -30,6 +31,7 @@ from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings import KINDS, load
 from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
+from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.told_settings import tell
 
@@ -129,6 +131,22 @@ def test_a_rating_of_another_home_is_taken_back_there(home: Path, tmp_path: Path
     rated = run(tmp_path, "good", "--home", str(home))
 
     assert f"strop undo {made} --home {home}\n" in rated.stdout
+
+
+def test_commands_to_copy_have_the_path_of_strop_where_no_shell_finds_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `make install`, before PATH is set; in what is said and in errors."""
+    (made,) = record(home, {})
+    strop = Path(sys.executable).with_name("strop")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    rated = run(home, "good").stdout
+    unknown = run(tmp_path, "good", "cmp_no", "--home", str(home)).stderr
+
+    assert rated.endswith(f": {strop} undo {made}\n")
+    assert unknown.endswith(f": {strop} completions list --home {home}\n")
 
 
 def test_a_rating_says_which_one_it_replaces(home: Path) -> None:
@@ -295,7 +313,7 @@ def test_a_model_set_as_any_other_setting_is_the_one(home: Path, engine: str) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("good", "cmp_no"), 1, "no completion 'cmp_no' is recorded; `strop completions list`"),
+        (("good", "cmp_no"), 1, "no completion 'cmp_no' is recorded; see: strop completions list"),
         (("good",), 1, "there is no answer to rate yet"),
         (("undo",), 1, "there is no answer to rate yet"),
         (("undo", "cmp_no"), 1, "there is no rating of cmp_no to take back"),
@@ -507,7 +525,7 @@ def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
     assert (1, 3) == (refused.exit_code, len(kept))
     assert "Delete 2 answers for good? [y/N]" in refused.stdout
     assert "Deleted 2 answers." == done.stdout.splitlines()[0]
-    assert done.stdout.endswith("strop completions delete --session mine\n")
+    assert done.stdout.endswith("strop completions delete --session mine --key local\n")
     assert 2 == len(done.stdout.splitlines())
     assert "Delete all answers of mine for good? [y/N]" in whole.stdout
     assert whole.stdout.endswith("Deleted 1 answer.\n")
@@ -518,17 +536,20 @@ def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Pat
     """Also where they are named alike: neither the hint nor the option reaches these."""
     mine = {"session": "project", "key_id": "key_a"}
     first, second, theirs = record(home, mine, mine, {**mine, "key_id": "key_b"})
+    none, _ = record(home, {"session": "project"}, {"session": "project"})
 
     one = run(home, "completions", "delete", first, "--yes").stdout
     listed = run(home, "completions", "list", "--key", "key_a", "--json").stdout
     all_of = run(home, "completions", "delete", "--key", "key_a", input="y\n").stdout
     last = run(home, "completions", "delete", theirs, "--yes").stdout
+    keyless = run(home, "completions", "delete", none, "--yes").stdout
 
     assert one.endswith(" strop completions delete --session project --key key_a\n")
     assert [second] == [one["id"] for one in json.loads(listed)["data"]]
     assert "Delete all answers made with key_a for good?" in all_of
     assert all_of.endswith("Deleted 1 answer.\n")
     assert "Deleted 1 answer.\n" == last
+    assert keyless.endswith(" strop completions delete --session project --key local\n")
 
 
 def test_old_answers_are_deleted_but_for_rated_conversations(home: Path) -> None:
@@ -633,6 +654,42 @@ def test_status_says_that_nothing_runs(home: Path) -> None:
     assert "1 good, 0 bad, 1 in all" in text.stdout
     assert None is json.loads(found.stdout)["health"]
     assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
+
+
+def test_status_says_what_the_last_run_could_not_learn_from(home: Path) -> None:
+    """Who rated it would wait for it in vain; and why a run made nothing."""
+    too_long = {"ratings": 40, "left out: longer than the context, or than fits into memory": 2}
+
+    learned = end_run(home, "passed", counts=too_long)
+    passed = run(home, "status").stdout
+    refused = end_run(home, "failed", reasons=["no rating can be learned from"])
+    failed = run(home, "status").stdout
+
+    said = f"{learned}: passed; 2 left out: longer than the context, or than fits into memory"
+    assert ["last run", said] == re.split("  +", passed.splitlines()[-1])
+    assert failed.endswith(f"{refused}: failed; no rating can be learned from\n")
+
+
+def end_run(home: Path, state: RunState, counts: object = None, reasons: object = None) -> str:
+    """Let a run end so; return its id."""
+
+    async def end() -> str:
+        store = await Store.open(home / "strop.db")
+        try:
+            made = await store.runs.create(
+                objective="topr", preset="balanced", parent=None, base="b", requested_by="trigger"
+            )
+            for next_ in ("running", "gating"):
+                await store.runs.update(made.id, RunUpdate(state=next_))
+            said = RunUpdate(
+                state=state, counts=orjson.dumps(counts or {}), reasons=orjson.dumps(reasons or [])
+            )
+            await store.runs.update(made.id, said)
+            return made.id
+        finally:
+            await store.close()
+
+    return asyncio.run(end())
 
 
 def test_status_says_that_what_runs_gives_no_answer(home: Path) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import fake_adapters
 import fake_probe
@@ -68,8 +69,8 @@ async def test_its_process_ends_when_nobody_waits_for_it(
     started: list[Child] = []
     start = Child.start
 
-    async def noted(*arguments: object, **options: object) -> Child:
-        started.append(await start(*arguments, **options))  # type: ignore[arg-type]
+    async def noted(*arguments: Any, **options: Any) -> Child:
+        started.append(await start(*arguments, **options))
         return started[-1]
 
     monkeypatch.setattr(Child, "start", noted)

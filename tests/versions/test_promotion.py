@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -25,10 +25,17 @@ from strop.proxy.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress
-from strop.proxy.versions.loading import GONE
-from strop.proxy.versions.promotion import MAX_GONE, RETRY_AFTER_S, Promoter, clean_ancestor
+from strop.proxy.versions.loading import BUSY, GONE
+from strop.proxy.versions.promotion import (
+    IDLE_S,
+    MAX_GONE,
+    RETRY_AFTER_S,
+    Promoter,
+    clean_ancestor,
+)
 
 DIED = orjson.dumps({"reason": "it died", GONE: True})
+HELD_UP = orjson.dumps({"reason": "answers take too long", BUSY: True})
 
 
 @pytest.fixture
@@ -56,10 +63,13 @@ async def passed(
 
 
 def promoter(
-    store: Store, swapper: FakeSwapper, promote: str = "auto", retry_after_s: float = RETRY_AFTER_S
+    store: Store,
+    swapper: FakeSwapper,
+    promote: Literal["auto", "manual"] = "auto",
+    retry_after_s: float = RETRY_AFTER_S,
 ) -> Promoter:
     """Return a promoter that follows at each call."""
-    settings = Training(promote=promote)  # type: ignore[arg-type]
+    settings = Training(promote=promote)
     return Promoter(settings, store, swapper, follow_interval_s=0, retry_after_s=retry_after_s)
 
 
@@ -426,6 +436,67 @@ async def test_a_rollback_waits_for_an_activation_under_way(store: Store) -> Non
     before = list(swapper.rolled_back)
     swapper.progress = None
     await decides.follow()
+
+    assert [] == before
+    assert 1 == len(swapper.rolled_back)
+
+
+async def test_a_rollback_that_another_activation_forestalls_is_tried_again(store: Store) -> None:
+    """That one began when the rollback was about to, and fails."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+
+    swapper.rival = Progress("v9", "verifying", 0)
+    await decides.follow()
+    before = list(swapper.rolled_back)
+    swapper.progress = None
+    await decides.follow()
+
+    assert [] == before
+    assert 1 == len(swapper.rolled_back)
+
+
+@pytest.mark.parametrize(("detail", "is_tried"), [(HELD_UP, True), (DIED, False)])
+async def test_what_answers_held_up_is_tried_again_once_nobody_asks(
+    store: Store, detail: bytes, is_tried: bool
+) -> None:
+    """Not between two answers; where the engine went away, a lull says nothing."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    v1 = await passed(store)
+    swapper.error, swapper.detail = ActivationFailed("it failed"), detail
+    await decides.promote()
+    swapper.error = None
+
+    await decides.promote(idle_s=IDLE_S / 2)
+    before = list(swapper.activated)
+    await decides.promote(idle_s=IDLE_S)
+
+    assert [] == before
+    assert ([(v1, "gate")] if is_tried else []) == swapper.activated
+
+
+async def test_a_rollback_that_answers_held_up_is_tried_again_once_nobody_asks(
+    store: Store,
+) -> None:
+    """Before its time: people like what serves less."""
+    swapper = FakeSwapper(store)
+    patient = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await patient.promote()
+    await rated(store, v1, 0, 30)
+    swapper.error, swapper.detail = ActivationFailed("it failed"), HELD_UP
+    await patient.follow()
+    swapper.error = None
+
+    await patient.follow(idle_s=IDLE_S / 2)
+    before = list(swapper.rolled_back)
+    await patient.follow(idle_s=IDLE_S)
 
     assert [] == before
     assert 1 == len(swapper.rolled_back)

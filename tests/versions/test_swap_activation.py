@@ -24,7 +24,7 @@ from waiting import until
 
 from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
-from strop.adapters.probe import Probe
+from strop.adapters.probe import Item, Probe
 from strop.proxy import run_requests
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.replicas import Replicas
@@ -106,14 +106,14 @@ def serves_parent(name: str, folder: str) -> str:
     ("lie", "said"), [(serves_base, "serves the base"), (serves_parent, "serves the parent")]
 )
 async def test_an_engine_that_serves_something_else_is_found_out(
-    lie: object, said: str, scores: bool, tmp_path: Path
+    lie: Callable[[str, str], str], said: str, scores: bool, tmp_path: Path
 ) -> None:
     """It said that it had loaded the version; the one before serves on, and the record says why."""
     async with swapped(tmp_path / "home", scores=scores) as it:
         parent = await it.publish()
         version = await it.publish(parent=parent)
         await it.swapper.activate(parent, actor="api")
-        it.fake.weights_of = lie  # type: ignore[assignment]
+        it.fake.weights_of = lie
 
         with pytest.raises(ActivationFailed, match=said):
             await it.swapper.activate(version, actor="api")
@@ -147,7 +147,7 @@ async def test_a_version_close_to_its_parent_is_never_called_proven(tmp_path: Pa
         folder = it.library.path_of("v2")
         made = fake_adapters.probe_of(folder)
         close = [
-            fake_adapters.Item(i.prompt_ids, i.ids, i.margins, i.candidate, i.candidate, i.base)
+            Item(i.prompt_ids, i.ids, i.margins, i.candidate, i.candidate, i.base)
             for i in made.items
         ]
         version = await it.publish(parent=parent, probe=Probe(tuple(close), "float32"))

@@ -157,8 +157,9 @@ async def test_more_versions_than_there_is_room_for_come_and_go_under_load(
         for adapter in files.values():
             await shelve(proxy, qwen3, adapter)
         services = proxy.services
-        control = services.serving.engine.adapters
-        assert control is not None
+        controls = services.serving.engine.adapters
+        assert controls is not None
+        (control,) = controls.members().values()
         is_over = False
 
         async def stream(number: int) -> None:
@@ -257,8 +258,13 @@ async def test_an_engine_that_outlives_a_home_serves_the_next_one_s_versions(
         home.mkdir(mode=0o700)
         store = await Store.open(home / "strop.db")
         # Without a probe, nothing but its path tells it from the former.
-        imported = {"base": identity, "write": copy_of(peft_b), "is_fake": False}
-        await publish(store, Library(home / "adapters"), **imported)
+        await publish(
+            store,
+            Library(home / "adapters"),
+            base=identity,
+            write=copy_of(peft_b),
+            is_fake=False,
+        )
         await store.versions.activate("v1", actor="api")
         await store.close()
 

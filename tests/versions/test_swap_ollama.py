@@ -490,7 +490,7 @@ async def activated(base: Path, home: Path, fake: FakeOllamaModel) -> tuple[str,
         done = await proxy.services.swapper.activate("v1", actor="api")
         assert done.probe is not None
         pairing = await proxy.services.store.versions.pairing("ollama")
-        return done.probe.outcome, pairing and pairing.error
+        return done.probe.outcome, pairing.error if pairing else None
 
 
 async def test_a_quantised_base_is_measured_before_its_first_version(

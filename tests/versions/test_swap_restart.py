@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fake_adapters import FakeAdapters, Gate
-from fake_engine import FakeEngine
+from fake_engine import Call, FakeEngine
 from running import running, settings_for
 from shelved import publish
 from swapped import swapped
@@ -130,12 +130,12 @@ async def test_a_404_for_what_the_engine_has_is_the_clients(tmp_path: Path) -> N
     class Forgetful(FakeAdapters):
         """Answers chats with 404, whatever it has."""
 
-        async def _complete(self, call: object, *, is_chat: bool) -> None:
+        async def _complete(self, call: Call, *, is_chat: bool) -> None:
             if is_chat and self.adapters:
                 error = {"message": "no such tool", "type": "NotFoundError", "code": 404}
-                await call.json({"error": error}, 404)  # type: ignore[attr-defined]
+                await call.json({"error": error}, 404)
                 return
-            await super()._complete(call, is_chat=is_chat)  # type: ignore[arg-type]
+            await super()._complete(call, is_chat=is_chat)
 
     async with swapped(tmp_path / "home", fake=Forgetful()) as it:
         await it.publish()
