@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As in a shell for strop's commands; elsewhere strop says them with its path.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+# A shell starts background jobs with SIGINT ignored, and so would be what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same cases everywhere, however busy the machine is.
 settings.register_profile("strop", deadline=None, derandomize=True)
 settings.load_profile("strop")

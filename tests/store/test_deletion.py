@@ -121,7 +121,12 @@ async def test_what_one_key_asked_is_deleted_whole_or_of_one_session(store: Stor
 
 async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Store) -> None:
     """It waits, or was withdrawn since it waited for nothing; what others said stays."""
-    words = {"comment": SECRET.decode(), "correction": "so", "tags": ("style",), "rater": "ann"}
+    words: dict[str, Any] = {
+        "comment": SECRET.decode(),
+        "correction": "so",
+        "tags": ("style",),
+        "rater": "ann",
+    }
     waits, lost, theirs = [
         (await store.add_feedback(rating("cmp_no", key_id=key, **words), always)).feedback.id
         for key in (KEY, KEY, OTHER_KEY)

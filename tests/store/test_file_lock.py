@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_who_only_asks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "lock"
     asking = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
     fcntl.flock(asking, fcntl.LOCK_SH)
-    monkeypatch.setattr(file_lock.time, "sleep", lambda _: os.close(asking))
+    monkeypatch.setattr(time, "sleep", lambda _: os.close(asking))
 
     with file_lock.hold(path, b"held"):
         assert b"held" == file_lock.said_by_holder(path)

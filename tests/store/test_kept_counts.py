@@ -49,12 +49,16 @@ def test_what_is_kept_is_what_a_look_finds(exercised: Path) -> None:
 
         signs = """SELECT f.sign, r.rating FROM feedback AS f JOIN feedback_revisions AS r
         ON r.feedback = f.id AND r.revision = f.revision"""
-        assert all(sign == (rating > 0) - (rating < 0) for sign, rating in ask(signs))
+        pairs = ask(signs)
+        assert {-1, 1} == {sign for sign, _ in pairs}
+        assert all(sign == (rating > 0) - (rating < 0) for sign, rating in pairs)
 
         places = """SELECT f.completion_ms, f.completion_num, c.created_ms, c.num
         FROM feedback AS f JOIN completions AS c ON c.id = f.completion
         WHERE f.state = 'standing'"""
-        assert all(row[:2] == row[2:] for row in ask(places))
+        rows = ask(places)
+        assert rows
+        assert all(row[:2] == row[2:] for row in rows)
 
 
 def test_a_store_of_before_is_brought_up_to_date(exercised: Path) -> None:

@@ -143,7 +143,7 @@ async def test_every_statement_in_the_code_was_run(statements: list[Statement]) 
 
 async def test_every_exception_is_needed(statements: list[Statement], tmp_path: Path) -> None:
     """What is allowed without need would hide what it isn't meant for."""
-    used = set()
+    used: set[tuple[str, str]] = set()
 
     def note(statement: Statement, step: str) -> bool:
         used.update(one for one in ALLOWED if step == one[0] and one[1] in statement.sql)

@@ -4,7 +4,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from store_values import completion, database_in, rate, record, version
@@ -98,10 +98,10 @@ async def test_the_code_on_the_page_reads_a_database(
     (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     questions = re.findall(r"```sql\n(.*?)```", PAGE, flags=re.DOTALL)
 
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(program, names)
-    answers = [names["database"].execute(sql).fetchall() for sql in questions]  # type: ignore[attr-defined]
-    names["database"].close()  # type: ignore[attr-defined]
+    answers = [names["database"].execute(sql).fetchall() for sql in questions]
+    names["database"].close()
 
     assert '{"role":"assistant","content":"A leather for blades."} (7, 11, 2)' in (
         capsys.readouterr().out

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_values import MODEL, OTHER_MODEL, database_in, learnable, version
@@ -40,8 +41,13 @@ async def kinds(store: Store, id_: str | None = None) -> list[tuple[str, str]]:
 
 
 async def run(store: Store, **changes: str | None) -> str:
-    given = {"objective": "topr", "preset": "balanced", "parent": None, "base": MODEL}
-    return (await store.runs.create(**{**given, **changes}, requested_by="cli")).id  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "objective": "topr",
+        "preset": "balanced",
+        "parent": None,
+        "base": MODEL,
+    }
+    return (await store.runs.create(**{**given, **changes}, requested_by="cli")).id
 
 
 async def test_a_reserved_version_is_a_candidate(store: Store) -> None:
@@ -182,7 +188,7 @@ async def test_events_tell_what_happened(store: Store) -> None:
     await store.versions.publish("v2", b"{}", state="rejected", actor="gate", reason="collapsed")
     for state in ("ready", "rejected"):
         imported = await store.versions.reserve(base=MODEL, origin="import")
-        await store.versions.publish(imported.id, b"{}", state=state, actor="cli")  # type: ignore[arg-type]
+        await store.versions.publish(imported.id, b"{}", state=state, actor="cli")
     await store.versions.mark_missing("v3", "no such folder", actor="start")
     await store.versions.remove("v3", actor="cli")
 
@@ -249,8 +255,14 @@ async def test_a_base_is_called_as_the_newest_run_called_it(store: Store) -> Non
     """Its folder may have moved since the first; an imported version knows of none."""
     for folder in ("/old/small", "/new/small-4bit"):
         config = json.dumps({"base_path": folder}).encode()
-        given = {"objective": "topr", "preset": "balanced", "parent": None, "base": MODEL}
-        made_by = await store.runs.create(**given, requested_by="cli", config=config)  # type: ignore[arg-type]
+        made_by = await store.runs.create(
+            objective="topr",
+            preset="balanced",
+            parent=None,
+            base=MODEL,
+            requested_by="cli",
+            config=config,
+        )
         await store.versions.reserve(base=MODEL, run=made_by.id)
         await store.runs.update(made_by.id, RunUpdate(state="failed"))
     await store.versions.reserve(base=MODEL, origin="import")

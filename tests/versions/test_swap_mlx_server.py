@@ -84,6 +84,7 @@ async def test_a_version_is_proven_and_serves_and_the_base_comes_back(
         await assert_served_by(proxy, qwen3, None)
 
         kept = {one.name for one in (tmp_path / "home" / "adapters-mlx").iterdir()}
+        assert kept
         assert kept <= {it.name for it in (tmp_path / "home" / "adapters").iterdir()}
 
 
