@@ -97,6 +97,7 @@ def switched(done: "Switched") -> Object:
         "object": "adapter.activation",
         "version": done.version,
         "previous": done.previous,
+        "stale": done.stale,
         "timings_ms": {step: round(ms, 3) for step, ms in done.timings_ms.items()},
         "pause_ms": round(done.pause_ms, 3),
         "probe": None

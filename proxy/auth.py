@@ -141,8 +141,9 @@ class Doors:
         for origin in origins:
             if origin not in self._origins and origin.partition("://")[2] not in hosts:
                 raise Forbidden(
-                    f"expected no Origin header, or this server's own; got {_quoted(origins)}; if"
-                    " you trust that page, add it to server.allowed_origins"
+                    f"expected no Origin header, or this server's own; got {_quoted(origins)}; add"
+                    " it to server.allowed_origins if the server of that page passes its requests"
+                    " on: strop sends no CORS headers, so the page itself can't call it"
                 )
 
 

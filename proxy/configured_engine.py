@@ -164,23 +164,20 @@ def _check_model(model: str) -> None:
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that no engine can be made of.
+    """Refuse settings that no engine can be made of, here and now.
 
     Raises:
         ConfigError: they contradict each other, or lack what the engine needs.
     """
-    kind, engine = _kind(settings), settings.engine
-    if kind == "embedded":
-        if engine.url:
-            url = repr(auth.scrub_url(engine.url))
-            raise ConfigError(
-                f"engine.url = {url} is of another engine than strop's own; leave it out, or name"
-                " that one, as in --engine vllm"
-                if engine.kind
-                else f"engine.url = {url} needs engine.kind: no engine that strop knows answers"
-                " there now, so it can't tell which it is; start it first, or say what it is, as in"
-                " --engine vllm"
-            )
+    engine = settings.engine
+    if engine.url and not engine.kind:
+        raise ConfigError(
+            f"engine.url = {auth.scrub_url(engine.url)!r} needs engine.kind: no engine that strop"
+            " knows answers there now, so it can't tell which it is; start it first, or say what it"
+            " is, as in --engine vllm"
+        )
+    check_kind(settings, _kind(settings))
+    if _kind(settings) == "embedded":
         _check_model(settings.model.path)
         if importlib.util.find_spec("mlx_lm") is None:
             raise ConfigError(
@@ -188,7 +185,21 @@ def check(settings: Settings) -> None:
                 f" {installation.install('strop[mlx]')}; or serve one that runs,"
                 " which `strop engines` looks for"
             )
-    elif not engine.url:
+
+
+def check_kind(settings: Settings, kind: str) -> None:
+    """Refuse settings that are not of an engine of this kind, whatever runs or is installed here.
+
+    Raises:
+        ConfigError: they aren't.
+    """
+    engine = settings.engine
+    if kind == "embedded" and engine.url:
+        raise ConfigError(
+            f"engine.url = {auth.scrub_url(engine.url)!r} is of another engine than strop's own;"
+            " leave it out, or name that one, as in --engine vllm"
+        )
+    if kind != "embedded" and not engine.url:
         raise ConfigError(
             f'engine.kind = "{kind}" needs engine.url, as in --engine-url http://127.0.0.1:'
             f"{_PORTS.get(kind, 8000)}; `strop engines` says what runs here"

@@ -7,7 +7,8 @@ engine wrote them.
     ├── BadRequest                      400 invalid_request
     │   ├── HeadTooLarge                431 head_too_large
     │   ├── BodyTooLarge                413 body_too_large
-    │   └── BodyTimeout                 408 body_timeout
+    │   ├── BodyTimeout                 408 body_timeout
+    │   └── BodyEncoded                 415 unsupported_content_encoding
     ├── Unauthorized                    401 invalid_api_key
     ├── Forbidden                       403 forbidden
     ├── NotFound                        404 not_found
@@ -41,6 +42,8 @@ SOURCE_HEADER = (b"x-strop-error-source", b"proxy")
 
 _FURTHER = {
     401: [(b"www-authenticate", b"Bearer")],
+    # RFC 9110, section 15.5.16.
+    415: [(b"accept-encoding", b"identity")],
     503: [(b"retry-after", b"2")],
 }
 
@@ -107,6 +110,13 @@ class BodyTimeout(BadRequest):
 
     status = 408
     code = "body_timeout"
+
+
+class BodyEncoded(BadRequest):
+    """The request body is compressed."""
+
+    status = 415
+    code = "unsupported_content_encoding"
 
 
 class Unauthorized(StropError):

@@ -13,7 +13,7 @@ from strop.proxy import conversation, inline
 from strop.proxy.auth import Caller
 from strop.proxy.call import ClientLeft, Incoming, Receive, Send
 from strop.proxy.engines.base import Ask, Dialect
-from strop.proxy.errors import BadRequest, BodyTooLarge, StropError
+from strop.proxy.errors import BadRequest, BodyEncoded, BodyTooLarge, StropError
 from strop.proxy.ids import new_id
 from strop.proxy.rater import Rater
 from strop.proxy.relay import Relay
@@ -29,13 +29,24 @@ RATING_FOR_HEADER = b"x-strop-feedback-for"
 RATING_STATUS_HEADER = b"x-strop-feedback-status"
 
 
-async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Server) -> bytes:
+async def read_body(
+    receive: Receive, headers: wire_headers.Headers, limits: Server, *, may_be_encoded: bool = False
+) -> bytes:
     """Return the whole request body, chunked or not; its connection bounds how long it may take.
 
+    Args:
+        receive: gives its pieces.
+        headers: the request's.
+        limits: how long it may be.
+        may_be_encoded: whether it is for somebody who may know its content coding.
+
     Raises:
+        BodyEncoded: it has a content coding.
         BodyTooLarge: it is longer than `server.max_body_bytes`.
         ClientLeft: the connection was closed before its end.
     """
+    if not may_be_encoded:
+        _refuse_encoded(headers)
     limit = limits.max_body_bytes
     said = wire_headers.first(headers, b"content-length")
     if said is not None and int(said) > limit:
@@ -53,6 +64,15 @@ async def read_body(receive: Receive, headers: wire_headers.Headers, limits: Ser
         if not message.get("more_body", False):
             return piece if not pieces else b"".join([*pieces, piece])
         pieces.append(piece)
+
+
+def _refuse_encoded(headers: wire_headers.Headers) -> None:
+    coding = wire_headers.first(headers, b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+        raise BodyEncoded(
+            "expected a request body without a Content-Encoding, got"
+            f" {coding.decode('latin-1')[:100]!r}; let your client send it uncompressed"
+        )
 
 
 def _too_large(num_bytes: int, limit: int) -> BodyTooLarge:

@@ -23,7 +23,7 @@ from strop.proxy.metrics import Metrics
 from strop.proxy.rater import Rater
 from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
-from strop.proxy.run_requests import Base, TrainCommand, no_base
+from strop.proxy.run_requests import NEVER_LEARNED, Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
 from strop.proxy.store import layout, turns
@@ -31,6 +31,7 @@ from strop.proxy.store.store import Store
 from strop.proxy.tally import Census, OwnCensus
 from strop.proxy.trainer import Trainer
 from strop.proxy.versions import probe_job
+from strop.proxy.versions.displaced import to_serve
 from strop.proxy.versions.pairing import base_folder, identity_of
 from strop.proxy.versions.probe_job import ProbeCommand, ProbeJob
 from strop.proxy.versions.promotion import Promoter
@@ -200,8 +201,8 @@ async def _opened(settings: Settings, home: Path, *, is_server: bool) -> AsyncIt
 async def _parts(
     settings: Settings, home: Path, store: Store, engine: Engine, leases: Leases | None = None
 ) -> Parts:
-    activation = await store.versions.activation()
-    serving = Serving(engine, settings, active=activation.version, leases=leases)
+    active = await to_serve(store.versions)
+    serving = Serving(engine, settings, active=active, leases=leases)
     return _with(settings, home, store, serving)
 
 
@@ -281,15 +282,30 @@ async def _close_upstreams(engine: Engine) -> None:
 
 
 def _trainable(settings: Settings, serving: Serving) -> Base | str:
-    """Return the base that ratings can train, or why there is none."""
-    if serving.engine.adapters is None:
-        return (
-            f"the engine {serving.engine.label} serves no adapter versions here, so ratings are"
-            " kept and nothing is trained"
+    """Return the base that ratings can train, or why there is none.
+
+    Where the base that answers isn't known, that says so too: a person has to mend it at once.
+    """
+    engine, folder = serving.engine, base_folder(settings)
+    if engine.adapters is None:
+        why = (
+            f"the engine {engine.label} serves no adapter versions here, so ratings are kept and"
+            " nothing is trained"
         )
-    folder = base_folder(settings)
+        if engine.capabilities.is_local and folder is None:
+            # Another engine of the same model may come to serve this home.
+            why += "; what is answered before model.base is set is never learned from elsewhere"
+            why += " either"
+        return why
+    if folder is not None and serving.base is not None:
+        return Base(folder, serving.base)
     if folder is None:
-        return no_base(settings.model.base)
-    if serving.base is None:
+        why = no_base(settings.model.base)
+    elif serving.is_ready:
+        why = (
+            f"nothing can be trained: the base in {folder} was not there when strop started, or"
+            " can't be read, and the log says why; start strop again when it can"
+        )
+    else:
         return "the identity of the base is not known yet"
-    return Base(folder, serving.base)
+    return why if serving.base is not None else f"{why}; {NEVER_LEARNED}"

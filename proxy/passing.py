@@ -34,7 +34,7 @@ async def pass_through(
         StropError: nothing was sent to the client yet.
     """
     headers: wire_headers.Headers = scope["headers"]
-    body = await read_body(receive, headers, settings.server)
+    body = await read_body(receive, headers, settings.server, may_be_encoded=True)
     upstream = serving.engine.upstream
     target = upstream.base_path + path.encode()
     if scope["query_string"]:

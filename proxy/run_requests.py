@@ -29,6 +29,8 @@ NO_BASE: Final = (
     "nothing can be trained before model.base is set: a folder or a downloaded hub id of the same"
     " model in Hugging Face format"
 )
+NEVER_LEARNED: Final = "what is answered until then is never learned from, however it is rated"
+"""What follows where the base that answers isn't known: it could be any other."""
 NO_BACKEND: Final = (
     f"training needs torch or mlx, and neither is installed: {installation.install_backend()}"
 )

@@ -88,6 +88,9 @@ async def say_when_ready(services: Control, url: str) -> None:
     await serving.wait_until_ready()
     alias = serving.alias
     is_demo = services.process is not None and not services.settings.model.path
+    why_untrained = services.trainer.why_untrained()
+    if why_untrained is not None:
+        log.warning("ratings teach nothing", extra={"reason": why_untrained})
     _tell(
         banner(
             url=url,
@@ -97,6 +100,7 @@ async def say_when_ready(services: Control, url: str) -> None:
             home=services.home,
             is_demo=is_demo,
             needs_key=bool(services.settings.server.client_keys),
+            why_untrained=why_untrained,
         )
     )
 
@@ -125,6 +129,7 @@ def banner(
     home: Path,
     is_demo: bool,
     needs_key: bool,
+    why_untrained: str | None,
 ) -> str:
     """Return what a person is told at the start."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
@@ -147,11 +152,14 @@ def banner(
         f"  What is recorded stays in {home}; see it with",
         f"    {strop} completions list{at}    {strop} status{at}",
     ]
+    if why_untrained is not None:
+        lines += ["", f"  {why_untrained}"]
     if is_demo:
         lines += [
             "",
             "  This is the small demo model that strop ships: it knows 94 facts and little else.",
             f"  A real one:  {strop} serve{at} --model mlx-community/Qwen3-4B-4bit",
-            f"  or yours:    {strop} serve{at} --engine vllm --engine-url http://127.0.0.1:8000",
+            f"  or yours:    {strop} serve{at} --engine vllm --engine-url http://127.0.0.1:8000"
+            " --set model.base=MODEL",
         ]
     return "\n".join([*lines, ""])

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _COMMA = re.compile(r",(?!\d*\})")
@@ -148,3 +149,20 @@ def parse_hours(text: str) -> tuple[int, int]:
     if dash and first.isdecimal() and last.isdecimal() and int(first) < 24 and int(last) <= 24:
         return int(first), int(last) % 24
     raise ValueError(text)
+
+
+def is_base_url(url: str) -> bool:
+    """Whether an engine may be at `url`: http or https, a host, and at most a path."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and "@" not in parts.netloc
+        # As in OPENAI_BASE_URL, a `/v1` at the end is left out: of this host nothing would stay.
+        and not url.rstrip("/").endswith("//v1")
+        and not any(char in "?#" or char.isspace() for char in url)
+    )

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
-from urllib.parse import urlsplit
 
 from strop import configs
 from strop.proxy import setting_paths
 from strop.proxy.auth import host_name, scrub
 from strop.proxy.errors import ConfigError
 from strop.proxy.service_variables import is_of_a_service
-from strop.proxy.setting_kinds import Kind, Range, Secret, parse_hours, shown
+from strop.proxy.setting_kinds import Kind, Range, Secret, is_base_url, parse_hours, shown
 from strop.proxy.store import layout
 
 HOME_VARIABLE: Final = "STROP_HOME"
@@ -268,7 +267,8 @@ _Given = Iterator[tuple[str, object, str]]
 def _from_file(path: Path) -> _Given:
     origin = str(path)
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        # Some editors begin every file with a byte order mark, which TOML knows nothing of.
+        sections = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return
     except (OSError, ValueError, RecursionError) as error:
@@ -351,10 +351,13 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
         raise wrong("server.allowed_hosts", "host names alone, as in `strop.lan` or `[fd00::7]`")
     if any("://" not in one or one.count("/") > 2 for one in server.allowed_origins):
         raise wrong("server.allowed_origins", "origins, as in `https://strop.lan:8484`")
-    for name, urls in (("engine.url", (engine.url,)), ("engine.replicas", engine.replicas)):
-        if any(url and not is_base_url(url) for url in urls):
+    urls = (engine.url,) if engine.url else ()
+    for name, given in (("engine.url", urls), ("engine.replicas", engine.replicas)):
+        if not all(map(is_base_url, given)):
             raise wrong(
-                name, "http:// or https://, a host, and at most a path; a key goes into engine.key"
+                name,
+                "http:// or https://, a host (one named v1 with its port), and at most a path; a"
+                " key goes into engine.key",
             )
     for pattern in settings.capture.redact:
         if (why := _why_not_redacted(pattern)) is not None:
@@ -379,20 +382,3 @@ def _why_not_redacted(pattern: str) -> str | None:
     except re.error as error:
         return f"is none ({error})"
     return None if found is None else "matches the empty text, so it is everywhere"
-
-
-def is_base_url(url: str) -> bool:
-    """Whether an engine may be at `url`: http or https, a host, and at most a path."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return False
-    return (
-        parts.scheme in ("http", "https")
-        and bool(parts.hostname)
-        and "@" not in parts.netloc
-        and not parts.query
-        and not parts.fragment
-        and not any(char.isspace() for char in url)
-    )

@@ -85,6 +85,11 @@ class Trainer:
         self._wake = asyncio.Event()
         self.decision = Decision(False, "starting")
 
+    def why_untrained(self) -> str | None:
+        """Return why nothing can be trained here; None where something can."""
+        base = self._base()
+        return base if isinstance(base, str) else None
+
     async def request(self, wanted: Wanted, *, actor: str) -> Run:
         """Queue a run now, whatever the trigger says; it starts at once.
 
@@ -96,6 +101,7 @@ class Trainer:
             raise Unavailable(base)
         run = await run_requests.create(self._store, self._settings, base, wanted, actor=actor)
         log.info("training run queued", extra={"run": run.id, "by": actor})
+        self.decision = Decision(False, f"{run.id} begins next")
         self._wake.set()
         return run
 
@@ -117,8 +123,11 @@ class Trainer:
                 self._wake.clear()
                 try:
                     is_busy = await self._look()
-                except (StropError, OSError) as error:
-                    self._wait(error.message if isinstance(error, StropError) else str(error))
+                except StropError as error:
+                    self._wait(error.message)
+                    is_busy = False
+                except OSError as error:
+                    self._wait(f"a run can't begin yet: {error}")
                     is_busy = False
                 except Exception as error:
                     # The edge of a background task: one that ends would never train again.
@@ -134,6 +143,7 @@ class Trainer:
                 await self._child.stop()
 
     def _wait(self, reason: str) -> None:
+        # Said once in the log: so a look sets no other decision before it is sure of it.
         if reason != self.decision.says:
             log.warning("training waits", extra={"reason": reason})
         self.decision = Decision(False, reason)
@@ -147,9 +157,9 @@ class Trainer:
             run = await self._begin_if_due()
             if run is None:
                 return False
-        self.decision = Decision(False, f"{run.id} is under way")
         if run_lock.is_held(self._runs_folder):
             # A person trains in a terminal, or what a dead strop left has not noticed yet.
+            self.decision = _under_way(run)
             return False
         base = self._base()
         if isinstance(base, Base):
@@ -160,8 +170,11 @@ class Trainer:
         return await self._see_through(run)
 
     async def _begin_if_due(self) -> Run | None:
-        self.decision = await self._decide()
-        return await self.request(Wanted(), actor=TRIGGER) if self.decision.is_due else None
+        decision = await self._decide()
+        if decision.is_due:
+            return await self.request(Wanted(), actor=TRIGGER)
+        self.decision = decision
+        return None
 
     async def _decide(self) -> Decision:
         base = self._base()
@@ -220,6 +233,7 @@ class Trainer:
         log_path = folder / "output.log"
         command = self._command(self._home, run.id)
         self._child = await Child.start(command, log_path=log_path)
+        self.decision = _under_way(run)
         code = await self._end_of(self._child)
         self._child = None
         run = await self._store.runs.get(run.id) or run
@@ -269,3 +283,7 @@ class Trainer:
             reason = f"its process died {MAX_CRASHES} times ({how}): {said}"
             ended = RunUpdate(state="failed", reasons=orjson.dumps([reason]))
             await self._store.runs.update(run.id, ended)
+
+
+def _under_way(run: Run) -> Decision:
+    return Decision(False, f"{run.id} is under way")

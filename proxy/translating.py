@@ -75,7 +75,7 @@ class Interpreter:
 
         Raises:
             BadRequest: the request is malformed, or asks for what no chat completion can do.
-            BodyTooLarge, ClientLeft: as `read_body` has it.
+            BodyEncoded, BodyTooLarge, ClientLeft: as `read_body` has it.
         """
         if self._make_writer is not None:
             return await self._receive()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from strop.proxy.store.run_records import RatedTurn
+from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
 from strop.training import examples
 from strop.training.advantages import advantages
@@ -82,7 +83,7 @@ class Collected:
 
 
 async def collect(
-    ratings: TrainingStore,
+    store: Store,
     parent: str,
     objective: Objective,
     target: Target,
@@ -92,7 +93,7 @@ async def collect(
     """Return what there is to learn from for a child of `parent`, a version or `base`.
 
     Args:
-        ratings: what people said.
+        store: what people said.
         parent: what it has learned from is left out.
         objective: chooses what it learns from.
         target: the base, its context and its tokenizer.
@@ -101,8 +102,11 @@ async def collect(
     Raises:
         Refused: it is not enough, and why.
     """
-    base = target.base
+    base, ratings = target.base, store.training
     turns = [turn async for turn in ratings.fresh_turns(parent, base=base)]
+    prior = await ratings.prior(base=base)
+    if not turns:
+        raise Refused(nothing_fresh(prior[1], (await store.feedback_counts()).total))
     found = examples.make(turns, target)
     learn = objective.select(found.examples)
     if reason := refusal(found, learn, objective.name):
@@ -111,7 +115,7 @@ async def collect(
     counts = found.counts() | {"examples": len(learn), "held_out": len(kept)}
     return Collected(
         learn=tuple(learn),
-        advantages=tuple(advantages(learn, await ratings.prior(base=base))),
+        advantages=tuple(advantages(learn, prior)),
         held_out=tuple(one.as_held_out() for one in kept),
         prompts=_prompts([kept, learn], seed),
         counts=counts,
@@ -129,14 +133,29 @@ async def held_out_turns(ratings: TrainingStore, target: Target) -> list[Example
     return [one for one in examples.make(turns, target).examples if one.kind == "rating"]
 
 
+def nothing_fresh(num_learned: int, num_rated: int) -> str:
+    """Return why there is nothing to learn from.
+
+    Args:
+        num_learned: how many ratings stand that may be learned from: all were.
+        num_rated: how many stand in all.
+    """
+    if num_rated == 0:
+        why = "nothing is rated yet"
+    elif num_rated == num_learned:
+        why = f"all {num_rated} were learned from already"
+    else:
+        why = (
+            f"of {num_rated} ratings {num_learned} were learned from already; the others are held"
+            " out, or of answers that broke off, that another model gave, or the base before its"
+            " files changed, or that came before model.base was set"
+        )
+    return f"there is no rating to learn from: {why}"
+
+
 def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | None:
     """Return why `learn`, selected from `found`, can't be learned from; None if it can."""
     if not found.examples:
-        if not found.left_out:
-            return (
-                "there is no rating to learn from: all were learned from already, or they are of"
-                " answers by another model, or by the base as it was before its files changed"
-            )
         reasons = ", ".join(f"{reason}: {num}" for reason, num in found.left_out.most_common())
         return f"no rating can be learned from ({reasons})"
     num_good = sum(one.rating > 0 for one in found.examples if one.kind != "pair")

@@ -17,8 +17,9 @@ from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
 from strop.training.rows import LeftOut, Target, Tokenizer
 
 NOTHING: Final = (
-    "there is nothing to measure on: no rating is held out yet (about 15 % of conversations are,"
-    " and never learned from); rate more, or name prompts with --prompts FILE"
+    "there is nothing to measure on: no rating of an answer of this base is held out yet (about"
+    " 15 % of conversations are, and never learned from); rate more, or name prompts with --prompts"
+    " FILE"
 )
 
 

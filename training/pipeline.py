@@ -153,7 +153,7 @@ class Pipeline:
         )
         found = self._row.wait(
             collection.collect(
-                self._row.store.training,
+                self._row.store,
                 self._parent,
                 self._recipe.objective,
                 target,

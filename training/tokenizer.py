@@ -209,6 +209,8 @@ def _template_arguments(fields: Mapping[str, object]) -> dict[str, Any]:
         raise ValueError(
             f"`chat_template_kwargs` must be an object without {sorted(chat.RESERVED)}, got {named}"
         )
+    # Not `reasoning_effort`, nor what the embedded engine mends in a history for gpt-oss: it gives
+    # the prompt's ids, and mlx_lm.server, which doesn't, does neither.
     flags = ("add_generation_prompt", "continue_final_message")
     given = {flag: fields[flag] for flag in flags if fields.get(flag) is not None}
     return {**named, **given}

@@ -56,9 +56,12 @@ async def _list(home: Path, *, as_json: bool) -> None:
         liked: dict[str, Rate] = {}
         names = await store.versions.base_names()
         served = _served_base(home, found, activation)
-        # `base` is the one that serves, or the newest version's where that isn't known.
-        for base in dict.fromkeys([served, *names]):
-            liked = {**await store.training.live_rates(base=base), **liked}
+        for base in names.keys() - {served}:
+            liked |= await store.training.live_rates(base=base)
+        # Every base goes by `base`: the one that serves is meant, or the only one that is known.
+        if served or len(names) > 1:
+            liked.pop(BASE, None)
+        liked |= await store.training.live_rates(base=served)
     if as_json:
         shown = (adapter_objects.adapter(one, liked=liked.get(one.id)) for one in found)
         more = {"active": activation.version, "previous": activation.previous}
@@ -194,23 +197,25 @@ def activate_adapter(version: str, force: bool, home: Path | None, as_json: bool
     folder, body = home_of(home), {"version": version, "force": force}
     unknown = _unknown(version, folder)
     done = call(folder, "PUT", "/admin/adapters/active", body, unknown=unknown)
-    _say_switched(done, as_json=as_json)
+    _say_switched(done, folder, as_json=as_json)
 
 
 @adapters.command("rollback", epilog=examples("strop adapters rollback"))
 @home_option
 @json_option
 def roll_back(home: Path | None, as_json: bool) -> None:
-    """Go back to the version that was active before."""
-    _say_switched(call(home_of(home), "POST", "/admin/adapters/rollback", {}), as_json=as_json)
+    """Go back to the version that was active before, be it stale."""
+    at = home_of(home)
+    _say_switched(call(at, "POST", "/admin/adapters/rollback", {}), at, as_json=as_json)
 
 
-def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
+def _say_switched(done: dict[str, Any], home: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(done))
         return
     if done["version"] == done["previous"]:
         click.echo(f"{done['version']} serves already")
+        _say_stale(done, home)
         return
     total_ms = sum(done["timings_ms"].values())
     click.echo(f"{done['version']} serves, after {done['previous']}; it took {total_ms:.0f} ms")
@@ -218,6 +223,14 @@ def _say_switched(done: dict[str, Any], *, as_json: bool) -> None:
         click.echo(f"requests were held back for {done['pause_ms']:.0f} ms")
     if done["probe"]:
         click.echo(f"probe: {done['probe']['outcome']}, {done['probe']['reason']}")
+    _say_stale(done, home)
+
+
+def _say_stale(done: dict[str, Any], home: Path) -> None:
+    # A strop that was upgraded while it serves doesn't say.
+    if done.get("stale"):
+        relearn = to_copy("train --relearn", home)
+        click.echo(f"it is stale: {done['stale']}; train anew without that rating: {relearn}")
 
 
 @adapters.command("import", epilog=examples("strop adapters import ./my-lora"))

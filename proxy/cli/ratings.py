@@ -8,6 +8,7 @@ import asyncio
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -154,8 +155,7 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")
     if replaced is not None:
         click.echo(f"It replaces: {_standing(replaced)}")
-    by = f" --rater {shlex.quote(given.rater)}" if given.rater else ""
-    click.echo(f"Take it back: {to_copy(f'undo {given.completion}{by}', home)}")
+    click.echo(f"Take it back: {_undo_command(given, home)}")
 
 
 def _standing(replaced: Feedback) -> str:
@@ -175,7 +175,7 @@ def _standing(replaced: Feedback) -> str:
 def undo(completion: str | None, home: Path | None, rater: str) -> None:
     """Take a rating back.
 
-    That of the answer named, else the newest one in the newest conversation.
+    That of the answer named, else the newest that was given in the shell.
     """
     asyncio.run(_undo(completion, rater, home_of(home)))
 
@@ -183,21 +183,41 @@ def undo(completion: str | None, home: Path | None, rater: str) -> None:
 async def _undo(identity: str | None, rater: str, home: Path) -> None:
     async with open_store(home) as store:
         if identity is None:
-            newest = await store.get_completion(await _newest(store))
-            assert newest is not None
-            wanted = FeedbackFilter(session=newest.session, rater=rater, state="standing")
+            # In the chat, and with a client's own code, others rate too.
+            wanted = FeedbackFilter(source="cli", state="standing")
         else:
-            named = await store.id_of(identity)
-            wanted = FeedbackFilter(completion=named, rater=rater, state="standing")
-        standing = await store.list_feedback(wanted, limit=1)
+            wanted = FeedbackFilter(completion=await store.id_of(identity), state="standing")
+        standing = await store.list_feedback(replace(wanted, rater=rater), limit=1)
         if not standing.data:
-            of = f"of {identity}" if identity else "in the newest conversation"
-            raise NotFound(f"there is no rating {of} to take back; name the answer that it is of")
+            others = await store.list_feedback(wanted, limit=1)
+            other = next(iter(others.data), None)
+            raise NotFound(_nothing_to_undo(identity, rater, other, home))
         undone = await store.withdraw(standing.data[0].id, None)
         rated = await store.get_completion(undone.completion)
     assert rated is not None
     word = terminal.rating(undone.rating)
     click.echo(f"Took back {word}: {terminal.described(rated, undone.choice)}")
+
+
+def _nothing_to_undo(identity: str | None, rater: str, other: Feedback | None, home: Path) -> str:
+    """Return that a rater has no such rating, and how to name another: a rater's that there is."""
+    of = f"of {identity}" if identity else "from the shell"
+    by = f" by {rater}" if rater else ""
+    said = f"there is no rating {of}{by} to take back"
+    if other is not None:
+        whose = f"by {other.rater}" if other.rater else "without a rater"
+        return f"{said}; one {whose} stands: {_undo_command(other, home)}"
+    if identity:
+        return said
+    return (
+        f"{said}; for another, name its answer: {to_copy('undo ID', home)}, or type /rl undo in its"
+        " chat"
+    )
+
+
+def _undo_command(given: Feedback, home: Path) -> str:
+    by = f" --rater {shlex.quote(given.rater)}" if given.rater else ""
+    return to_copy(f"undo {given.completion}{by}", home)
 
 
 COMMANDS: Final = (_rating_command("good"), _rating_command("bad"), rate, undo)

@@ -114,9 +114,15 @@ async def _row(store: "Store", one: CompletionSummary) -> tuple[str, ...]:
         terminal.since(one.created_ms),
         one.state,
         model,
-        ", ".join(terminal.rating(given.rating) for given in standing) or "-",
+        ", ".join(map(_rated, standing)) or "-",
         answer,
     )
+
+
+def _rated(given: Feedback) -> str:
+    """Return a rating, and of which answer it is where that isn't the one shown."""
+    choice = f" (choice {given.choice})" if given.choice else ""
+    return terminal.rating(given.rating) + choice
 
 
 @completions.command(

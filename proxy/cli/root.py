@@ -268,7 +268,8 @@ def engine(**given: Any) -> None:
 def config(home: Path | None, as_json: bool, **flags: Any) -> None:
     """Show what a start would use, and where it comes from.
 
-    Where strop serves with others, it says which: those count until it is restarted.
+    Where strop serves with others, it says which: those count until it is restarted. Exits with 2
+    where a start would refuse them, as far as they say so by themselves.
     """
     folder = home_of(home)
     resolved = _load(folder, flags)
@@ -281,11 +282,23 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
         running = None if serves is None else {"url": serves.url, "differs": others}
         found = {"home": str(folder), "settings": keys, "running": running}
         click.echo(json.dumps(found))
-        return
-    click.echo(terminal.table(described, ("KEY", "VALUE", "FROM")))
-    if serves is not None and others:
-        click.echo(f"\nstrop at {serves.url} was started with others, until it is restarted:")
-        click.echo(terminal.table([(name, told_settings.words(asked, name)) for name in others]))
+    else:
+        click.echo(terminal.table(described, ("KEY", "VALUE", "FROM")))
+        if serves is not None and others:
+            click.echo(f"\nstrop at {serves.url} was started with others, until it is restarted:")
+            click.echo(terminal.table([(one, told_settings.words(asked, one)) for one in others]))
+    _check(resolved.settings)
+
+
+def _check(found: settings.Settings) -> None:
+    """Refuse what `serve` refuses without having looked at anything but the settings."""
+    auth.check_bind(found.server.host, found.server.client_keys)
+    # Where none is named, a start looks for one that runs.
+    if found.engine.kind:
+        # The drivers of all engines cost more than the rest of this command.
+        from strop.proxy import configured_engine
+
+        configured_engine.check_kind(found, found.engine.kind)
 
 
 for command in (

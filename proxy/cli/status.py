@@ -5,6 +5,7 @@ Asks the running proxy and the home's own store; changes nothing.
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from strop.proxy.cli.runs import progress
 from strop.proxy.command_line import to_copy
 from strop.proxy.home import serving_url
 from strop.proxy.store import layout
+from strop.proxy.store.version_records import BASE, Version
 
 
 @click.command(epilog=examples("strop status"))
@@ -38,7 +40,9 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     folder = home_of(home)
     url = serving_url(folder)
     health = ask_health(url) if url else None
-    stored = asyncio.run(_stored(folder)) if (folder / layout.DATABASE).is_file() else None
+    base = health["model"]["base"] if health else None
+    has_store = (folder / layout.DATABASE).is_file()
+    stored = asyncio.run(_stored(folder, base)) if has_store else None
     waits_for = call(folder, "GET", "/admin/runs?limit=1")["waits_for"] if health else None
     if as_json:
         shown = {"url": url, "health": health, "home": str(folder), "store": stored}
@@ -53,6 +57,8 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
         rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
         if stored:
             rows += _stored_rows(stored)
+            rows += _version_rows(stored, health, folder)
+            rows += _run_rows(stored)
         if waits_for:
             rows.append(("training", waits_for))
         click.echo(terminal.table(rows))
@@ -86,11 +92,31 @@ def _worker(one: dict[str, Any]) -> str:
 
 
 def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [
+    return [
         ("ratings", "{good} good, {bad} bad, {total} in all".format(**stored["ratings"])),
         ("newest answer", stored["newest"] or "none"),
-        ("active version", stored["active"]),
     ]
+
+
+def _version_rows(
+    stored: dict[str, Any], health: dict[str, Any] | None, home: Path
+) -> Iterator[tuple[str, str]]:
+    active, ready = stored["active"], stored["ready"]
+    if health and health["engine"]["capabilities"]["adapters"] == 0:
+        is_base = active == BASE
+        yield "active version", active if is_base else f"{active}, not served by this engine"
+        return
+    stale = f", stale: {terminal.excerpt(stored['stale'], 160)}" if stored["stale"] else ""
+    yield "active version", active + stale
+    if stale and stored["run"] is None:
+        yield "", f"train anew: {to_copy('train --relearn', home)}"
+    if ready:
+        let = to_copy(f"adapters activate {ready[0]}", home)
+        yield "ready", f"{', '.join(ready)}, not activated; to let it serve: {let}"
+
+
+def _run_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
     if stored["run"] is not None:
         rows.append(("run", progress(stored["run"])))
     if stored["last_run"] is not None:
@@ -107,20 +133,33 @@ def _ended(run: dict[str, Any]) -> str:
     return terminal.excerpt(f"{run['id']}: {'; '.join(said)}", 300)
 
 
-async def _stored(home: Path) -> dict[str, Any]:
+async def _stored(home: Path, base: str | None) -> dict[str, Any]:
+    """Return what the store says; `base` is the identity of the base that serves, if known."""
     async with open_store(home) as store:
         counts = await store.feedback_counts()
         newest = await store.list_completions(limit=1)
         run = await store.runs.unfinished()
         last_run = await store.runs.last_finished()
         activation = await store.versions.activation()
+        versions = await store.versions.list()
+    active = next((one for one in versions if one.id == activation.version), None)
     return {
         "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
         "newest": newest.data[0].id if newest.data else None,
         "active": activation.version,
+        "stale": active.stale if active else None,
+        "ready": [one.id for one in versions if _could_serve(one, active, base)],
         "run": None if run is None else adapter_objects.run(run),
         "last_run": None if last_run is None else adapter_objects.run(last_run),
     }
+
+
+def _could_serve(one: Version, active: Version | None, base: str | None) -> bool:
+    """Return whether a version is newer than the active one, and may take its place."""
+    if one.state != "ready" or one.stale is not None:
+        return False
+    base = base or (active.base if active else None)
+    return one.num > (active.num if active else 0) and base in (None, one.base)
 
 
 COMMANDS: Final = (status,)

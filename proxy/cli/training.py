@@ -32,6 +32,8 @@ from strop.proxy.run_requests import Wanted, preset
 from strop.proxy.store.run_records import Run
 
 _POLL_S: Final = 0.5
+# Empties the line that shows progress.
+_CLEAR: Final = "\r\x1b[K"
 _OBJECTIVES: Final = get_args(get_type_hints(settings.Training)["objective"])
 
 
@@ -103,18 +105,25 @@ async def _clean_ancestor(home: Path) -> str:
 def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[str, Any]:
     asked = {"objective": wanted.objective, "preset": wanted.preset, "parent": wanted.parent}
     run = call(home, "POST", "/admin/runs", asked)
+    told = ""
     try:
         while waits and not is_over(run):
             time.sleep(_POLL_S)
             run = call(home, "GET", f"/admin/runs/{run['id']}")
+            if run["state"] == "queued":
+                reason = call(home, "GET", "/admin/runs?limit=1")["waits_for"]
+                # Else it begins next, or its process has not said yet that it runs.
+                if run["id"] not in reason and reason != told:
+                    told = reason
+                    click.echo(f"{_CLEAR * shows}{run['id']} is queued: {reason}", err=True)
             if shows:
-                click.echo(f"\r\x1b[K{progress(run)}", nl=False)
+                click.echo(f"{_CLEAR}{progress(run)}", nl=False)
     except KeyboardInterrupt:
         stop = to_copy(f"runs cancel {run['id']}", home)
         click.echo(f"\n{run['id']} goes on where strop serves; stop it: {stop}", err=True)
         raise
     if waits and shows:
-        click.echo("\r\x1b[K", nl=False)
+        click.echo(_CLEAR, nl=False)
     return run
 
 

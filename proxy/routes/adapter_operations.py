@@ -37,12 +37,16 @@ def paths() -> Schema:
             }
         },
         "/admin/adapters/rollback": {
-            "post": _operation(
-                "Activate the version that was active before.",
-                200,
-                "Activation",
-                (*BODY, 401, 409, 502, 503),
-            )
+            "post": {
+                **_operation(
+                    "Activate the version that was active before.",
+                    200,
+                    "Activation",
+                    (*BODY, 401, 409, 502, 503),
+                ),
+                "description": "Also one that is stale, or can't be proven to serve: `stale` and"
+                " `probe` say so.",
+            }
         },
         "/admin/adapters/{version}": {
             "parameters": [path("version", "The version.")],

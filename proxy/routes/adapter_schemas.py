@@ -109,6 +109,7 @@ ADAPTER_SCHEMAS: Final[dict[str, Schema]] = {
             "object": {"const": "adapter.activation"},
             "version": string(),
             "previous": string(),
+            "stale": or_null(string("Why the version is stale, if it is; see Adapter.")),
             "timings_ms": {**_NUMBERS, "description": "By step."},
             "pause_ms": number("How long requests were held back."),
             "probe": {

@@ -14,7 +14,7 @@ CLIENT: Final[list[Schema]] = [{"clientKey": []}]
 ADMIN: Final[list[Schema]] = [{"adminKey": []}]
 """The security of what only the owner may do."""
 
-BODY: Final = (400, 408, 413)
+BODY: Final = (400, 408, 413, 415)
 """The statuses with which a body is refused."""
 
 ERRORS: Final = {
@@ -25,6 +25,7 @@ ERRORS: Final = {
     408: "The body came too slowly.",
     409: "It contradicts what is stored; `code` says how.",
     413: "The body is too long.",
+    415: "The body is compressed.",
     502: "The engine broke the exchange.",
     503: "Not now: the engine or the store is not ready, or strop is stopping.",
     504: "The engine was too slow.",

@@ -245,7 +245,8 @@ def paths() -> Schema:
                 "Embed texts; passed through.",
                 200,
                 "Embeddings",
-                (*BODY, 401, 502, 503, 504),
+                # Not 415: what is compressed, the engine may understand.
+                (400, 401, 408, 413, 502, 503, 504),
                 "EmbeddingsRequest",
             )
         },

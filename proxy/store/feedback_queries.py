@@ -110,6 +110,7 @@ def _conditions(wanted: FeedbackFilter, leads: Sequence[str]) -> tuple[list[str]
         "f.rater = ?": wanted.rater,
         "f.state = ?": wanted.state,
         "f.sign = ?": None if wanted.sign is None else _SIGNS[wanted.sign],
+        "f.source = ?": wanted.source,
     }
     conditions, parameters = filters.conditions(asked, leads)
     if wanted.since_ms is not None:

@@ -45,6 +45,7 @@ SELECT ?, version, ? FROM version_feedback WHERE feedback = ? AND revision = ?""
 _LEARN: Final = "INSERT INTO version_feedback (feedback, version, revision) VALUES (?, ?, ?)"
 _LEARN_INSTEAD: Final = """
 INSERT OR REPLACE INTO version_feedback (feedback, version, revision) VALUES (?, ?, ?)"""
+_BEGINS_TURN: Final = "SELECT 1 FROM completions WHERE id = ? AND turn = id"
 # What is not as it was learned, and what stands in its place.
 _CHANGED: Final = """
 SELECT f.id, l.revision, f.state, s.id FROM version_feedback AS l
@@ -61,16 +62,21 @@ def hand_over(connection: sqlite3.Connection, old: Feedback, new: Feedback, *, n
     Where it says the same, in other words perhaps, whoever learned `old` has learned `new`. Else
     they are stale.
     """
-    if says_the_same(old, new):
+    if _says_the_same(connection, old, new):
         connection.execute(_CARRY_OVER, (new.id, new.revision, old.id, old.revision))
     else:
         how = "revised" if new.id == old.id else "superseded"
         mark_stale(connection, old.id, how, now_ms=now_ms)
 
 
-def says_the_same(one: Feedback, other: Feedback) -> bool:
+def _says_the_same(connection: sqlite3.Connection, one: Feedback, other: Feedback) -> bool:
     """Return whether the same is learned from both, if they are of the same choice."""
-    return (one.rating, one.correction, one.scope) == (other.rating, other.correction, other.scope)
+    if (one.rating, one.correction) != (other.rating, other.correction):
+        return False
+    # Up to the answer that begins it, a turn is that answer.
+    return one.scope == other.scope or (
+        connection.execute(_BEGINS_TURN, (other.completion,)).fetchone() is not None
+    )
 
 
 def mark_stale(connection: sqlite3.Connection, feedback: str, how: str, *, now_ms: int) -> None:
@@ -119,7 +125,7 @@ def learn(
         if revision not in said:
             raise NotFound(f"{id_} has no revision {revision}, but {sorted(said)}")
         current = [] if standing is None else feedback_queries.by_id(standing).run(connection)
-        if current and says_the_same(said[revision], current[0]):
+        if current and _says_the_same(connection, said[revision], current[0]):
             connection.execute(_LEARN_INSTEAD, (current[0].id, num, current[0].revision))
         else:
             changed.append(f"{id_}, which was {'revised' if state == 'standing' else state} since")

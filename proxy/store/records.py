@@ -22,6 +22,7 @@ State = Literal[
 FeedbackState = Literal["standing", "superseded", "withdrawn", "pending"]
 Scope = Literal["completion", "turn"]
 Sign = Literal["good", "bad"]
+Source = Literal["api", "header", "inline", "cli"]
 LogprobsKind = Literal["raw", "processed"]
 ParentBy = Literal["chain", "chain_ambiguous", "tail"]
 ExportFormat = Literal["raw", "kto", "dpo", "sft"]
@@ -181,7 +182,7 @@ class NewFeedback:
     correction: str | None = None
     tags: tuple[str, ...] = ()
     rater: str = ""
-    source: Literal["api", "header", "inline", "cli"] = "api"
+    source: Source = "api"
     scope: Scope = "completion"
     idempotency: str | None = None
     digest: bytes = b""
@@ -249,6 +250,7 @@ class FeedbackFilter:
     rater: str | None = None
     state: FeedbackState | None = None
     sign: Sign | None = None
+    source: Source | None = None
     since_ms: int | None = None
 
 

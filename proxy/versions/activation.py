@@ -12,13 +12,17 @@ from strop.proxy.store.version_records import Activating
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """An activation that is done: how long each step took, and how long requests were held."""
+    """An activation that is done: how long each step took, and how long requests were held.
+
+    `stale` says why the version is stale, if it is.
+    """
 
     version: str
     previous: str
     timings_ms: dict[str, float]
     probe: Judgement | None
     pause_ms: float = 0.0
+    stale: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Keeping the engine to what it should serve: after its restart, and when a pin asks for more.
 
-Activates nothing, but for the base where the engine has another one now.
+Activates nothing, but at the start: the base where the engine has another one now, and what that
+displaced where its own is back.
 """
 
 import asyncio
@@ -14,7 +15,9 @@ from strop.proxy.alias import BASE
 from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import EngineNotReady, StropError, UnknownModel, VersionNotServed
 from strop.proxy.serving import Serving
-from strop.proxy.versions.loading import RETRY_S, Loader
+from strop.proxy.store.version_records import Version
+from strop.proxy.versions.displaced import START, displaced
+from strop.proxy.versions.loading import REASONS, RETRY_S, Loader
 from strop.proxy.versions.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -54,8 +57,13 @@ class VersionKeeper:
         """Look at what the engine holds, and mend it; see `Keeper.keep`."""
         loader = self._loader
         if not self.has_begun:
+            base = None
             if self._serving.engine.capabilities.is_local:
-                self._serving.identify(await self._identify())
+                base = await self._identify()
+            if loader is not None:
+                # First: who knows the base trains and promotes from what is active.
+                await self._agree(loader, base)
+            self._serving.identify(base)
             self.has_begun = True
         if self._shelf.awaits_probes and (self._probing is None or self._probing.done()):
             self._probing = asyncio.create_task(self._make_probes())
@@ -76,6 +84,57 @@ class VersionKeeper:
             await self._shelf.sweep()
             if not self._serving.alias.is_served:
                 await self._restore(loader)
+
+    async def _agree(self, loader: Loader, base: str | None) -> None:
+        """Let what is active be of `base`, the engine's; None where that isn't known.
+
+        Raises:
+            StoreUnavailable: it can't be recorded.
+        """
+        alias = self._serving.alias
+        version = alias.active.version
+        if version == BASE:
+            return
+        row = await loader.row(version)
+        is_displaced = version == await displaced(self._versions)
+        if not is_displaced and base in (None, row.base):
+            return
+        if base == row.base and await self._is_whole(loader, row):
+            reason = "the engine serves its base again"
+            log.info("a version is active again", extra={"version": version, "reason": reason})
+            # As if it had never left: a rollback goes where it went before that.
+            await self._versions.activate(
+                version, actor=START, kind="rolled_back", detail=orjson.dumps({"reason": reason})
+            )
+            return
+        if base is None:
+            reason = f"whether {version} is of the base here isn't known: set model.base"
+        elif base == row.base:
+            reason = f"{version} is not as it was"
+        else:
+            reason = (
+                f"{version} is of another base than the engine serves now; it serves again at a"
+                f" start with its own, unless another is activated before{await self._other(base)}"
+            )
+        log.warning("the base serves", extra={"reason": reason})
+        await self._versions.activate(BASE, actor=START, detail=orjson.dumps({"reason": reason}))
+        self._serving.put(alias.serving(alias.versions, alias.base))
+
+    async def _other(self, base: str) -> str:
+        """Return what to say of the version of `base` that served last; empty if none did."""
+        bases = {row.id: row.base for row in await self._versions.list()}
+        below = (await self._versions.activation()).below
+        found = next((version for version in below if bases.get(version) == base), None)
+        return f"; {found} is of this one: strop adapters activate {found}" if found else ""
+
+    async def _is_whole(self, loader: Loader, row: Version) -> bool:
+        try:
+            await self._shelf.check(row, base=row.base, force=True)
+            await self._shelf.verify(row.id)
+        except REASONS as error:
+            await loader.note_failure(row.id, START, error)
+            return False
+        return True
 
     async def _make_probes(self) -> None:
         try:
@@ -123,16 +182,6 @@ class VersionKeeper:
             EngineNotReady: it can't be served.
         """
         version = self._serving.alias.active.version
-        row = await loader.row(version)
-        base = self._serving.base
-        if base is not None and row.base != base:
-            reason = f"{version} is of another base than the engine serves now"
-            log.warning("the base serves", extra={"reason": reason})
-            detail = orjson.dumps({"reason": reason})
-            await self._versions.activate(BASE, actor="start", detail=detail)
-            alias = self._serving.alias
-            self._serving.put(loader.residents.alias(active=alias.base))
-            return
         try:
             await loader.load(version)
         except StropError as error:

@@ -5,7 +5,7 @@ Asks the store and the swapper, which moves the traffic. Starts no run.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Final, Protocol
 
@@ -24,8 +24,9 @@ from strop.proxy.errors import (
 from strop.proxy.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
-from strop.proxy.store.version_records import BASE, Version, VersionEvent
+from strop.proxy.store.version_records import BASE, Activation, Version, VersionEvent
 from strop.proxy.versions.activation import Progress, Switched
+from strop.proxy.versions.displaced import START
 from strop.proxy.versions.live_rate import MOST_RATINGS, PROMOTER, complaint, is_followed
 from strop.proxy.versions.loading import BUSY, GONE
 
@@ -50,6 +51,11 @@ class Activates(Protocol):
     """What moves traffic to a version: `Swapper`, as far as it is needed here."""
 
     progress: Progress | None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything can be activated yet."""
+        ...
 
     async def activate(self, version: str, *, actor: str) -> Switched:
         """Activate a version."""
@@ -110,6 +116,9 @@ class Promoter:
         call tries again; later, where answers that took too long held it up, or once nobody has
         asked for a while. `idle_s` says for how long nobody has.
         """
+        if not self._swapper.has_begun:
+            # What is active may be another until then.
+            return
         run = await self._store.runs.last_finished()
         if run is None or run.state != "passed" or run.version is None:
             return
@@ -151,11 +160,14 @@ class Promoter:
         versions = self._store.versions
         activation = await versions.activation()
         active = await versions.get(activation.version)
-        if active is None or active.id in self._kept or not is_followed(activation, active):
+        if active is None or active.id in self._kept:
+            return
+        chosen = await _chosen(self._store, activation)
+        if not is_followed(chosen, active):
             return
         parent = active.parent or BASE
         before, own = await self._store.training.rates_around(
-            activation.created_ms, parent, active.id, base=active.base, most=MOST_RATINGS
+            chosen.created_ms, parent, active.id, base=active.base, most=MOST_RATINGS
         )
         reason = complaint(active.id, own, parent, before)
         # A person who has chosen meanwhile would be rolled back in its place.
@@ -184,6 +196,16 @@ class Promoter:
         failed = [orjson.loads(one.detail) for one in events if one.kind == "activation_failed"]
         was_busy = bool(failed and failed[0].get(BUSY))
         return _Pause(monotonic() + self._retry_after_s, ends_idle=was_busy)
+
+
+async def _chosen(store: Store, activation: Activation) -> Activation:
+    """Return `activation` as it was before the version left for another base, if it did."""
+    if activation.actor != START:
+        return activation
+    for one in await store.versions.list_events(activation.version):
+        if one.kind in ("activated", "rolled_back") and one.actor != START:
+            return replace(activation, actor=one.actor, created_ms=one.created_ms)
+    return activation
 
 
 async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:

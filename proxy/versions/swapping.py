@@ -28,6 +28,7 @@ from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
 from strop.proxy.store.version_records import Version
 from strop.proxy.versions.activation import Loaded, Progress, Switched, Wish
+from strop.proxy.versions.displaced import displaced
 from strop.proxy.versions.keeping import VersionKeeper
 from strop.proxy.versions.loading import REASONS, Loader
 from strop.proxy.versions.shelf import Shelf
@@ -83,6 +84,11 @@ class Swapper:
         self._is_to_prune = False
         metrics.active_version.set_function(self._active_num)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the engine has answered; before that, nothing can be activated."""
+        return self.keeper.has_begun
+
     async def activate(self, version: str, *, actor: str, force: bool = False) -> Switched:
         """Make `version`, or `base`, what unpinned requests get; return once it serves.
 
@@ -102,7 +108,10 @@ class Swapper:
         return await self._join(version, Wish(actor, force, "activated"))
 
     async def rollback(self, *, actor: str, reason: str = "") -> Switched:
-        """Activate what was active before, and note the reason; raises as `activate`."""
+        """Activate what was active before, and note the reason; raises as `activate`.
+
+        Be it stale: who goes back is in haste, and is told.
+        """
         before = (await self._versions.activation()).previous
         if before is None:
             raise Conflict("expected a version to go back to, but none was active before")
@@ -202,10 +211,15 @@ class Swapper:
         async with loader.residents.lock:
             former = (await self._versions.activation()).version
             release = await loader.release(version, accepts_stale=force, accepts_unproven=force)
-            if version == former and version in self._serving.alias.versions:
-                await self._serving.have_moved()
-                return Switched(version, former, {}, None)
+            row = await self._versions.get(version)
+            stale = None if row is None else row.stale
             detail = orjson.dumps({"from": former})
+            if version == former and version in self._serving.alias.versions:
+                if version == BASE and await displaced(self._versions):
+                    # Until now nobody had chosen it, and it would make way again.
+                    await self._versions.add_event(BASE, "activated", actor=actor, detail=detail)
+                await self._serving.have_moved()
+                return Switched(version, former, {}, None, stale=stale)
             await self._versions.add_event(version, "activating", actor=actor, detail=detail)
             try:
                 done = await self._switch(loader, release, wish)
@@ -222,10 +236,12 @@ class Swapper:
         if done.pause_ms:
             self._metrics.pause.observe(done.pause_ms / 1000)
         log.info("version activated", extra={"version": version, "from": former, "actor": actor})
+        if stale is not None:
+            log.warning("a stale version serves", extra={"version": version, "reason": stale})
         self._is_to_prune = True
         if self._pruning is None or self._pruning.done():
             self._pruning = self._in_background(lambda: self._prune(loader))
-        return Switched(version, former, done.timings_ms, done.judgement, done.pause_ms)
+        return Switched(version, former, done.timings_ms, done.judgement, done.pause_ms, stale)
 
     async def _switch(self, loader: Loader, release: Release, wish: Wish) -> Done:
         residents = loader.residents
@@ -278,7 +294,7 @@ class Swapper:
         return self._loader
 
     def _check_begun(self) -> None:
-        if not self.keeper.has_begun:
+        if not self.has_begun:
             raise EngineNotReady(f"{self._serving.reason}; try again when the engine is ready")
 
     def _at(self, step: Step) -> None:

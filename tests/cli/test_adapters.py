@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import signal
 import sys
@@ -19,6 +20,7 @@ import shelved
 from click.testing import CliRunner, Result
 from fake_adapters import FakeAdapters
 from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 from store_values import MODEL, database_in, learnable, rate, record
 from waiting import until
@@ -145,6 +147,24 @@ async def test_versions_of_several_bases_say_which_they_are_of(tmp_path: Path) -
     assert "sha256" not in refused.stderr + not_continued.stderr
 
 
+async def test_what_another_base_answered_is_not_said_of_the_one_that_serves(
+    tmp_path: Path,
+) -> None:
+    """Nor of any, where none serves and there are several."""
+    store = await Store.open(database_in(tmp_path), synchronous="off")
+    await learnable(store, 1)
+    await Home(tmp_path, store).publish(base=MODEL)
+    await store.close()
+    async with serving(tmp_path) as (home, proxy):
+        served = columns((await home.strop("adapters", "list")).stdout)
+        await home.publish(base=proxy.services.serving.base)
+    stopped = columns((await home.strop("adapters", "list")).stdout)
+
+    digits = identify(demo_model(), cache=None)[7:15]
+    assert ["*", "base", digits] == served[-1]
+    assert ["*", "base"] == stopped[-1]
+
+
 async def test_a_version_is_shown_without_a_proxy(home: Home) -> None:
     """Where it comes from, and what happened to it."""
     await home.publish()
@@ -241,6 +261,25 @@ async def test_the_owner_moves_between_versions(tmp_path: Path) -> None:
     assert back.startswith("v1 serves, after v2; it took ")
     assert "v2 is removed\n" == removed
     assert {"cli"} == {event.actor for event in events if event.kind == "activated"}
+
+
+async def test_a_rollback_says_that_what_serves_is_stale(tmp_path: Path) -> None:
+    """And why, and how to be rid of what was taken back."""
+    async with serving(tmp_path) as (home, proxy):
+        base = proxy.services.serving.base
+        learned = await learnable(home.store, 1)
+        await home.publish(base=base, feedback=[learned])
+        await home.publish(base=base)
+        said = [await home.strop("adapters", "activate", one) for one in ("v1", "v2")]
+        await home.store.withdraw(learned[0], None)
+
+        back = await home.strop("adapters", "rollback")
+
+    assert not any("stale" in one.stdout for one in said)
+    assert back.stdout.startswith("v1 serves, after v2; it took ")
+    last = back.stdout.splitlines()[-1]
+    assert last.startswith(f"it is stale: v1 learned from {learned[0]}, which was withdrawn since")
+    assert "strop train --relearn" in last
 
 
 async def test_an_adapter_is_imported(tmp_path: Path) -> None:
@@ -371,6 +410,67 @@ async def test_train_fails_where_no_version_passed(tmp_path: Path) -> None:
     assert "No version was made." in done.stdout
 
 
+async def test_status_says_what_is_to_be_done_about_versions(home: Home) -> None:
+    """That the active one is stale, and which newer ones wait; not others of no use."""
+    learned = await learnable(home.store, 1)
+    await home.publish(base=MODEL)
+    await home.publish(base=MODEL, feedback=[learned])
+    fresh = (await home.strop("status")).stdout
+    await home.store.versions.activate("v2", actor="cli")
+    active = (await home.strop("status")).stdout
+
+    await home.store.withdraw(learned[0], None)
+    await home.publish(base=MODEL, feedback=[learned])
+    await home.publish(base="sha256:" + "7" * 64)
+    await home.publish(base=MODEL)
+    stale = (await home.strop("status")).stdout
+    found = json.loads((await home.strop("status", "--json")).stdout)["store"]
+
+    assert [
+        "active version  base",
+        "ready           v2, v1, not activated; to let it serve: strop adapters activate v2",
+    ] == fresh.splitlines()[-2:]
+    assert "active version  v2" == active.splitlines()[-1]
+    why = f"v2 learned from {learned[0]}, which was withdrawn since"
+    assert [
+        f"active version  v2, stale: {why}",
+        "                train anew: strop train --relearn",
+        "ready           v5, not activated; to let it serve: strop adapters activate v5",
+    ] == stale.splitlines()[-3:]
+    assert (why, ["v5"]) == (found["stale"], found["ready"])
+
+
+async def test_status_says_what_is_ready_of_the_base_that_serves(tmp_path: Path) -> None:
+    """Where the base is active, no version says which that is; whoever serves does."""
+    async with serving(tmp_path) as (home, proxy):
+        await until(lambda: proxy.services.serving.base is not None)
+        await home.publish(base=identify(demo_model(), cache=None))
+        await home.publish(base=MODEL)
+
+        status = await home.strop("status")
+
+    assert "ready           v1, not activated; to let it serve" in status.stdout
+
+
+async def test_status_says_of_an_engine_without_versions_that_the_active_one_waits(
+    home: Home,
+) -> None:
+    """The base answers there, whatever is active, and nothing else can be activated."""
+    await home.publish(base=MODEL)
+    await home.publish(base=MODEL)
+    await home.store.versions.activate("v1", actor="cli")
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, kind="openai"), home.folder) as proxy,
+    ):
+        with hold(home.folder, Serves(proxy.url)):
+            status = await home.strop("status")
+
+    lines = [re.split("  +", line) for line in status.stdout.splitlines()]
+    assert ["active version", "v1, not served by this engine"] in lines
+    assert [] == [line for line in lines if line[0] == "ready"]
+
+
 async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:
     """`strop status` says how far it is, and `strop runs` too."""
     async with serving(tmp_path, "waits") as (home, _):
@@ -416,6 +516,27 @@ async def test_whoever_stops_waiting_for_a_run_is_told_that_it_goes_on(tmp_path:
     stop = f"strop runs cancel {asked.id} --home {tmp_path}"
     assert f"{asked.id} goes on where strop serves; stop it: {stop}\n" in said.decode()
     assert left is not None
+
+
+async def test_whoever_waits_for_a_run_that_can_not_begin_is_told_why(tmp_path: Path) -> None:
+    """At once, where no terminal shows progress too; mended, the run begins."""
+    async with serving(tmp_path) as (_, proxy):
+        (tmp_path / "runs").write_text("no folder", encoding="utf-8")
+        waiting = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "strop.proxy.cli", "train", "--home", str(tmp_path), "--json"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert waiting.stderr is not None
+        told = (await waiting.stderr.readline()).decode()
+        reason = proxy.services.trainer.decision.says
+        (tmp_path / "runs").unlink()
+        shown, more = await waiting.communicate()
+
+    run = json.loads(shown)
+    assert reason.startswith("a run can't begin yet: [Errno 20] Not a directory")
+    assert (f"{run['id']} is queued: {reason}\n", b"") == (told, more)
+    assert ("passed", 0) == (run["state"], waiting.returncode)
 
 
 async def test_no_runs_are_said(home: Home) -> None:

@@ -260,25 +260,46 @@ def test_undo_takes_back_the_rating_of_the_answer_named(home: Path) -> None:
     assert [(two, -1, "standing"), (one, 1, "withdrawn")] == words(home)
 
 
-def test_undo_alone_takes_back_the_newest_of_the_newest_conversation(home: Path) -> None:
-    """Not one of another conversation, or another rater."""
-    other, first, last = record(
-        home,
-        {"session": "a", "created_ms": 1},
-        {"session": "b", "created_ms": 2},
-        {"session": "b", "created_ms": 3},
-    )
-    run(home, "good", first)
-    run(home, "rate", last, "bad", "--rater", "ann")
-    run(home, "bad", other)
+def test_undo_alone_takes_back_the_newest_that_was_given_in_the_shell(home: Path) -> None:
+    """Not a newer one that a client's code gave to another answer, nor another rater's."""
+    mine, agents, anns = record(home, {"session": "a"}, {"session": "b"}, {"session": "b"})
+    run(home, "bad", mine)
+    rate_in_store(home, NewFeedback(agents, "local", 1.0, b'"good"', source="api"))
+    run(home, "rate", anns, "bad", "--rater", "ann")
 
     undone = run(home, "undo")
     again = run(home, "undo")
+    of_ann = run(home, "undo", "--rater", "ann")
+    none = run(home, "undo")
 
-    assert f"Took back good: {first}" in undone.stdout
-    assert [(other, -1, "standing"), (last, -1, "standing"), (first, 1, "withdrawn")] == words(home)
-    assert 1 == again.exit_code
-    assert again.stderr.startswith("Error: there is no rating in the newest conversation")
+    assert f"Took back bad: {mine}" in undone.stdout
+    assert f"Took back bad: {anns}" in of_ann.stdout
+    assert [(anns, -1, "withdrawn"), (agents, 1, "standing"), (mine, -1, "withdrawn")] == words(
+        home
+    )
+    assert (1, 1) == (again.exit_code, none.exit_code)
+    no_rating = "Error: there is no rating from the shell to take back"
+    assert f"{no_rating}; one by ann stands: strop undo {anns} --rater ann\n" == again.stderr
+    assert none.stderr.startswith(f"{no_rating}; for another, name its answer: strop undo ID, or")
+
+
+def test_undo_says_who_rated_the_answer_where_that_was_another_rater(home: Path) -> None:
+    """The answer was named; what is missing is the rater."""
+    anns, mine = record(home, {}, {})
+    run(home, "rate", anns, "bad", "--rater", "ann")
+    run(home, "good", mine)
+
+    unnamed = run(home, "undo", anns)
+    named = run(home, "undo", mine, "--rater", "ann")
+
+    assert (
+        f"Error: there is no rating of {anns} to take back; one by ann stands: strop undo {anns}"
+        " --rater ann\n"
+    ) == unnamed.stderr
+    assert (
+        f"Error: there is no rating of {mine} by ann to take back; one without a rater stands:"
+        f" strop undo {mine}\n"
+    ) == named.stderr
 
 
 @pytest.mark.parametrize(
@@ -315,7 +336,7 @@ def test_a_model_set_as_any_other_setting_is_the_one(home: Path, engine: str) ->
     [
         (("good", "cmp_no"), 1, "no completion 'cmp_no' is recorded; see: strop completions list"),
         (("good",), 1, "there is no answer to rate yet"),
-        (("undo",), 1, "there is no answer to rate yet"),
+        (("undo",), 1, "there is no rating from the shell to take back; for another, name its"),
         (("undo", "cmp_no"), 1, "there is no rating of cmp_no to take back"),
         (("rate", "cmp_no", "great"), 2, "expected RATING to be good or bad, a number"),
         (("rate", "cmp_no", "9/5"), 2, "stars as in 4/5; got '9/5'"),
@@ -454,6 +475,18 @@ def test_completions_are_listed_newest_first(home: Path) -> None:
     assert ["RATED", "-", "-0.5, good"] == [re.split("  +", line)[-2] for line in listed]
     assert f"More: strop completions list --limit 1 --after {new}" == first[-1]
     assert [old] == [one["id"] for one in json.loads(rated)["data"]]
+
+
+def test_a_rating_of_another_choice_says_which(home: Path) -> None:
+    """What is shown is the first."""
+    choices = tuple(Choice(index, b'{"content": "Paris."}', "stop") for index in range(3))
+    (made,) = record(home, {"choices": choices})
+    run(home, "good", made)
+    run(home, "bad", made, "--choice", "2")
+
+    listed = run(home, "completions", "list").stdout.splitlines()
+
+    assert "bad (choice 2), good" == re.split("  +", listed[1])[-2]
 
 
 def test_the_rest_of_a_list_is_of_the_same_answers(home: Path) -> None:

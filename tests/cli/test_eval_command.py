@@ -211,7 +211,7 @@ def test_a_home_without_held_out_ratings_says_what_to_do(empty: Path) -> None:
     result = CliRunner().invoke(main, [*where(empty), "base"])
 
     assert result.exit_code
-    assert "there is nothing to measure on: no rating is held out yet" in result.stderr
+    assert "no rating of an answer of this base is held out yet" in result.stderr
     assert "name prompts with --prompts FILE" in result.stderr
 
 

@@ -51,6 +51,39 @@ def test_an_engine_that_is_only_a_url(tmp_path: Path, kind: tuple[str, ...], say
     assert says in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("--host", "0.0.0.0"), "server.client_keys is empty; set client keys, or listen on"),
+        (("--engine", "vllm"), 'engine.kind = "vllm" needs engine.url, as in --engine-url'),
+        (
+            ("--engine", "ollama", "--engine-url", "http://127.0.0.1:1", "--workers", "2"),
+            "server.workers = 2 needs engine.kind embedded, vllm or openai, got ollama",
+        ),
+    ],
+)
+def test_config_says_what_a_start_would_refuse(
+    tmp_path: Path, wrong: tuple[str, ...], says: str
+) -> None:
+    """After the settings, whole as ever: as `serve` says it, and with the same exit status."""
+    refused = start(tmp_path, *wrong)
+    shown = start(tmp_path, *wrong, command="config")
+    found = start(tmp_path, *wrong, "--json", command="config")
+
+    assert [2] * 3 == [one.exit_code for one in (refused, shown, found)]
+    assert says in refused.stderr
+    assert refused.stderr == shown.stderr == found.stderr
+    assert shown.stdout.splitlines()[-1].startswith("log.format ")
+    assert "log.format" == json.loads(found.stdout)["settings"][-1]["key"]
+
+
+def test_config_refuses_nothing_that_a_start_may_yet_find(tmp_path: Path) -> None:
+    """Which engine is at a URL, and whether one runs here, is asked at a start alone."""
+    url = ("--engine-url", "http://127.0.0.1:1", "--workers", "2")
+
+    assert 0 == start(tmp_path, *url, command="config").exit_code
+
+
 def test_strops_own_engine_serves_in_place_of_the_one_that_is_set(tmp_path: Path) -> None:
     """`--engine embedded` alone says so; the URLs in the settings are of the other one."""
     (tmp_path / "strop.toml").write_text(

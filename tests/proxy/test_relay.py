@@ -946,6 +946,23 @@ async def test_a_huge_body_is_refused(framing: str, engine: FakeEngine, tmp_path
         assert (413, "body_too_large") == (answer.status_code, answer.json()["error"]["code"])
 
 
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/feedback"]
+)
+async def test_a_compressed_body_is_refused_by_name(path: str, proxy: Running) -> None:
+    """415, with what would be taken (RFC 9110, section 15.5.16); the connection serves on."""
+    content = gzip.compress(b'{"model": "tiny"}')
+
+    answer = await proxy.client.post(path, content=content, headers={"content-encoding": "GZip"})
+    plain = await proxy.client.post(path, content=b"{}", headers={"content-encoding": "identity"})
+
+    assert (415, "identity") == (answer.status_code, answer.headers["accept-encoding"])
+    message = answer.json()["error"]["message"]
+    assert "expected a request body without a Content-Encoding, got 'GZip'" in message
+    assert 400 == plain.status_code
+    assert 200 == (await proxy.chat()).status_code
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback", "/v1/embeddings"])
 async def test_a_body_that_does_not_come_is_a_408(
     path: str, engine: FakeEngine, tmp_path: Path
@@ -967,15 +984,21 @@ async def test_a_body_that_does_not_come_is_a_408(
 async def test_embeddings_are_passed_through_and_not_recorded(
     engine: FakeEngine, proxy: Running
 ) -> None:
-    """Bytes both ways."""
+    """Bytes both ways, compressed ones too: the engine may know how."""
+    codings = []
 
     async def handler(call: Call) -> None:
+        codings.append(call.request.header("content-encoding"))
         await call.answer(b'{ "you": ' + call.request.body + b"}", 201)
 
     engine.handler = handler
     answer = await proxy.client.post("/v1/embeddings", content=b'{"input": "x"}')
+    zipped = {"content-encoding": "gzip"}
+    unread = await proxy.client.post("/v1/embeddings", content=b"\x1f\x8b", headers=zipped)
 
     assert (201, b'{ "you": {"input": "x"}}') == (answer.status_code, answer.content)
+    assert b'{ "you": \x1f\x8b}' == unread.content
+    assert [None, "gzip"] == codings
     assert [] == await proxy.rows()
 
 

@@ -16,6 +16,7 @@ from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
 
+from strop.configs import demo_model
 from strop.proxy.app import App
 from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.http_server import listen, url_of
@@ -145,6 +146,48 @@ async def test_strop_serves_whoever_reads_what_it_says(
     assert "standard output takes nothing" in caplog.text
 
 
+async def test_whoever_starts_strop_is_told_that_ratings_would_be_lost_to_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once, where a person reads it and in the log: what comes before it is mended is lost."""
+    caplog.set_level(logging.WARNING, "strop.proxy.serve")
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        await say_when_ready(proxy.services, proxy.url)
+
+    reason = (
+        "nothing can be trained before model.base is set: a folder or a downloaded hub id of the"
+        " same model in Hugging Face format; what is answered until then is never learned from,"
+        " however it is rated"
+    )
+    assert f"\n  {reason}\n" in capsys.readouterr().out
+    assert [("ratings teach nothing", reason)] == warnings(caplog)
+
+
+async def test_whoever_starts_strop_with_a_base_is_not_told_that_it_lacks_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is rated is learned from."""
+    caplog.set_level(logging.WARNING, "strop.proxy.serve")
+    model = {"base": str(demo_model())}
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, model=model), tmp_path / "home") as proxy,
+    ):
+        await say_when_ready(proxy.services, proxy.url)
+
+    assert "trained" not in capsys.readouterr().out
+    assert [] == warnings(caplog)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[tuple[str, object]]:
+    """What the start warned of, and why."""
+    found = [one for one in caplog.records if one.name == "strop.proxy.serve"]
+    return [(one.message, getattr(one, "reason", None)) for one in found]
+
+
 @pytest.mark.parametrize(
     ("model", "said"), [("acme/Large-3B", "acme/Large-3B"), ("", None)], ids=["hub", "demo"]
 )
@@ -189,6 +232,7 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
             home=home,
             is_demo=is_demo,
             needs_key=False,
+            why_untrained=None,
         )
 
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))

@@ -197,6 +197,10 @@ def test_each_key_has_one_variable() -> None:
         ("[engine]\nurl = 'localhost:8000'", "engine.url: expected http:// or https://"),
         ("[engine]\nurl = 'http://a:b'", "engine.url: expected http:// or https://"),
         ("[engine]\nurl = 'http://a/v1?key=1'", "engine.url: expected http:// or https://"),
+        ("[engine]\nurl = 'http://a/?'", "engine.url: expected http:// or https://"),
+        ("[engine]\nurl = 'http://a/#'", "engine.url: expected http:// or https://"),
+        ("[engine]\nurl = 'https://v1/'", "a host (one named v1 with its port)"),
+        ("[engine]\nreplicas = ['http://a', '']", "engine.replicas: expected http:// or https://"),
         ("[server\n", "expected a readable TOML file: "),
         (f"[server]\nport = {'[' * 5000}", "expected a readable TOML file: "),
     ],
@@ -415,6 +419,13 @@ def test_what_a_service_named_strop_gets_sets_nothing(tmp_path: Path) -> None:
     for variable, text in (("STROP_PORT", "8484"), ("STROP_SERVICE_PORT", "tcp://a:1")):
         with pytest.raises(ConfigError, match=f"unknown variable {variable}"):
             load(tmp_path, environ={variable: text})
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """As some editors write it."""
+    (tmp_path / "strop.toml").write_text("[server]\nport = 9000\n", encoding="utf-8-sig")
+
+    assert 9000 == load(tmp_path).settings.server.port
 
 
 def test_a_key_is_what_is_between_its_spaces(tmp_path: Path) -> None:

@@ -519,28 +519,80 @@ async def test_a_run_of_another_process_is_left_to_it(training: Trained) -> None
 
     with run_lock.hold(training.home / "runs", asked.id):
         async with watching(trainer):
-            await until(lambda: asked.id in trainer.decision.says)
-            says = trainer.decision.says
+            await until(lambda: f"{asked.id} is under way" == trainer.decision.says)
     async with watching(made):
         await until(lambda: training.swapper.activated)
 
-    assert f"{asked.id} is under way" == says
     assert not (training.home / "runs" / asked.id / "output.log").read_bytes()
     assert [("v1", "gate")] == training.swapper.activated
 
 
-async def test_what_goes_wrong_is_what_training_waits_for(training: Trained) -> None:
-    """The watch goes on, and says the reason."""
+async def test_what_goes_wrong_is_what_training_waits_for(
+    training: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The watch goes on, and says the reason: to who asks each time, in the log once."""
     (training.home / "runs").write_text("no folder", encoding="utf-8")
+    training.leases = AskedLeases()
     trainer = training.trainer("passes")
+    asked = await trainer.request(Wanted(), actor="api")
+    before = trainer.decision.says
 
     async with watching(trainer):
-        await trainer.request(Wanted(), actor="api")
-        await until(lambda: "Not a directory" in trainer.decision.says)
+        says = await reasons(training, trainer)
         (training.home / "runs").unlink()
         run = await training.until("passed")
 
+    assert f"{asked.id} begins next" == before
+    assert ["a run can't begin yet: [Errno 20] Not a directory"] == [
+        one.partition(": '")[0] for one in says
+    ]
+    assert says == waits(caplog)
     assert "passed" == run.state
+
+
+async def test_a_run_that_is_due_and_can_not_be_made_is_warned_of_once(
+    training: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often it is tried: here the preset's file was removed while strop served."""
+    await training.rate(3, 1)
+    gone = str(training.home / "gone.toml")
+    training.leases = AskedLeases()
+    trainer = training.trainer("passes", replace(SETTINGS, preset=gone))
+
+    async with watching(trainer):
+        says = await reasons(training, trainer)
+
+    assert [True] == [gone in one for one in says]
+    assert says == waits(caplog)
+
+
+class AskedLeases(Leases):
+    """Counts how often it was asked: by the trainer once or twice a look."""
+
+    num_asked = 0
+
+    def idle_since(self, version: str | None = None) -> float:
+        """Return what it does, and count that."""
+        self.num_asked += 1
+        return super().idle_since(version)
+
+
+async def reasons(training: Trained, trainer: Trainer) -> list[str]:
+    """What training is said to wait for during some looks, but for the first ones; each once."""
+    assert isinstance(training.leases, AskedLeases)
+    first, found = training.leases.num_asked + 6, list[str]()
+    while training.leases.num_asked < first + 12:
+        if training.leases.num_asked > first:
+            found.append(trainer.decision.says)
+        # Each time something else has had its turn: a look is never passed over.
+        await asyncio.sleep(0)
+    return list(dict.fromkeys(found))
+
+
+def waits(caplog: pytest.LogCaptureFixture) -> list[object]:
+    """What the log says that training waits for."""
+    lines = [one for one in caplog.records if one.message == "training waits"]
+    return [getattr(one, "reason", None) for one in lines]
 
 
 async def test_disabled_training_still_takes_requests(training: Trained) -> None:

@@ -207,6 +207,24 @@ async def test_a_stale_version_is_activated_with_force_only(versions: Versions) 
     assert "withdrawn" in shown["stale"]
 
 
+async def test_a_rollback_to_a_stale_version_says_that_it_is_stale(versions: Versions) -> None:
+    """It goes back all the same: what served then is worse."""
+    completion = await versions.app.record(base=shelved.BASE)
+    given = (await versions.app.rate(completion)).json()["id"]
+    v1 = await versions.publish(feedback=[(given, 1)])
+    v2 = await versions.publish()
+    chosen = [(await versions.activate(version)).json()["stale"] for version in (v1, v2)]
+    await versions.app.client.delete(f"/v1/feedback/{given}")
+
+    back = (await versions.ask("POST", "/rollback")).json()
+    again = (await versions.activate(v1, force=True)).json()
+
+    assert [None, None] == chosen
+    says = f"v1 learned from {given}, which was withdrawn since"
+    assert [(v1, says), (v1, says)] == [(done["version"], done["stale"]) for done in (back, again)]
+    assert v1 == await versions.served()
+
+
 async def test_a_version_can_be_kept_and_let_go(versions: Versions) -> None:
     """The answer is the version as it is then."""
     v1 = await versions.publish()

@@ -13,6 +13,7 @@ from routes_app import Running, running
 from waiting import until
 
 from strop.configs import demo_model
+from strop.proxy import run_requests
 from strop.proxy.store.run_records import RunUpdate
 
 
@@ -227,17 +228,41 @@ async def test_without_a_base_nothing_is_trained(tmp_path: Path) -> None:
     status, code, message = error_of(refused)
     assert (503, "unavailable") == (status, code)
     assert message.startswith("nothing can be trained before model.base is set")
+    assert message.endswith(f"; {run_requests.NEVER_LEARNED}")
     assert message == shown["waits_for"]
 
 
-async def test_an_engine_without_adapters_trains_nothing(tmp_path: Path) -> None:
-    """What was trained could not be served."""
-    async with running(tmp_path) as app:
+async def test_with_a_base_that_can_not_be_read_nothing_is_trained(tmp_path: Path) -> None:
+    """It is known when the engine is ready, and stays so: what came after is never learned from."""
+    base = tmp_path / "base"
+    base.mkdir()
+
+    async with running(tmp_path, vllm=FakeAdapters(), model__base=str(base)) as app:
         refused = await Runs(app).ask("POST", "", {})
 
     status, code, message = error_of(refused)
     assert (503, "unavailable") == (status, code)
-    assert message.startswith("the engine vllm serves no adapter versions here")
+    assert message.startswith(f"nothing can be trained: the base in {base} was not there")
+    assert message.endswith(f"; {run_requests.NEVER_LEARNED}")
+
+
+async def test_an_engine_without_adapters_trains_nothing(tmp_path: Path) -> None:
+    """What was trained could not be served."""
+    async with running(tmp_path, model__base=str(demo_model())) as app:
+        refused = await Runs(app).ask("POST", "", {})
+    async with running(tmp_path, engine__kind="vllm") as app:
+        lost = await Runs(app).ask("POST", "", {})
+
+    status, code, message = error_of(refused)
+    assert (503, "unavailable") == (status, code)
+    assert (
+        "the engine vllm serves no adapter versions here, so ratings are kept and nothing is"
+        " trained"
+    ) == message
+    assert (
+        f"{message}; what is answered before model.base is set is never learned from elsewhere"
+        " either"
+    ) == error_of(lost)[2]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from store_values import (
 
 from strop.proxy.errors import NotFound
 from strop.proxy.store import store as storing
-from strop.proxy.store.records import Feedback, Revision
+from strop.proxy.store.records import Feedback, Revision, Scope
 from strop.proxy.store.run_records import FreshCounts
 from strop.proxy.store.store import Store
 
@@ -308,6 +308,18 @@ async def test_a_revision_with_another_value_is_fresh_again(store: Store) -> Non
     assert {"v1"} == set(await stale(store))
 
 
+async def tool_loop(store: Store, number: int) -> str:
+    """Record a turn of two answers; return the last one."""
+    first = first_of_session(number)
+    chain = b"chain of %d" % number
+    await record(store, first, base=MODEL, choices=(choice(chain=chain),))
+    last = f"{first}_last"
+    follows = {"after": chain, "starts_turn": False}
+    recorded = await record(store, last, base=MODEL, **follows)
+    assert (first, first) == (recorded.parent, recorded.turn)
+    return last
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -320,13 +332,36 @@ async def test_rating_correction_and_scope_are_what_is_learned(
     store: Store, changed: Revision
 ) -> None:
     """A change of one of them is another lesson."""
-    given = await learnable(store, 1)
-    await version(store, given)
+    given = (await rate(store, await tool_loop(store, 1))).feedback
+    await version(store, (given.id, 1))
 
-    await store.revise(given[0], KEY, changed)
+    await store.revise(given.id, KEY, changed)
 
     assert {"v1"} == set(await stale(store))
-    assert {(given[0], 2)} == await fresh(store, "v1")
+    assert {(given.id, 2)} == await fresh(store, "v1")
+
+
+@pytest.mark.parametrize("learned", ["completion", "turn"])
+@pytest.mark.parametrize("how", ["superseded", "revised", "during the run"])
+async def test_a_turn_of_one_answer_is_that_answer(store: Store, how: str, learned: Scope) -> None:
+    """Whichever of the two a person rates, the same is learned."""
+    id_ = first_of_session(1)
+    await record(store, id_, base=MODEL)
+    given = (await rate(store, id_, scope=learned)).feedback
+    other: Scope = "completion" if learned == "turn" else "turn"
+    if how == "during the run":
+        await store.versions.reserve(base=MODEL)
+    else:
+        await version(store, (given.id, 1))
+
+    if how == "revised":
+        await store.revise(given.id, KEY, Revision(1.0, b'"good"', scope=other))
+    else:
+        await rate(store, id_, scope=other)
+    if how == "during the run":
+        await store.versions.publish("v1", b"{}", [(given.id, 1)], state="ready", actor="gate")
+
+    assert (set(), {}) == (await fresh(store, "v1"), await stale(store))
 
 
 async def test_other_words_for_the_same_are_learned_already(store: Store) -> None:

@@ -52,7 +52,7 @@ def feedback_filters() -> Iterator[FeedbackFilter]:
     for state, rater in itertools.product(("standing", "withdrawn"), ("", "ann")):
         values = {
             "key_id": KEY, "completion": "cmp_1", "session": "mine", "rater": rater,
-            "state": state, "sign": "bad", "since_ms": NOON_MS,
+            "state": state, "sign": "bad", "source": "cli", "since_ms": NOON_MS,
         }  # fmt: skip
         for given in one_or_two(values, FeedbackFilter):
             yield FeedbackFilter(**given)

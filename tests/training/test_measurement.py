@@ -11,7 +11,7 @@ from toy_policy import ToyPolicy, log_softmax, tokens
 
 from strop.training import training_set
 from strop.training.backends.base import Weights
-from strop.training.collection import NUM_JUDGING, Collected, refusal
+from strop.training.collection import NUM_JUDGING, Collected, nothing_fresh, refusal
 from strop.training.examples import Example, Examples
 from strop.training.figures import MAX_SAMPLES
 from strop.training.measurement import Measured, measure
@@ -199,7 +199,6 @@ CORRECTION = example([1], kind="correction")
         ("sft", [GOOD], [GOOD], None),
         ("sft", [BAD], [], "sft learns from answers rated good, or corrections"),
         ("dpo", [GOOD, BAD], [], "dpo learns from pairs"),
-        ("topr", [], [], "there is no rating to learn from"),
     ],
 )
 def test_a_run_without_enough_says_what_is_missing(
@@ -209,6 +208,26 @@ def test_a_run_without_enough_says_what_is_missing(
     reason = refusal(Examples(tuple(found), Counter()), learn, objective)
 
     assert said in reason if said is not None and reason is not None else reason is said
+
+
+@pytest.mark.parametrize(
+    ("num_learned", "num_rated", "said"),
+    [(0, 0, "nothing is rated yet"), (7, 7, "all 7 were learned from already")],
+)
+def test_a_run_without_a_fresh_rating_says_what_became_of_them(
+    num_learned: int, num_rated: int, said: str
+) -> None:
+    """Each of these is the whole story."""
+    assert f"there is no rating to learn from: {said}" == nothing_fresh(num_learned, num_rated)
+
+
+def test_a_run_without_a_fresh_rating_says_what_ratings_never_count() -> None:
+    """How many were learned from is known; why the others weren't is one of these reasons."""
+    reason = nothing_fresh(2, 9)
+
+    assert "of 9 ratings 2 were learned from already; the others" in reason
+    for why in ("held out", "another model", "its files changed", "before model.base was set"):
+        assert why in reason
 
 
 def test_held_out_turns_that_do_not_fit_into_memory_are_not_measured() -> None:

@@ -246,7 +246,7 @@ async def test_without_ratings_a_run_is_refused(home: RatedHome) -> None:
     run = await over(home)
 
     assert "failed" == run.state
-    assert "no rating to learn from" in reasons(run)
+    assert ["there is no rating to learn from: nothing is rated yet"] == json.loads(run.reasons)
 
 
 async def test_ratings_of_another_base_are_not_learned_from(home: RatedHome) -> None:
@@ -256,7 +256,8 @@ async def test_ratings_of_another_base_are_not_learned_from(home: RatedHome) -> 
     run = await over(home)
 
     assert "failed" == run.state
-    assert "before its files changed" in reasons(run)
+    assert "of 12 ratings 0 were learned from already" in reasons(run)
+    assert "the base before its files changed" in reasons(run)
 
 
 async def test_a_base_whose_files_changed_is_refused(home: RatedHome, tmp_path: Path) -> None:

@@ -362,6 +362,50 @@ async def test_ratings_from_before_the_promotion_do_not_count(store: Store) -> N
     assert [] == swapper.rolled_back
 
 
+async def test_a_version_that_left_for_another_base_is_followed_on_when_it_is_back(
+    store: Store,
+) -> None:
+    """By the ratings since it was promoted; one that a person chose is left alone then too."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30)
+    await _leaves_and_is_back(store, v1)
+
+    await decides.follow()
+    await store.versions.activate(v1, actor="api")
+    await _leaves_and_is_back(store, v1)
+    await decides.follow()
+
+    assert ["watch"] == [actor for actor, _ in swapper.rolled_back]
+    assert v1 == (await store.versions.activation()).version
+
+
+async def _leaves_and_is_back(store: Store, version: str) -> None:
+    await store.versions.activate("base", actor="start")
+    await store.versions.activate(version, actor="start", kind="rolled_back")
+
+
+async def test_what_passed_waits_until_it_is_known_what_serves(store: Store) -> None:
+    """At a start after one with another base, its parent is active only then."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    v1 = await passed(store)
+    await store.versions.activate(v1, actor="api")
+    v2 = await passed(store, parent=v1)
+    await store.versions.activate("base", actor="start")
+    swapper.has_begun = False
+
+    await decides.promote()
+    await store.versions.activate(v1, actor="start", kind="rolled_back")
+    swapper.has_begun = True
+    await decides.promote()
+
+    assert [(v2, "gate")] == swapper.activated
+
+
 @pytest.mark.parametrize(
     "error",
     [ActivationFailed("the base is gone"), Conflict("it is missing"), NotFound("no version")],

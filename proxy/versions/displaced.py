@@ -1,0 +1,35 @@
+"""The version that had to leave for another base, and serves again once its own is back.
+
+Reads the store; activates nothing: `keeping` does.
+"""
+
+from typing import Final
+
+import orjson
+
+from strop.proxy.store.version_records import BASE
+from strop.proxy.store.version_store import VersionStore
+
+START: Final = "start"
+"""Who activates the base in the place of a version of another one, and that version again."""
+
+
+async def to_serve(versions: VersionStore) -> str:
+    """Return what a start is to serve where the engine has its base: see `displaced`."""
+    return await displaced(versions) or (await versions.activation()).version
+
+
+async def displaced(versions: VersionStore) -> str | None:
+    """Return the version that the base stands in for, until its own base is served again.
+
+    None where there is none: it was removed, or somebody has chosen what is to serve since.
+    """
+    activation = await versions.activation()
+    if (activation.version, activation.actor) != (BASE, START):
+        return None
+    events = await versions.list_events(BASE)
+    chosen = next((one for one in events if one.kind in ("activated", "rolled_back")), None)
+    if chosen is None or chosen.actor != START:
+        return None
+    version = str(orjson.loads(chosen.detail)["from"])
+    return version if await versions.get(version) is not None else None

@@ -1,0 +1,192 @@
+"""A home that is served with another base for a while: what served before serves again after."""
+
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from fake_adapters import FakeAdapters, Gate
+from swapped import Swapped, swapped
+from worked import ask_on, question, worked
+
+from strop.adapters.identity import identify
+from strop.adapters.library import Library
+from strop.configs import demo_model
+
+OWN = demo_model()
+"""The base that the versions here are of."""
+
+
+async def make(home: Path, *, num_adapters: int = 2) -> None:
+    """Make a home in which v2 serves, after v1."""
+    async with swapped(home, base=OWN, num_adapters=num_adapters) as it:
+        for version in ("v1", "v2"):
+            await it.publish(base=identify(OWN, cache=None))
+            await it.swapper.activate(version, actor="api")
+
+
+async def previous(it: Swapped) -> str | None:
+    """Return where a rollback goes."""
+    return (await it.proxy.services.store.versions.activation()).previous
+
+
+async def serve_with(home: Path, base: Path | None) -> tuple[str | None, str]:
+    """Start strop with a base; return what answers, and what the store says is active."""
+    async with swapped(home, base=base) as it:
+        return await it.served(), await it.active()
+
+
+@pytest.mark.parametrize("num_adapters", [1, 2])
+async def test_with_its_own_base_the_version_serves_again(
+    qwen3: Path, llama: Path, tmp_path: Path, num_adapters: int
+) -> None:
+    """After any number of starts with others; a rollback goes where it went before them."""
+    home = tmp_path / "home"
+    await make(home, num_adapters=num_adapters)
+    for base in (qwen3, qwen3, llama):
+        async with swapped(home, base=base, num_adapters=num_adapters) as it:
+            assert ("base", "base") == (await it.served(), await it.active())
+            assert 2 == len(await it.events("base"))
+    for _ in range(2):
+        async with swapped(home, base=OWN, num_adapters=num_adapters) as it:
+            assert ("v2", "v2", "v1") == (await it.served(), await it.active(), await previous(it))
+            assert ["tiny@v2"] == it.fake.loads
+            assert "tiny@v2" in it.fake.probed
+            # Written down once, however often strop starts.
+            assert 1 == (await it.events("v2")).count("rolled_back")
+    async with swapped(home, base=OWN, num_adapters=num_adapters) as it:
+        back = [(await it.swapper.rollback(actor="api")).version for _ in range(2)]
+        assert (["v1", "base"], "base", None) == (back, await it.served(), await previous(it))
+
+
+async def test_nobody_gets_the_base_in_its_place_meanwhile(qwen3: Path, tmp_path: Path) -> None:
+    """Until it is loaded and proven requests get 503, as at every start."""
+    home, gate = tmp_path / "home", Gate()
+    await make(home)
+    await serve_with(home, qwen3)
+
+    fake = FakeAdapters(before_answer=gate)
+    async with swapped(home, base=OWN, fake=fake, ready=False) as it:
+        await gate.reached.wait()
+
+        answer = await it.proxy.chat()
+
+        assert (503, "engine_not_ready") == (answer.status_code, answer.json()["error"]["code"])
+        assert 503 == (await it.proxy.client.get("/readyz")).status_code
+        gate.opened.set()
+        await it.proxy.services.serving.wait_until_ready()
+        assert "v2" == await it.served()
+
+
+async def test_what_it_can_not_be_proven_to_serve_is_said_and_not_replaced(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """As at every start; activating the base mends it."""
+    home, fake = tmp_path / "home", FakeAdapters(weights_of=lambda _name, _folder: "other")
+    await make(home)
+    await serve_with(home, qwen3)
+
+    async with swapped(home, base=OWN, fake=fake, ready=False) as it:
+        await it.proxy.services.serving.wait_until_asked()
+        answer = await it.proxy.chat()
+        assert (503, "v2") == (answer.status_code, await it.active())
+        await it.swapper.activate("base", actor="api")
+
+        assert "base" == await it.served()
+
+
+async def _keeps_the_base(it: Swapped) -> None:
+    done = await it.swapper.activate("base", actor="cli")
+    assert (done.version, done.previous) == ("base", "base")
+
+
+async def _activates_another(it: Swapped) -> None:
+    await it.swapper.activate(
+        await it.publish(base=it.proxy.services.serving.base or ""), actor="gate"
+    )
+
+
+async def _goes_back_from_another(it: Swapped) -> None:
+    await _activates_another(it)
+    await it.swapper.rollback(actor="watch")
+
+
+async def _removes_it(it: Swapped) -> None:
+    await it.swapper.remove("v2", actor="cli")
+
+
+@pytest.mark.parametrize(
+    "choose", [_keeps_the_base, _activates_another, _goes_back_from_another, _removes_it]
+)
+async def test_what_was_chosen_since_stays(
+    qwen3: Path, tmp_path: Path, choose: Callable[[Swapped], Awaitable[None]]
+) -> None:
+    """By anybody, be it the base itself; and what was removed gives way to nothing older."""
+    home = tmp_path / "home"
+    await make(home)
+    async with swapped(home, base=qwen3) as it:
+        await choose(it)
+
+    assert ("base", "base") == await serve_with(home, OWN)
+
+
+async def test_what_another_base_displaces_there_is_what_serves_there_again(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """The last one that had to leave, whosever it is; the one before is named."""
+    home = tmp_path / "home"
+    await make(home)
+    async with swapped(home, base=qwen3) as it:
+        await _activates_another(it)
+    async with swapped(home, base=OWN) as it:
+        (event, *_) = await it.proxy.services.store.versions.list_events("base", limit=1)
+        assert b"v3 is of another base than the engine serves now" in event.detail
+        assert b"; v2 is of this one: strop adapters activate v2" in event.detail
+
+    assert ("v3", "v3") == await serve_with(home, qwen3)
+
+
+@pytest.mark.parametrize("harm", ["other weights", "no folder"])
+async def test_whose_files_are_not_as_they_were_stays_out_until_they_are(
+    qwen3: Path, tmp_path: Path, harm: str
+) -> None:
+    """The base serves on, and the version's events say why."""
+    home, away = tmp_path / "home", tmp_path / "away"
+    await make(home)
+    folder = Library(home / "adapters").path_of("v2")
+    await serve_with(home, qwen3)
+    shutil.copytree(folder, away)
+    if harm == "no folder":
+        shutil.rmtree(folder)
+    else:
+        (folder / "adapter_model.safetensors").write_bytes(b"something else")
+
+    async with swapped(home, base=OWN) as it:
+        assert ("base", "base") == (await it.served(), await it.active())
+        assert "missing" == (await it.version("v2")).state
+        assert "activation_failed" in await it.events("v2")
+    shutil.copytree(away, folder, dirs_exist_ok=True)
+
+    assert ("v2", "v2") == await serve_with(home, OWN)
+
+
+async def test_where_the_base_is_not_known_the_base_serves(qwen3: Path, tmp_path: Path) -> None:
+    """Nothing says whether it is the version's; it is once that is set again."""
+    home = tmp_path / "home"
+    await make(home)
+    await serve_with(home, qwen3)
+
+    assert ("base", "base") == await serve_with(home, None)
+    assert ("v2", "v2") == await serve_with(home, OWN)
+
+
+async def test_workers_serve_it_again_too(qwen3: Path, tmp_path: Path) -> None:
+    """The process that decides tells them."""
+    home = tmp_path / "home"
+    await make(home)
+    await serve_with(home, qwen3)
+
+    async with worked(home, f"model.base={OWN}") as it:
+        answers = [await ask_on(one, question()) for one in await it.crowd(2)]
+
+        assert ["v2", "v2"] == [answer.headers["x-strop-adapter"] for answer in answers]
