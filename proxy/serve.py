@@ -95,6 +95,7 @@ async def say_when_ready(services: Control, url: str) -> None:
         banner(
             url=url,
             model=alias.name,
+            engine_model=alias.base.name,
             version=alias.active.version,
             engine=f"{engine.label} at {auth.scrub_url(engine.upstream.url)}",
             home=services.home,
@@ -124,6 +125,7 @@ def banner(
     *,
     url: str,
     model: str,
+    engine_model: str,
     version: str,
     engine: str,
     home: Path,
@@ -140,7 +142,8 @@ def banner(
     at, strop = home_hint(home), installation.strop()
     lines = [
         "",
-        f"strop serves {model} ({version}), by {engine}",
+        f"strop serves {model} ({version}), by {engine}"
+        + f", whose {engine_model} answers as {model}" * (model != engine_model),
         "",
         "  Point an agent at it" + (" (KEY: one of server.client_keys):" * needs_key or ":"),
         f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}",

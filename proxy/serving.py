@@ -90,6 +90,7 @@ class Serving:
         leases: counts the requests; without it, those of this process alone.
 
     Attributes:
+        is_answering: whether the engine answered its last check, whatever it holds.
         keeper: who makes the engine serve what it should.
         followers: the processes that serve, where this one only decides.
     """
@@ -105,6 +106,7 @@ class Serving:
         self.engine = engine
         self.leases = leases or Leases()
         self.state: EngineState | None = None
+        self.is_answering = False
         self.reason = _UNASKED
         self.base: str | None = None
         self.keeper: Keeper | None = None
@@ -243,7 +245,9 @@ class Serving:
             state = await self.engine.check()
         except BaseException:
             self._verification.forget()
+            self.is_answering = False
             raise
+        self.is_answering = True
         await self._verification.attempt(self.engine, state.models[0])
         return state
 

@@ -154,7 +154,8 @@ def parse_hours(text: str) -> tuple[int, int]:
 def is_base_url(url: str) -> bool:
     """Whether an engine may be at `url`: http or https, a host, and at most a path."""
     try:
-        parts = urlsplit(url)
+        # As in OPENAI_BASE_URL, a `/v1` at the end is left out; of a host named so nothing stays.
+        parts = urlsplit(url.rstrip("/").removesuffix("/v1"))
         _ = parts.port
     except ValueError:
         return False
@@ -162,7 +163,5 @@ def is_base_url(url: str) -> bool:
         parts.scheme in ("http", "https")
         and bool(parts.hostname)
         and "@" not in parts.netloc
-        # As in OPENAI_BASE_URL, a `/v1` at the end is left out: of this host nothing would stay.
-        and not url.rstrip("/").endswith("//v1")
         and not any(char in "?#" or char.isspace() for char in url)
     )

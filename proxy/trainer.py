@@ -86,7 +86,7 @@ class Trainer:
         self.decision = Decision(False, "starting")
 
     def why_untrained(self) -> str | None:
-        """Return why nothing can be trained here; None where something can."""
+        """Return why there is no base to train; None where there is one."""
         base = self._base()
         return base if isinstance(base, str) else None
 

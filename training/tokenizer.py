@@ -131,11 +131,11 @@ class BaseTokenizer:
             arguments |= {"add_generation_prompt": False, "tokenize": False}
             # An answer changes what some templates write before it: gpt-oss's drops thoughts then.
             for asked in (messages, [_ASKED]):
-                chat: str = self._apply(asked, **arguments)
+                alone: str = self._apply(asked, **arguments)
                 answered: str = self._apply([*asked, _ANSWERED], **arguments)
                 before = answered.rpartition(_PLACEHOLDER)[0]
-                if before.startswith(chat):
-                    return before.removeprefix(chat)
+                if before.startswith(alone):
+                    return before.removeprefix(alone)
         except ValueError:
             pass
         return ""

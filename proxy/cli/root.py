@@ -58,7 +58,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except StropError as error:
-            click.ClickException(error.message).show()
+            # It may quote what a client said, such as the name of a rater.
+            click.ClickException(terminal.safe(error.message)).show()
             context.exit(error.exit_status)
         except KeyboardInterrupt:
             context.exit(INTERRUPTED)
@@ -293,12 +294,13 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
 def _check(found: settings.Settings) -> None:
     """Refuse what `serve` refuses without having looked at anything but the settings."""
     auth.check_bind(found.server.host, found.server.client_keys)
-    # Where none is named, a start looks for one that runs.
-    if found.engine.kind:
+    # Where neither it nor a model is named, a start looks for one that runs.
+    kind = found.engine.kind or ("embedded" if found.model.path and not found.engine.url else "")
+    if kind:
         # The drivers of all engines cost more than the rest of this command.
         from strop.proxy import configured_engine
 
-        configured_engine.check_kind(found, found.engine.kind)
+        configured_engine.check_kind(found, kind)
 
 
 for command in (

@@ -65,6 +65,11 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     context.exit(0 if health else 1)
 
 
+def _model_name(model: dict[str, Any]) -> str:
+    name, there = model["name"], model.get("engine_name")
+    return f"{name}, the engine's {there}" if there not in (name, None) else name or "unknown yet"
+
+
 def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
     engine, model, capture = health["engine"], health["model"], health["capture"]
     engine_is = "ready" if engine["ready"] else f"not ready: {engine['reason']}"
@@ -74,7 +79,7 @@ def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
         ("engine", f"{engine['label']} at {engine['url']}: {engine_is}"),
         *(("", f"it falls short: {what}") for what in engine["shortfalls"]),
         *(("", _replica(one)) for one in engine["replicas"]),
-        ("model", f"{model['name'] or 'unknown yet'} ({model['active'] or 'none active'})"),
+        ("model", f"{_model_name(model)} ({model['active'] or 'none active'})"),
         ("capture", f"{capture['mode']}, {capture_is}; {capture['lost']} lost"),
         ("in flight", str(health["in_flight"])),
         ("up for", terminal.duration(health["uptime_s"])),
@@ -125,10 +130,10 @@ def _run_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _ended(run: dict[str, Any]) -> str:
-    """Return what came of a run that is over, and which ratings it could not learn from."""
+    """Return what came of a run that is over, why, and which ratings it could not learn from."""
     said = [run["state"] + (f", {run['version']}" if run["version"] else "")]
     said += [f"{num} {name}" for name, num in run["counts"].items() if name.startswith("left out")]
-    if run["state"] == "failed":
+    if run["state"] != "passed":
         said += run["reasons"]
     return terminal.excerpt(f"{run['id']}: {'; '.join(said)}", 300)
 

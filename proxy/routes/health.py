@@ -151,9 +151,10 @@ def _model(running: Control) -> dict[str, object]:
         alias = running.serving.alias
     except EngineNotReady:
         name = running.settings.model.name or None
-        return {"name": name, "base": None, "active": None, "versions": []}
+        return {"name": name, "engine_name": None, "base": None, "active": None, "versions": []}
     return {
         "name": alias.name,
+        "engine_name": alias.base.name,
         "base": running.serving.base,
         "active": alias.active.version,
         "versions": list(alias.versions),

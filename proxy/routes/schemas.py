@@ -218,7 +218,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "created": _CREATED,
             "owned_by": {"const": "strop"},
             "root": string("The pinned name that it stands for now."),
-            "parent": or_null(string("What that was trained from.")),
+            "parent": or_null(string("Of a pinned name, what that was trained from.")),
             "version": string("`base`, or an adapter version."),
             "max_model_len": or_null(integer("In tokens.")),
         }
@@ -257,6 +257,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "model": object_of(
                 {
                     "name": or_null(string()),
+                    "engine_name": or_null(string("What the engine calls the model of that name.")),
                     "base": or_null(string("The identity of its base, as adapters name it.")),
                     "active": or_null(string()),
                     "versions": array_of(string()),

@@ -24,9 +24,9 @@ async def displaced(versions: VersionStore) -> str | None:
 
     None where there is none: it was removed, or somebody has chosen what is to serve since.
     """
-    activation = await versions.activation()
-    if (activation.version, activation.actor) != (BASE, START):
+    if (await versions.activation()).version != BASE:
         return None
+    # They say more than the activation: that a person has chosen the base while it was active.
     events = await versions.list_events(BASE)
     chosen = next((one for one in events if one.kind in ("activated", "rolled_back")), None)
     if chosen is None or chosen.actor != START:

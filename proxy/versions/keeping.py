@@ -101,11 +101,11 @@ class VersionKeeper:
             return
         if base == row.base and await self._is_whole(loader, row):
             reason = "the engine serves its base again"
-            log.info("a version is active again", extra={"version": version, "reason": reason})
             # As if it had never left: a rollback goes where it went before that.
             await self._versions.activate(
                 version, actor=START, kind="rolled_back", detail=orjson.dumps({"reason": reason})
             )
+            log.info("a version is active again", extra={"version": version, "reason": reason})
             return
         if base is None:
             reason = f"whether {version} is of the base here isn't known: set model.base"
@@ -116,8 +116,11 @@ class VersionKeeper:
                 f"{version} is of another base than the engine serves now; it serves again at a"
                 f" start with its own, unless another is activated before{await self._other(base)}"
             )
+        if not is_displaced:
+            # Else it is written down already, and serves even where nothing can be.
+            detail = orjson.dumps({"reason": reason})
+            await self._versions.activate(BASE, actor=START, detail=detail)
         log.warning("the base serves", extra={"reason": reason})
-        await self._versions.activate(BASE, actor=START, detail=orjson.dumps({"reason": reason}))
         self._serving.put(alias.serving(alias.versions, alias.base))
 
     async def _other(self, base: str) -> str:
@@ -208,6 +211,9 @@ class VersionKeeper:
                 + ", ".join(alias.names()),
                 param="model",
             )
+        if not self.has_begun:
+            # It might be of another base than the engine's.
+            raise EngineNotReady("the engine's base is not known yet; try again soon")
         residents = loader.residents
         if residents.has_one_slot:
             raise VersionNotServed(

@@ -53,8 +53,8 @@ class Activates(Protocol):
     progress: Progress | None
 
     @property
-    def has_begun(self) -> bool:
-        """Whether anything can be activated yet."""
+    def can_activate(self) -> bool:
+        """Whether the engine is there; before it has been, what is active may be another."""
         ...
 
     async def activate(self, version: str, *, actor: str) -> Switched:
@@ -116,8 +116,7 @@ class Promoter:
         call tries again; later, where answers that took too long held it up, or once nobody has
         asked for a while. `idle_s` says for how long nobody has.
         """
-        if not self._swapper.has_begun:
-            # What is active may be another until then.
+        if not self._swapper.can_activate:
             return
         run = await self._store.runs.last_finished()
         if run is None or run.state != "passed" or run.version is None:
@@ -154,7 +153,7 @@ class Promoter:
         Looks at the ratings only once in a while, however often it is called. Where the engine goes
         away meanwhile, or is busy, it is tried again later, as a promotion is.
         """
-        if not self._before_follow.is_over(idle_s):
+        if not (self._swapper.can_activate and self._before_follow.is_over(idle_s)):
             return
         self._before_follow = _Pause(monotonic() + self._follow_interval_s)
         versions = self._store.versions

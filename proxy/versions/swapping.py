@@ -85,9 +85,9 @@ class Swapper:
         metrics.active_version.set_function(self._active_num)
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the engine has answered; before that, nothing can be activated."""
-        return self.keeper.has_begun
+    def can_activate(self) -> bool:
+        """Whether the engine's base is known, and it answered when it was last looked at."""
+        return self.keeper.has_begun and self._serving.is_answering
 
     async def activate(self, version: str, *, actor: str, force: bool = False) -> Switched:
         """Make `version`, or `base`, what unpinned requests get; return once it serves.
@@ -294,7 +294,7 @@ class Swapper:
         return self._loader
 
     def _check_begun(self) -> None:
-        if not self.has_begun:
+        if not self.keeper.has_begun:
             raise EngineNotReady(f"{self._serving.reason}; try again when the engine is ready")
 
     def _at(self, step: Step) -> None:

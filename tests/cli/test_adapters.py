@@ -425,6 +425,10 @@ async def test_status_says_what_is_to_be_done_about_versions(home: Home) -> None
     await home.publish(base=MODEL)
     stale = (await home.strop("status")).stdout
     found = json.loads((await home.strop("status", "--json")).stdout)["store"]
+    await home.store.runs.create(
+        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="cli"
+    )
+    training = (await home.strop("status")).stdout
 
     assert [
         "active version  base",
@@ -438,6 +442,8 @@ async def test_status_says_what_is_to_be_done_about_versions(home: Home) -> None
         "ready           v5, not activated; to let it serve: strop adapters activate v5",
     ] == stale.splitlines()[-3:]
     assert (why, ["v5"]) == (found["stale"], found["ready"])
+    assert f"v2, stale: {why}" in training
+    assert "train anew" not in training
 
 
 async def test_status_says_what_is_ready_of_the_base_that_serves(tmp_path: Path) -> None:
@@ -469,6 +475,21 @@ async def test_status_says_of_an_engine_without_versions_that_the_active_one_wai
     lines = [re.split("  +", line) for line in status.stdout.splitlines()]
     assert ["active version", "v1, not served by this engine"] in lines
     assert [] == [line for line in lines if line[0] == "ready"]
+
+
+async def test_status_says_which_of_the_engine_s_models_answers_under_another_name(
+    home: Home,
+) -> None:
+    """Whoever mistyped one in --model would rate, and train, another."""
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, model={"name": "tinny"}), home.folder) as proxy,
+    ):
+        with hold(home.folder, Serves(proxy.url)):
+            status = await home.strop("status")
+
+    lines = [re.split("  +", line) for line in status.stdout.splitlines()]
+    assert ["model", "tinny, the engine's tiny (base)"] in lines
 
 
 async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:

@@ -302,6 +302,16 @@ def test_undo_says_who_rated_the_answer_where_that_was_another_rater(home: Path)
     ) == named.stderr
 
 
+def test_an_error_does_not_steer_the_terminal(home: Path) -> None:
+    """What a client calls its rater is said in one."""
+    (made,) = record(home, {})
+    rate_in_store(home, NewFeedback(made, "local", 1.0, b'"good"', rater="ann\x1b[2J"))
+
+    undone = run(home, "undo", made, color=True)
+
+    assert "; one by ann\N{REPLACEMENT CHARACTER}[2J stands: " in undone.stderr
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "name"), [("embedded", "m", None), ("vllm", None, "m"), ("openai", None, "m")]
 )
@@ -697,10 +707,13 @@ def test_status_says_what_the_last_run_could_not_learn_from(home: Path) -> None:
     passed = run(home, "status").stdout
     refused = end_run(home, "failed", reasons=["no rating can be learned from"])
     failed = run(home, "status").stdout
+    worse = end_run(home, "rejected", reasons=["its samples are worse"])
+    rejected = run(home, "status").stdout
 
     said = f"{learned}: passed; 2 left out: longer than the context, or than fits into memory"
     assert ["last run", said] == re.split("  +", passed.splitlines()[-1])
     assert failed.endswith(f"{refused}: failed; no rating can be learned from\n")
+    assert rejected.endswith(f"{worse}: rejected; its samples are worse\n")
 
 
 def end_run(home: Path, state: RunState, counts: object = None, reasons: object = None) -> str:

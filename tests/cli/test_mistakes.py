@@ -60,6 +60,10 @@ def test_an_engine_that_is_only_a_url(tmp_path: Path, kind: tuple[str, ...], say
             ("--engine", "ollama", "--engine-url", "http://127.0.0.1:1", "--workers", "2"),
             "server.workers = 2 needs engine.kind embedded, vllm or openai, got ollama",
         ),
+        (
+            ("--model", "org/model", "--set", "engine.replicas=http://127.0.0.1:1"),
+            "engine.replicas: expected engine.kind vllm or openai, got embedded",
+        ),
     ],
 )
 def test_config_says_what_a_start_would_refuse(

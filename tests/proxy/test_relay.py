@@ -954,12 +954,15 @@ async def test_a_compressed_body_is_refused_by_name(path: str, proxy: Running) -
     content = gzip.compress(b'{"model": "tiny"}')
 
     answer = await proxy.client.post(path, content=content, headers={"content-encoding": "GZip"})
-    plain = await proxy.client.post(path, content=b"{}", headers={"content-encoding": "identity"})
+    plain = [
+        await proxy.client.post(path, content=b"{}", headers={"content-encoding": none})
+        for none in ("Identity", "")
+    ]
 
     assert (415, "identity") == (answer.status_code, answer.headers["accept-encoding"])
     message = answer.json()["error"]["message"]
     assert "expected a request body without a Content-Encoding, got 'GZip'" in message
-    assert 400 == plain.status_code
+    assert [400, 400] == [one.status_code for one in plain]
     assert 200 == (await proxy.chat()).status_code
 
 

@@ -223,10 +223,11 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
     """Typed as they are, they rate what this strop has recorded, where no PATH has it too."""
     monkeypatch.setenv("STROP_HOME", str(tmp_path / "default"))
 
-    def said(home: Path, *, is_demo: bool = False) -> str:
+    def said(home: Path, *, is_demo: bool = False, model: str = "tiny") -> str:
         return banner(
             url="http://127.0.0.1:8484",
-            model="tiny",
+            model=model,
+            engine_model="tiny",
             version="base",
             engine="embedded",
             home=home,
@@ -244,6 +245,8 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
     )
     assert "    strop good    strop bad -m 'too long'" in said(tmp_path / "default")
     assert 2 == said(other, is_demo=True).count(f"  strop serve --home {other} --")
+    assert "\nstrop serves tiny (base), by embedded\n" in said(other)
+    assert ", by embedded, whose tiny answers as my\n" in said(other, model="my")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(Path(sys.executable).parents[1])
     assert "    bin/strop good    bin/strop bad -m 'too long'" in said(tmp_path / "default")

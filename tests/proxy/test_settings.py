@@ -421,6 +421,14 @@ def test_what_a_service_named_strop_gets_sets_nothing(tmp_path: Path) -> None:
             load(tmp_path, environ={variable: text})
 
 
+@pytest.mark.parametrize("url", ["http://a//v1", "http://a/v1/", "http://v1:80", "http://v1/v1"])
+def test_a_url_may_end_in_v1(tmp_path: Path, url: str) -> None:
+    """As OPENAI_BASE_URL does, put together from parts perhaps; a host is left without it."""
+    write(tmp_path, f"[engine]\nurl = '{url}'")
+
+    assert url == load(tmp_path).settings.engine.url
+
+
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     """As some editors write it."""
     (tmp_path / "strop.toml").write_text("[server]\nport = 9000\n", encoding="utf-8-sig")

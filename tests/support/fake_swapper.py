@@ -18,7 +18,7 @@ class FakeSwapper:
     """
 
     def __init__(self, store: Store) -> None:
-        self.has_begun = True
+        self.can_activate = True
         self.progress: Progress | None = None
         self.activated: list[tuple[str, str]] = []
         self.rolled_back: list[tuple[str, str]] = []

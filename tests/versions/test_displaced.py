@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 from fake_adapters import FakeAdapters, Gate
+from store_values import learnable
 from swapped import Swapped, swapped
 from worked import ask_on, question, worked
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.configs import demo_model
+from strop.proxy import parts
+from strop.proxy.errors import StoreUnavailable
+from strop.proxy.settings import Settings
+from strop.proxy.store.version_store import VersionStore
+from strop.proxy.versions.pairing import identity_of
 
 OWN = demo_model()
 """The base that the versions here are of."""
@@ -95,6 +101,51 @@ async def test_what_it_can_not_be_proven_to_serve_is_said_and_not_replaced(
         assert "base" == await it.served()
 
 
+async def test_what_is_written_down_is_not_written_again(
+    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base serves at a second start with another base though the store takes no writes."""
+    home = tmp_path / "home"
+    await make(home)
+    await serve_with(home, qwen3)
+
+    async def fails(*_: object, **__: object) -> None:
+        raise StoreUnavailable("the disk is full")
+
+    # Of that start, no other write is to fail.
+    monkeypatch.setattr(VersionStore, "activate", fails)
+
+    async with swapped(home, base=qwen3, ready=False) as it:
+        await it.proxy.services.serving.wait_until_asked()
+        assert ("base", "base") == (await it.served(), await it.active())
+
+
+async def test_nothing_is_brought_before_the_base_is_known(
+    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever pins a version may mean one of the base that served before."""
+    home, gate = tmp_path / "home", Gate()
+    await make(home)
+
+    async def slow(settings: Settings, home: Path) -> str | None:
+        await gate("base")
+        return await identity_of(settings, home)
+
+    # As where many gigabytes of weights are read for it.
+    monkeypatch.setattr(parts, "identity_of", slow)
+
+    async with swapped(home, base=qwen3, ready=False) as it:
+        await gate.reached.wait()
+        early = await it.proxy.chat(model="tiny@v1")
+        gate.opened.set()
+        await it.proxy.services.serving.wait_until_ready()
+        late = await it.proxy.chat(model="tiny@v1")
+
+        assert (503, "engine_not_ready") == (early.status_code, early.json()["error"]["code"])
+        assert (409, []) == (late.status_code, it.fake.loads)
+        assert "v1 was made for the base" in late.json()["error"]["message"]
+
+
 async def _keeps_the_base(it: Swapped) -> None:
     done = await it.swapper.activate("base", actor="cli")
     assert (done.version, done.previous) == ("base", "base")
@@ -168,6 +219,22 @@ async def test_whose_files_are_not_as_they_were_stays_out_until_they_are(
     shutil.copytree(away, folder, dirs_exist_ok=True)
 
     assert ("v2", "v2") == await serve_with(home, OWN)
+
+
+async def test_what_became_stale_meanwhile_serves_again_all_the_same(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """As it would serve on, had it not left."""
+    home = tmp_path / "home"
+    async with swapped(home, base=OWN) as it:
+        learned = await learnable(it.proxy.services.store, 1)
+        await it.publish(base=identify(OWN, cache=None), feedback=[learned])
+        await it.swapper.activate("v1", actor="api")
+    async with swapped(home, base=qwen3) as it:
+        await it.proxy.services.store.withdraw(learned[0], None)
+        assert (await it.version("v1")).stale
+
+    assert ("v1", "v1") == await serve_with(home, OWN)
 
 
 async def test_where_the_base_is_not_known_the_base_serves(qwen3: Path, tmp_path: Path) -> None:

@@ -396,14 +396,38 @@ async def test_what_passed_waits_until_it_is_known_what_serves(store: Store) -> 
     await store.versions.activate(v1, actor="api")
     v2 = await passed(store, parent=v1)
     await store.versions.activate("base", actor="start")
-    swapper.has_begun = False
+    swapper.can_activate = False
 
     await decides.promote()
     await store.versions.activate(v1, actor="start", kind="rolled_back")
-    swapper.has_begun = True
+    swapper.can_activate = True
     await decides.promote()
 
     assert [(v2, "gate")] == swapper.activated
+
+
+async def test_nothing_is_tried_while_the_engine_is_away(store: Store) -> None:
+    """However long: what passed is activated, or rolled back, once it is there again."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+
+    swapper.can_activate = False
+    for _ in range(2 * MAX_GONE):
+        await decides.promote()
+    swapper.can_activate = True
+    await decides.promote()
+    promoted = list(swapper.activated)
+    await rated(store, v1, 0, 30)
+    swapper.can_activate = False
+    await decides.follow()
+    num_away = len(swapper.rolled_back)
+    swapper.can_activate = True
+    await decides.follow()
+
+    assert [(v1, "gate")] == promoted
+    assert (0, 1) == (num_away, len(swapper.rolled_back))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,29 @@ async def test_what_the_engine_still_holds_is_proven_and_not_loaded_again(tmp_pa
             assert "tiny@v1" in fake.probed
 
 
+async def test_it_is_known_whether_anything_can_be_activated(tmp_path: Path) -> None:
+    """Not while the engine gives no answer; but where it lacks the active version."""
+    async with swapped(tmp_path / "home") as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        answers, is_ready = it.engine.handler, it.proxy.services.serving.wait_until_ready
+
+        async def is_away(call: Call) -> None:
+            await call.json({"error": "loading"}, 503)
+
+        it.engine.handler = is_away
+        await until(lambda: not it.swapper.can_activate)
+        it.engine.handler = answers
+        await is_ready()
+        is_back = it.swapper.can_activate
+        shutil.rmtree(it.library.path_of("v1"))
+        it.fake.restart()
+        await until(lambda: not it.proxy.services.serving.is_ready)
+
+        assert is_back
+        assert it.swapper.can_activate
+
+
 async def test_an_engine_that_restarts_gets_the_active_version_again(tmp_path: Path) -> None:
     """Meanwhile requests are answered by it or get 503; others are loaded when asked for."""
     async with swapped(tmp_path / "home") as it:
