@@ -131,9 +131,10 @@ class Alias:
         )
 
     def names(self) -> list[str]:
-        """Return every name that a request may use."""
+        """Return every name that a request may use, once."""
         pins = (f"{self.name}@{version}" for version in self.versions)
-        return [self.name, *pins, *self.others]
+        # Another strop, as the engine, has pins of its own.
+        return list(dict.fromkeys((self.name, *pins, *self.others)))
 
 
 def _shown(model: object) -> str:

@@ -30,6 +30,7 @@ USUAL: Final = (
 TIMEOUT_S = 1.0
 # A list of models is the longest that an engine says.
 MAX_ANSWER_BYTES = 4 * 2**20
+_LOCKED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _PATHS = ("/v1/models", "/version", "/api/version", "/props", "/model_info", "/api/v0/models")
 
 _DOES: Mapping[Kind, str] = {
@@ -85,6 +86,19 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What listens at the places that were asked, in their order.
+
+    Attributes:
+        found: the servers.
+        locked: the URLs of those that list their models to nobody without a key, or with that one.
+    """
+
+    found: list[Found]
+    locked: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What to serve where the settings name no engine, and what to tell a person about it."""
 
@@ -108,15 +122,28 @@ async def detect(settings: Settings, *, at: str = "") -> Choice:
 
 
 async def find(urls: Iterable[str], *, key: str = "") -> list[Found]:
-    """Return the servers that answer at `urls`, asked all at once with `key`, in their order.
+    """Return the servers that `look` finds."""
+    return (await look(urls, key=key)).found
+
+
+async def look(urls: Iterable[str], *, key: str = "") -> Seen:
+    """Return what listens at `urls`, asked all at once with `key`.
 
     A `/v1` at the end, as in OPENAI_BASE_URL, is left out: the paths asked for begin with it.
     """
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+    # Bytes that are no UTF-8 reach the environment as surrogates.
+    bearer = b"Bearer " + key.encode(errors="surrogateescape")
+    headers = {b"authorization": bearer} if key else {}
+    places = [url.rstrip("/").removesuffix("/v1") for url in urls]
     async with httpx.AsyncClient(timeout=TIMEOUT_S, headers=headers, trust_env=False) as client:
-        places = (url.rstrip("/").removesuffix("/v1") for url in urls)
-        found = await asyncio.gather(*(_look(client, place) for place in places))
-    return [one for one in found if one is not None]
+        answers = await asyncio.gather(*(_ask_all(client, place) for place in places))
+    seen = Seen([], [])
+    for place, said in zip(places, answers, strict=True):
+        if (one := identify(place, said)) is not None:
+            seen.found.append(one)
+        if said.get("/v1/models", Said(0)).status in _LOCKED:
+            seen.locked.append(place)
+    return seen
 
 
 def choose(settings: Settings, found: list[Found], *, at: str = "") -> Choice:
@@ -175,9 +202,9 @@ def identify(url: str, said: Mapping[str, Said]) -> Found | None:
     return found("openai", "an OpenAI-compatible server") if cards else None
 
 
-async def _look(client: httpx.AsyncClient, url: str) -> Found | None:
+async def _ask_all(client: httpx.AsyncClient, url: str) -> dict[str, Said]:
     said = await asyncio.gather(*(_ask(client, url + path) for path in _PATHS))
-    return identify(url, {p: one for p, one in zip(_PATHS, said, strict=True) if one is not None})
+    return {p: one for p, one in zip(_PATHS, said, strict=True) if one is not None}
 
 
 async def _ask(client: httpx.AsyncClient, url: str) -> Said | None:

@@ -5,6 +5,8 @@ Prints; `detection` finds them.
 
 import asyncio
 import json
+import os
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -27,12 +29,16 @@ def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> 
     """Look for engines: on the usual local ports, or at each URL.
 
     Says what each can do for strop, and the line that serves it. Exits with 1 when there is none.
+    An engine that wants a key is asked with STROP_ENGINE_KEY where its URL is given.
     """
     # httpx costs more than all of --help.
     from strop.proxy import detection
 
     places = [_url(one) for one in urls] or detection.USUAL
-    found = asyncio.run(detection.find(places))
+    # Not whatever listens on a usual port may have it.
+    key = os.environ.get("STROP_ENGINE_KEY", "").strip() if urls else ""
+    seen = asyncio.run(detection.look(places, key=key))
+    found = seen.found
     if as_json:
         shown = [
             {
@@ -47,11 +53,14 @@ def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> 
             for one in found
         ]
         click.echo(json.dumps({"object": "list", "data": shown}))
-    elif not found:
+        for url in seen.locked:
+            click.echo(_locked(url, key), err=True)
+    elif found or seen.locked:
+        shut = (_locked(url, key) for url in seen.locked)
+        click.echo("\n\n".join((*(_paragraph(one) for one in found), *shut)))
+    else:
         own = f"{installation.strop()} serve"
         click.echo(f"no engine answers at {', '.join(places)}\n\nstrop's own:\n  {own}")
-    else:
-        click.echo("\n\n".join(_paragraph(one) for one in found))
     context.exit(0 if found else 1)
 
 
@@ -73,6 +82,13 @@ def _paragraph(one: "detection.Found") -> str:
         f"  use it   {one.command}",
     ]
     return terminal.safe("\n".join(lines))
+
+
+def _locked(url: str, key: str) -> str:
+    if key:
+        return terminal.safe(f"something answers at {url}, and not to the key in STROP_ENGINE_KEY")
+    ask = f"STROP_ENGINE_KEY=... {installation.strop()} engines {shlex.quote(url)}"
+    return terminal.safe(f"something answers at {url} and wants a key\n  ask it so   {ask}")
 
 
 COMMANDS = (engines,)

@@ -126,10 +126,21 @@ async def find(calls: Calls, model: str) -> Found:
 
 
 async def loads_adapters(calls: Calls) -> bool:
-    """Return whether there is a route to load adapters by: its counterpart is asked, in vain."""
+    """Return whether adapters can be loaded: there is a route for it, and it may do so.
+
+    Loads none: it is asked in vain, for one that there isn't.
+    """
     asked = {"lora_name": "none-of-this-name"}
     answer = await calls.ask("POST", "/v1/unload_lora_adapter", asked)
-    return b'"error"' in answer.content
+    if b'"error"' not in answer.content:
+        return False
+    # vLLM has this metric only with --enable-lora; its log gets a traceback from what follows.
+    if b"vllm:lora_requests_info" in (await calls.ask("GET", "/metrics")).content:
+        return True
+    # Absolute: vLLM would look for another on the hub.
+    asked["lora_path"] = "/none-of-this-name"
+    answer = await calls.ask("POST", "/v1/load_lora_adapter", asked, timeout_s=TIMEOUT_S)
+    return b"LoRA is not enabled" not in answer.content
 
 
 def judge(dialect: Dialect, whole: bytes, stream: bytes, hidden: bytes) -> Found:

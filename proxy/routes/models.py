@@ -54,12 +54,13 @@ def _model(
 ) -> dict[str, object]:
     """Return the model object of `name`, as vLLM extends OpenAI's.
 
-    `root` is the pinned name that it stands for, and `parent` what that one was trained from. Of
-    another model of the engine no more is known than its name.
+    `root` is the pinned name that it stands for, and `parent`, of a pinned name, what that was
+    trained from. Of another model of the engine no more is known than its name.
     """
     served = alias.resolve(name)
     is_other = name in alias.others
-    parent = parents.get(served.version)
+    # To who knows vLLM's dialect, what has a parent is an adapter beside the model to use.
+    parent = None if name == alias.name else parents.get(served.version)
     state = services(request).serving.state
     return {
         "id": name,

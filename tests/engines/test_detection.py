@@ -259,6 +259,31 @@ async def test_what_is_no_url_is_said(url: str) -> None:
     assert f"Error: expected URLs like http://127.0.0.1:8000, got {url!r}" == text.strip()
 
 
+async def test_an_engine_that_wants_a_key_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by its URL it gets the key in the environment; a usual place does not."""
+    # As the header's bytes look to the fake.
+    seen = "schlüssel".encode().decode("latin-1")
+    async with engines(FakeVllm(key=seen), FakeVllm()) as urls:
+        monkeypatch.delenv("STROP_ENGINE_KEY", raising=False)
+        without = await run(urls[0])
+        monkeypatch.setenv("STROP_ENGINE_KEY", "wrong")
+        wrong, both = await run(urls[0]), await run(*urls)
+        monkeypatch.setenv("STROP_ENGINE_KEY", "schlüssel")
+        right, as_json = await run(urls[0]), await run("--json", *urls)
+        monkeypatch.setattr(detection, "USUAL", (urls[0],))
+        usual = await run()
+
+    wanted = f"something answers at {urls[0]} and wants a key"
+    assert [1, 1, 0, 0, 0, 1] == [code for code, _ in (without, wrong, both, right, as_json, usual)]
+    assert without == usual
+    assert wanted in usual[1]
+    assert f"STROP_ENGINE_KEY=... strop engines {urls[0]}" in usual[1]
+    assert f"{urls[0]}, and not to the key in STROP_ENGINE_KEY" in wrong[1]
+    assert f"vLLM 0.32.0 at {urls[1]}" in both[1]
+    assert f"vLLM 0.32.0 at {urls[0]}" in right[1]
+    assert urls == [one["url"] for one in json.loads(as_json[1])["data"]]
+
+
 def test_the_line_for_ollama_names_one_of_its_models() -> None:
     """It serves all that it has; the first is as good as any."""
     assert (

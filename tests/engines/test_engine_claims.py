@@ -124,6 +124,25 @@ async def test_an_engine_without_the_adapter_routes_is_found_out() -> None:
     assert any("--enable-lora" in what for what in driver.shortfalls)
 
 
+@pytest.mark.parametrize("has_metrics", [True, False])
+@pytest.mark.parametrize("has_lora", [True, False])
+async def test_an_engine_with_the_adapter_routes_alone_is_found_out(
+    has_lora: bool, has_metrics: bool
+) -> None:
+    """Without --enable-lora they load nothing. What is asked for that stays unloaded."""
+    fake = FakeVllm(has_lora=has_lora, has_metrics=has_metrics)
+    async with FakeEngine(fake) as engine:
+        upstream = Upstream(engine.url)
+        driver = Vllm(upstream, adapters=AdaptersFolder(Path("/adapters")))
+        await driver.verify("tiny")
+        await upstream.aclose()
+
+    is_loud = any(asked.path == "/v1/load_lora_adapter" for asked in engine.requests)
+    assert (2 if has_lora else 0, {}) == (driver.capabilities.adapters, fake.adapters)
+    assert has_lora == (driver.shortfalls == ())
+    assert is_loud == (not (has_lora and has_metrics))
+
+
 async def test_logits_are_neither_asked_for_nor_kept(tmp_path: Path) -> None:
     """They are no logprobs; the ids are kept without them."""
 

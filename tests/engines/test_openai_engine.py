@@ -5,6 +5,7 @@ from pathlib import Path
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
+from swapped import swapped
 from waiting import until
 
 
@@ -25,3 +26,17 @@ async def test_a_service_that_lists_its_models_to_its_customers_only_needs_a_key
     assert (503, 200) == (refused.status_code, served.status_code)
     message = refused.json()["error"]["message"]
     assert "set engine.key, best as STROP_ENGINE_KEY" in message
+
+
+async def test_another_strop_is_served_with_the_version_that_it_serves(tmp_path: Path) -> None:
+    """Its own name is a model, and no adapter beside one; its pins can be named, each once."""
+    async with swapped(tmp_path / "inner") as inner:
+        await inner.publish()
+        await inner.swapper.activate("v1", actor="api")
+        settings = settings_for(inner.proxy.url, kind="openai")
+        async with running(settings, tmp_path / "outer") as outer:
+            answer = await outer.chat()
+            listed = (await outer.client.get("/v1/models")).json()["data"]
+
+    assert (200, "tiny@v1") == (answer.status_code, answer.json()["model"])
+    assert ["tiny", "tiny@base"] == [one["id"] for one in listed]

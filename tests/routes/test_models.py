@@ -42,7 +42,10 @@ async def test_models_are_the_name_and_its_pins(app: Running) -> None:
 
 
 async def test_versions_name_their_parent(tmp_path: Path) -> None:
-    """The public name stands for the active version; each was made from its parent."""
+    """Each was made from its parent; the public name, which stands for the active one, has none.
+
+    Who knows vLLM's dialect takes a name with a parent for an adapter, and may hide it.
+    """
     async with running(tmp_path, vllm=FakeAdapters()) as app:
         store, library = app.services.store, Library(tmp_path / "adapters")
         v1 = await shelved.publish(store, library)
@@ -54,7 +57,7 @@ async def test_versions_name_their_parent(tmp_path: Path) -> None:
         alone = (await app.client.get("/v1/models/tiny@v2")).json()
 
     assert [
-        ("tiny", "tiny@v2", "tiny@v1"),
+        ("tiny", "tiny@v2", None),
         ("tiny@base", "tiny@base", None),
         ("tiny@v1", "tiny@v1", "tiny@base"),
         ("tiny@v2", "tiny@v2", "tiny@v1"),

@@ -30,6 +30,8 @@ class FakeVllm:
             only where ids or logprobs are asked for, and `include_reasoning: false` hides both.
         before_event: awaited before each event of a stream, with its number.
         adapters: names and paths of the adapters loaded.
+        has_lora: whether it can load any. Its routes are there in any case.
+        has_metrics: as if without --disable-log-stats.
     """
 
     base: str = "tiny"
@@ -37,6 +39,8 @@ class FakeVllm:
     has_parser: bool = False
     before_event: Callable[[int], Awaitable[None]] = _at_once
     adapters: dict[str, str] = field(default_factory=dict)
+    has_lora: bool = True
+    has_metrics: bool = True
 
     async def __call__(self, call: Call) -> None:
         """Answer one request."""
@@ -49,6 +53,8 @@ class FakeVllm:
                 await call.answer(headers=())
             case ("GET", "/version"):
                 await call.json({"version": "0.32.0"})
+            case ("GET", "/metrics"):
+                await self._metrics(call)
             case ("GET", "/v1/models"):
                 await call.json({"object": "list", "data": self._cards()})
             case ("POST", "/v1/chat/completions"):
@@ -87,9 +93,24 @@ class FakeVllm:
         count = {"count": len(ids), "max_model_len": 1024, "tokens": ids, "token_strs": None}
         return await call.json(count)
 
+    async def _metrics(self, call: Call) -> None:
+        names = ["num_requests_running"] + ["lora_requests_info"] * self.has_lora
+        lines = [f"# TYPE vllm:{name} gauge\n" for name in names if self.has_metrics]
+        await _say(call, "".join(lines))
+
     async def _load(self, call: Call) -> None:
         fields = call.request.json()
         name = fields["lora_name"]
+        if not self.has_lora:
+            message = (
+                "Call to add_lora method failed: Worker failed with error 'LoRA is not enabled."
+                " Use --enable-lora to enable LoRA.', please check the stack trace above for the"
+                " root cause"
+            )
+            return await _refuse(call, message, "InternalServerError", 500)
+        if fields["lora_path"] == "/none-of-this-name":
+            message = f"Loading lora {name} failed: No adapter found for {fields['lora_path']}"
+            return await _refuse(call, message, "NotFoundError", 404)
         if name in self.adapters and not fields.get("load_inplace"):
             message = (
                 f"The lora adapter '{name}' has already been loaded. If you want to load the"

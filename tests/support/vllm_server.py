@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    # Routes for adapters, which load some with ADAPTERS only.
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     "DO_NOT_TRACK": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CACHE_ROOT": str(VENV / "cache"),
@@ -124,7 +126,6 @@ class VllmServer:
             *("--enforce-eager", "--enable-prompt-tokens-details", *options),
         ]
         self._environment = {**os.environ, **ENVIRONMENT}
-        self._environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = str("--enable-lora" in options)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
