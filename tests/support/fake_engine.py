@@ -230,6 +230,11 @@ class FakeEngine:
         return f"{scheme}://{host}:{self.port}"
 
     @property
+    def is_listening(self) -> bool:
+        """Whether it has not been stopped."""
+        return self._server.is_serving()
+
+    @property
     def num_open(self) -> int:
         """Connections open now."""
         return len(self.open)
@@ -298,6 +303,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        if not self._engine.is_listening:
+            # Accepted in the moment in which all were broken.
+            self.transport.abort()
+            return
         self._engine.open.add(self)
         self._engine.on_connect(self.transport)
         self.task = asyncio.get_running_loop().create_task(self._serve())
