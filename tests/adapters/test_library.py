@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S
 
 from strop.adapters import manifest as manifests
 from strop.adapters.library import Library
@@ -113,7 +114,7 @@ def test_a_version_is_never_written_again(library: Library) -> None:
 
 def test_of_two_writers_of_one_version_one_wins(library: Library) -> None:
     """The other is told, and leaves nothing behind."""
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=LIMIT_S)
     outcomes: list[str] = []
 
     def meet(folder: Path) -> None:

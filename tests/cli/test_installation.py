@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S
 
 from strop.configs import installation
 
@@ -21,7 +22,7 @@ def test_the_command_works_anywhere_and_without_an_index_that_has_strop(tmp_path
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=LIMIT_S,
     )
 
     assert 0 == done.returncode, done.stderr

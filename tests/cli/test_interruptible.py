@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S
 
 # Every Python that finds this runs it first: Ctrl-C comes when the module named is imported.
 AT_AN_IMPORT = """
@@ -44,7 +45,7 @@ def test_it_ends_a_command_that_still_imports(tmp_path: Path, command: str, at: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=LIMIT_S,
     )
 
     assert (130, "") == (ended.returncode, ended.stdout)

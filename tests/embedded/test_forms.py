@@ -12,6 +12,7 @@ import models
 import pytest
 import scripted_models
 from engine_process import EngineProcess
+from waiting import LIMIT_S
 
 pytestmark = pytest.mark.engine
 
@@ -124,7 +125,7 @@ async def test_answers_without_a_form_are_not_touched_by_those_beside_them(
     }
     bound = {**plain, "structured_outputs": {"regex": "[a-z]{60}"}}
     alone = engine.complete(**plain)["choices"][0]
-    async with httpx.AsyncClient(base_url=engine.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=engine.url, timeout=LIMIT_S) as client:
         answers = await asyncio.gather(
             *(client.post("/v1/completions", json=one) for one in [plain, bound] * 4)
         )

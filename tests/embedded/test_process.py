@@ -11,7 +11,7 @@ import engine_process
 import httpx
 import pytest
 from engine_process import EngineProcess
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.embedded.options import Options
 
@@ -131,12 +131,12 @@ def test_sigterm_ends_the_engine_while_it_streams(qwen3: Path) -> None:
     body = {"prompt": "Hello", "max_tokens": 4000, "ignore_eos": True, "stream": True}
 
     with (
-        httpx.Client(base_url=running.url, timeout=60) as client,
+        httpx.Client(base_url=running.url, timeout=LIMIT_S) as client,
         client.stream("POST", "/v1/completions", json=body) as response,
     ):
         next(response.iter_raw())
         os.kill(running.process.pid, signal.SIGTERM)
-        status = running.process.wait(timeout=30)
+        status = running.process.wait(timeout=LIMIT_S)
 
     running.end()
     assert 0 == status
@@ -157,7 +157,7 @@ async def test_who_waits_when_the_engine_ends_is_told(qwen3: Path) -> None:
         await until(lambda: asyncio.to_thread(counts, running), lambda seen: seen >= (16, 1))
         os.kill(running.process.pid, signal.SIGTERM)
         whole, stream = await asyncio.gather(*asked)
-    status = running.process.wait(timeout=30)
+    status = running.process.wait(timeout=LIMIT_S)
 
     running.end()
     assert (503, "ServiceUnavailableError") == (whole.status_code, whole.json()["error"]["type"])
@@ -171,7 +171,7 @@ def test_a_model_that_cant_be_loaded_ends_the_process(tmp_path: Path) -> None:
     """Nothing to serve is exit status 1 with the reason in the log."""
     running = EngineProcess(Options(model=str(tmp_path)))
 
-    status = running.process.wait(timeout=60)
+    status = running.process.wait(timeout=LIMIT_S)
 
     running.end()
     assert 1 == status

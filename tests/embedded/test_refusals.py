@@ -9,6 +9,7 @@ import httpx
 import pytest
 import scripted_models
 from engine_process import EngineProcess
+from waiting import LIMIT_S
 
 pytestmark = pytest.mark.engine
 
@@ -149,7 +150,7 @@ def test_no_route_takes_a_body_without_end(engine: EngineProcess, path: str) -> 
         for _ in range(65):
             yield b" " * (1 << 20)
 
-    answer = httpx.post(engine.url + path, content=chunks(), timeout=60)
+    answer = httpx.post(engine.url + path, content=chunks(), timeout=LIMIT_S)
 
     assert 400 == answer.status_code
     assert "at most" in answer.json()["error"]["message"]

@@ -15,6 +15,7 @@ from fake_llama_server import FakeLlamaServer
 from llamacpp_server import EXACT, gguf, llama_server
 from openai import AsyncOpenAI, BadRequestError
 from running import Running, running, settings_for
+from waiting import LIMIT_S
 
 from strop.adapters.gguf import convert
 from strop.proxy import detection
@@ -69,7 +70,7 @@ async def test_a_client_gets_what_the_server_sends_unasked(
     if not stream:
         body.pop("stream_options", None)
 
-    async with httpx.AsyncClient(base_url=url, timeout=60) as direct:
+    async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as direct:
         expected = await direct.post("/v1/chat/completions", json=body)
     relayed = await proxy.client.post("/v1/chat/completions", json={"model": "tiny", **body})
 
@@ -81,7 +82,7 @@ async def test_a_text_completion_comes_through_too(url: str, proxy: Running, str
     """Where it has no logprobs it has a null, unlike a chat."""
     body = {"prompt": "a", "max_tokens": 5, "temperature": 0, "stream": stream}
 
-    async with httpx.AsyncClient(base_url=url, timeout=60) as direct:
+    async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as direct:
         expected = await direct.post("/v1/completions", json=body)
     relayed = await proxy.client.post("/v1/completions", json={"model": "tiny", **body})
 
@@ -248,7 +249,7 @@ async def test_an_adapter_of_a_llama_is_too(llama: Path, tmp_path: Path) -> None
 async def _assert_is_served(model: Path, file: Path, *, base: Path, adapter: Path) -> None:
     prompt = "Hello the"
     with llama_server(model, "--lora", str(file), *EXACT) as url:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             body = {"prompt": prompt, "n_predict": 40, "return_tokens": True, "n_probs": 1}
             said = (await client.post("/completion", json={**body, "temperature": 1})).json()
     ids = said["tokens"]

@@ -16,6 +16,7 @@ from mlx_server_process import mlx_server
 from openai import AsyncOpenAI, NotFoundError
 from running import Running, running, settings_for
 from transformers import AutoTokenizer
+from waiting import LIMIT_S
 
 from strop import configs
 from strop.adapters import mlx
@@ -95,7 +96,7 @@ async def test_a_client_gets_what_the_server_sends_unasked(server: str, proxy: R
     """The logprobs that strop asks for are taken out again; the rest is the server's."""
     body = {"messages": MESSAGES, "temperature": 0.0, "max_tokens": 12}
 
-    async with httpx.AsyncClient(base_url=server, timeout=60) as direct:
+    async with httpx.AsyncClient(base_url=server, timeout=LIMIT_S) as direct:
         expected = await direct.post("/v1/chat/completions", json=body)
     relayed = await proxy.chat("Hello there", model="qwen3", temperature=0.0, max_tokens=12)
 

@@ -20,7 +20,7 @@ import pytest
 import shelved
 from running import Running, running, settings_for
 from vllm_server import ADAPTERS, KEY, NAME, VllmServer, install_or_skip
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.adapters import probe_codec
 from strop.adapters.identity import identify
@@ -114,7 +114,7 @@ async def activate(proxy: Running, version: str) -> httpx.Response:
         "/admin/adapters/active",
         json={"version": version},
         headers={"authorization": f"Bearer {key}"},
-        timeout=120,
+        timeout=LIMIT_S,
     )
 
 

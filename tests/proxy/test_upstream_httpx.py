@@ -10,13 +10,14 @@ import pytest
 from exchanges import ok
 from fake_engine import Call, FakeEngine, Handler
 from loops import on_both_loops
+from waiting import LIMIT_S
 
 from strop.proxy.upstream import Upstream
 
 
 @asynccontextmanager
 async def client_of(
-    handler: Handler, timeout_s: float = 30.0
+    handler: Handler, timeout_s: float = LIMIT_S
 ) -> AsyncIterator[tuple[FakeEngine, Upstream, httpx.AsyncClient]]:
     """Run an engine and a client of httpx, which closes the connections at its end."""
     async with FakeEngine(handler) as engine:
@@ -152,7 +153,7 @@ async def test_slow_connect_is_a_connect_timeout() -> None:
         url = engine.url.replace("http:", "https:")
         transport = Upstream(url, connect_timeout_s=0.05)
 
-        async with httpx.AsyncClient(transport=transport, timeout=30.0) as client:
+        async with httpx.AsyncClient(transport=transport, timeout=LIMIT_S) as client:
             with pytest.raises(httpx.ConnectTimeout):
                 await client.get(url)
 

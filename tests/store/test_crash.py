@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from store_values import database_in
+from waiting import LIMIT_S
 
 from strop.proxy.store.store import Store
 
@@ -91,7 +92,7 @@ def test_a_process_that_does_not_close_its_store_ends(tmp_path: Path) -> None:
 
     child = subprocess.run(
         [sys.executable, "-c", program, str(path), SUPPORT],
-        timeout=60,
+        timeout=LIMIT_S,
     )
 
     assert 3 == child.returncode

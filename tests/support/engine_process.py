@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from waiting import LIMIT_S
 
 from strop.proxy.embedded.options import Options
 
@@ -58,7 +59,7 @@ class EngineProcess:
 
     def wait_until_ready(self) -> None:
         """Return once /health answers 200."""
-        while httpx.get(f"{self.url}/health", timeout=60).status_code != 200:
+        while httpx.get(f"{self.url}/health", timeout=LIMIT_S).status_code != 200:
             assert self.process.poll() is None, "the engine died while loading"
             time.sleep(0.05)
 
@@ -71,7 +72,7 @@ class EngineProcess:
     def end(self) -> int:
         """Stop the engine and return its exit status."""
         self.close_pipe()
-        status = self.process.wait(timeout=30)
+        status = self.process.wait(timeout=LIMIT_S)
         self._reader.join()
         for pipe in (self.process.stdout, self.process.stderr):
             assert pipe is not None
@@ -81,11 +82,11 @@ class EngineProcess:
     def client(self) -> httpx.AsyncClient:
         """Return an async client of the engine."""
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.url, timeout=60, limits=limits)
+        return httpx.AsyncClient(base_url=self.url, timeout=LIMIT_S, limits=limits)
 
     def post(self, path: str, body: object) -> httpx.Response:
         """Post JSON."""
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60)
+        return httpx.post(f"{self.url}{path}", json=body, timeout=LIMIT_S)
 
     def chat(self, text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
         """Return the JSON answer to one user message."""

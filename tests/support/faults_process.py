@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from waiting import until
+from waiting import LIMIT_S, until
 
 
 class Serve:
@@ -54,12 +54,12 @@ class Serve:
 
     async def get(self, path: str) -> Any:
         """Return what a GET answers."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=LIMIT_S) as client:
             return (await client.get(path)).raise_for_status().json()
 
     async def metric(self, name: str) -> float:
         """Return a metric, summed over its labels."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=LIMIT_S) as client:
             lines = (await client.get("/metrics")).text.splitlines()
         return sum(
             float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line)

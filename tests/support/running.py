@@ -11,7 +11,7 @@ from typing import Any
 import fake_probe
 import httpx
 import uvicorn
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy import configured_engine, run_requests
 from strop.proxy.app import App
@@ -111,7 +111,7 @@ async def running(
             raise AssertionError("the proxy did not start")
         if ready:
             await app.services.serving.wait_until_ready()
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             yield Running(url, app.services, client, server)
     finally:
         server.should_exit = True

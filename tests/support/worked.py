@@ -18,7 +18,7 @@ from fake_adapters import FakeAdapters
 from fake_engine import FakeEngine
 from faults_client import Answer, Client, Plan
 from faults_process import Serve, behind, started
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.adapters.library import Library
 from strop.proxy.store import layout
@@ -134,7 +134,9 @@ async def worked(
         async with started(home, *behind(engine.url, *said), *options) as proxy:
             await proxy.wait_until_ready()
             limits = httpx.Limits(max_keepalive_connections=1 if is_steady else 0)
-            async with httpx.AsyncClient(base_url=proxy.url, timeout=30, limits=limits) as client:
+            async with httpx.AsyncClient(
+                base_url=proxy.url, timeout=LIMIT_S, limits=limits
+            ) as client:
                 it = Worked(proxy, fake, engine, client)
                 try:
                     yield it

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import LIMIT_S
 
 from strop.adapters.rates import Rate
 from strop.configs import installation
@@ -24,7 +25,7 @@ def run(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     # A proxy for the network, which leads nowhere: the demo doesn't leave this machine.
     environment = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9"}
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=110, env=environment
+        command, capture_output=True, text=True, check=False, timeout=LIMIT_S, env=environment
     )
 
 
@@ -132,7 +133,7 @@ def test_a_demo_that_is_ended_ends_its_strop(tmp_path: Path) -> None:
         assert b"strop serves its small model at" in demo.stdout.readline()
 
         demo.terminate()
-        demo.communicate(timeout=60)
+        demo.communicate(timeout=LIMIT_S)
 
     assert 1 == demo.returncode
     with (home / "serve.lock").open("rb") as lock:
@@ -163,7 +164,7 @@ def test_what_is_not_installed_is_said_before_anything_is_done(tmp_path: Path, n
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=LIMIT_S,
     )
 
     command = installation.install("strop[demo]")
