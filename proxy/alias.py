@@ -67,11 +67,10 @@ class Alias:
     ) -> "Alias":
         """Return the alias of an engine that serves `models`, and no versions of them yet.
 
-        An empty `name` means the first one's; a `name` that is one of them means that one; any
-        other is a new name for the first. `active` is the version that it is to serve, and `base`
-        the identity of its base.
+        The first of them answers to `name`, or to its own where that is empty. `active` is the
+        version that it is to serve, and `base` the identity of its base.
         """
-        served = Served(BASE, name if name in models else models[0], base)
+        served = Served(BASE, models[0], base)
         others = tuple(model for model in models if model != served.name)
         public = name or served.name
         first = served if active == BASE else Served(active, f"{public}@{active}", base)

@@ -23,6 +23,7 @@ from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.replicas import Replicas
 from strop.proxy.engines.vllm import Vllm
+from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import ConfigError
 from strop.proxy.settings import Settings
 from strop.proxy.store import layout
@@ -95,12 +96,13 @@ def at(url: str, settings: Settings, home: Path) -> Engine:
 
 def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) -> Engine:
     """Return the driver of one server that runs already."""
-    engine, model, base = settings.engine, settings.model.name, base_folder(settings)
+    engine, base = settings.engine, base_folder(settings)
+    wanted = Wanted(engine.model, is_required=True) if engine.model else Wanted(settings.model.name)
     # OPENAI_BASE_URL habitually ends in /v1; the paths sent here begin with it.
     upstream = Upstream(url.rstrip("/").removesuffix("/v1"))
     calls = Calls(upstream, credentials(engine.key))
     if engine.kind == "vllm":
-        return Vllm(upstream, key=engine.key, adapters=adapters)
+        return Vllm(upstream, key=engine.key, wanted=wanted, adapters=adapters)
     if engine.kind == "mlx_server":
         mlx, folder = None, home / layout.MLX_ADAPTERS
         if base is not None:
@@ -108,7 +110,7 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
         return MlxServer(
             upstream,
             key=engine.key,
-            model=model,
+            wanted=wanted,
             rechunks=engine.rechunk_streams,
             adapters=mlx,
             vocab_size=_vocab_size(base),
@@ -117,10 +119,11 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
         ollama, notes = None, home / layout.OLLAMA_NOTES
         if base is not None:
             ollama = OllamaAdapters(calls, base=base, convert=_to_gguf, notes=notes)
-        return Ollama(upstream, key=engine.key, model=model, adapters=ollama)
+        return Ollama(upstream, key=engine.key, wanted=wanted, adapters=ollama)
     if engine.kind == "llama_server":
-        return LlamaServer(upstream, key=engine.key)
-    return OpenAI(upstream, key=engine.key, forwards_key=not settings.server.client_keys)
+        return LlamaServer(upstream, key=engine.key, wanted=wanted)
+    forwards_key = not settings.server.client_keys
+    return OpenAI(upstream, key=engine.key, wanted=wanted, forwards_key=forwards_key)
 
 
 def _vocab_size(base: Path | None) -> int | None:
@@ -198,6 +201,11 @@ def check_kind(settings: Settings, kind: str) -> None:
         raise ConfigError(
             f"engine.url = {auth.scrub_url(engine.url)!r} is of another engine than strop's own;"
             " leave it out, or name that one, as in --engine vllm"
+        )
+    if kind == "embedded" and engine.model:
+        raise ConfigError(
+            f"engine.model = {engine.model!r} is of another engine than strop's own; leave it out,"
+            " or name that one, as in --engine ollama; what strop's own serves is model.path"
         )
     if kind != "embedded" and not engine.url:
         raise ConfigError(

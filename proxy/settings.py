@@ -54,6 +54,7 @@ class Engine:
     kind: Literal["", "embedded", "vllm", "mlx_server", "ollama", "llama_server", "openai"] = ""
     url: str = ""
     replicas: tuple[str, ...] = ()
+    model: str = ""
     key: Annotated[str, Secret()] = field(default="", repr=False)
     adapters_dir: str = ""
     rechunk_streams: bool = False

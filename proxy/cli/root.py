@@ -145,7 +145,7 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
     }
     if flags["engine"] == "embedded" and flags["engine_url"] is None:
         # Those of the engine in the settings, for which strop's own serves this time.
-        named |= {"engine.url": "", "engine.replicas": []}
+        named |= {"engine.url": "", "engine.replicas": [], "engine.model": ""}
     for pair in flags["pairs"]:
         key, equals, text = pair.partition("=")
         key = key.strip()
@@ -158,17 +158,9 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
             except ValueError:
                 # Loading refuses the text as it is, and says what it should be.
                 continue
-    model, name = flags["model"], flags["model_name"]
     kind = settings.load(home, flags=named, environ=os.environ).settings.engine.kind
-    if kind in ("", "embedded"):
-        chosen = {"model.path": model, "model.name": name}
-    elif model and name:
-        raise click.UsageError(
-            f"expected --model or --model-name with the engine {kind}, got both; --model chooses"
-            " one of its models, --model-name gives its first another name"
-        )
-    else:
-        chosen = {"model.name": model or name}
+    of_model = "model.path" if kind in ("", "embedded") else "engine.model"
+    chosen = {of_model: flags["model"], "model.name": flags["model_name"]}
     # What wasn't given must not hide what --set says.
     named |= {key: value for key, value in chosen.items() if value is not None}
     return settings.load(home, flags=named, environ=os.environ)

@@ -4,13 +4,14 @@ Not on the hot path: these go through httpx, over the same connections. Knows no
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 
 from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.engines.base import EngineState
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import (
     BadRequest,
     EngineNotReady,
@@ -170,20 +171,27 @@ class Calls:
             " check engine.url"
         )
 
-    async def list_models(self) -> EngineState:
-        """Return what `GET /v1/models` says; names with a parent are adapters and left out.
+    async def list_models(
+        self, wanted: Wanted = ITS_FIRST, *, called: Callable[[str], str] = str
+    ) -> EngineState:
+        """Return what `GET /v1/models` says, the wanted one first; the rest is said of that one.
+
+        Names with a parent are adapters and left out. `called` gives what `wanted` calls an id.
 
         Raises:
             UpstreamUnreachable: nobody answers there.
-            EngineNotReady: somebody answers, but not with a list of models.
+            EngineNotReady: somebody answers, but not with a list of models, or one that has no
+                model which may serve.
         """
         answer, cards = await self.list_cards()
-        bases = [card for card in cards if not card.get("parent")]
+        bases = {str(card["id"]): card for card in cards if not card.get("parent")}
         if not bases:
             raise EngineNotReady(f"the engine at {self.url} serves no model yet")
-        length, root = bases[0].get("max_model_len"), bases[0].get("root")
+        ids = {called(name): name for name in bases}
+        first = ids[wanted.among(list(ids))]
+        length, root = bases[first].get("max_model_len"), bases[first].get("root")
         return EngineState(
-            models=tuple(str(base["id"]) for base in bases),
+            models=(first, *(name for name in bases if name != first)),
             version=answer.headers.get("server"),
             max_model_len=length if isinstance(length, int) else None,
             digest=root if isinstance(root, str) else None,

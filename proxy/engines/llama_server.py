@@ -11,6 +11,7 @@ from dataclasses import replace
 from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, json_of
 from strop.proxy.engines.single import NO_LOGPROBS, SingleServer, has_ids
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import weights
 from strop.proxy.wire.restore import Restore
@@ -27,12 +28,13 @@ class LlamaServer(SingleServer):
     Args:
         upstream: the connection pool to it.
         key: its API key, sent in place of the client's.
+        wanted: which of its models is to serve.
     """
 
     label = "llama_server"
 
-    def __init__(self, upstream: Upstream, *, key: str = "") -> None:
-        super().__init__(upstream, key)
+    def __init__(self, upstream: Upstream, *, key: str = "", wanted: Wanted = ITS_FIRST) -> None:
+        super().__init__(upstream, key, replace(wanted, name=_name(wanted.name)))
         self.capabilities = Capabilities(
             token_ids=True,
             prompt_ids=False,
@@ -66,7 +68,7 @@ class LlamaServer(SingleServer):
 
         It answers 503 while the model is being loaded.
         """
-        state = await self._calls.list_models()
+        state = await self._calls.list_models(self._wanted, called=_name)
         self._ids = {_name(model): model for model in state.models}
         return replace(state, models=tuple(self._ids))
 

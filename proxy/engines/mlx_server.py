@@ -18,6 +18,7 @@ from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, json_of, reason_in
 from strop.proxy.engines.mlx_server_adapters import DEFAULT_MODEL, NOT_NAMED, MlxServerAdapters
 from strop.proxy.engines.single import NO_LOGPROBS, SingleServer, has_ids
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import BadRequest, EngineNotReady, Unavailable, UpstreamError
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import body, weights
@@ -41,7 +42,7 @@ class MlxServer(SingleServer):
     Args:
         upstream: the connection pool to it.
         key: the key that a proxy before it wants; itself it knows none.
-        model: the id of the model to serve, where the server lists several.
+        wanted: which model is to serve, by the id that the server lists.
         rechunks: whether streams are asked for as JSON, so that they have a snapshot too.
         adapters: its adapter control; None where there is no base to convert adapters for.
         vocab_size: how many tokens the model has; None where that isn't known.
@@ -54,12 +55,12 @@ class MlxServer(SingleServer):
         upstream: Upstream,
         *,
         key: str = "",
-        model: str = "",
+        wanted: Wanted = ITS_FIRST,
         rechunks: bool = False,
         adapters: MlxServerAdapters | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        super().__init__(upstream, key)
+        super().__init__(upstream, key, wanted)
         self.adapters: MlxServerAdapters | None = adapters
         self.capabilities = Capabilities(
             token_ids=True,
@@ -71,7 +72,6 @@ class MlxServer(SingleServer):
             logprobs_show_penalties=True,
             obeys_n=False,
         )
-        self._wanted = model
         self._rechunks = rechunks
         self._vocab_size = vocab_size
         self._model = DEFAULT_MODEL
@@ -283,11 +283,17 @@ def _check_tokens(fields: Mapping[str, object], vocab_size: int) -> None:
                 )
 
 
-def _chosen(ids: list[str], wanted: str) -> str:
-    """Return the id of the model of its command line: it lists all of the hub's cache beside it."""
+def _chosen(ids: list[str], wanted: Wanted) -> str:
+    """Return the id of the model of its command line: it lists all of the hub's cache beside it.
+
+    Raises:
+        EngineNotReady: it lists others than the one that is required.
+    """
     # Without that cache it lists nothing, not even the folder that it was started with.
-    if wanted in ids or (not ids and _is_path(wanted)):
-        return wanted
+    if not ids and _is_path(wanted.name):
+        return wanted.name
+    if wanted.name in ids or (ids and wanted.is_required):
+        return wanted.among(ids)
     # A folder is listed only where it was named, and last.
     named = [one for one in ids if _is_path(one)]
     if named:

@@ -13,6 +13,7 @@ from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Pl
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.ollama_models import cards_in, is_ours
 from strop.proxy.engines.single import SingleServer
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import BadRequest, EngineNotReady
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import weights
@@ -49,7 +50,7 @@ class Ollama(SingleServer):
     Args:
         upstream: the connection pool to it.
         key: the key that a proxy before it wants; itself it knows none.
-        model: the model that has versions; without it the newest when strop starts.
+        wanted: the model that has versions; without it the newest when strop starts.
         adapters: its adapter control; None where there is no base to convert adapters for.
     """
 
@@ -60,10 +61,10 @@ class Ollama(SingleServer):
         upstream: Upstream,
         *,
         key: str = "",
-        model: str = "",
+        wanted: Wanted = ITS_FIRST,
         adapters: OllamaAdapters | None = None,
     ) -> None:
-        super().__init__(upstream, key)
+        super().__init__(upstream, key, wanted)
         self.adapters: OllamaAdapters | None = adapters
         self.capabilities = Capabilities(
             token_ids=False,
@@ -77,7 +78,7 @@ class Ollama(SingleServer):
             may_drop_tokens=True,
             obeys_n=False,
         )
-        self._model = model
+        self._chosen = ""
         self._version = ""
 
     def plan(self, ask: Ask) -> Plan:
@@ -131,18 +132,21 @@ class Ollama(SingleServer):
         digests = {name: str(card.get("digest", "")) for name, card in found.items()}
         if not digests:
             raise EngineNotReady("Ollama has no model yet; get one, as in: ollama pull qwen3")
-        if _full(self._model) not in digests:
-            # Kept from here on: the newest changes with the next pull.
-            self._model = next(iter(digests))
+        names = [name for tag in digests for name in _names(tag)]
+        if self._wanted.is_required or self._chosen not in names:
+            # Else kept: the newest, which is listed first, changes with the next pull.
+            advice = f", or get it: ollama pull {self._wanted.name}"
+            self._chosen = self._wanted.among(names, advice=advice)
+        first = _full(self._chosen)
         self._version = version
-        first = _full(self._model)
         # Another may be pulled under the same name at any time.
         self.capabilities = replace(self.capabilities, dtype=_dtype_of(found[first]))
-        rest = sorted(set(digests) - {first})
+        tags = (first, *sorted(set(digests) - {first}))
+        rest = (name for tag in tags for name in _names(tag) if name != self._chosen)
         if self.adapters is not None:
             self.adapters.serves(first)
         return EngineState(
-            models=tuple(name for tag in (first, *rest) for name in _names(tag)),
+            models=(self._chosen, *rest),
             version=version,
             digest=digests[first],
         )

@@ -6,6 +6,7 @@ off-policy for training.
 
 from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.single import SingleServer
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers, to_engine
 
@@ -16,6 +17,7 @@ class OpenAI(SingleServer):
     Args:
         upstream: the connection pool to it.
         key: its API key. Without one, and with `forwards_key`, the caller's goes on.
+        wanted: which of its models answers to the name that strop gives it.
         forwards_key: whether the caller's own key may leave; False where it is strop's.
     """
 
@@ -24,8 +26,15 @@ class OpenAI(SingleServer):
         token_ids=False, stream_logprobs=False, score_tokens=False, adapters=0, is_local=False
     )
 
-    def __init__(self, upstream: Upstream, *, key: str = "", forwards_key: bool = False) -> None:
-        super().__init__(upstream, key)
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        key: str = "",
+        wanted: Wanted = ITS_FIRST,
+        forwards_key: bool = False,
+    ) -> None:
+        super().__init__(upstream, key, wanted)
         self._forwards_key = forwards_key and not key
 
     def plan(self, ask: Ask) -> Plan:
@@ -39,4 +48,4 @@ class OpenAI(SingleServer):
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` says to the configured key."""
-        return await self._calls.list_models()
+        return await self._calls.list_models(self._wanted)

@@ -10,6 +10,7 @@ from strop.proxy.engines.base import AdapterControls, Ask
 from strop.proxy.engines.calls import NO_COUNT, Calls, credentials
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.replica import Replica
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import NotFound
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire.headers import Headers, to_engine
@@ -23,14 +24,16 @@ class SingleServer:
     Args:
         upstream: the connection pool to it.
         key: its API key, sent in place of the client's.
+        wanted: which of its models is to serve.
     """
 
     adapters: AdapterControls | None = None
     shortfalls: tuple[str, ...] = ()
     replicas: tuple[Replica, ...] = ()
 
-    def __init__(self, upstream: Upstream, key: str = "") -> None:
+    def __init__(self, upstream: Upstream, key: str = "", wanted: Wanted = ITS_FIRST) -> None:
         self.upstream = upstream
+        self._wanted = wanted
         self._credentials = credentials(key)
         self._calls = Calls(upstream, self._credentials)
 

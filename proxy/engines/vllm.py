@@ -12,6 +12,7 @@ from strop.proxy.engines.base import AdaptersFolder, Ask, Capabilities, EngineSt
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.single import NO_LOGPROBS, SingleServer
 from strop.proxy.engines.vllm_adapters import WITH_ADAPTERS, VllmAdapters
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import BadRequest
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import body, weights
@@ -44,6 +45,7 @@ class Vllm(SingleServer):
     Args:
         upstream: the connection pool to it.
         key: its API key, sent in place of the client's.
+        wanted: which of its models is to serve.
         label: what completions record as their engine.
         adapters: where strop's adapters are; without it the engine serves its bases only.
         num_adapters: how many may be loaded at once. vLLM takes two in one batch unless it is
@@ -61,12 +63,13 @@ class Vllm(SingleServer):
         upstream: Upstream,
         *,
         key: str = "",
+        wanted: Wanted = ITS_FIRST,
         label: str = "vllm",
         adapters: AdaptersFolder | None = None,
         num_adapters: int = 2,
         scores: bool = False,
     ) -> None:
-        super().__init__(upstream, key)
+        super().__init__(upstream, key, wanted)
         self.label = label
         self.capabilities = Capabilities(
             token_ids=True,
@@ -105,7 +108,7 @@ class Vllm(SingleServer):
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` and `/version` say."""
-        state = await self._calls.list_models()
+        state = await self._calls.list_models(self._wanted)
         answer = await self._calls.ask("GET", "/version")
         return replace(state, version=_version(answer.content) or state.version)
 

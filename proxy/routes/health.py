@@ -150,7 +150,7 @@ def _model(running: Control) -> dict[str, object]:
     try:
         alias = running.serving.alias
     except EngineNotReady:
-        name = running.settings.model.name or None
+        name = running.settings.model.name or running.settings.engine.model or None
         return {"name": name, "engine_name": None, "base": None, "active": None, "versions": []}
     return {
         "name": alias.name,

@@ -165,6 +165,25 @@ async def test_what_another_base_answered_is_not_said_of_the_one_that_serves(
     assert ["*", "base"] == stopped[-1]
 
 
+async def test_what_the_engine_can_not_serve_is_not_marked(home: Home) -> None:
+    """Whatever is active, its own model answers; the note says so."""
+    learned = await learnable(home.store, 1)
+    await home.publish(base=MODEL, feedback=[learned])
+    await home.store.versions.activate("v1", actor="cli")
+    await home.store.withdraw(learned[0], None)
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, kind="openai"), home.folder) as proxy,
+    ):
+        with hold(home.folder, Serves(proxy.url)):
+            text = (await home.strop("adapters", "list")).stdout
+
+    _, first, base = columns(text)
+    assert ["v1", "active,", "stale", "base", "1"] == first[:5]
+    assert "not served by this engine; v1 learned from" in text
+    assert "base" == base[0]
+
+
 async def test_a_version_is_shown_without_a_proxy(home: Home) -> None:
     """Where it comes from, and what happened to it."""
     await home.publish()
@@ -480,7 +499,7 @@ async def test_status_says_of_an_engine_without_versions_that_the_active_one_wai
 async def test_status_says_which_of_the_engine_s_models_answers_under_another_name(
     home: Home,
 ) -> None:
-    """Whoever mistyped one in --model would rate, and train, another."""
+    """A name of one's own, or one that was mistyped."""
     async with (
         FakeEngine(FakeVllm()) as engine,
         running(settings_for(engine.url, model={"name": "tinny"}), home.folder) as proxy,
@@ -598,7 +617,21 @@ async def test_relearning_continues_the_newest_clean_ancestor(
         (run,) = (await home.store.runs.list()).data
 
     assert 0 == done.exit_code, done.output
-    assert parent == run.parent
+    assert (parent, "") == (run.parent, done.stderr)
+
+
+@pytest.mark.parametrize("active", ["v1", "base"])
+async def test_where_nothing_is_stale_relearning_is_training(tmp_path: Path, active: str) -> None:
+    """Which is said, not passed over."""
+    async with serving(tmp_path) as (home, proxy):
+        await home.publish(base=proxy.services.serving.base)
+        await home.store.versions.activate(active, actor="api")
+
+        done = await home.strop("train", "--relearn", "--detach", "--json")
+
+    assert 0 == done.exit_code, done.output
+    assert (None if active == "base" else active) == json.loads(done.stdout)["parent"]
+    assert done.stderr.startswith(f"What this run continues, {active}, isn't stale: ")
 
 
 async def test_what_is_relearned_takes_the_place_of_what_is_stale(tmp_path: Path) -> None:
@@ -690,6 +723,29 @@ async def test_without_a_proxy_a_run_goes_on_in_the_terminal(home: Home) -> None
     )  # fmt: skip
     assert "there is no rating to learn from" in done.stdout
     assert "No version was made." in done.stdout
+
+
+@pytest.mark.parametrize("how", [[], ["--relearn"]])
+async def test_after_a_trial_of_another_base_a_run_continues_what_that_displaced(
+    home: Home, how: list[str]
+) -> None:
+    """A start with its own base activates that again, and then what the run makes."""
+    own = identify(demo_model(), cache=None)
+    for base in (own, MODEL):
+        await home.publish(base=base)
+    await home.store.versions.activate("v1", actor="api")
+    await home.store.versions.activate("base", actor="start")
+
+    done = await home.strop("train", *how, "--json")
+
+    assert "v1" == json.loads(done.stdout)["parent"], done.stderr
+
+
+@pytest.mark.parametrize(("base", "is_back"), [(identify(demo_model(), cache=None), True), (MODEL, False)])
+async def test_what_continues_a_displaced_version_is_activated_once_that_is_back(
+    home: Home, base: str, is_back: bool
+) -> None:
+    """What an earlier version of it makes is not."""
 
 
 async def test_a_run_that_was_left_is_gone_on_with(home: Home) -> None:

@@ -64,6 +64,10 @@ def test_an_engine_that_is_only_a_url(tmp_path: Path, kind: tuple[str, ...], say
             ("--model", "org/model", "--set", "engine.replicas=http://127.0.0.1:1"),
             "engine.replicas: expected engine.kind vllm or openai, got embedded",
         ),
+        (
+            ("--model", "org/model", "--set", "engine.model=qwen3"),
+            "engine.model = 'qwen3' is of another engine than strop's own; leave it out, or",
+        ),
     ],
 )
 def test_config_says_what_a_start_would_refuse(

@@ -116,6 +116,7 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
 
     assert (1, 1) == (text.returncode, unreadable.returncode)
     assert "nothing can be trained before model.base is set" in text.stdout
+    assert f"; {NEVER_LEARNED}" in text.stdout
     assert f"{tmp_path} has no config.json" in unreadable.stdout
 
 

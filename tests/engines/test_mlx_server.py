@@ -25,6 +25,7 @@ from strop.proxy.engines.base import Ask
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
+from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import BadRequest, Unavailable, UpstreamError
 from strop.proxy.upstream import Upstream
 from strop.training.tokenizer import BaseTokenizer
@@ -425,7 +426,7 @@ class Swapped:
         self.control = MlxServerAdapters(
             Calls(self.upstream, []), base=base, folder=folder, convert=mlx.convert
         )
-        self.driver = MlxServer(self.upstream, model=model, adapters=self.control)
+        self.driver = MlxServer(self.upstream, wanted=Wanted(model), adapters=self.control)
 
     async def say(self, served: str) -> tuple[int, dict[str, Any]]:
         """Answer a chat as `served`, through the driver's own request."""

@@ -17,6 +17,7 @@ from running import Running, running, settings_for
 from waiting import until
 
 from strop.proxy.engines.ollama import Ollama, version_of
+from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import EngineNotReady
 from strop.proxy.upstream import Upstream
 
@@ -179,7 +180,7 @@ async def test_the_model_with_versions_does_not_change_with_a_pull(ollama: FakeO
     """The newest when strop starts, or the one that the settings name."""
     async with FakeEngine(ollama) as engine:
         upstream = Upstream(engine.url)
-        driver, named = Ollama(upstream), Ollama(upstream, model="other:8b")
+        driver, named = Ollama(upstream), Ollama(upstream, wanted=Wanted("other:8b"))
         before = await driver.check()
 
         ollama.models = {"new:latest": base_of("new"), **ollama.models}

@@ -25,6 +25,7 @@ class FakeVllm:
 
     Attributes:
         base: the base's served name.
+        others: those of further bases.
         key: the API key that `/v1` asks for.
         has_parser: as if a tool or reasoning parser were on: a token without text makes an event
             only where ids or logprobs are asked for, and `include_reasoning: false` hides both.
@@ -35,6 +36,7 @@ class FakeVllm:
     """
 
     base: str = "tiny"
+    others: tuple[str, ...] = ()
     key: str | None = None
     has_parser: bool = False
     before_event: Callable[[int], Awaitable[None]] = _at_once
@@ -75,12 +77,12 @@ class FakeVllm:
         now = int(time.time())
         rest: dict[str, object] = {"object": "model", "created": now, "owned_by": "vllm"}
         base: dict[str, object] = {
-            "root": self.base,
             "parent": None,
             "max_model_len": 1024,
             "permission": [],
         }
-        return [{"id": self.base, **rest, **base}] + [
+        bases = [{"id": name, **rest, **base, "root": name} for name in (self.base, *self.others)]
+        return bases + [
             {"id": name, **rest, **base, "root": path, "parent": self.base, "max_model_len": None}
             for name, path in self.adapters.items()
         ]
@@ -133,7 +135,7 @@ class FakeVllm:
         except ValueError as error:
             return await _refuse(call, f"1 validation error:\n  {error}", "Bad Request", 400)
         model = fields.get("model") or self.base
-        if model != self.base and model not in self.adapters:
+        if model not in (self.base, *self.others, *self.adapters):
             message = f"The model `{model}` does not exist. Valid aliases: {self.base}."
             return await _refuse(call, message, "NotFoundError", 404, param="model")
         if is_chat and fields.get("top_logprobs") and not fields.get("logprobs"):

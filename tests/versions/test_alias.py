@@ -82,14 +82,14 @@ def test_an_identity_reaches_each_version_and_no_other_base() -> None:
     ("name", "alias", "served", "others"),
     [
         ("", "a", "a", ("b",)),
-        ("b", "b", "b", ("a",)),
+        ("b", "b", "a", ("b",)),
         ("mine", "mine", "a", ("b",)),
     ],
 )
 def test_the_public_name_is_the_engines_own_unless_it_is_set(
     name: str, alias: str, served: str, others: tuple[str, ...]
 ) -> None:
-    """A name that the engine serves chooses that model."""
+    """Which of the engine's models serves is not its to say: the first is."""
     made = Alias.of_base(name, ["a", "b"], accepts_any=False)
 
     assert (alias, served, others) == (made.name, made.active.name, made.others)

@@ -1,0 +1,54 @@
+"""Which of an engine's models is to serve.
+
+Knows no engine: a driver says what its engine has, and puts the one that is chosen here first.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from strop.proxy.errors import EngineNotReady
+
+_MOST_NAMED: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The model that the settings name, if they do.
+
+    Attributes:
+        name: what the engine calls it; empty for the engine's first.
+        is_required: whether no other may serve in its place. Where it may, `name` is what clients
+            call the model, and only perhaps one that the engine has.
+    """
+
+    name: str = ""
+    is_required: bool = False
+
+    def among(self, names: Sequence[str], *, advice: str = "") -> str:
+        """Return the one of `names`, of which there is at least one, that is to serve.
+
+        Args:
+            names: the engine's models, in its own order.
+            advice: how to get one that it lacks.
+
+        Raises:
+            EngineNotReady: none but one that isn't there may serve.
+        """
+        if self.name in names:
+            return self.name
+        if not self.is_required:
+            return names[0]
+        near = difflib.get_close_matches(self.name, names, n=_MOST_NAMED, cutoff=0.4)
+        # What is like it first, then the others.
+        shown = list(dict.fromkeys((*near, *names)))[:_MOST_NAMED]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        raise EngineNotReady(
+            f"the engine has no model {self.name!r}, which engine.model (--model) names; it has"
+            f" {', '.join(shown)}{more}: name one of them{advice}"
+        )
+
+
+ITS_FIRST: Final = Wanted()
+"""The engine's first model, whatever it is."""

@@ -1,0 +1,142 @@
+"""Which of an engine's models is served: the one that is named, and no other in its place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fake_llama_server
+import fake_mlx_server
+import httpx
+import pytest
+from fake_engine import FakeEngine, Handler
+from fake_llama_server import FakeLlamaServer
+from fake_mlx_server import FakeMlxServer
+from fake_ollama import FakeOllama, base_of
+from fake_vllm import FakeVllm
+from running import Running, running, settings_for
+from waiting import until
+
+from strop.proxy.engines.wanted import Wanted
+from strop.proxy.errors import EngineNotReady
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of engine with models, what it calls one of them, and what strop calls that."""
+
+    kind: str
+    fake: Callable[[], Handler]
+    wanted: str
+    name: str
+    others: tuple[str, ...] = ()
+
+
+OLLAMA = {tag: base_of(tag) for tag in ("tiny:latest", "other:8b", "third:latest")}
+CASES = [
+    Case("vllm", lambda: FakeVllm(others=("b", "c")), "b", "b", ("tiny", "c")),
+    Case("openai", lambda: FakeVllm(others=("b", "c")), "c", "c", ("tiny", "b")),
+    Case("llama_server", FakeLlamaServer, fake_llama_server.MODEL_PATH, "tiny"),
+    Case("mlx_server", FakeMlxServer, fake_mlx_server.MODEL_PATH, "tiny"),
+    Case(
+        "ollama",
+        lambda: FakeOllama(models=OLLAMA),
+        "other:8b",
+        "other:8b",
+        ("third", "third:latest", "tiny", "tiny:latest"),
+    ),
+    Case(
+        "ollama",
+        lambda: FakeOllama(models=OLLAMA),
+        "third",
+        "third",
+        ("third:latest", "other:8b", "tiny", "tiny:latest"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.wanted}")
+@pytest.mark.parametrize("public", ["", "mine"])
+async def test_the_model_that_is_named_serves_under_its_own_name_or_another(
+    case: Case, public: str, tmp_path: Path
+) -> None:
+    """Unpinned requests get it; the engine's other models are served under their own names."""
+    async with FakeEngine(case.fake()) as engine:
+        settings = settings_for(
+            engine.url, kind=case.kind, engine={"model": case.wanted}, model={"name": public}
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            answer = await proxy.chat(model=public or case.name)
+            asked = engine.requests[-1].json()["model"]
+            alias = proxy.services.serving.alias
+
+    assert 200 == answer.status_code
+    assert asked in (case.wanted, case.name)
+    assert (public or case.name, case.name) == (alias.name, alias.base.name)
+    assert sorted(case.others) == sorted(alias.others)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "openai", "llama_server", "mlx_server", "ollama"])
+async def test_one_that_the_engine_lacks_is_refused(kind: str, tmp_path: Path) -> None:
+    """Even where it is the only one that it has: it would be rated, and trained, as another."""
+    case = next(case for case in CASES if case.kind == kind)
+    settings = {"engine": {"model": "tinny"}, "model": {"name": "mine"}}
+    async with (
+        FakeEngine(case.fake()) as engine,
+        running(
+            settings_for(engine.url, kind=kind, **settings), tmp_path / "home", ready=False
+        ) as proxy,
+    ):
+        refused = await refusal(proxy)
+        health = (await proxy.client.get("/health")).json()
+
+    message = refused.json()["error"]["message"]
+    assert (503, "mine") == (refused.status_code, health["model"]["name"])
+    assert "the engine has no model 'tinny', which engine.model (--model) names; it has " in message
+    assert "tiny" in message.partition("it has ")[2]
+    assert ("ollama pull tinny" in message) == (kind == "ollama")
+
+
+async def refusal(proxy: Running) -> httpx.Response:
+    """Return what a chat gets once the engine was asked for its models."""
+    await until(lambda: "has no model" in proxy.services.serving.reason)
+    return await proxy.chat(model="mine")
+
+
+async def test_one_that_is_pulled_is_served_and_one_that_is_removed_no_more(
+    tmp_path: Path,
+) -> None:
+    """Ollama's models come and go while it runs."""
+    ollama = FakeOllama(models={"tiny:latest": base_of("tiny")})
+    async with FakeEngine(ollama) as engine:
+        settings = settings_for(
+            engine.url, kind="ollama", engine={"model": "qwen3", "health_interval_s": 0.05}
+        )
+        async with running(settings, tmp_path / "home", ready=False) as proxy:
+            await until(lambda: "ollama pull qwen3" in proxy.services.serving.reason)
+            ollama.models["qwen3:latest"] = base_of("qwen3")
+            await proxy.services.serving.wait_until_ready()
+            answer = await proxy.chat(model="qwen3")
+            del ollama.models["qwen3:latest"]
+            await until(lambda: not proxy.services.serving.is_ready)
+            reason = proxy.services.serving.reason
+
+    assert (200, "qwen3") == (answer.status_code, answer.json()["model"])
+    assert "it has tiny, tiny:latest: name one of them" in reason
+
+
+@pytest.mark.parametrize(("name", "first"), [("", "a"), ("b", "b"), ("mine", "a")])
+def test_a_name_for_clients_chooses_where_the_engine_has_it(name: str, first: str) -> None:
+    """And is a new name for the engine's first where it doesn't."""
+    assert first == Wanted(name).among(["a", "b"])
+
+
+def test_of_many_models_those_like_the_one_that_is_missing_are_said() -> None:
+    """A service may list hundreds."""
+    names = [f"model-{n}" for n in range(300)]
+
+    with pytest.raises(EngineNotReady) as refused:
+        Wanted("modell-299", is_required=True).among(names)
+
+    said = refused.value.message
+    assert "it has model-299, " in said
+    assert said.endswith(" and 292 more: name one of them")
