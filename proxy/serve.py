@@ -76,9 +76,11 @@ async def say_when_ready(services: Control, url: str) -> None:
     serving, engine = services.serving, services.serving.engine
     if services.process is None:
         await serving.wait_until_asked()
-        if not serving.is_ready:
+        # Once it answers, `serving` says itself why it is not ready.
+        while not serving.is_answering:
             extra = {"url": auth.scrub_url(engine.upstream.url), "reason": serving.reason}
             log.warning("waiting for the engine", extra=extra)
+            await serving.wait_until_asked(serving.reason)
     else:
         log_file = services.home / layout.ENGINE_LOG
         model, extra = services.settings.model.path, {"log": str(log_file)}

@@ -192,9 +192,9 @@ class Serving:
             self.note_change()
         self._wake.set()
 
-    async def wait_until_asked(self) -> None:
-        """Return once the engine has been checked, however that went."""
-        while not self.is_ready and self.reason == _UNASKED:
+    async def wait_until_asked(self, known: str = _UNASKED) -> None:
+        """Return once a check of the engine found it ready, or not for another than `known`."""
+        while not self.is_ready and self.reason == known:
             self._changed.clear()
             await self._changed.wait()
 

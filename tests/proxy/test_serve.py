@@ -12,9 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
+from waiting import until
 
 from strop.configs import demo_model
 from strop.proxy.app import App
@@ -164,6 +165,37 @@ async def test_whoever_starts_strop_is_told_that_ratings_would_be_lost_to_traini
     )
     assert f"\n  {reason}\n" in capsys.readouterr().out
     assert [("ratings teach nothing", reason)] == warnings(caplog)
+
+
+async def test_each_reason_to_wait_for_the_engine_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is loading may turn out to lack the model, which no waiting mends."""
+    caplog.set_level(logging.WARNING, "strop.proxy.serve")
+
+    async def loads(call: Call) -> None:
+        await call.json({"error": "loading"}, 503)
+
+    async with FakeEngine(loads) as engine:
+        settings = settings_for(
+            engine.url,
+            engine={"model": "mine", "health_interval_s": 0.05},
+            model={"base": str(demo_model())},
+        )
+        async with running(settings, tmp_path / "home", ready=False) as proxy:
+            telling = asyncio.create_task(say_when_ready(proxy.services, proxy.url))
+            await until(lambda: len(warnings(caplog)) == 1)
+            num_asked = len(engine.requests)
+            await until(lambda: len(engine.requests) > 1 + num_asked)
+            engine.handler = FakeVllm()
+            await until(lambda: len(warnings(caplog)) == 2)
+            engine.handler = FakeVllm(others=("mine",))
+            await telling
+
+    (loading, first), (lacking, second) = warnings(caplog)
+    assert "waiting for the engine" == loading == lacking
+    assert "may be loading its model" in str(first)
+    assert "the engine has no model 'mine'" in str(second)
 
 
 async def test_whoever_starts_strop_with_a_base_is_not_told_that_it_lacks_one(
