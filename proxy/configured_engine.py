@@ -5,6 +5,8 @@ The one place that chooses a driver. Starts no process, and asks nothing of a se
 
 import contextlib
 import importlib.util
+import re
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,8 @@ EMBEDDED_ADAPTERS = 4
 
 # Where each listens unless it is told otherwise.
 _PORTS: Final = {"ollama": 11434, "mlx_server": 8080, "llama_server": 8080}
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 _REPLICABLE = ("vllm", "openai")
 # No request has to be held while these change their version, so several processes can serve them.
@@ -162,6 +166,12 @@ def _check_model(model: str) -> None:
         )
     if not folder.is_dir() and model.startswith(("/", ".", "~")):
         raise ConfigError(f"{expected}; there is no folder {model}")
+    if is_hub_id(model) and not _HUB_ID.fullmatch(model):
+        advice = (
+            "; a model of Ollama is served by --engine ollama --engine-url http://127.0.0.1:"
+            f"{_PORTS['ollama']} --model {shlex.quote(model)}"
+        )
+        raise ConfigError(f"{expected}, got {model!r}{advice * (':' in model)}")
     if model and folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{expected}; there is no config.json in {model}")
 

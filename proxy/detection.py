@@ -14,6 +14,8 @@ from typing import Any, Final, Literal
 import httpx
 
 from strop.configs import installation
+from strop.proxy.auth import scrub_url
+from strop.proxy.errors import ConfigError
 from strop.proxy.settings import Settings
 
 Kind = Literal["vllm", "mlx_server", "ollama", "llama_server", "openai"]
@@ -27,7 +29,7 @@ USUAL: Final = (
 )
 """Where local servers listen unless they are told otherwise."""
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 3.0
 # A list of models is the longest that an engine says.
 MAX_ANSWER_BYTES = 4 * 2**20
 _LOCKED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
@@ -111,13 +113,22 @@ async def detect(settings: Settings, *, at: str = "") -> Choice:
 
     They leave it open where they name no kind, and no model for strop's own engine. `at` is the
     option that names the home in a command to copy.
+
+    Raises:
+        ConfigError: what answers at the settings' URL says what it is to nobody without its key.
     """
     engine = settings.engine
     if engine.kind:
         return Choice(settings)
     if engine.url:
-        found = await find([engine.url], key=engine.key)
-        return _serving(settings, found[0]) if found else Choice(settings)
+        seen = await look([engine.url], key=engine.key)
+        if seen.locked and not seen.found:
+            wants = "another key than engine.key" if engine.key else "a key"
+            raise ConfigError(
+                f"engine.url: what answers at {scrub_url(engine.url)} wants {wants} before it says"
+                " which engine it is; set engine.key, best as STROP_ENGINE_KEY"
+            )
+        return _serving(settings, seen.found[0]) if seen.found else Choice(settings)
     return Choice(settings) if settings.model.path else choose(settings, await find(USUAL), at=at)
 
 

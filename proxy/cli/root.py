@@ -158,8 +158,10 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
             except ValueError:
                 # Loading refuses the text as it is, and says what it should be.
                 continue
-    kind = settings.load(home, flags=named, environ=os.environ).settings.engine.kind
-    of_model = "model.path" if kind in ("", "embedded") else "engine.model"
+    engine = settings.load(home, flags=named, environ=os.environ).settings.engine
+    # What answers at a URL is another engine, be it not known yet which.
+    is_own = engine.kind in ("", "embedded") and not engine.url
+    of_model = "model.path" if is_own else "engine.model"
     chosen = {of_model: flags["model"], "model.name": flags["model_name"]}
     # What wasn't given must not hide what --set says.
     named |= {key: value for key, value in chosen.items() if value is not None}

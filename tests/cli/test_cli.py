@@ -313,11 +313,20 @@ def test_an_error_does_not_steer_the_terminal(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "path", "chosen"), [("embedded", "m", ""), ("vllm", "", "m"), ("openai", "", "m")]
+    ("engine", "path", "chosen"),
+    [
+        ((), "m", ""),
+        (("--engine", "embedded"), "m", ""),
+        (("--engine", "vllm"), "", "m"),
+        (("--engine", "openai"), "", "m"),
+        (("--engine-url", "http://127.0.0.1:1"), "", "m"),
+    ],
 )
-def test_the_model_is_loaded_or_chosen(home: Path, kind: str, path: str, chosen: str) -> None:
+def test_the_model_is_loaded_or_chosen(
+    home: Path, engine: tuple[str, ...], path: str, chosen: str
+) -> None:
     """The embedded engine loads it; another one has it already. Clients may call it otherwise."""
-    options = ("--engine", kind, "--model", "m", "--model-name", "mine")
+    options = (*engine, "--model", "m", "--model-name", "mine")
     found = json.loads(run(home, "config", *options, "--json").stdout)
 
     values = {one["key"]: one["value"] for one in found["settings"]}

@@ -37,6 +37,22 @@ def test_a_model_that_is_none_is_refused_at_once(tmp_path: Path, model: str, say
 
 
 @pytest.mark.parametrize(
+    ("model", "advice"),
+    [
+        ("qwen3:8b", "--engine ollama --engine-url http://127.0.0.1:11434 --model qwen3:8b"),
+        ("two words", "got 'two words'"),
+    ],
+)
+def test_a_model_that_no_hub_has_is_refused_at_once(
+    tmp_path: Path, model: str, advice: str
+) -> None:
+    """It is no name that one could have; Ollama's have a colon."""
+    refused = start(tmp_path, "--model", model)
+
+    assert (2, advice) == (refused.exit_code, refused.stderr.strip()[-len(advice) :])
+
+
+@pytest.mark.parametrize(
     ("kind", "says"),
     [
         ((), "start it first, or say what it is, as in --engine vllm"),

@@ -17,6 +17,7 @@ from running import settings_for
 from strop.proxy import detection
 from strop.proxy.cli.root import main
 from strop.proxy.detection import Found, Said
+from strop.proxy.errors import ConfigError
 from strop.proxy.settings import Engine, Model, Settings
 
 CARD = {"id": "m", "object": "model"}
@@ -202,6 +203,18 @@ async def test_an_engine_is_asked_with_its_key() -> None:
         choice = await detection.detect(settings)
 
     assert "vllm" == choice.settings.engine.kind
+
+
+@pytest.mark.parametrize(("key", "wants"), [("", "wants a key"), ("wrong", "wants another key")])
+async def test_an_engine_that_wants_a_key_first_is_said_to(key: str, wants: str) -> None:
+    """Not to be none: something answers there."""
+    async with engines(FakeVllm(key="right")) as (url,):
+        settings = settings_for(url, kind="", engine={"key": key})
+
+        with pytest.raises(
+            ConfigError, match=f"{wants}.* as STROP_ENGINE_KEY"
+        ):
+            await detection.detect(settings)
 
 
 async def run(*arguments: str) -> tuple[int, str]:
