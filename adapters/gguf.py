@@ -1,8 +1,10 @@
 """PEFT folders as GGUF LoRA files, which llama.cpp and Ollama load (`llama-adapter.cpp`).
 
-Needs the `gguf` package, which knows the names of tensors. Runs no model.
+Needs the `gguf` package, which knows the names of tensors. Runs no model, and imports numpy only
+where tensors are converted.
 """
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
@@ -10,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from strop.adapters import base_model, durable, peft
 from strop.configs import installation
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -70,6 +71,18 @@ _ARCHITECTURES: Mapping[str, _Architecture] = {
 MODEL_TYPES = frozenset(_ARCHITECTURES)
 
 
+def lacking() -> str:
+    """Return what is not installed that `convert` needs, and how to get it; empty if all is."""
+    return "" if importlib.util.find_spec("gguf") is not None else _needed()
+
+
+def _needed() -> str:
+    return (
+        "adapters for Ollama and llama.cpp need the gguf package:"
+        f" {installation.install('strop[gguf]')}"
+    )
+
+
 def convert(source: Path, base: Path, file: Path) -> None:
     """Write the PEFT adapter at `source`, of the base at `base`, to a new GGUF LoRA file.
 
@@ -85,10 +98,10 @@ def convert(source: Path, base: Path, file: Path) -> None:
     try:
         import gguf
     except ImportError as error:
-        raise ImportError(
-            "adapters for Ollama and llama.cpp need the gguf package:"
-            f" {installation.install('strop[gguf]')}"
-        ) from error
+        raise ImportError(_needed()) from error
+    # It comes with gguf.
+    import numpy as np
+
     config = base_model.read_config(base)
     architecture = _ARCHITECTURES.get(str(config.get("model_type")))
     if architecture is None:
@@ -144,6 +157,8 @@ def _write(path: Path, architecture: str, alpha: float, arrays: "Mapping[str, An
 
 def _common_alpha(adapter: peft.Adapter) -> float:
     """Return scale · r where all modules have the same; else what makes the first one's B stay."""
+    import numpy as np
+
     first = next(iter(adapter.modules.values()))
     # An alpha of 0 would mean "no alpha", a scale of 1.
     return float(np.float32(first.scale * first.a.shape[0])) or 1.0

@@ -43,6 +43,7 @@ class Alias:
         active: what unpinned requests get, once it is among `versions`.
         versions: every version that is loaded and proven.
         others: the names of other bases that the engine serves; they have no versions.
+        synonyms: what else means `name`; each pins as `name` does.
         accepts_any: whether an unknown name means `name` instead of an error.
         why_not: why the active version isn't among `versions`, for people.
     """
@@ -52,6 +53,7 @@ class Alias:
     active: Served
     versions: Mapping[str, Served]
     others: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()
     accepts_any: bool = False
     why_not: str = "the engine does not hold it yet"
 
@@ -61,20 +63,24 @@ class Alias:
         name: str,
         models: Sequence[str],
         *,
+        synonyms: Sequence[str] = (),
         accepts_any: bool,
         active: str = BASE,
         base: str | None = None,
     ) -> "Alias":
         """Return the alias of an engine that serves `models`, and no versions of them yet.
 
-        The first of them answers to `name`, or to its own where that is empty. `active` is the
-        version that it is to serve, and `base` the identity of its base.
+        The first of them answers to `name`, or to its own where that is empty, and to its own
+        `synonyms` with that. `active` is the version that it is to serve, and `base` the identity
+        of its base.
         """
         served = Served(BASE, models[0], base)
         others = tuple(model for model in models if model != served.name)
         public = name or served.name
         first = served if active == BASE else Served(active, f"{public}@{active}", base)
-        return cls(public, served, first, {BASE: served}, others, accepts_any)
+        own = (served.name, *synonyms)
+        same = tuple(one for one in own if one != public) if public in own else ()
+        return cls(public, served, first, {BASE: served}, others, same, accepts_any)
 
     @property
     def is_served(self) -> bool:
@@ -100,13 +106,13 @@ class Alias:
             UnknownModel: it is none of `names()`.
             EngineNotReady: the active version isn't loaded.
         """
-        if model == self.name:
+        if model == self.name or model in self.synonyms:
             return self._active()
         if isinstance(model, str):
             if model in self.others:
                 return Served(BASE, model)
             name, _, version = model.rpartition("@")
-            if name == self.name:
+            if name == self.name or name in self.synonyms:
                 if version in self.versions:
                     return self.versions[version]
                 if _VERSION.fullmatch(version):
@@ -133,7 +139,7 @@ class Alias:
         """Return every name that a request may use, once."""
         pins = (f"{self.name}@{version}" for version in self.versions)
         # Another strop, as the engine, has pins of its own.
-        return list(dict.fromkeys((self.name, *pins, *self.others)))
+        return list(dict.fromkeys((self.name, *self.synonyms, *pins, *self.others)))
 
 
 def _shown(model: object) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from strop import configs
+from strop.adapters import gguf
 from strop.adapters.base_model import InvalidBase, number, read_config, text_config
 from strop.configs import installation
 from strop.proxy import auth
@@ -122,7 +123,9 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
     if engine.kind == "ollama":
         ollama, notes = None, home / layout.OLLAMA_NOTES
         if base is not None:
-            ollama = OllamaAdapters(calls, base=base, convert=_to_gguf, notes=notes)
+            ollama = OllamaAdapters(
+                calls, base=base, convert=gguf.convert, notes=notes, lacking=gguf.lacking()
+            )
         return Ollama(upstream, key=engine.key, wanted=wanted, adapters=ollama)
     if engine.kind == "llama_server":
         return LlamaServer(upstream, key=engine.key, wanted=wanted)
@@ -137,19 +140,11 @@ def _vocab_size(base: Path | None) -> int | None:
     return None
 
 
-# Both need numpy, which comes with what trains: a proxy that only records has none.
-
-
 def _to_mlx(source: Path, base: Path, folder: Path) -> None:
+    # It needs numpy, which comes with what trains: a proxy that only records has none.
     from strop.adapters import mlx
 
     mlx.convert(source, base, folder)
-
-
-def _to_gguf(source: Path, base: Path, file: Path) -> None:
-    from strop.adapters import gguf
-
-    gguf.convert(source, base, file)
 
 
 def _kind(settings: Settings) -> str:

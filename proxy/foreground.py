@@ -6,6 +6,7 @@ The same row and the same process as beside a proxy; here a person waits for it.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from strop.proxy.settings import Settings
 from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
+from strop.proxy.versions.displaced import to_continue
 from strop.proxy.versions.pairing import base_folder, identity_of
 
 _STANDARD_ERROR: Final = 2
@@ -42,6 +44,9 @@ async def take_up(store: Store, home: Path, settings: Settings, wanted: Wanted) 
     base = await _base(settings, home)
     if left is not None:
         return await run_requests.follow_base(store, left, base)
+    # Nobody serves: where another base did last, what is active then says nothing of this one.
+    parent = wanted.parent or await to_continue(store.versions, base.identity)
+    wanted = replace(wanted, parent=parent)
     return await run_requests.create(store, settings.training, base, wanted, actor="cli")
 
 

@@ -233,6 +233,7 @@ async def _make_control(
         find_base=lambda: base_folder(settings),
         probes=ProbeJob(home, settings.training, probe_command),
         num_kept=settings.adapters.keep,
+        converted=home / layout.MLX_ADAPTERS,
     )
     try:
         await shelf.settle()
@@ -287,11 +288,14 @@ def _trainable(settings: Settings, serving: Serving) -> Base | str:
     Where the base that answers isn't known, that says so too: a person has to mend it at once.
     """
     engine, folder = serving.engine, base_folder(settings)
-    if engine.adapters is None:
+    # What it claims counts until it was asked; before that, its base isn't known either.
+    if engine.adapters is None or not engine.capabilities.adapters:
         why = (
             f"the engine {engine.label} serves no adapter versions here, so ratings are kept and"
             " nothing is trained"
         )
+        if engine.adapters is not None and engine.shortfalls:
+            why += f": {'; '.join(engine.shortfalls)}"
         if engine.capabilities.is_local and folder is None:
             # Another engine of the same model may come to serve this home.
             why += "; what is answered before model.base is set is never learned from elsewhere"

@@ -246,7 +246,7 @@ def _tags(body: Mapping[str, object]) -> tuple[str, ...]:
     given = body.get("tags")
     if given is None:
         return ()
-    if not isinstance(given, list) or len(given) > MAX_TAGS:
+    if not isinstance(given, list) or len(given) > MAX_TAGS or None in given:
         raise BadRequest(
             f"expected `tags` to be a list of at most {MAX_TAGS} strings; got {_shown(given)}",
             param="tags",

@@ -254,19 +254,25 @@ class Serving:
     def _answered(self, state: EngineState) -> None:
         if self._alias is None or self._models != state.models:
             self._models = state.models
+            former = self._alias
             alias = Alias.of_base(
                 self._model.name,
                 state.models,
+                synonyms=state.synonyms,
                 accepts_any=self._model.accept_any,
-                active=self._first if self._alias is None else self._alias.active.version,
+                active=self._first if former is None else former.active.version,
                 base=self.base,
             )
-            if self._alias is not None and alias.base == self._alias.base:
+            if former is not None and alias.base == former.base:
                 # Another model came or went beside it; what is loaded of this one stays.
-                alias = replace(self._alias, others=alias.others)
-            elif self.keeper is not None and self.engine.capabilities.adapters == 1:
-                # What its one slot holds is not known yet.
-                alias = alias.serving({})
+                alias = replace(former, others=alias.others)
+            else:
+                if former is not None:
+                    extra = {"model": alias.base.name, "before": former.base.name}
+                    log.warning("the engine serves another model", extra=extra)
+                if self.keeper is not None and self.engine.capabilities.adapters == 1:
+                    # What its one slot holds is not known yet.
+                    alias = alias.serving({})
             self.put(alias)
 
     def _not_ready(self, reason: str, *, was_ready: bool) -> None:

@@ -68,9 +68,9 @@ def _too_few(fresh: FreshCounts, num_new: int, wanted: int, num_rejected: int) -
         parts[0] += f", since the last {runs} rejected"
     # A correction is an answer to like, whatever the rating beside it.
     if not fresh.bad:
-        parts.append("0 bad so far: rate some bad ones too")
+        parts.append("0 bad still to learn from: rate some bad ones too")
     elif not fresh.good + fresh.corrections:
-        parts.append("0 good so far: rate some good ones too")
+        parts.append("0 good still to learn from: rate some good ones too")
     return "; ".join(parts)
 
 

@@ -14,10 +14,11 @@ from typing import Final
 
 import click
 
+from strop.adapters import gguf
 from strop.configs import installation
 from strop.training.options import CONTEXT, computing_options, home_option, json_option
 
-_PACKAGES: Final = ("torch", "transformers", "mlx", "mlx-lm", "bitsandbytes", "tensorboard")
+_PACKAGES: Final = ("torch", "transformers", "mlx", "mlx-lm", "gguf", "bitsandbytes", "tensorboard")
 _LONG: Final = 2048
 """A conversation of so many tokens is one that most people have."""
 
@@ -31,7 +32,13 @@ class Report:
 
 
 def examine(
-    base: Path | None, backend: str, device: str, preset: str, *, quantize_base: bool
+    base: Path | None,
+    backend: str,
+    device: str,
+    preset: str,
+    *,
+    quantize_base: bool,
+    engine: str = "",
 ) -> Report:
     """Return what this machine can do with these settings.
 
@@ -41,11 +48,14 @@ def examine(
         device: `training.device`.
         preset: `training.preset`.
         quantize_base: `training.quantize_base`.
+        engine: `engine.kind`.
     """
     report = Report()
     system = f"{platform.system()} {platform.machine()}"
     report.rows.append(("machine", f"{system}, Python {platform.python_version()}"))
     report.rows += [(name, _version(name)) for name in _PACKAGES]
+    if engine == "ollama" and (lacking := gguf.lacking()):
+        report.problems.append(f"what is trained can't be served: {lacking}")
     if importlib.util.find_spec("numpy") is None:
         report.problems.append(
             "training needs torch or mlx, and neither is installed:"
@@ -82,7 +92,8 @@ def _examine_training(
     if base is None:
         report.problems.append(
             "nothing can be trained before model.base is set: a folder or a downloaded hub id of"
-            " the same model in Hugging Face format"
+            " the same model in Hugging Face format; what is answered until then is never learned"
+            " from, however it is rated"
         )
         return
     files = BaseFiles(base)
@@ -144,6 +155,7 @@ def _version(package: str) -> str:
 @home_option
 @computing_options
 @click.option("--preset", default="balanced", metavar="NAME", help="How far a run may go.")
+@click.option("--engine", default="", metavar="KIND", help="What serves. [default: engine.kind]")
 def main(
     as_json: bool,
     home: Path | None,
@@ -152,12 +164,13 @@ def main(
     device: str,
     quantize_base: bool,
     preset: str,
+    engine: str,
 ) -> None:
     """Say what can train here, with what, and why.
 
-    Exits with 1 where nothing can, and says what to do.
+    Exits with 1 where nothing can, or what is trained can't be served, and says what to do.
     """
-    report = examine(base, backend, device, preset, quantize_base=quantize_base)
+    report = examine(base, backend, device, preset, quantize_base=quantize_base, engine=engine)
     if home is not None:
         report.rows.insert(0, ("home", str(home)))
     if as_json:

@@ -262,6 +262,7 @@ def table(found: Sequence[Evaluated]) -> str:
     rows = [
         ("", [one.version for one in found]),
         ("good (fresh answers)", [_rate(one.good) for one in found]),
+        ("no verdict (fresh answers)", _counts([one.num_unrated for one in found])),
         ("good (rated by people)", [_rate(one.live) for one in found]),
         ("liked answers, logprob", [_number(one.liked) for one in found]),
         ("disliked answers, logprob", [_number(one.disliked) for one in found]),
@@ -289,6 +290,10 @@ def _rate(rate: Rate | None) -> str:
         return ""
     interval = rate.interval
     return f"{rate.value:.2f} ({interval.low:.2f}-{interval.high:.2f}) of {rate.num}"
+
+
+def _counts(values: Sequence[int]) -> list[str]:
+    return [str(value) if any(values) else "" for value in values]
 
 
 def _number(value: float | None) -> str:

@@ -25,6 +25,7 @@ class LeftOut(StrEnum):
     REDACTED = "redacted"
     NO_TOKENS = "no token ids, and not text alone"
     NO_TOKENIZER = "no token ids, and no tokenizer"
+    SEVERAL_PROMPTS = "several prompts in one request"
     PROMPT_DIFFERS = "no prompt ids, and its messages encode to other ones"
     TEXT_DIFFERS = "no token ids, and its text encodes to other ones"
     NOT_TEXT = "the prompt holds more than text"
@@ -152,17 +153,20 @@ def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftO
     is_own = completion.base == target.base
     if is_own and completion.prompt_ids is not None:
         return completion.prompt_ids
+    is_text = completion.dialect == "completions"
+    if is_text and fields is not None and prompt.has_several_prompts(fields):
+        return LeftOut.SEVERAL_PROMPTS
     if fields is None or prompt.is_redacted(completion.request):
         return LeftOut.REDACTED if fields is not None else LeftOut.NO_TOKENS
     if target.tokenizer is None:
         return LeftOut.NO_TOKENIZER
     text = prompt.only_prompt(fields)
-    if completion.dialect == "completions" and not isinstance(text, str):
+    if is_text and not isinstance(text, str):
         return LeftOut.NO_TOKENS
     try:
         ids = (
             target.tokenizer.encode_text(text)
-            if completion.dialect == "completions" and isinstance(text, str)
+            if is_text and isinstance(text, str)
             else target.tokenizer.encode_chat(fields)
         )
     except ValueError:

@@ -55,7 +55,8 @@ async def _list(home: Path, *, as_json: bool) -> None:
         activation = await store.versions.activation()
         liked: dict[str, Rate] = {}
         names = await store.versions.base_names()
-        served = _served_base(home, found, activation)
+        health = _health(home)
+        served = _served_base(health, found, activation)
         for base in names.keys() - {served}:
             liked |= await store.training.live_rates(base=base)
         # Every base goes by `base`: the one that serves is meant, or the only one that is known.
@@ -67,7 +68,8 @@ async def _list(home: Path, *, as_json: bool) -> None:
         more = {"active": activation.version, "previous": activation.previous}
         click.echo(json.dumps(objects.list_of(shown) | more))
         return
-    rows = [_row(one, activation, liked.get(one.id)) for one in found]
+    is_served = not health or health["engine"]["capabilities"]["adapters"] > 0
+    rows = [_row(one, activation, liked.get(one.id), is_served=is_served) for one in found]
     is_active = activation.version == BASE
     rows.append(("*" if is_active else "", BASE, "", "", "", _liked(liked.get(BASE)), "", ""))
     rows.insert(0, ("", "VERSION", "STATE", "PARENT", "LEARNED", "LIKED", "MADE", "NOTE"))
@@ -80,10 +82,15 @@ async def _list(home: Path, *, as_json: bool) -> None:
     click.echo(terminal.table(rows[1:], rows[0]))
 
 
-def _served_base(home: Path, versions: Sequence[Version], activation: Activation) -> str:
-    """Return the identity of the base that serves, else of the active version; empty if unknown."""
+def _health(home: Path) -> dict[str, Any] | None:
     url = serving_url(home)
-    health = ask_health(url) if url else None
+    return ask_health(url) if url else None
+
+
+def _served_base(
+    health: dict[str, Any] | None, versions: Sequence[Version], activation: Activation
+) -> str:
+    """Return the identity of the base that serves, else of the active version; empty if unknown."""
     known = [one.base for one in versions if one.id == activation.version]
     return (health or {}).get("model", {}).get("base") or "".join(known)
 
@@ -96,11 +103,16 @@ def _liked(rate: Rate | None) -> str:
     return f"{rate.value:.2f} ({interval.low:.2f}-{interval.high:.2f}) of {rate.num}"
 
 
-def _row(one: Version, activation: Activation, liked: Rate | None) -> tuple[str, ...]:
+def _row(
+    one: Version, activation: Activation, liked: Rate | None, *, is_served: bool
+) -> tuple[str, ...]:
     shown = adapter_objects.adapter(one)
     note = one.stale or one.reason or ("kept" if one.is_kept else "")
+    is_active = one.id == activation.version
+    if is_active and not is_served:
+        note = "not served by this engine" + f"; {note}" * bool(note)
     return (
-        "*" if one.id == activation.version else "",
+        "*" if is_active and is_served else "",
         one.id,
         f"{one.state}, stale" if one.stale else one.state,
         one.parent or "base",
@@ -275,7 +287,10 @@ def keep_adapter(version: str, release: bool, home: Path | None) -> None:
 @click.argument("version")
 @home_option
 def remove_adapter(version: str, home: Path | None) -> None:
-    """Delete the files of VERSION; its number is never used again."""
+    """Delete the files of VERSION; its number is never used again.
+
+    One that is active, or kept, is not removed.
+    """
     _ask(home_of(home), "DELETE", version)
     click.echo(f"{version} is removed")
 

@@ -66,7 +66,11 @@ def evaluate(home: Path | None, arguments: tuple[str, ...]) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def doctor(home: Path | None, arguments: tuple[str, ...]) -> None:
     """Say what can train here, with what, and why."""
-    _become("doctor", [*_in_force(home_of(home), arguments), *arguments])
+    folder = home_of(home)
+    found = _in_force(folder, arguments)
+    if kind := in_force(folder).engine.kind:
+        found += ["--engine", kind]
+    _become("doctor", [*found, *arguments])
 
 
 def _in_force(home: Path, arguments: Sequence[str]) -> list[str]:

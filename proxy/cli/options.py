@@ -101,9 +101,14 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
             f" {to_copy('serve', home)}, or name its home with --home"
         )
     # Opening SQLite and zstd costs more than all of --help.
+    from strop.proxy.store import database
     from strop.proxy.store.store import Store
 
+    was_older = database.is_older(path)
     store = await Store.open(path)
+    if was_older:
+        told = "was an older strop's, and is brought up to date: that one can't open it any more"
+        click.echo(f"{path} {told}", err=True)
     try:
         yield store
     finally:

@@ -17,6 +17,7 @@ import click
 from strop.proxy import ratings
 from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli import terminal
+from strop.proxy.cli.newest import Newest, newest
 from strop.proxy.cli.options import (
     completion_argument,
     examples,
@@ -29,7 +30,7 @@ from strop.proxy.cli.options import (
 from strop.proxy.command_line import to_copy
 from strop.proxy.errors import BadRequest, NotFound, UnknownCompletion
 from strop.proxy.redaction import Redaction
-from strop.proxy.store.records import CompletionFilter, Feedback, FeedbackFilter, Scope
+from strop.proxy.store.records import Feedback, FeedbackFilter, Scope, StoredCompletion
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -137,8 +138,20 @@ def _rating_in(text: str) -> object:
 
 async def _rate(identity: str | None, said: Mapping[str, object], home: Path) -> None:
     async with open_store(home) as store:
-        identity = await _newest(store) if identity is None else await store.id_of(identity)
-        found = await store.get_completion(identity)
+        passed_over = ""
+        if identity is None:
+            last = await newest(store)
+            passed_over = _passed_over(last)
+            if last.answer is None:
+                raise UnknownCompletion(
+                    "there is no answer to rate yet; ask the model something first"
+                    + f" ({passed_over})" * bool(passed_over)
+                )
+            found: StoredCompletion | None = last.answer
+            identity = last.answer.completion.id
+        else:
+            identity = await store.id_of(identity)
+            found = await store.get_completion(identity)
         key_id = LOCAL_KEY_ID if found is None else found.completion.key_id
         body = {name: value for name, value in said.items() if value is not None}
         new = ratings.parse_feedback(
@@ -153,6 +166,8 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
         rated = found or await store.get_completion(given.completion)
     assert rated is not None
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")
+    if passed_over:
+        click.echo(f"Newer, and {passed_over}")
     if replaced is not None:
         click.echo(f"It replaces: {_standing(replaced)}")
     click.echo(f"Take it back: {_undo_command(given, home)}")
@@ -223,12 +238,13 @@ def _undo_command(given: Feedback, home: Path) -> str:
 COMMANDS: Final = (_rating_command("good"), _rating_command("bad"), rate, undo)
 
 
-async def _newest(store: "Store") -> str:
-    """Return the id of the newest complete answer."""
-    page = await store.list_completions(CompletionFilter(state="complete"), limit=1)
-    if not page.data:
-        raise UnknownCompletion("there is no answer to rate yet; ask the model something first")
-    return page.data[0].id
+def _passed_over(last: Newest) -> str:
+    """Return what is newer than the answer found, and why it isn't rated; empty if nothing is."""
+    said = [
+        f"{ids[0]}{f' and {len(ids) - 1} more' * (len(ids) > 1)} ({reason})"
+        for reason, ids in last.passed_over.items()
+    ]
+    return f"passed over: {', '.join(said)}" if said else ""
 
 
 def _is_in_flight(_completion: str) -> bool:

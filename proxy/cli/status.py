@@ -7,13 +7,14 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from strop.proxy import adapter_objects
 from strop.proxy.cli import terminal
 from strop.proxy.cli.admin_client import ask_health, call
+from strop.proxy.cli.newest import newest
 from strop.proxy.cli.options import (
     examples,
     home_of,
@@ -26,6 +27,9 @@ from strop.proxy.command_line import to_copy
 from strop.proxy.home import serving_url
 from strop.proxy.store import layout
 from strop.proxy.store.version_records import BASE, Version
+
+if TYPE_CHECKING:
+    from strop.proxy.store.store import Store
 
 
 @click.command(epilog=examples("strop status"))
@@ -117,7 +121,8 @@ def _version_rows(
         yield "", f"train anew: {to_copy('train --relearn', home)}"
     if ready:
         let = to_copy(f"adapters activate {ready[0]}", home)
-        yield "ready", f"{', '.join(ready)}, not activated; to let it serve: {let}"
+        why = f" ({terminal.excerpt(stored['failure'], 300)})" if stored["failure"] else ""
+        yield "ready", f"{', '.join(ready)}, not activated{why}; to let it serve: {let}"
 
 
 def _run_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
@@ -142,21 +147,32 @@ async def _stored(home: Path, base: str | None) -> dict[str, Any]:
     """Return what the store says; `base` is the identity of the base that serves, if known."""
     async with open_store(home) as store:
         counts = await store.feedback_counts()
-        newest = await store.list_completions(limit=1)
+        last = await newest(store)
         run = await store.runs.unfinished()
         last_run = await store.runs.last_finished()
         activation = await store.versions.activation()
         versions = await store.versions.list()
-    active = next((one for one in versions if one.id == activation.version), None)
+        active = next((one for one in versions if one.id == activation.version), None)
+        ready = [one.id for one in versions if _could_serve(one, active, base)]
+        failure = await _failure(store, ready[0]) if ready else None
     return {
         "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
-        "newest": newest.data[0].id if newest.data else None,
+        "newest": last.answer.completion.id if last.answer else None,
         "active": activation.version,
         "stale": active.stale if active else None,
-        "ready": [one.id for one in versions if _could_serve(one, active, base)],
+        "ready": ready,
+        "failure": failure,
         "run": None if run is None else adapter_objects.run(run),
         "last_run": None if last_run is None else adapter_objects.run(last_run),
     }
+
+
+async def _failure(store: "Store", version: str) -> str | None:
+    """Return why the last attempt to activate a version failed; None where there was none."""
+    for one in await store.versions.list_events(version):
+        if one.kind == "activation_failed":
+            return str(json.loads(one.detail).get("reason", ""))
+    return None
 
 
 def _could_serve(one: Version, active: Version | None, base: str | None) -> bool:

@@ -89,5 +89,6 @@ def first_words(found: StoredCompletion, choice: int = 0, width: int = 60) -> st
 
 def described(found: StoredCompletion, choice: int = 0) -> str:
     """Return a line by which a person knows an answer again."""
-    words = first_words(found, choice)
-    return f'{found.completion.id} ({since(found.completion.created_ms)}): "{words}"'
+    c, words = found.completion, first_words(found, choice)
+    ended = "" if c.state == "complete" else f", {c.state}"
+    return f'{c.id} ({since(c.created_ms)}{ended}): "{words}"'

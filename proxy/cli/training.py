@@ -95,11 +95,19 @@ def train(
 
 
 async def _clean_ancestor(home: Path) -> str:
-    """Return what relearning continues."""
+    """Return what relearning continues; say so where that is what any run would continue."""
+    from strop.proxy.versions.displaced import to_continue
+    from strop.proxy.versions.pairing import identity_of
     from strop.proxy.versions.promotion import clean_ancestor
 
     async with open_store(home) as store:
-        return await clean_ancestor(store, (await store.versions.activation()).version)
+        base = await identity_of(in_force(home), home)
+        usual = await to_continue(store.versions, base or "")
+        clean = await clean_ancestor(store, usual)
+    if clean == usual:
+        told = "so there is nothing to relearn: the run continues it, as without --relearn"
+        click.echo(f"{usual} isn't stale, {told}", err=True)
+    return clean
 
 
 def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[str, Any]:
@@ -153,6 +161,9 @@ def _next_step(run: dict[str, Any], home: Path, *, is_served: bool) -> str:
     show = f"runs show {run['id']}"
     if run["state"] == "passed":
         return asyncio.run(activation_of(home, run["id"]))
+    if run["state"] == "rejected" and run["version"] is not None:
+        see = to_copy(f"adapters show {run['version']}", home)
+        return f"{run['version']} was rejected, and doesn't serve. See all of it: {see}"
     if is_over(run):
         return f"No version was made. See all of it: {to_copy(f'{show} --json', home)}"
     if is_served:
@@ -163,6 +174,7 @@ def _next_step(run: dict[str, Any], home: Path, *, is_served: bool) -> str:
 
 async def activation_of(home: Path, run_id: str) -> str:
     """Return whether what passed is activated by itself; if not, why, and what to type."""
+    from strop.proxy.versions.displaced import to_continue
     from strop.proxy.versions.promotion import obstacle
 
     serves, training = serving(home), in_force(home).training
@@ -173,7 +185,8 @@ async def activation_of(home: Path, run_id: str) -> str:
         assert made is not None
         if made.state == "active":
             return f"{made.id} serves now."
-        reason = await obstacle(training, store, run, made)
+        active = await to_continue(store.versions, made.base)
+        reason = await obstacle(training, store, run, made, active=active)
     if reason is None:
         if serves is not None:
             see = to_copy("adapters list", home)

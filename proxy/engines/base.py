@@ -117,12 +117,14 @@ class EngineState:
     """What an engine says of itself: the names of the bases it serves, and its version.
 
     `digest` is what it says identifies its base's weights, where it has better than names.
+    `synonyms` are further names that it takes for the first of `models`, which has them not.
     """
 
     models: tuple[str, ...]
     version: str | None
     max_model_len: int | None = None
     digest: str | None = None
+    synonyms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Pl
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.ollama_models import cards_in, is_ours
 from strop.proxy.engines.single import SingleServer
-from strop.proxy.engines.wanted import ITS_FIRST, Wanted
+from strop.proxy.engines.wanted import ITS_FIRST, Wanted, listed
 from strop.proxy.errors import BadRequest, EngineNotReady
 from strop.proxy.upstream import Upstream
 from strop.proxy.wire import weights
@@ -115,6 +115,9 @@ class Ollama(SingleServer):
         """Return its models, the one with versions first, under every name that it takes for them.
 
         Tags that strop made are left out.
+
+        Raises:
+            UpstreamError: it isn't there, or none of its models may serve.
         """
         said = await self._calls.must("GET", "/api/version")
         version = said.get("version") if isinstance(said, dict) else None
@@ -135,24 +138,23 @@ class Ollama(SingleServer):
         names = [name for tag in digests for name in _names(tag)]
         if self._wanted.is_required or self._chosen not in names:
             # Else kept: the newest, which is listed first, changes with the next pull.
-            advice = f", or get it: ollama pull {self._wanted.name}"
-            self._chosen = self._wanted.among(names, advice=advice)
+            self._chosen = self._choice(names)
         first = _full(self._chosen)
         self._version = version
         # Another may be pulled under the same name at any time.
         self.capabilities = replace(self.capabilities, dtype=_dtype_of(found[first]))
-        tags = (first, *sorted(set(digests) - {first}))
-        rest = (name for tag in tags for name in _names(tag) if name != self._chosen)
+        rest = (name for tag in sorted(set(digests) - {first}) for name in _names(tag))
         if self.adapters is not None:
             self.adapters.serves(first)
         return EngineState(
             models=(self._chosen, *rest),
             version=version,
             digest=digests[first],
+            synonyms=tuple(name for name in _names(first) if name != self._chosen),
         )
 
     async def verify(self, model: str) -> None:  # noqa: ARG002  # the protocol's
-        """Say what this version of Ollama lacks; to ask a model for a token would load it."""
+        """Say what this Ollama lacks, and strop for it; to ask for a token would load a model."""
         version = version_of(self._version)
         missing = []
         if not (has_logprobs := version >= LOGPROBS_SINCE):
@@ -167,6 +169,12 @@ class Ollama(SingleServer):
                 f"Ollama {self._version} can't serve adapters for most models, so strop can't serve"
                 " what it trains; update it to 0.30 or newer"
             )
+        if self.adapters is not None and self.adapters.lacking:
+            adapters = 0
+            missing.append(
+                "strop can't serve what it trains before it is started with what is missing here:"
+                f" {self.adapters.lacking}"
+            )
         self.shortfalls = tuple(missing)
         self.capabilities = replace(
             self.capabilities,
@@ -174,6 +182,19 @@ class Ollama(SingleServer):
             stream_logprobs=has_logprobs,
             adapters=adapters,
         )
+
+    def _choice(self, names: list[str]) -> str:
+        """Return which of its models is to serve; raises EngineNotReady."""
+        wanted = self._wanted
+        models = list(dict.fromkeys(name.removesuffix(":latest") for name in names))
+        is_open = not wanted.is_required and wanted.name not in names
+        if self.adapters is not None and is_open and len(models) > 1:
+            # Its newest may be any of them, and would be taken for the one that is trained.
+            raise EngineNotReady(
+                f"Ollama has {listed(models)}: say which of them model.base is, as in --model"
+                f" {models[0]}"
+            )
+        return wanted.among(names, advice=f", or get it: ollama pull {wanted.name}")
 
     def _tag_of(self, served: str) -> str:
         tag = self.adapters.tag_of(served) if self.adapters is not None else None

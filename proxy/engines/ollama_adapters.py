@@ -41,9 +41,16 @@ class OllamaAdapters:
         base: the folder of the base, in Hugging Face format.
         convert: writes Ollama's format.
         notes: a file that says which of its models were made, also by a strop that ran before.
+        lacking: what `convert` needs and isn't here, and how to get it; empty if nothing.
+
+    Attributes:
+        lacking: the same.
     """
 
-    def __init__(self, calls: Calls, *, base: Path, convert: Convert, notes: Path) -> None:
+    def __init__(
+        self, calls: Calls, *, base: Path, convert: Convert, notes: Path, lacking: str = ""
+    ) -> None:
+        self.lacking = lacking
         self._calls = calls
         self._base = base
         self._convert = convert

@@ -40,15 +40,19 @@ class Wanted:
             return self.name
         if not self.is_required:
             return names[0]
-        near = difflib.get_close_matches(self.name, names, n=_MOST_NAMED, cutoff=0.4)
-        # What is like it first, then the others.
-        shown = list(dict.fromkeys((*near, *names)))[:_MOST_NAMED]
-        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
         raise EngineNotReady(
             f"the engine has no model {self.name!r}, which engine.model (--model) names; it has"
-            f" {', '.join(shown)}{more}: name one of them{advice}"
+            f" {listed(names, like=self.name)}: name one of them{advice}"
         )
 
 
 ITS_FIRST: Final = Wanted()
 """The engine's first model, whatever it is."""
+
+
+def listed(names: Sequence[str], *, like: str = "") -> str:
+    """Return the first few names for people, those that are `like` one before the others."""
+    near = difflib.get_close_matches(like, names, n=_MOST_NAMED, cutoff=0.4)
+    shown = list(dict.fromkeys((*near, *names)))[:_MOST_NAMED]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more

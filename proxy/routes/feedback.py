@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Final, get_args
 
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -126,13 +127,21 @@ async def withdraw(request: Request) -> Response:
     return json_response(objects.feedback(withdrawn))
 
 
+class _Id(StringConvertor):
+    """Any id; `export` is none, so that what can't be done there is not what a rating takes."""
+
+    regex = "(?!export$)[^/]+"
+
+
+register_url_convertor("feedback_id", _Id())
+
 ROUTES: Final = [
     Route("/v1/feedback", create, methods=["POST"]),
     Route("/v1/feedback", index, methods=["GET"]),
     Route("/v1/feedback/export", export, methods=["GET"]),
-    Route("/v1/feedback/{id}", show, methods=["GET"]),
-    Route("/v1/feedback/{id}", revise, methods=["PUT"]),
-    Route("/v1/feedback/{id}", withdraw, methods=["DELETE"]),
+    Route("/v1/feedback/{id:feedback_id}", show, methods=["GET"]),
+    Route("/v1/feedback/{id:feedback_id}", revise, methods=["PUT"]),
+    Route("/v1/feedback/{id:feedback_id}", withdraw, methods=["DELETE"]),
 ]
 
 

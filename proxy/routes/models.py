@@ -60,7 +60,8 @@ def _model(
     served = alias.resolve(name)
     is_other = name in alias.others
     # To who knows vLLM's dialect, what has a parent is an adapter beside the model to use.
-    parent = None if name == alias.name else parents.get(served.version)
+    is_pinned = name not in (alias.name, *alias.synonyms)
+    parent = parents.get(served.version) if is_pinned else None
     state = services(request).serving.state
     return {
         "id": name,

@@ -5,7 +5,7 @@ Plain values. Knows no path.
 
 from typing import Any, Final
 
-from strop.proxy.routes.requests import DEFAULT_LIMIT, MAX_LIMIT
+from strop.proxy.routes.requests import DEFAULT_LIMIT, END_OF_SINCE_S, MAX_LIMIT
 from strop.proxy.routes.schema_terms import Schema, ref, string
 
 CLIENT: Final[list[Schema]] = [{"clientKey": []}]
@@ -97,7 +97,8 @@ def path(name: str, description: str) -> Schema:
 
 def since() -> Schema:
     """Return the parameter `since`."""
-    return query("since", {"type": "number", "minimum": 0, "description": "Seconds since 1970."})
+    bounds = {"minimum": 0, "exclusiveMaximum": END_OF_SINCE_S}
+    return query("since", {"type": "number", **bounds, "description": "Seconds since 1970."})
 
 
 def paging() -> list[Schema]:

@@ -17,6 +17,8 @@ from strop.proxy.wire import body as wire_body
 
 DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
+# From here on, milliseconds don't fit into the store's integers.
+END_OF_SINCE_S = 2**53
 
 T = TypeVar("T", bound=str)
 
@@ -189,8 +191,7 @@ class Query:
             seconds = float(value)
         except ValueError:
             seconds = math.nan
-        # Beyond this, milliseconds don't fit into the store's integers.
-        if not 0 <= seconds < 2**53:
+        if not 0 <= seconds < END_OF_SINCE_S:
             raise BadRequest(
                 f"expected `since` in seconds since 1970; got {_shown(value)}", param="since"
             )

@@ -120,6 +120,21 @@ def connect(
     return connection
 
 
+def is_older(path: Path) -> bool:
+    """Return whether the schema of the database at `path` is one that `connect` brings up to date.
+
+    False also where that can't be told: who opens it says what is wrong.
+    """
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            version = _scalar(connection, "PRAGMA user_version")
+    except sqlite3.Error:
+        return False
+    return bool(0 < version < len(migrations()))
+
+
 async def connect_reader(path: Path, *, busy_timeout_s: float = 5.0) -> aiosqlite.Connection:
     """Return a connection that can only read, to a database that `connect` has opened before.
 

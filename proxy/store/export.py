@@ -7,14 +7,15 @@ the mean of its ratings lies above 0, bad below.
     kto   {"prompt", "completion", "label"}    one line a choice that is good or bad
     dpo   {"prompt", "chosen", "rejected"}     each correction over its answer, and each good choice
                                                over each bad one of the same completion
-    sft   {"messages"}                         each good choice, and each correction
+    sft   {"prompt", "completion"}             each good choice, and each correction
 
 Each line says whether its session is `held_out`, as strop measures on those; trainers pass over
 columns that they don't know.
 
 The last three are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
-list of messages, an answer a list of one. A text completion gives plain strings, and `{"prompt",
-"completion"}` as sft. One file holds one dialect, since a column can't be both.
+list of messages, an answer a list of one; a text completion gives plain strings. One file holds one
+dialect, since a column can't be both. sft has no line of `messages`: on those TRL's loss falls on
+all that was said, by the user and by the model when nobody liked it.
 
 Left out: completions whose prompt holds more than text and tool calls, answers without either, and
 commands of ours with their answers. Messages keep role, content (one string), name, tool calls and
@@ -118,10 +119,7 @@ def _sft(examples: list[_Example]) -> Iterator[Json]:
     for example in examples:
         liked = [example.answer] if example.answer is not None and example.rating > 0 else []
         for answer in [*liked, *example.corrections]:
-            if isinstance(example.prompt, list) and isinstance(answer, list):
-                yield {"messages": [*example.prompt, *answer]}
-            else:
-                yield {"prompt": example.prompt, "completion": answer}
+            yield {"prompt": example.prompt, "completion": answer}
 
 
 _ROWS: Final[Mapping[str, Callable[[list[_Example]], Iterator[Json]]]] = {

@@ -70,6 +70,13 @@ def only_prompt(asked: Mapping[str, object]) -> str | None:
     return prompt if isinstance(prompt, str) else None
 
 
+def has_several_prompts(asked: Mapping[str, object]) -> bool:
+    """Return whether a text completion asks for answers to more than one prompt."""
+    prompt = asked.get("prompt")
+    # A list of numbers is one prompt, as token ids.
+    return isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
+
+
 def is_redacted(recorded: bytes) -> bool:
     """Return whether something was taken out of a recorded request or message."""
     return MARK.encode() in recorded

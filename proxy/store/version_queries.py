@@ -88,6 +88,18 @@ WHERE version IS ? ORDER BY num DESC LIMIT ?"""
     return Query(sql, (num, limit), _decode_event)
 
 
+def switch_to(version: str, besides: str) -> Query[VersionEvent]:
+    """Return the query for the newest event that made a version, or the base, active.
+
+    Those of the actor `besides` don't count.
+    """
+    num = None if version == BASE else version_num(version) or 0
+    sql = f"""SELECT {_EVENT_COLUMNS} FROM version_events
+WHERE version IS ? AND kind IN ('activated', 'rolled_back') AND actor <> ?
+ORDER BY num DESC LIMIT 1"""
+    return Query(sql, (num, besides), _decode_event)
+
+
 def stack() -> Query[Activated]:
     """Return the query for the newest activation, and those below it that can be gone back to."""
     return Query(_STACK, (), lambda row: Activated(*row))

@@ -133,6 +133,13 @@ class VersionStore:
             return tuple(await self._reader.all(version_queries.events(limit)))
         return tuple(await self._reader.all(version_queries.events_of(id_, limit)))
 
+    async def switch_to(self, id_: str, *, besides: str = "") -> VersionEvent | None:
+        """Return the newest event that made a version, or `base`, active; None where there is none.
+
+        Those of the actor `besides` don't count.
+        """
+        return await self._reader.first(version_queries.switch_to(id_, besides))
+
     async def activation(self) -> Activation:
         """Return which version is active, and where a rollback goes."""
         return version_queries.activation(await self._reader.all(version_queries.stack()))

@@ -262,8 +262,7 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
 
     Raises:
         NotFound: there is no such version.
-        Conflict: it is active, or being made, or a run that isn't over continues it; or nobody
-            asked for it (the actor is `watch`) and it is kept.
+        Conflict: it is active, or being made, or kept; or a run that isn't over continues it.
     """
     known = get(connection, id_)
     top = version_queries.stack().run(connection)[0]
@@ -271,13 +270,20 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
         raise Conflict(f"{id_} is active; activate another version first, or roll back")
     if known.state == "candidate":
         raise Conflict(f"{id_} is being made; cancel its run first")
-    if known.is_kept and actor == "watch":
-        raise Conflict(f"{id_} is to be kept until somebody removes it")
+    refuse_kept(known)
     for run in run_queries.unfinished().run(connection):
         if run.parent == id_:
             raise Conflict(f"{run.id} continues {id_}; wait for it, or cancel it")
     connection.execute(_REMOVE, (now_ms, known.num))
     events.add(connection, known.num, "removed", actor, {}, now_ms)
+
+
+def refuse_kept(known: Version) -> None:
+    """Raise Conflict where a version is kept: whoever removes it has to let it go first."""
+    if known.is_kept:
+        raise Conflict(
+            f"{known.id} is kept; let it go first: strop adapters keep {known.id} --release"
+        )
 
 
 def add_event(

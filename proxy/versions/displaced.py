@@ -19,6 +19,18 @@ async def to_serve(versions: VersionStore) -> str:
     return await displaced(versions) or (await versions.activation()).version
 
 
+async def to_continue(versions: VersionStore, base: str) -> str:
+    """Return the version that a run of the base with this identity continues, unless told.
+
+    It is the active one; or the one that a start with that base would activate again.
+    """
+    version = await displaced(versions)
+    row = await versions.get(version) if version is not None else None
+    if row is not None and row.base == base and row.state != "missing":
+        return row.id
+    return (await versions.activation()).version
+
+
 async def displaced(versions: VersionStore) -> str | None:
     """Return the version that the base stands in for, until its own base is served again.
 
@@ -27,8 +39,7 @@ async def displaced(versions: VersionStore) -> str | None:
     if (await versions.activation()).version != BASE:
         return None
     # They say more than the activation: that a person has chosen the base while it was active.
-    events = await versions.list_events(BASE)
-    chosen = next((one for one in events if one.kind in ("activated", "rolled_back")), None)
+    chosen = await versions.switch_to(BASE)
     if chosen is None or chosen.actor != START:
         return None
     version = str(orjson.loads(chosen.detail)["from"])

@@ -144,7 +144,7 @@ class Loader:
             why = f" ({row.reason})" if row.origin == "import" and row.reason else ""
             raise Conflict(
                 f"{version} has no probe{why}, so nothing can show that an engine serves it;"
-                " activate it with force if you know that it does"
+                " activate it with --force (over HTTP, force) if you know that it does"
             )
         folder = self.shelf.path_of(version)
         suffix = hashlib.sha256(row.manifest).hexdigest()[:8]

@@ -67,8 +67,13 @@ async def identity_of(settings: Settings, home: Path) -> str | None:
 
 
 def digest_of(state: EngineState) -> str:
-    """Return what stands for all that an engine says of its base, its first model."""
-    said = [state.models[:1], state.version, state.max_model_len, state.digest]
+    """Return what stands for all that an engine says of its base, its first model.
+
+    That is its name only where the engine says nothing better: the same weights may be served under
+    another one.
+    """
+    named = [] if state.digest else state.models[:1]
+    said = [named, state.version, state.max_model_len, state.digest]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -111,7 +116,11 @@ class Pairings:
         self._digest, self.error, self.was_measured = digest, None, False
         pairing = await self._store.versions.pairing(self._engine)
         if pairing is not None and pairing.engine_digest != digest:
-            log.warning("the engine's base may be another now", extra={"engine": self._engine})
+            # Whether it is the same model, and how far off, who measures it says.
+            log.info(
+                "the engine says something else of its base than before; it is measured again",
+                extra={"engine": self._engine},
+            )
             await self._store.versions.remove_pairing(self._engine)
         elif pairing is not None and pairing.base == base:
             self.measured(pairing.error)

@@ -128,7 +128,7 @@ class Promoter:
         if made is None or made.state != "ready":
             # It was promoted, or it is gone.
             pass
-        elif reason := await obstacle(self._settings, self._store, run, made):
+        elif reason := await self._obstacle(run, made):
             log.info("not promoted", extra={"version": version, "reason": reason})
         elif self._swapper.progress is not None:
             return
@@ -146,6 +146,10 @@ class Promoter:
             except StropError as error:
                 log.error("not promoted", extra={"version": version, "reason": error.message})
         self._settled.add(version)
+
+    async def _obstacle(self, run: Run, made: Version) -> str | None:
+        active = (await self._store.versions.activation()).version
+        return await obstacle(self._settings, self._store, run, made, active=active)
 
     async def follow(self, *, idle_s: float = 0.0) -> None:
         """Roll the active version back if the gate promoted it and people like it less; see there.
@@ -201,21 +205,26 @@ async def _chosen(store: Store, activation: Activation) -> Activation:
     """Return `activation` as it was before the version left for another base, if it did."""
     if activation.actor != START:
         return activation
-    for one in await store.versions.list_events(activation.version):
-        if one.kind in ("activated", "rolled_back") and one.actor != START:
-            return replace(activation, actor=one.actor, created_ms=one.created_ms)
-    return activation
+    chosen = await store.versions.switch_to(activation.version, besides=START)
+    if chosen is None:
+        return activation
+    return replace(activation, actor=chosen.actor, created_ms=chosen.created_ms)
 
 
-async def obstacle(settings: Training, store: Store, run: Run, made: Version) -> str | None:
-    """Return why the version `made`, which passed in `run`, isn't activated by itself, or None."""
+async def obstacle(
+    settings: Training, store: Store, run: Run, made: Version, *, active: str
+) -> str | None:
+    """Return why the version `made`, which passed in `run`, isn't activated by itself, or None.
+
+    `active` is the version that is active, or will be when strop serves the base of `made`.
+    """
     if settings.promote != "auto":
         return "training.promote is manual"
     if made.stale is not None:
         return f"it is stale: {made.stale}"
     if _is_refused(await store.versions.list_events(made.id)):
         return "an activation of it failed"
-    active, parent = (await store.versions.activation()).version, run.parent or BASE
+    parent = run.parent or BASE
     # Where a stale version is active, what was relearned takes its place.
     if active != made.id and parent not in (active, await clean_ancestor(store, active)):
         return f"it was made from {parent}, and {active} is active now"

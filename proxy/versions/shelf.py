@@ -5,6 +5,7 @@ Knows no engine: whether one holds a version is for its caller to find out first
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -40,6 +41,7 @@ class Shelf:
         find_base: returns the folder of the base that they are of, where it is on this machine.
         probes: makes the probes of imported ones.
         num_kept: how many are kept besides those that are needed.
+        converted: the folder of what was made of them for an engine; it need not be there.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Shelf:
         find_base: Callable[[], Path | None],
         probes: ProbeJob,
         num_kept: int,
+        converted: Path,
     ) -> None:
         self.store = store
         self._library = library
@@ -57,6 +60,7 @@ class Shelf:
         self._probes = probes
         self._probing = asyncio.Lock()
         self._num_kept = num_kept
+        self._converted = converted
         self._orphans: list[str] = []
         self._awaited: set[str] = set()
 
@@ -88,8 +92,8 @@ class Shelf:
             )
         if row.stale is not None and not force:
             raise Conflict(
-                f"{row.id} is stale: {row.stale}; activate it with force, or train anew without"
-                " that rating: strop train --relearn"
+                f"{row.id} is stale: {row.stale}; activate it with --force (over HTTP, force),"
+                " or train anew without that rating: strop train --relearn"
             )
 
     async def probe_of(self, version: str) -> Probe | None:
@@ -279,12 +283,19 @@ class Shelf:
         await self._delete(version)
 
     async def _delete(self, version: str) -> None:
-        """Delete the folder of a version without a row; what can't be, the next start tries."""
+        """Delete the files of a version without a row; what can't be, the next start tries."""
         try:
-            await asyncio.to_thread(self._library.remove, version)
+            await asyncio.to_thread(self._delete_files, version)
         except OSError as error:
             extra = {"version": version, "reason": str(error)}
             log.warning("a version's folder could not be deleted", extra=extra)
+
+    def _delete_files(self, version: str) -> None:
+        # Whichever engine serves now. First: a start finds what is left by the other folder.
+        for one in self._converted.glob(f"{version}*"):
+            if one.name.partition("-")[0] == version:
+                shutil.rmtree(one)
+        self._library.remove(version)
 
     async def removable(self, *, base: str | None, on_engines: Collection[str]) -> tuple[str, ...]:
         """Return the versions that retention lets go, oldest first."""

@@ -27,6 +27,7 @@ from strop.proxy.errors import (
 from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
 from strop.proxy.store.version_records import Version
+from strop.proxy.store.versions import refuse_kept
 from strop.proxy.versions.activation import Loaded, Progress, Switched, Wish
 from strop.proxy.versions.displaced import displaced
 from strop.proxy.versions.keeping import VersionKeeper
@@ -138,7 +139,7 @@ class Swapper:
 
         Raises:
             NotFound: there is no such version.
-            Conflict: it is active, being activated, or held by a request.
+            Conflict: it is active, being activated, kept, or held by a request.
             UpstreamError: the engine can't be asked whether it holds it.
         """
         loader = self._loader
@@ -154,6 +155,7 @@ class Swapper:
         row = await loader.row(version)
         if row.state == "active" or version == self._serving.alias.active.version:
             raise Conflict(f"{version} is active; activate another version first")
+        refuse_kept(row)
         num_leases = self._serving.leases.count(version)
         if num_leases:
             raise Conflict(f"{num_leases} requests hold {version}; try again when they ended")

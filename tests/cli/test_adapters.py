@@ -420,13 +420,14 @@ async def test_train_waits_for_the_run_of_the_proxy(tmp_path: Path) -> None:
 
 
 async def test_train_fails_where_no_version_passed(tmp_path: Path) -> None:
-    """With exit code 1, and the reasons."""
+    """With exit code 1, the reasons, and which version was rejected: it is there to be seen."""
     async with serving(tmp_path, "rejects") as (home, _):
         done = await home.strop("train")
 
     assert 1 == done.exit_code
     assert ["reason", "too", "odd"] in columns(done.stdout)
-    assert "No version was made." in done.stdout
+    assert "v1 was rejected, and doesn't serve. See all of it: strop adapters show v1" in done.stdout
+    assert "No version was made." not in done.stdout
 
 
 async def test_status_says_what_is_to_be_done_about_versions(home: Home) -> None:
@@ -630,8 +631,8 @@ async def test_where_nothing_is_stale_relearning_is_training(tmp_path: Path, act
         done = await home.strop("train", "--relearn", "--detach", "--json")
 
     assert 0 == done.exit_code, done.output
-    assert (None if active == "base" else active) == json.loads(done.stdout)["parent"]
-    assert done.stderr.startswith(f"What this run continues, {active}, isn't stale: ")
+    assert active == json.loads(done.stdout)["parent"]
+    assert done.stderr.startswith(f"{active} isn't stale, so there is nothing to relearn: ")
 
 
 async def test_what_is_relearned_takes_the_place_of_what_is_stale(tmp_path: Path) -> None:
@@ -667,14 +668,14 @@ async def test_what_is_not_activated_by_itself_says_why_and_what_to_type(tmp_pat
     )
 
 
-async def passed_run(home: Home, **changes: Any) -> str:
+async def passed_run(home: Home, parent: str | None = None, **changes: Any) -> str:
     """Return the id of a run whose version, published with `changes`, has passed its gate."""
     runs = home.store.runs
     run = await runs.create(
-        objective="topr", preset="balanced", parent=None, base=MODEL, requested_by="test"
+        objective="topr", preset="balanced", parent=parent, base=MODEL, requested_by="test"
     )
     await runs.update(run.id, RunUpdate(state="running"))
-    await home.publish(run=run.id, **changes)
+    await home.publish(run=run.id, parent=parent, **changes)
     await runs.update(run.id, RunUpdate(state="gating"))
     await runs.update(run.id, RunUpdate(state="passed"))
     return run.id
@@ -741,11 +742,16 @@ async def test_after_a_trial_of_another_base_a_run_continues_what_that_displaced
     assert "v1" == json.loads(done.stdout)["parent"], done.stderr
 
 
-@pytest.mark.parametrize(("base", "is_back"), [(identify(demo_model(), cache=None), True), (MODEL, False)])
-async def test_what_continues_a_displaced_version_is_activated_once_that_is_back(
-    home: Home, base: str, is_back: bool
-) -> None:
-    """What an earlier version of it makes is not."""
+async def test_what_continues_a_displaced_version_is_activated_with_it(home: Home) -> None:
+    """At the start that activates that one again."""
+    await home.publish(base=MODEL)
+    await home.store.versions.activate("v1", actor="api")
+    await home.store.versions.activate("base", actor="start")
+    run = await passed_run(home, parent="v1", base=MODEL)
+
+    says = await cli_training.activation_of(home.folder, run)
+
+    assert says.startswith("v2 is ready; strop activates it when it serves: strop serve")
 
 
 async def test_a_run_that_was_left_is_gone_on_with(home: Home) -> None:

@@ -30,6 +30,7 @@ from strop.proxy.errors import StropError
 from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings import KINDS, load
+from strop.proxy.store import database
 from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
@@ -698,6 +699,22 @@ def test_status_says_that_nothing_runs(home: Path) -> None:
     assert "1 good, 0 bad, 1 in all" in text.stdout
     assert None is json.loads(found.stdout)["health"]
     assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
+
+
+def test_a_command_says_that_it_brings_an_older_home_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that only looks: from then on the older strop can't be gone back to."""
+    scripts = database.migrations()
+    with monkeypatch.context() as older:
+        older.setattr(database, "migrations", lambda: scripts[:2])
+        database.connect(tmp_path / "strop.db").close()
+
+    first, second = run(tmp_path, "status"), run(tmp_path, "status")
+
+    said = f"{tmp_path / 'strop.db'} was an older strop's, and is brought up to date"
+    assert [said] == [line.partition(":")[0] for line in first.stderr.splitlines()]
+    assert "" == second.stderr
 
 
 def test_status_says_what_the_last_run_could_not_learn_from(home: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from click.testing import CliRunner
 from rated_home import RatedHome
 from store_values import MODEL, choice, database_in, first_of_session, rate, record, version
 
+from strop.adapters.rates import Rate
 from strop.configs import demo_model
 from strop.proxy.store.store import Store
 from strop.training import memory
 from strop.training.backends import Choice
 from strop.training.demo import task
-from strop.training.eval import main
+from strop.training.eval import main, table
+from strop.training.evaluate import Evaluated
 from strop.training.material import BadPrompts, gather, read_prompts
 from strop.training.rows import Target
 from strop.training.run import take
@@ -167,6 +170,21 @@ def test_people_see_a_table(home: Path) -> None:
     assert ["base", "v1"] == lines[0].split()
     assert any(line.startswith("margin") for line in lines)
     assert not any(line.startswith("good (fresh answers)") for line in lines)
+
+
+def test_fresh_answers_without_a_verdict_are_said() -> None:
+    """Else a good-rate of few looks like one of all, and one of none like nothing asked."""
+
+    def shown(num_good: int, num_unrated: int) -> list[str]:
+        none = dict.fromkeys(one.name for one in fields(Evaluated))
+        counts = {"num_unrated": num_unrated, "num_samples": 8, "num_held_out": 0}
+        good = Rate(num_good, 8 - num_unrated)
+        found = Evaluated(**{**none, "version": "v1", "good": good, **counts})  # type: ignore[arg-type]
+        return table([found]).splitlines()
+
+    assert not any(line.startswith("no verdict") for line in shown(8, 0))
+    assert "no verdict (fresh answers)  3" in shown(5, 3)
+    assert "no verdict (fresh answers)  8" in shown(0, 8)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from store_values import database_in
 
 from strop.configs import demo_model
 from strop.proxy.home import Serves, hold
+from strop.proxy.run_requests import NEVER_LEARNED
 from strop.proxy.settings import load
 from strop.proxy.store.store import Store
 from strop.proxy.told_settings import tell

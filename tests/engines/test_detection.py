@@ -211,9 +211,7 @@ async def test_an_engine_that_wants_a_key_first_is_said_to(key: str, wants: str)
     async with engines(FakeVllm(key="right")) as (url,):
         settings = settings_for(url, kind="", engine={"key": key})
 
-        with pytest.raises(
-            ConfigError, match=f"{wants}.* as STROP_ENGINE_KEY"
-        ):
+        with pytest.raises(ConfigError, match=f"{wants}.* as STROP_ENGINE_KEY"):
             await detection.detect(settings)
 
 

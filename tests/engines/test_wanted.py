@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fake_llama_server
 import fake_mlx_server
@@ -49,7 +50,7 @@ CASES = [
         lambda: FakeOllama(models=OLLAMA),
         "third",
         "third",
-        ("third:latest", "other:8b", "tiny", "tiny:latest"),
+        ("other:8b", "tiny", "tiny:latest"),
     ),
 ]
 
@@ -140,3 +141,48 @@ def test_of_many_models_those_like_the_one_that_is_missing_are_said() -> None:
     said = refused.value.message
     assert "it has model-299, " in said
     assert said.endswith(" and 292 more: name one of them")
+
+
+@pytest.mark.parametrize(
+    ("named", "serves"),
+    [
+        ({}, None),
+        ({"model": {"name": "mine"}}, None),
+        ({"model": {"name": "third"}}, "third"),
+        ({"engine": {"model": "other:8b"}, "model": {"name": "mine"}}, "other:8b"),
+    ],
+    ids=str,
+)
+async def test_of_several_that_ollama_has_none_is_taken_for_the_base(
+    named: dict[str, dict[str, Any]], serves: str | None, qwen3: Path, tmp_path: Path
+) -> None:
+    """Its newest is what was pulled last: versions of another would be trained, and put upon it."""
+    model = {**named.get("model", {}), "base": str(qwen3)}
+    async with FakeEngine(FakeOllama(models=dict(OLLAMA))) as engine:
+        settings = settings_for(
+            engine.url, kind="ollama", engine=named.get("engine", {}), model=model
+        )
+        async with running(settings, tmp_path / "home", ready=False) as proxy:
+            serving = proxy.services.serving
+            await serving.wait_until_asked()
+            reason = serving.reason
+            name = serving.alias.base.name if serves else None
+
+    assert serves == name
+    said = "Ollama has tiny, other:8b, third: say which of them model.base is, as in --model tiny"
+    assert (said in reason) == (serves is None)
+
+
+async def test_what_is_served_in_the_place_of_a_model_that_is_gone_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody asked for the other one."""
+    ollama = FakeOllama(models=dict(OLLAMA))
+    async with FakeEngine(ollama) as engine:
+        settings = settings_for(engine.url, kind="ollama", engine={"health_interval_s": 0.05})
+        async with running(settings, tmp_path / "home") as proxy:
+            del ollama.models["tiny:latest"]
+            await until(lambda: proxy.services.serving.alias.name != "tiny")
+
+    (line,) = (one for one in caplog.records if "another model" in one.message)
+    assert ("other:8b", "tiny") == (getattr(line, "model", ""), getattr(line, "before", ""))

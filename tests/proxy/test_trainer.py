@@ -162,7 +162,9 @@ async def test_too_few_ratings_start_none(training: Trained) -> None:
     async with watching(trainer):
         await until(lambda: trainer.decision.says != "starting")
 
-    assert "2 more ratings; 0 bad so far: rate some bad ones too" == trainer.decision.says
+    assert (
+        "2 more ratings; 0 bad still to learn from: rate some bad ones too" == trainer.decision.says
+    )
     assert () == (await training.store.runs.list()).data
 
 

@@ -20,10 +20,10 @@ def fresh(good: int, bad: int, corrections: int = 0) -> FreshCounts:
 @pytest.mark.parametrize(
     ("num_good", "num_bad", "expected"),
     [
-        (0, 0, "32 more ratings; 0 bad so far: rate some bad ones too"),
-        (23, 0, "9 more ratings; 0 bad so far: rate some bad ones too"),
-        (0, 40, "0 good so far: rate some good ones too"),
-        (40, 0, "0 bad so far: rate some bad ones too"),
+        (0, 0, "32 more ratings; 0 bad still to learn from: rate some bad ones too"),
+        (23, 0, "9 more ratings; 0 bad still to learn from: rate some bad ones too"),
+        (0, 40, "0 good still to learn from: rate some good ones too"),
+        (40, 0, "0 bad still to learn from: rate some bad ones too"),
         (20, 11, "1 more rating"),
     ],
 )

@@ -264,6 +264,21 @@ async def test_an_active_version_is_not_removed(versions: Versions) -> None:
     assert (409, "conflict", "v1 is active; activate another version first") == error_of(refused)
 
 
+async def test_a_version_that_is_kept_is_not_removed(versions: Versions) -> None:
+    """Nor unloaded for it; the error says how it is let go."""
+    v1 = await versions.publish()
+    await versions.activate(v1)
+    await versions.activate("base")
+    await versions.ask("PUT", f"/{v1}", {"kept": True})
+
+    refused = await versions.ask("DELETE", f"/{v1}")
+
+    said = "v1 is kept; let it go first: strop adapters keep v1 --release"
+    assert (409, "conflict", said) == error_of(refused)
+    assert ["tiny@v1"] == [*versions.fake.adapters]
+    assert versions.library.path_of(v1).exists()
+
+
 async def test_a_version_that_answers_is_not_removed(versions: Versions) -> None:
     """Leases show in the list; the request ends as it began."""
     v1 = await versions.publish()

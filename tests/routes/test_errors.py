@@ -107,6 +107,8 @@ async def test_an_unknown_path_elsewhere_is_an_error_object(app: Running, path: 
     [
         ("PATCH", "/v1/feedback", "GET, HEAD, POST"),
         ("POST", "/v1/feedback/fb_1", "DELETE, GET, HEAD, PUT"),
+        ("POST", "/v1/feedback/export", "GET, HEAD"),
+        ("DELETE", "/v1/feedback/export", "GET, HEAD"),
         ("DELETE", "/v1/models/tiny", "GET, HEAD"),
         ("POST", "/health", "GET, HEAD"),
         ("OPTIONS", "/v1/models", "GET, HEAD"),

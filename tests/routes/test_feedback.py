@@ -554,9 +554,7 @@ async def test_an_export_has_the_shape_that_was_asked_for(app: Running) -> None:
         {"prompt": prompt, "completion": lyon, "label": False},
     ] == await lines(app, "format=kto")
     assert [{"prompt": prompt, "chosen": paris, "rejected": lyon}] == await lines(app, "format=dpo")
-    assert [{"messages": prompt + paris}, {"messages": prompt + paris}] == await lines(
-        app, "format=sft"
-    )
+    assert [{"prompt": prompt, "completion": paris}] * 2 == await lines(app, "format=sft")
     assert [liked, disliked] == [line["id"] for line in raw]
     assert [4, 5] == raw[0]["choices"][0]["token_ids"]
     assert ["good"] == [one["original"] for one in raw[0]["feedback"]]

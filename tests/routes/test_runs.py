@@ -9,7 +9,7 @@ import fake_run
 import httpx
 import pytest
 from fake_adapters import FakeAdapters
-from routes_app import Running, running
+from routes_app import MESSAGES, Running, running
 from waiting import until
 
 from strop.configs import demo_model
@@ -263,6 +263,33 @@ async def test_an_engine_without_adapters_trains_nothing(tmp_path: Path) -> None
         f"{message}; what is answered before model.base is set is never learned from elsewhere"
         " either"
     ) == error_of(lost)[2]
+
+
+async def test_an_engine_that_turns_out_to_load_none_trains_nothing(tmp_path: Path) -> None:
+    """It says what the engine lacks; what is answered meanwhile can be learned from later."""
+    async with running(
+        tmp_path,
+        vllm=FakeAdapters(has_lora=False),
+        train_command=fake_run.command("passes"),
+        model__base=str(demo_model()),
+    ) as app:
+        refused = await Runs(app).ask("POST", "", {})
+        said_at_the_start = app.services.trainer.why_untrained()
+        answer = await app.client.post(
+            "/v1/chat/completions", json={"model": "tiny", "messages": MESSAGES}
+        )
+        recorded = await app.services.store.get_completion(answer.headers["x-strop-completion-id"])
+        served = app.services.serving.base
+
+    status, code, message = error_of(refused)
+    assert (503, "unavailable", said_at_the_start) == (status, code, message)
+    assert message.startswith(
+        "the engine vllm serves no adapter versions here, so ratings are kept and nothing is"
+        " trained: it loads no adapters, so strop can't serve what it trains; "
+    )
+    assert recorded is not None
+    assert served is not None
+    assert served == recorded.completion.base
 
 
 @pytest.mark.parametrize(

@@ -109,15 +109,38 @@ async def test_dpo_pairs_good_with_bad_choices_of_one_completion(store: Store) -
 
 
 async def test_sft_has_liked_answers_and_corrections(store: Store) -> None:
-    """Each is the conversation with what should be said; a bad answer is left out."""
+    """Each beside the conversation that it answers; a bad answer is left out."""
     await record(store, "cmp_1")
     await record(store, "cmp_2")
     await rate(store, "cmp_1", 1.0)
     await rate(store, "cmp_2", -1.0, correction="Like so.")
     await rate(store, "cmp_2", -1.0, correction="Like so.", rater="ann")
 
-    expected = [{"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, *said("Like so.")]}]
+    expected = [
+        {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"prompt": [QUESTION], "completion": said("Like so.")},
+    ]
     assert expected == await rows(store, "sft")
+
+
+async def test_sft_has_no_earlier_answer_to_learn(store: Store) -> None:
+    """What the model said before is in the prompt, which TRL's loss leaves out; as are tools."""
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    calls = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "content": "a leather", "tool_call_id": "c1"}
+    called = choice(message=json.dumps(calls).encode())
+    await record(store, "cmp_1", request=asks(QUESTION, tools=tools), choices=(called,))
+    await record(store, "cmp_2", request=asks(QUESTION, calls, result, tools=tools))
+    await rate(store, "cmp_1")
+    await rate(store, "cmp_2")
+
+    found = await rows(store, "sft")
+
+    assert [([QUESTION], [calls]), ([QUESTION, calls, result], [ANSWER])] == [
+        (row["prompt"], row["completion"]) for row in found
+    ]
+    assert [tools, tools] == [json.loads(row["tools"]) for row in found]
 
 
 async def test_only_what_stands_counts(store: Store) -> None:

@@ -1,7 +1,7 @@
 """A training run's process that trains nothing, and ends as its first argument says.
 
 passes    publishes a version, and passes
-rejects   is rejected by the gate
+rejects   publishes a version that the gate rejects
 dies      ends with status 3, the row unfinished, its reason on standard error
 killed    the same, by SIGKILL
 waits     takes a step, then waits until it is cancelled, or told to stop
@@ -68,11 +68,13 @@ async def _behave(behaviour: str, home: Path, id_: str, store: Store, told: asyn
                 await asyncio.wait_for(told.wait(), 0.02)
         return 0
     await store.runs.update(id_, RunUpdate(state="gating"))
+    library = Library(home / "adapters")
+    made = {"base": run.base, "parent": run.parent, "run": id_}
     if behaviour == "rejects":
+        await shelved.publish(store, library, **made, state="rejected")
         await store.runs.update(id_, RunUpdate(state="rejected", reasons=b'["too odd"]'))
         return 0
-    library = Library(home / "adapters")
-    await shelved.publish(store, library, base=run.base, parent=run.parent, run=id_)
+    await shelved.publish(store, library, **made)
     await store.runs.update(id_, RunUpdate(state="passed", reasons=b'["good enough"]'))
     return 0
 

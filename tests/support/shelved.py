@@ -11,6 +11,7 @@ from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
 from strop.adapters.probe import Probe
 from strop.proxy.store.store import Store
+from strop.proxy.store.version_records import Verdict
 
 BASE = "sha256:" + "b" * 64
 
@@ -41,8 +42,9 @@ async def publish(
     is_fake: bool = True,
     feedback: Sequence[tuple[str, int]] = (),
     run: str | None = None,
+    state: Verdict = "ready",
 ) -> str:
-    """Add a `ready` version and return its id; fake ones get the probe of their fake weights."""
+    """Add a version and return its id; fake ones get the probe of their fake weights."""
     row = await store.versions.reserve(base=base, parent=parent, run=run)
     if is_fake and probe is None:
         before = library.path_of(parent) if parent else None
@@ -59,5 +61,5 @@ async def publish(
     )
     folder = library.create(row.id, write, made)
     written = (folder / manifest.FILE).read_bytes()
-    await store.versions.publish(row.id, written, feedback, state="ready", actor="run")
+    await store.versions.publish(row.id, written, feedback, state=state, actor="run")
     return row.id

@@ -120,7 +120,8 @@ async def _versions(store: Store, given: str) -> None:
     with contextlib.suppress(Conflict):
         await versions.reserve(base=OTHER_MODEL, parent=made.id)
     await versions.amend("v4", b"{}", reason=None, actor="watch")
-    await versions.set_kept("v3", True)
+    for is_kept in (True, False):
+        await versions.set_kept("v3", is_kept)
     await versions.mark_missing("v3", "gone", actor="api")
     await versions.mark_found("v3", actor="api")
     await versions.add_event("v4", "unloaded", actor="api")
@@ -164,6 +165,7 @@ async def _read_versions(store: Store) -> None:
     await store.versions.base_names()
     for about in (None, "v4", "base"):
         await store.versions.list_events(about)
+    await store.versions.switch_to("v4", besides="start")
     await store.versions.activation()
     await store.versions.pairing("vllm")
     await store.versions.remove_pairing("vllm")

@@ -356,6 +356,14 @@ def test_a_text_completion_is_encoded_as_text(request_: bytes) -> None:
     assert [*b"Once", *b" upon a time", 256] == row.tokens.ids.tolist()
 
 
+@pytest.mark.parametrize("request_", [b'{"prompt": ["Once", "Then"]}', b'{"prompt": [[1], [2]]}'])
+def test_an_answer_to_one_of_several_prompts_says_so(request_: bytes) -> None:
+    """It may well have token ids: what is missing is the ids of one prompt."""
+    asked = completion(dialect="completions", request=request_, prompt_ids=None)
+
+    assert {LeftOut.SEVERAL_PROMPTS: 1} == make(turn(asked)).left_out
+
+
 # Corrections and pairs.
 
 

@@ -95,6 +95,27 @@ def test_the_public_name_is_the_engines_own_unless_it_is_set(
     assert (alias, served, others) == (made.name, made.active.name, made.others)
 
 
+@pytest.mark.parametrize(
+    ("name", "synonyms"), [("", ("a:latest",)), ("a:latest", ("a",)), ("mine", ())]
+)
+def test_a_name_that_the_engine_takes_for_the_same_means_the_active_version(
+    name: str, synonyms: tuple[str, ...]
+) -> None:
+    """And pins as the other does; where clients have a name of their own for it, that counts."""
+    made = Alias.of_base(name, ["a", "b"], synonyms=["a:latest"], accepts_any=False)
+    v1 = Served("v1", "a@v1")
+    made = made.serving({**made.versions, "v1": v1}, v1)
+
+    assert synonyms == made.synonyms
+    for synonym in synonyms:
+        assert v1 is made.resolve(synonym) is made.resolve(f"{synonym}@v1")
+        assert "base" == made.resolve(f"{synonym}@base").version
+        assert synonym in made.names()
+    if not synonyms:
+        with pytest.raises(UnknownModel):
+            made.resolve("a:latest")
+
+
 def test_a_lease_given_back_twice_is_an_error() -> None:
     """A request ends once."""
     leases = Leases()

@@ -1,12 +1,13 @@
 """A home that is served with another base for a while: what served before serves again after."""
 
+import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from fake_adapters import FakeAdapters, Gate
-from store_values import learnable
+from store_values import MODEL, OTHER_MODEL, database_in, learnable, version
 from swapped import Swapped, swapped
 from worked import ask_on, question, worked
 
@@ -16,7 +17,9 @@ from strop.configs import demo_model
 from strop.proxy import parts
 from strop.proxy.errors import StoreUnavailable
 from strop.proxy.settings import Settings
+from strop.proxy.store.store import Store
 from strop.proxy.store.version_store import VersionStore
+from strop.proxy.versions.displaced import displaced, to_continue
 from strop.proxy.versions.pairing import identity_of
 
 OWN = demo_model()
@@ -245,6 +248,44 @@ async def test_where_the_base_is_not_known_the_base_serves(qwen3: Path, tmp_path
 
     assert ("base", "base") == await serve_with(home, None)
     assert ("v2", "v2") == await serve_with(home, OWN)
+
+
+async def test_a_run_continues_what_a_start_with_its_base_would_serve(tmp_path: Path) -> None:
+    """Not what is of another base, nor what is gone, nor what somebody has chosen against since."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(database_in(tmp_path), synchronous="off")
+        stack.push_async_callback(store.close)
+        versions = store.versions
+        await version(store)
+        await versions.activate("v1", actor="api")
+        await versions.activate("base", actor="start")
+
+        found = [await to_continue(versions, base) for base in (MODEL, OTHER_MODEL)]
+        await versions.mark_missing("v1", "its folder is gone", actor="start")
+        found.append(await to_continue(versions, MODEL))
+        await versions.mark_found("v1", actor="start")
+        found.append(await to_continue(versions, MODEL))
+        await versions.add_event("base", "activated", actor="api")
+        found.append(await to_continue(versions, MODEL))
+
+    assert ["v1", "base", "base", "v1", "base"] == found
+
+
+@pytest.mark.parametrize("actor", ["start", "api"])
+async def test_what_the_base_stands_in_for_is_known_whatever_happened_to_it_since(
+    tmp_path: Path, actor: str
+) -> None:
+    """However many events there are."""
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(database_in(tmp_path), synchronous="off")
+        stack.push_async_callback(store.close)
+        await version(store)
+        await store.versions.activate("v1", actor="api")
+        await store.versions.activate("base", actor=actor)
+        for _ in range(60):
+            await store.versions.add_event("base", "unloaded", actor="watch")
+
+        assert ("v1" if actor == "start" else None) == await displaced(store.versions)
 
 
 async def test_workers_serve_it_again_too(qwen3: Path, tmp_path: Path) -> None:

@@ -124,3 +124,26 @@ async def test_what_is_kept_is_the_base_s_error(tmp_path: Path) -> None:
         assert await store.versions.pairing("vllm") is None
     finally:
         await store.close()
+
+
+async def test_another_name_for_the_same_weights_is_no_other_base(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the engine says better what it serves; else its name is all that there is."""
+    caplog.set_level("INFO")
+    store = await Store.open(tmp_path / "strop.db")
+    errors = []
+    try:
+        for engine, digest in (("vllm", "models/tiny"), ("openai", None)):
+            pairings = Pairings(store, engine)
+            await pairings.check(EngineState(("tiny",), "1", digest=digest), BASE)
+            pairings.measured(0.02)
+            await pairings.note(BASE, judgement("proven"))
+            await pairings.check(EngineState(("mine",), "1", digest=digest), BASE)
+            errors.append(pairings.error)
+    finally:
+        await store.close()
+
+    assert [0.02, None] == errors
+    (said,) = caplog.records
+    assert ("INFO", "openai") == (said.levelname, vars(said)["engine"])

@@ -117,6 +117,7 @@ async def test_imports_wait_for_each_other_s_probes(
         find_base=lambda: qwen3,
         probes=probes,  # type: ignore[arg-type]  # as far as it is asked
         num_kept=10,
+        converted=tmp_path / "adapters-mlx",
     )
 
     made = await asyncio.gather(
@@ -139,6 +140,7 @@ async def awaiting(tmp_path: Path, qwen3: Path, peft_a: Path) -> AsyncIterator[t
             find_base=lambda: qwen3,
             probes=job(tmp_path, behaviour),
             num_kept=10,
+            converted=tmp_path / "adapters-mlx",
         )
         for behaviour in ("trains", "refuses")
     )

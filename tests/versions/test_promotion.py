@@ -383,6 +383,29 @@ async def test_a_version_that_left_for_another_base_is_followed_on_when_it_is_ba
     assert v1 == (await store.versions.activation()).version
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+async def test_who_chose_a_version_is_known_however_much_happened_since(
+    store: Store, chosen: bool
+) -> None:
+    """Starts with other bases have left more events than a list shows."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 60, 40)
+    v1 = await passed(store)
+    await decides.promote()
+    if chosen:
+        await store.versions.activate("base", actor="api")
+        await store.versions.activate(v1, actor="api")
+    await rated(store, v1, 0, 30)
+    for _ in range(60):
+        await store.versions.add_event(v1, "unloaded", actor="watch")
+    await _leaves_and_is_back(store, v1)
+
+    await decides.follow()
+
+    assert ([] if chosen else ["watch"]) == [actor for actor, _ in swapper.rolled_back]
+
+
 async def _leaves_and_is_back(store: Store, version: str) -> None:
     await store.versions.activate("base", actor="start")
     await store.versions.activate(version, actor="start", kind="rolled_back")

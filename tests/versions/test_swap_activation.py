@@ -742,6 +742,21 @@ async def test_a_version_is_removed_while_its_folder_can_not_be(
         assert ("v2",) == it.library.versions_on_disk()
 
 
+async def test_what_was_converted_of_a_removed_version_goes_too(tmp_path: Path) -> None:
+    """Whichever engine serves when it is removed; what is of others stays."""
+    home = tmp_path / "home"
+    async with swapped(home) as it:
+        names = [it.library.path_of(await it.publish()).name for _ in range(2)]
+        for name in [*names, "v10-5d41402a"]:
+            (home / "adapters-mlx" / name).mkdir(parents=True)
+            (home / "adapters-mlx" / name / "adapters.safetensors").write_bytes(b"weights")
+
+        await it.swapper.remove("v1", actor="api")
+
+        left = {one.name for one in (home / "adapters-mlx").iterdir()}
+        assert {names[1], "v10-5d41402a"} == left
+
+
 async def test_a_version_that_a_request_holds_is_not_removed(tmp_path: Path) -> None:
     """The error says how many."""
     gate = Gate()
