@@ -75,8 +75,9 @@ class Alias:
         of its base.
         """
         served = Served(BASE, models[0], base)
-        others = tuple(model for model in models if model != served.name)
         public = name or served.name
+        # Who asks for one that `name` hides gets what `name` means.
+        others = tuple(model for model in models if model not in (served.name, public))
         first = served if active == BASE else Served(active, f"{public}@{active}", base)
         own = (served.name, *synonyms)
         same = tuple(one for one in own if one != public) if public in own else ()
@@ -123,27 +124,29 @@ class Alias:
 
     def _active(self) -> Served:
         if self.active.version not in self.versions:
-            raise EngineNotReady(
-                f"{self.active.version}, the active version of {self.name}, is not served:"
-                f" {self.why_not}; try again soon, or activate another version"
-            )
+            raise EngineNotReady(self.not_served())
         return self.active
+
+    def not_served(self) -> str:
+        """Return what to say of the active version while it isn't among `versions`."""
+        return (
+            f"{self.active.version}, the active version of {self.name}, is not served:"
+            f" {self.why_not}; try again soon, or activate another version"
+        )
 
     def no_such(self, model: object) -> str:
         """Return what to say of a name that is none of `names()`."""
-        return f"the model {_shown(model)} does not exist here; the models are: " + ", ".join(
-            self.names()
-        )
+        there = f"the models are: {', '.join(self.names())}"
+        if isinstance(model, str):
+            return f"the model {model[:100]!r} does not exist here; {there}"
+        came = "none" if model is None else f"a value of type {type(model).__name__}"
+        return f"expected `model` to name one, got {came}; {there}"
 
     def names(self) -> list[str]:
         """Return every name that a request may use, once."""
         pins = (f"{self.name}@{version}" for version in self.versions)
         # Another strop, as the engine, has pins of its own.
         return list(dict.fromkeys((self.name, *self.synonyms, *pins, *self.others)))
-
-
-def _shown(model: object) -> str:
-    return repr(model[:100]) if isinstance(model, str) else f"of type {type(model).__name__}"
 
 
 @dataclass(slots=True)

@@ -41,6 +41,7 @@ _PORTS: Final = {"ollama": 11434, "mlx_server": 8080, "llama_server": 8080}
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
+_CONVERTED = ("mlx_server", "ollama")
 _REPLICABLE = ("vllm", "openai")
 # No request has to be held while these change their version, so several processes can serve them.
 _SHARED = ("embedded", "vllm", "openai")
@@ -131,6 +132,11 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
         return LlamaServer(upstream, key=engine.key, wanted=wanted)
     forwards_key = not settings.server.client_keys
     return OpenAI(upstream, key=engine.key, wanted=wanted, forwards_key=forwards_key)
+
+
+def converts(settings: Settings) -> bool:
+    """Whether versions are converted for the engine, which it serves only where `model.base` is."""
+    return settings.engine.kind in _CONVERTED
 
 
 def _vocab_size(base: Path | None) -> int | None:

@@ -38,8 +38,9 @@ _PATHS = ("/v1/models", "/version", "/api/version", "/props", "/model_info", "/a
 _DOES: Mapping[Kind, str] = {
     "vllm": "token ids and logprobs, streams too; versions if started with --enable-lora",
     "mlx_server": "token ids and logprobs in JSON, in streams with engine.rechunk_streams; one"
-    " version at a time",
-    "ollama": "logprobs, ids found again from the text; one version at a time from 0.30 on",
+    " version at a time where model.base is set",
+    "ollama": "logprobs, ids found again from the text; one version at a time from 0.30 on, where"
+    " model.base is set",
     "llama_server": "token ids and logprobs, streams too; no versions",
     "openai": "recorded and rated; not trained on, unless its kind is named",
 }

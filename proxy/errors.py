@@ -41,7 +41,8 @@ from typing import ClassVar
 SOURCE_HEADER = (b"x-strop-error-source", b"proxy")
 
 _FURTHER = {
-    401: [(b"www-authenticate", b"Bearer")],
+    # Claude Code would ask with a wrong key again and again, silently, unless it is told not to.
+    401: [(b"www-authenticate", b"Bearer"), (b"x-should-retry", b"false")],
     # RFC 9110, section 15.5.16.
     415: [(b"accept-encoding", b"identity")],
     503: [(b"retry-after", b"2")],

@@ -19,7 +19,7 @@ Verb = Literal["good", "bad", "undo", "status", "help"]
 
 # OpenClaw writes the time before what its user says: "[Sat 2026-11-21 17:15 UTC] ".
 _COMMAND = re.compile(
-    r"(?:\[[A-Z][a-z]{2} \d{4}-\d{2}-\d{2} \d{2}:\d{2} [^\]\s]+\] )?"
+    r"(?:\[[A-Z][a-z]{2} \d{4}-\d{2}-\d{2} \d{2}:\d{2} [^\]\s]+\]\s+)?"
     r"/rl(?:\s+(?P<verb>\S+)(?:\s+(?P<comment>.+))?)?"
 )
 _VERBS: Mapping[str, Verb] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strop.adapters.library import Library
-from strop.proxy import auth, run_requests
+from strop.proxy import auth, configured_engine, run_requests
 from strop.proxy.alias import Leases
 from strop.proxy.background import in_background
 from strop.proxy.engines.base import Engine
@@ -289,7 +289,8 @@ def _trainable(settings: Settings, serving: Serving) -> Base | str:
     """
     engine, folder = serving.engine, base_folder(settings)
     # What it claims counts until it was asked; before that, its base isn't known either.
-    if engine.adapters is None or not engine.capabilities.adapters:
+    serves_none = engine.adapters is None or not engine.capabilities.adapters
+    if serves_none and not (folder is None and configured_engine.converts(settings)):
         why = (
             f"the engine {engine.label} serves no adapter versions here, so ratings are kept and"
             " nothing is trained"

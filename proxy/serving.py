@@ -267,6 +267,9 @@ class Serving:
                 # Another model came or went beside it; what is loaded of this one stays.
                 alias = replace(former, others=alias.others)
             else:
+                if alias.name in state.models[1:]:
+                    extra = {"model": alias.base.name, "answers_as": alias.name}
+                    log.warning("model.name hides another of the engine's models", extra=extra)
                 if former is not None:
                     extra = {"model": alias.base.name, "before": former.base.name}
                     log.warning("the engine serves another model", extra=extra)

@@ -17,7 +17,7 @@ import click
 from strop.proxy import ratings
 from strop.proxy.auth import LOCAL_KEY_ID
 from strop.proxy.cli import terminal
-from strop.proxy.cli.newest import Newest, newest
+from strop.proxy.cli.newest import newest
 from strop.proxy.cli.options import (
     completion_argument,
     examples,
@@ -30,7 +30,7 @@ from strop.proxy.cli.options import (
 from strop.proxy.command_line import to_copy
 from strop.proxy.errors import BadRequest, NotFound, UnknownCompletion
 from strop.proxy.redaction import Redaction
-from strop.proxy.store.records import Feedback, FeedbackFilter, Scope, StoredCompletion
+from strop.proxy.store.records import Feedback, FeedbackFilter, Scope
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -140,18 +140,10 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
     async with open_store(home) as store:
         passed_over = ""
         if identity is None:
-            last = await newest(store)
-            passed_over = _passed_over(last)
-            if last.answer is None:
-                raise UnknownCompletion(
-                    "there is no answer to rate yet; ask the model something first"
-                    + f" ({passed_over})" * bool(passed_over)
-                )
-            found: StoredCompletion | None = last.answer
-            identity = last.answer.completion.id
+            identity, passed_over = await _newest(store)
         else:
             identity = await store.id_of(identity)
-            found = await store.get_completion(identity)
+        found = await store.get_completion(identity)
         key_id = LOCAL_KEY_ID if found is None else found.completion.key_id
         body = {name: value for name, value in said.items() if value is not None}
         new = ratings.parse_feedback(
@@ -167,7 +159,7 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
     assert rated is not None
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")
     if passed_over:
-        click.echo(f"Newer, and {passed_over}")
+        click.echo(f"Passed over, newer: {passed_over}")
     if replaced is not None:
         click.echo(f"It replaces: {_standing(replaced)}")
     click.echo(f"Take it back: {_undo_command(given, home)}")
@@ -238,13 +230,19 @@ def _undo_command(given: Feedback, home: Path) -> str:
 COMMANDS: Final = (_rating_command("good"), _rating_command("bad"), rate, undo)
 
 
-def _passed_over(last: Newest) -> str:
-    """Return what is newer than the answer found, and why it isn't rated; empty if nothing is."""
-    said = [
+async def _newest(store: "Store") -> tuple[str, str]:
+    """Return the id of the newest answer, and which newer ones are none to rate, and why."""
+    last = await newest(store)
+    passed_over = ", ".join(
         f"{ids[0]}{f' and {len(ids) - 1} more' * (len(ids) > 1)} ({reason})"
         for reason, ids in last.passed_over.items()
-    ]
-    return f"passed over: {', '.join(said)}" if said else ""
+    )
+    if last.answer is None:
+        found = f"; none is {passed_over}" if passed_over else ""
+        raise UnknownCompletion(
+            f"there is no answer to rate yet; ask the model something first{found}"
+        )
+    return last.answer.completion.id, passed_over
 
 
 def _is_in_flight(_completion: str) -> bool:

@@ -172,11 +172,12 @@ class Calls:
         )
 
     async def list_models(
-        self, wanted: Wanted = ITS_FIRST, *, called: Callable[[str], str] = str
+        self, wanted: Wanted = ITS_FIRST, *, former: str = "", called: Callable[[str], str] = str
     ) -> EngineState:
         """Return what `GET /v1/models` says, the wanted one first; the rest is said of that one.
 
-        Names with a parent are adapters and left out. `called` gives what `wanted` calls an id.
+        Names with a parent are adapters and left out. `former` is the id that was first before, and
+        `called` gives what `wanted` calls an id.
 
         Raises:
             UpstreamUnreachable: nobody answers there.
@@ -188,10 +189,11 @@ class Calls:
         if not bases:
             raise EngineNotReady(f"the engine at {self.url} serves no model yet")
         ids = {called(name): name for name in bases}
-        first = ids[wanted.among(list(ids))]
+        first = ids[wanted.among(list(ids), former=called(former))]
         length, root = bases[first].get("max_model_len"), bases[first].get("root")
         return EngineState(
-            models=(first, *(name for name in bases if name != first)),
+            # Sorted: an order that changes, or differs between replicas, says nothing.
+            models=(first, *sorted(bases.keys() - {first})),
             version=answer.headers.get("server"),
             max_model_len=length if isinstance(length, int) else None,
             digest=root if isinstance(root, str) else None,

@@ -68,7 +68,7 @@ class LlamaServer(SingleServer):
 
         It answers 503 while the model is being loaded.
         """
-        state = await self._calls.list_models(self._wanted, called=_name)
+        state = await self._check_list(called=_name)
         self._ids = {_name(model): model for model in state.models}
         return replace(state, models=tuple(self._ids))
 

@@ -9,6 +9,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import orjson
@@ -33,6 +34,10 @@ _MOST_CONTEXT = 2**31 - 1
 _MOST_XTC_THRESHOLD = 0.5
 # They can leave no prompt at all.
 _NOT_FOR_TEMPLATES = ("chat_template", "truncation")
+# Those without an index of their weights' files.
+_UNLISTED = (
+    ", or start it with a folder, and name that: it lists no model of the hub that is a single file"
+)
 _HALF = re.compile(r"[\ud800-\udfff]")
 
 
@@ -287,13 +292,22 @@ def _chosen(ids: list[str], wanted: Wanted) -> str:
     """Return the id of the model of its command line: it lists all of the hub's cache beside it.
 
     Raises:
-        EngineNotReady: it lists others than the one that is required.
+        EngineNotReady: it doesn't list the one that is required.
     """
+    # A folder is listed by its whole path, links followed.
+    if wanted.is_required and wanted.name not in ids and Path(wanted.name).is_dir():
+        wanted = replace(wanted, name=str(Path(wanted.name).resolve()))
     # Without that cache it lists nothing, not even the folder that it was started with.
     if not ids and _is_path(wanted.name):
         return wanted.name
-    if wanted.name in ids or (ids and wanted.is_required):
-        return wanted.among(ids)
+    if not ids and wanted.is_required:
+        raise EngineNotReady(
+            f"mlx_lm.server lists no models, so it can't be told whether it serves {wanted.name!r},"
+            " which engine.model (--model) names; start it with a folder, and name that by its"
+            " full path"
+        )
+    if wanted.name in ids or wanted.is_required:
+        return wanted.among(ids, advice=_UNLISTED)
     # A folder is listed only where it was named, and last.
     named = [one for one in ids if _is_path(one)]
     if named:

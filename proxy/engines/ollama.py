@@ -170,7 +170,7 @@ class Ollama(SingleServer):
                 " what it trains; update it to 0.30 or newer"
             )
         if self.adapters is not None and self.adapters.lacking:
-            adapters = 0
+            adapters = adapters if self.adapters.can_serve_any else 0
             missing.append(
                 "strop can't serve what it trains before it is started with what is missing here:"
                 f" {self.adapters.lacking}"

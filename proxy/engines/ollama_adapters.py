@@ -60,6 +60,11 @@ class OllamaAdapters:
         self._model = ""
         self._tokens = TokenText(base)
 
+    @property
+    def can_serve_any(self) -> bool:
+        """Whether there can be a version to serve; what was made before is not converted again."""
+        return not self.lacking or bool(self._made.all())
+
     def serves(self, model: str) -> None:
         """Note which of its models is the base."""
         self._model = model

@@ -48,4 +48,4 @@ class OpenAI(SingleServer):
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` says to the configured key."""
-        return await self._calls.list_models(self._wanted)
+        return await self._check_list()

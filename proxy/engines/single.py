@@ -3,10 +3,10 @@
 Knows no engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from strop.proxy.engines.base import AdapterControls, Ask
+from strop.proxy.engines.base import AdapterControls, Ask, EngineState
 from strop.proxy.engines.calls import NO_COUNT, Calls, credentials
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.replica import Replica
@@ -34,6 +34,7 @@ class SingleServer:
     def __init__(self, upstream: Upstream, key: str = "", wanted: Wanted = ITS_FIRST) -> None:
         self.upstream = upstream
         self._wanted = wanted
+        self._first = ""
         self._credentials = credentials(key)
         self._calls = Calls(upstream, self._credentials)
 
@@ -43,6 +44,12 @@ class SingleServer:
 
     def suspect(self, engine: object) -> None:
         """Do nothing: there is no other to prefer."""
+
+    async def _check_list(self, called: Callable[[str], str] = str) -> EngineState:
+        """Return what `Calls.list_models` does; its first stays so while it is there."""
+        state = await self._calls.list_models(self._wanted, former=self._first, called=called)
+        self._first = state.models[0]
+        return state
 
     def headers(self, client: Headers) -> Headers:
         """Return the client's headers with the engine's own key."""

@@ -108,7 +108,7 @@ class Vllm(SingleServer):
 
     async def check(self) -> EngineState:
         """Return what `/v1/models` and `/version` say."""
-        state = await self._calls.list_models(self._wanted)
+        state = await self._check_list()
         answer = await self._calls.ask("GET", "/version")
         return replace(state, version=_version(answer.content) or state.version)
 

@@ -26,11 +26,12 @@ class Wanted:
     name: str = ""
     is_required: bool = False
 
-    def among(self, names: Sequence[str], *, advice: str = "") -> str:
+    def among(self, names: Sequence[str], *, former: str = "", advice: str = "") -> str:
         """Return the one of `names`, of which there is at least one, that is to serve.
 
         Args:
-            names: the engine's models, in its own order.
+            names: the engine's models, in its own order, which may be another each time.
+            former: the one that served before: it stays where no other is named.
             advice: how to get one that it lacks.
 
         Raises:
@@ -39,7 +40,7 @@ class Wanted:
         if self.name in names:
             return self.name
         if not self.is_required:
-            return names[0]
+            return former if former in names else names[0]
         raise EngineNotReady(
             f"the engine has no model {self.name!r}, which engine.model (--model) names; it has"
             f" {listed(names, like=self.name)}: name one of them{advice}"

@@ -19,8 +19,9 @@ all that was said, by the user and by the model when nobody liked it.
 
 Left out: completions whose prompt holds more than text and tool calls, answers without either, and
 commands of ours with their answers. Messages keep role, content (one string), name, tool calls and
-tool_call_id; `tools` stands beside the prompt. Tools, and the arguments of a call, are strings of
-JSON: their members differ from line to line, and a column has one type.
+tool_call_id; `tools` stands beside a chat's prompt. Tools, and the arguments of a call, are strings
+of JSON: their members differ from line to line, and a column has one type. So `tools` is `"null"`
+where none were offered: some readers take their columns from the first line alone.
 """
 
 import base64
@@ -82,9 +83,9 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
     if prompt is None:
         return
     examples = list(_examples(rated, request, prompt, read))
-    tools = request.get("tools") if dialect == "chat" else None
-    beside: Json = {"tools": body.dumps(tools).decode()} if tools else {}
-    beside["held_out"] = rated.is_held_out
+    beside: Json = {"held_out": rated.is_held_out}
+    if dialect == "chat":
+        beside["tools"] = body.dumps(request.get("tools") or None).decode()
     for row in _ROWS[format_](examples):
         yield body.dumps({**row, **beside}) + b"\n"
 

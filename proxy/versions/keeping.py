@@ -215,6 +215,8 @@ class VersionKeeper:
             # It might be of another base than the engine's.
             raise EngineNotReady("the engine's base is not known yet; try again soon")
         residents = loader.residents
+        if residents.has_one_slot and version == alias.active.version:
+            raise EngineNotReady(alias.not_served())
         if residents.has_one_slot:
             raise VersionNotServed(
                 f"expected a request for {alias.active.version}, the active version, got one for"

@@ -182,7 +182,7 @@ class _Server(Server):
 
     def end_now(self) -> None:
         """Cut off what runs, and end in order."""
-        self.config.timeout_graceful_shutdown = 0
+        self.config.timeout_graceful_shutdown = round(_HURRY_S)
         self.handle_exit(signal.SIGTERM, None)
         # A drain that has begun would go on, for those too who don't read what they are told.
         for task in self.server_state.tasks:

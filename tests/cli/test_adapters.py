@@ -426,7 +426,8 @@ async def test_train_fails_where_no_version_passed(tmp_path: Path) -> None:
 
     assert 1 == done.exit_code
     assert ["reason", "too", "odd"] in columns(done.stdout)
-    assert "v1 was rejected, and doesn't serve. See all of it: strop adapters show v1" in done.stdout
+    told = "v1 was rejected, and doesn't serve. See all of it: strop adapters show v1"
+    assert told in done.stdout
     assert "No version was made." not in done.stdout
 
 
@@ -464,6 +465,21 @@ async def test_status_says_what_is_to_be_done_about_versions(home: Home) -> None
     assert (why, ["v5"]) == (found["stale"], found["ready"])
     assert f"v2, stale: {why}" in training
     assert "train anew" not in training
+
+
+async def test_status_says_why_what_is_ready_does_not_serve(home: Home) -> None:
+    """It passed, and could not be activated then: nothing tries again by itself."""
+    await home.publish(base=MODEL)
+    for reason in ("the engine was away", "v1 can't be converted: no gguf"):
+        detail = json.dumps({"reason": reason}).encode()
+        await home.store.versions.add_event("v1", "activation_failed", actor="cli", detail=detail)
+
+    status = await home.strop("status")
+
+    assert (
+        "ready           v1, not activated (v1 can't be converted: no gguf); to let it serve:"
+        " strop adapters activate v1"
+    ) == status.stdout.splitlines()[-1]
 
 
 async def test_status_says_what_is_ready_of_the_base_that_serves(tmp_path: Path) -> None:

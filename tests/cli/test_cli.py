@@ -125,6 +125,60 @@ def test_good_and_bad_rate_the_newest_complete_answer(home: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_good_passes_over_what_nobody_has_read_and_status_does_too(home: Path, limit: str) -> None:
+    """Agents count tokens by answers of one, and some fail; the command says which, and why."""
+    counted = {"sampling": json.dumps({limit: 1}).encode(), "answer": "The"}
+    failed = {"state": "upstream_error", "choices": ()}
+    read, first, second, newest = record(
+        home,
+        {"created_ms": 1000, "sampling": json.dumps({limit: 2}).encode()},
+        {"created_ms": 2000, **counted},
+        {"created_ms": 3000, **counted},
+        {"created_ms": 4000, **failed},
+    )
+
+    good, status = run(home, "good"), run(home, "status", "--json")
+
+    assert [(read, 1, "standing")] == words(home)
+    assert (
+        f"Passed over, newer: {newest} (upstream_error, without an answer), {second} and 1 more"
+        " (asked for one token, as to count tokens)\n"
+    ) in good.stdout
+    assert first not in good.stdout
+    assert read == json.loads(status.stdout)["store"]["newest"]
+
+
+def test_bad_rates_what_was_stopped_where_something_of_it_was_read(home: Path) -> None:
+    """Who stops a bad answer with Ctrl-C means that one; nobody means one that had not begun."""
+    empty = (Choice(index=0, message=b'{"role": "assistant", "content": ""}'),)
+    _, stopped, unread = record(
+        home,
+        {"created_ms": 1000},
+        {"created_ms": 2000, "state": "client_cancelled", "answer": "It is, well,"},
+        {"created_ms": 3000, "state": "client_cancelled", "choices": empty},
+    )
+
+    bad, status = run(home, "bad"), run(home, "status", "--json")
+
+    assert [(stopped, -1, "standing")] == words(home)
+    assert f"Rated bad: {stopped} (" in bad.stdout
+    assert ', client_cancelled): "It is, well,"\n' in bad.stdout
+    assert f"Passed over, newer: {unread} (client_cancelled, without an answer)\n" in bad.stdout
+    assert stopped == json.loads(status.stdout)["store"]["newest"]
+
+
+def test_where_nobody_has_read_anything_nothing_is_rated(home: Path) -> None:
+    """It says what there is, and why that is none to rate."""
+    (failed,) = record(home, {"state": "upstream_error", "choices": ()})
+
+    good = run(home, "good")
+
+    assert 1 == good.exit_code
+    assert f"; none is {failed} (upstream_error, without an answer)\n" in good.stderr
+    assert [] == words(home)
+
+
 def test_a_rating_of_another_home_is_taken_back_there(home: Path, tmp_path: Path) -> None:
     """The command to copy names the home where it isn't the default one."""
     (made,) = record(home, {})

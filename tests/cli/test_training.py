@@ -14,7 +14,7 @@ import pytest
 from rated_home import RatedHome
 from store_values import database_in
 
-from strop.configs import demo_model
+from strop.configs import demo_model, installation
 from strop.proxy.home import Serves, hold
 from strop.proxy.run_requests import NEVER_LEARNED
 from strop.proxy.settings import load
@@ -119,6 +119,28 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
     assert "nothing can be trained before model.base is set" in text.stdout
     assert f"; {NEVER_LEARNED}" in text.stdout
     assert f"{tmp_path} has no config.json" in unreadable.stdout
+
+
+def test_the_doctor_says_that_ollama_could_not_serve_what_is_trained(tmp_path: Path) -> None:
+    """Before anything is trained for it; for another engine gguf need not be there."""
+    # An installed package can't be hidden from another process otherwise.
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['gguf'] = None\n", "utf-8")
+    base = f'[model]\nbase = "{demo_model()}"\n[engine]\nurl = "http://127.0.0.1:1"\n'
+
+    def doctor(kind: str) -> "subprocess.CompletedProcess[str]":
+        (tmp_path / "strop.toml").write_text(f'{base}kind = "{kind}"\n', encoding="utf-8")
+        variables = ENVIRONMENT | {"STROP_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-m", "strop.proxy.cli", "doctor"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+
+    ollama, vllm = doctor("ollama"), doctor("vllm")
+
+    assert (1, 0) == (ollama.returncode, vllm.returncode)
+    needed = "what is trained can't be served: adapters for Ollama and llama.cpp need the gguf"
+    assert needed in ollama.stdout
+    assert installation.install("strop[gguf]") in ollama.stdout
+    assert "This machine can train." not in ollama.stdout
+    assert "need the gguf" not in vllm.stdout
 
 
 def test_the_doctor_sees_that_a_base_lacks_its_tokenizer(tmp_path: Path) -> None:

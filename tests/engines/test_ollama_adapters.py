@@ -1,6 +1,7 @@
 """Adapter versions on Ollama, against a fake that shares one place in memory between them."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from fake_engine import FakeEngine
 from fake_ollama import FakeOllama, Model, base_of
 from fake_ollama_answers import Vocabulary, sample
 from ollama_vocabulary import END_ID, vocabulary_of
+from running import running, settings_for
 from waiting import until
 
 from strop.adapters import gguf
+from strop.configs import installation
 from strop.proxy.engines.base import Ask
 from strop.proxy.engines.calls import Calls
 from strop.proxy.engines.ollama import Ollama
@@ -90,7 +93,7 @@ async def test_loading_displaces_the_former_and_requests_name_the_models(
     assert ollama.runner == ollama.models[tag]
     assert {"tiny@v1": str(peft_a), "tiny@v2": str(peft_b)} == await control.loaded()
     assert tag.encode() in driver.plan(Ask("chat", b"", fields, "tiny@v2")).body
-    assert ("tiny", "tiny:latest") == (await driver.check()).models
+    assert ("tiny",) == (await driver.check()).models
 
 
 async def test_loading_again_makes_nothing_again(
@@ -241,6 +244,24 @@ async def test_an_old_ollama_says_that_it_loads_none(
     await driver.verify("tiny")
     assert "0.30" in " ".join(driver.shortfalls)
     assert 0 == driver.capabilities.adapters
+
+
+async def test_without_gguf_it_is_said_before_anything_is_trained(
+    ollama: FakeOllama, qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a version could not be converted, none is made; and how to get gguf."""
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    async with FakeEngine(ollama) as engine:
+        settings = settings_for(engine.url, kind="ollama", model={"base": str(qwen3)})
+        async with running(settings, tmp_path) as proxy:
+            health = (await proxy.client.get("/health")).json()["engine"]
+            why_untrained = proxy.services.trainer.why_untrained()
+
+    (shortfall,) = health["shortfalls"]
+    assert shortfall.endswith(f" need the gguf package: {installation.install('strop[gguf]')}")
+    assert 0 == health["capabilities"]["adapters"]
+    assert why_untrained is not None
+    assert why_untrained.endswith(shortfall)
 
 
 async def test_a_broken_adapter_is_never_uploaded(

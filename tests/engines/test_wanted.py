@@ -17,8 +17,12 @@ from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 from waiting import until
 
+from strop.proxy.engines.llama_server import LlamaServer
+from strop.proxy.engines.openai import OpenAI
+from strop.proxy.engines.vllm import Vllm
 from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import EngineNotReady
+from strop.proxy.upstream import Upstream
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ async def test_one_that_is_pulled_is_served_and_one_that_is_removed_no_more(
         )
         async with running(settings, tmp_path / "home", ready=False) as proxy:
             await until(lambda: "ollama pull qwen3" in proxy.services.serving.reason)
+            health = (await proxy.client.get("/health")).json()
             ollama.models["qwen3:latest"] = base_of("qwen3")
             await proxy.services.serving.wait_until_ready()
             answer = await proxy.chat(model="qwen3")
@@ -121,8 +126,75 @@ async def test_one_that_is_pulled_is_served_and_one_that_is_removed_no_more(
             await until(lambda: not proxy.services.serving.is_ready)
             reason = proxy.services.serving.reason
 
+    assert "qwen3" == health["model"]["name"]
     assert (200, "qwen3") == (answer.status_code, answer.json()["model"])
     assert "it has tiny, tiny:latest: name one of them" in reason
+
+
+@pytest.mark.parametrize("driver", [Vllm, OpenAI, LlamaServer])
+async def test_a_list_in_another_order_says_nothing_new(driver: Callable[..., Any]) -> None:
+    """Some make theirs of a set; the first serves on until it is gone."""
+    fake = FakeVllm(base="a", others=("b", "c"))
+    async with FakeEngine(fake) as engine:
+        upstream = Upstream(engine.url)
+        one = driver(upstream)
+        found = [(await one.check()).models]
+        fake.base, fake.others = "c", ("b", "a")
+        found.append((await one.check()).models)
+        fake.others = ("b",)
+        found.append((await one.check()).models)
+        await upstream.aclose()
+
+    assert [("a", "b", "c"), ("a", "b", "c"), ("c", "b")] == found
+
+
+async def test_a_name_for_clients_that_hides_another_model_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be left over from when it chose that one; who asks for it gets what serves."""
+    async with FakeEngine(FakeVllm(others=("b",))) as engine:
+        settings = settings_for(engine.url, engine={"model": "b"}, model={"name": "tiny"})
+        async with running(settings, tmp_path / "home") as proxy:
+            answer = await proxy.chat(model="tiny")
+            shown = (await proxy.client.get("/v1/models/tiny")).json()
+
+    assert ("b", "tiny@base") == (answer.json()["model"], shown["root"])
+    (line,) = (one for one in caplog.records if "model.name hides" in one.message)
+    assert ("b", "tiny") == (getattr(line, "model", ""), getattr(line, "answers_as", ""))
+
+
+async def test_mlx_server_serves_the_folder_however_it_is_named(tmp_path: Path) -> None:
+    """It lists the path without links, beside what it finds in the hub's cache."""
+    folder, link = tmp_path / "tiny", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    async with FakeEngine(FakeMlxServer(listed=("org/other", str(folder)))) as engine:
+        settings = settings_for(engine.url, kind="mlx_server", engine={"model": f"{link}/"})
+        async with running(settings, tmp_path / "home") as proxy:
+            await proxy.chat(model="tiny")
+            asked = engine.requests[-1].json()["model"]
+
+    assert str(folder) == asked
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        ((), "lists no models, so it can't be told whether it serves 'org/one'"),
+        (("org/other",), "it has org/other: name one of them, or start it with a folder"),
+    ],
+)
+async def test_mlx_server_that_does_not_list_it_is_not_taken_at_its_word(
+    listed: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    """What its command line names may be any other."""
+    async with FakeEngine(FakeMlxServer(listed=listed)) as engine:
+        settings = settings_for(engine.url, kind="mlx_server", engine={"model": "org/one"})
+        async with running(settings, tmp_path / "home", ready=False) as proxy:
+            await proxy.services.serving.wait_until_asked()
+            reason = proxy.services.serving.reason
+
+    assert says in reason
 
 
 @pytest.mark.parametrize(("name", "first"), [("", "a"), ("b", "b"), ("mine", "a")])

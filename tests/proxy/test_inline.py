@@ -33,6 +33,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
         ("/rl bad \ud83d", Command("bad", "?")),
         (parts("<system-reminder>", " /rl good "), Command("good")),
         ("[Sat 2026-11-21 17:15 UTC] /rl bad dull", Command("bad", "dull")),
+        ("[Sat 2026-11-21 17:15 UTC]  /rl good ", Command("good")),
         ([*parts("/rl good"), {"type": "image_url", "image_url": {}}], Command("good")),
     ],
 )
@@ -59,6 +60,7 @@ def test_a_command_may_have_an_agents_own_context_behind_it() -> None:
         {"role": "user", "content": "/rlx good"},
         {"role": "user", "content": "[note] /rl good"},
         {"role": "user", "content": "[Sat 2026-11-21 17:15 UTC] so: /rl good"},
+        {"role": "user", "content": "[Sat 2026-11-21 17:15 UTC]/rl good"},
         {"role": "user", "content": "//rl good"},
         {"role": "user", "content": "/RL good"},
         {"role": "user", "content": '"/rl good"'},

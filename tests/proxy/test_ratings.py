@@ -207,7 +207,7 @@ def test_a_body_with_the_least() -> None:
         ({"correction": "x" * 1_000_001}, "correction", "of at most 1000000 characters"),
         ({"tags": "x"}, "tags", 'expected `tags` to be a list of at most 32 strings; got "x"'),
         ({"tags": ["x"] * 33}, "tags", "got a list of 33 entries"),
-        ({"tags": [None]}, "tags", "expected `tags` to be a list of at most 32 strings; got [null]"),
+        ({"tags": [None]}, "tags", "`tags` to be a list of at most 32 strings; got [null]"),
         ({"tags": [1]}, "tags", "expected `tags` to be a string of at most 64 characters; got 1"),
         ({"rater": "x" * 129}, "rater", "of at most 128 characters"),
         ({"scope": "session"}, "scope", 'expected `scope` to be "completion" or "turn"; got "sess'),

@@ -241,7 +241,7 @@ async def test_a_refusal_of_ours_has_the_clients_shape(
 async def test_a_wrong_key_is_refused_in_the_clients_shape(
     dialect: Dialect, engine: FakeEngine, tmp_path: Path
 ) -> None:
-    """Before its body is looked at."""
+    """Before its body is looked at; and clients that retry are told that it's no use."""
     settings = settings_for(engine.url, server={"client_keys": ("right",)})
     async with running(settings, tmp_path / "home") as proxy:
         refused = await dialect.post(proxy, "hi", headers={"x-api-key": "wrong"})
@@ -249,6 +249,10 @@ async def test_a_wrong_key_is_refused_in_the_clients_shape(
 
     assert (401, 200) == (refused.status_code, served.status_code)
     assert "client_keys" in refused.json()["error"]["message"]
+    assert "false" == refused.headers["x-should-retry"]
+    if dialect is MESSAGES:
+        kind = refused.json()["type"], refused.json()["error"]["type"]
+        assert ("error", "authentication_error") == kind
 
 
 @pytest.mark.parametrize(

@@ -156,13 +156,15 @@ async def test_no_path_can_be_used_to_write_a_long_message(app: Running) -> None
         (StoreUnavailable, "retry-after", "2"),
         (EngineNotReady, "retry-after", "2"),
         (Unauthorized, "www-authenticate", "Bearer"),
+        (Unauthorized, "x-should-retry", "false"),
+        (StoreUnavailable, "x-should-retry", None),
         (NotFound, "retry-after", None),
     ],
 )
 def test_errors_carry_what_clients_act_on(
     error: type[StropError], name: str, value: str | None
 ) -> None:
-    """503 says when to come again, 401 how to authenticate."""
+    """503 says when to come again, 401 how to authenticate, and that the same again won't do."""
     answer = error_response(error("no"))
 
     assert (error.status, value) == (answer.status_code, answer.headers.get(name))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,19 @@ async def test_versions_name_their_parent(tmp_path: Path) -> None:
         ("tiny@v2", "tiny@v2", "tiny@v1"),
     ] == [(one["id"], one["root"], one["parent"]) for one in found]
     assert "tiny@v1" == alone["parent"]
+
+
+async def test_a_further_name_of_the_model_has_no_parent_either(tmp_path: Path) -> None:
+    """As Ollama's `tiny:latest` for `tiny`: it stands for the active version too."""
+    async with running(tmp_path, vllm=FakeAdapters()) as app:
+        store, serving = app.services.store, app.services.serving
+        v1 = await shelved.publish(store, Library(tmp_path / "adapters"))
+        await app.services.swapper.activate(v1, actor="api")
+        serving.put(replace(serving.alias, synonyms=("tiny:latest",)))
+
+        found = (await app.client.get("/v1/models/tiny:latest")).json()
+
+    assert ("tiny:latest", "tiny@v1", None) == (found["id"], found["root"], found["parent"])
 
 
 class TwoModels(FakeAdapters):

@@ -226,6 +226,22 @@ async def test_query_parameters_are_those_that_are_taken(app: Running, path: str
     assert sorted(one["name"] for one in described) == sorted(allowed)
 
 
+@pytest.mark.parametrize("path", ["/v1/feedback", "/v1/feedback/export", "/admin/completions"])
+async def test_since_is_taken_as_far_as_is_described(app: Running, path: str) -> None:
+    """Any number below its bound, and none from there on."""
+    described = DOCUMENT["paths"][path]["get"]["parameters"]
+    (schema,) = (one["schema"] for one in described if one["name"] == "since")
+    bound = schema["exclusiveMaximum"]
+    asked = {"format": "raw"} if path.endswith("export") else {}
+
+    taken, refused = [
+        await app.client.get(path, params={**asked, "since": since}, headers=app.admin)
+        for since in (bound - 1, bound)
+    ]
+
+    assert (200, 400) == (taken.status_code, refused.status_code)
+
+
 async def test_answers_are_as_described(app: Running) -> None:
     """Status and body of every JSON operation of strop's own fit the document."""
     completion = await app.record()

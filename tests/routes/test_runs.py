@@ -265,6 +265,17 @@ async def test_an_engine_without_adapters_trains_nothing(tmp_path: Path) -> None
     ) == error_of(lost)[2]
 
 
+@pytest.mark.parametrize("kind", ["ollama", "mlx_server"])
+async def test_an_engine_that_versions_are_converted_for_asks_for_their_base(
+    tmp_path: Path, kind: str
+) -> None:
+    """It is that which is missing, not the engine's."""
+    async with running(tmp_path, engine__kind=kind) as app:
+        refused = await Runs(app).ask("POST", "", {})
+
+    assert f"{run_requests.NO_BASE}; {run_requests.NEVER_LEARNED}" == error_of(refused)[2]
+
+
 async def test_an_engine_that_turns_out_to_load_none_trains_nothing(tmp_path: Path) -> None:
     """It says what the engine lacks; what is answered meanwhile can be learned from later."""
     async with running(

@@ -39,6 +39,9 @@ async def rows(
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
     found: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert {bool} >= {type(row.pop("held_out")) for row in found}
+    for row in found:
+        if row.get("tools") == "null":
+            del row["tools"]
     return found
 
 
@@ -208,6 +211,22 @@ async def test_tool_calls_and_tools_are_kept(store: Store) -> None:
         {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "a leather", "tool_call_id": "c1"},
     ] == row["prompt"]
+
+
+@pytest.mark.parametrize("format_", ["kto", "dpo", "sft"])
+async def test_each_line_has_the_same_members(store: Store, format_: ExportFormat) -> None:
+    """Tools too, as JSON, offered or not: readers know no column that comes late."""
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    await record(store, "cmp_1")
+    await record(store, "cmp_2", request=asks(QUESTION, tools=[]))
+    await record(store, "cmp_3", request=asks(QUESTION, tools=tools))
+    for number in (1, 2, 3):
+        await rate(store, f"cmp_{number}", -1.0, correction="Like so.")
+
+    found = [json.loads(line) async for line in store.export(format_)]
+
+    assert 1 == len({tuple(row) for row in found})
+    assert [None, None, tools] == [json.loads(row["tools"]) for row in found]
 
 
 async def test_the_arguments_of_a_call_are_a_string(store: Store) -> None:

@@ -35,12 +35,14 @@ class FakeMlxServer:
 
     Attributes:
         is_healthy: False once its generation thread has died.
+        listed: the ids of its list of models.
         before_event: awaited before each event of a stream.
         loaded: the model and adapter in memory.
         num_loads: how often they were read.
     """
 
     is_healthy: bool = True
+    listed: tuple[str, ...] = (MODEL_PATH,)
     before_event: Callable[[int], Awaitable[None]] = _at_once
     loaded: tuple[str, str | None] | None = None
     num_loads: int = 0
@@ -52,8 +54,8 @@ class FakeMlxServer:
                 said = {"status": "ok" if self.is_healthy else "unavailable"}
                 await _answer(call, said, 200 if self.is_healthy else 503)
             case ("GET", "/v1/models"):
-                card = {"id": MODEL_PATH, "object": "model", "created": 1}
-                await _answer(call, {"object": "list", "data": [card]})
+                cards = [{"id": one, "object": "model", "created": 1} for one in self.listed]
+                await _answer(call, {"object": "list", "data": cards})
             case ("POST", "/v1/chat/completions" | "/v1/completions"):
                 await self._complete(call, is_chat="chat" in call.request.path)
             case _:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import shelved
@@ -69,12 +70,12 @@ async def _behave(behaviour: str, home: Path, id_: str, store: Store, told: asyn
         return 0
     await store.runs.update(id_, RunUpdate(state="gating"))
     library = Library(home / "adapters")
-    made = {"base": run.base, "parent": run.parent, "run": id_}
+    publish = partial(shelved.publish, store, library, base=run.base, parent=run.parent, run=id_)
     if behaviour == "rejects":
-        await shelved.publish(store, library, **made, state="rejected")
+        await publish(state="rejected")
         await store.runs.update(id_, RunUpdate(state="rejected", reasons=b'["too odd"]'))
         return 0
-    await shelved.publish(store, library, **made)
+    await publish()
     await store.runs.update(id_, RunUpdate(state="passed", reasons=b'["good enough"]'))
     return 0
 

@@ -35,6 +35,13 @@ def test_any_other_name_is_unknown(model: object) -> None:
         ALIAS.resolve(model)
 
 
+def test_a_model_that_is_not_named_is_asked_for() -> None:
+    """In words of JSON, not of Python."""
+    said = ALIAS.no_such(None)
+
+    assert "expected `model` to name one, got none; the models are: mine, mine@base" in said
+
+
 def test_an_unknown_name_means_the_active_version_where_any_is_accepted() -> None:
     """`model.accept_any`, for clients whose model name can't be set."""
     assert V3 == Alias("mine", BASE, V3, {"v3": V3}, accepts_any=True).resolve("gpt-4o")
@@ -82,14 +89,14 @@ def test_an_identity_reaches_each_version_and_no_other_base() -> None:
     ("name", "alias", "served", "others"),
     [
         ("", "a", "a", ("b",)),
-        ("b", "b", "a", ("b",)),
+        ("b", "b", "a", ()),
         ("mine", "mine", "a", ("b",)),
     ],
 )
 def test_the_public_name_is_the_engines_own_unless_it_is_set(
     name: str, alias: str, served: str, others: tuple[str, ...]
 ) -> None:
-    """Which of the engine's models serves is not its to say: the first is."""
+    """Which of the engine's models serves is not its to say: the first is, and may hide another."""
     made = Alias.of_base(name, ["a", "b"], accepts_any=False)
 
     assert (alias, served, others) == (made.name, made.active.name, made.others)

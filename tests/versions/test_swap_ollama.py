@@ -5,6 +5,7 @@ The whole way of a version: PEFT to GGUF, uploaded, made a model, loaded, proven
 
 import asyncio
 import functools
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -383,6 +384,30 @@ async def test_strop_finds_what_it_made_before_its_restart(
             (tag,) = ours(fake)
             assert ":v2-" in tag
             await assert_served_by(proxy, fake, "v2", qwen3, peft_b)
+
+
+async def test_what_was_made_before_is_served_without_gguf_too(
+    qwen3: Path, peft_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is converted for it; that nothing else can be served is said."""
+    fake = FakeOllamaModel(folder=qwen3)
+    async with FakeEngine(fake) as engine:
+        async with running(settings(engine.url, qwen3), tmp_path / "home") as proxy:
+            await shelve(proxy, qwen3, peft_a)
+            await proxy.services.swapper.activate("v1", actor="api")
+        # Only looked for: the fake reads what was made with it.
+        find = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *more: None if name == "gguf" else find(name, *more),
+        )
+        async with running(settings(engine.url, qwen3), tmp_path / "home") as proxy:
+            await assert_served_by(proxy, fake, "v1", qwen3, peft_a)
+            (shortfall,) = proxy.services.serving.engine.shortfalls
+
+    assert "need the gguf package" in shortfall
+    assert 1 == proxy.services.serving.engine.capabilities.adapters
 
 
 def _create_fails(fake: FakeOllamaModel) -> None:

@@ -241,3 +241,21 @@ async def test_requests_that_find_their_version_gone_do_not_wait_for_each_other(
         ]
         assert ["tiny@v1"] * 2 == it.fake.loads
         assert 0 == it.proxy.services.serving.leases.total
+
+
+async def test_a_pin_of_the_active_version_that_the_engine_lost_is_not_ready(
+    tmp_path: Path,
+) -> None:
+    """As without the pin: to activate what is active already would not help."""
+    async with swapped(tmp_path / "home", num_adapters=1) as it:
+        version = await it.publish()
+        await it.swapper.activate(version, actor="api")
+        it.fake.load_error = "no more memory"
+        it.fake.restart()
+        await until(lambda: not it.proxy.services.serving.is_ready)
+
+        unpinned = await it.proxy.chat(model="tiny")
+        pinned = await it.proxy.chat(model=f"tiny@{version}")
+
+    assert (503, "engine_not_ready") == (pinned.status_code, pinned.json()["error"]["code"])
+    assert unpinned.json() == pinned.json()

@@ -126,6 +126,7 @@ async def test_nothing_outlives_the_process_that_decides(tmp_path: Path) -> None
     said = it.proxy.log.read_text(encoding="utf-8")
     assert 1 == said.count("this worker ends worker=1")
     assert 1 == said.count("this worker ends worker=2")
+    assert "graceful shutdown exceeded" not in said
 
 
 async def test_a_stop_drains_every_worker(tmp_path: Path) -> None:
