@@ -126,19 +126,17 @@ class Ollama(SingleServer):
                 f"expected Ollama's version from {self.upstream.url}/api/version, got something"
                 " else; check engine.url and engine.kind"
             )
-        listed = await self._calls.must("GET", "/api/tags")
+        tags = await self._calls.must("GET", "/api/tags")
         found = {
             str(card["name"]): card
-            for card in cards_in(listed)
+            for card in cards_in(tags)
             if "name" in card and not is_ours(str(card["name"]))
         }
         digests = {name: str(card.get("digest", "")) for name, card in found.items()}
         if not digests:
             raise EngineNotReady("Ollama has no model yet; get one, as in: ollama pull qwen3")
         names = [name for tag in digests for name in _names(tag)]
-        if self._wanted.is_required or self._chosen not in names:
-            # Else kept: the newest, which is listed first, changes with the next pull.
-            self._chosen = self._choice(names)
+        self._chosen = self._choice(names)
         first = _full(self._chosen)
         self._version = version
         # Another may be pulled under the same name at any time.
@@ -187,14 +185,16 @@ class Ollama(SingleServer):
         """Return which of its models is to serve; raises EngineNotReady."""
         wanted = self._wanted
         models = list(dict.fromkeys(name.removesuffix(":latest") for name in names))
-        is_open = not wanted.is_required and wanted.name not in names
+        # The newest, which is listed first, changes with the next pull.
+        is_open = not wanted.is_required and {wanted.name, self._chosen}.isdisjoint(names)
         if self.adapters is not None and is_open and len(models) > 1:
             # Its newest may be any of them, and would be taken for the one that is trained.
             raise EngineNotReady(
                 f"Ollama has {listed(models)}: say which of them model.base is, as in --model"
                 f" {models[0]}"
             )
-        return wanted.among(names, advice=f", or get it: ollama pull {wanted.name}")
+        advice = f", or get it: ollama pull {wanted.name}"
+        return wanted.among(names, former=self._chosen, advice=advice)
 
     def _tag_of(self, served: str) -> str:
         tag = self.adapters.tag_of(served) if self.adapters is not None else None

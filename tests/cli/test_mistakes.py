@@ -109,15 +109,16 @@ def test_config_refuses_nothing_that_a_start_may_yet_find(tmp_path: Path) -> Non
 
 
 def test_strops_own_engine_serves_in_place_of_the_one_that_is_set(tmp_path: Path) -> None:
-    """`--engine embedded` alone says so; the URLs in the settings are of the other one."""
+    """`--engine embedded` alone says so; URLs and model in the settings are of the other one."""
     (tmp_path / "strop.toml").write_text(
-        '[engine]\nkind = "vllm"\nurl = "http://127.0.0.1:1"\nreplicas = ["http://127.0.0.1:2"]\n',
+        '[engine]\nkind = "vllm"\nurl = "http://127.0.0.1:1"\nreplicas = ["http://127.0.0.1:2"]\n'
+        'model = "theirs"\n',
         encoding="utf-8",
     )
 
     shown = start(tmp_path, "--engine", "embedded", "--json", command="config")
 
     settings = {one["key"]: one["value"] for one in json.loads(shown.stdout)["settings"]}
-    assert ('"embedded"', '""', "[]") == tuple(
-        settings[f"engine.{key}"] for key in ("kind", "url", "replicas")
+    assert ('"embedded"', '""', "[]", '""') == tuple(
+        settings[f"engine.{key}"] for key in ("kind", "url", "replicas", "model")
     )

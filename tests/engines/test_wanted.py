@@ -258,3 +258,24 @@ async def test_what_is_served_in_the_place_of_a_model_that_is_gone_is_said(
 
     (line,) = (one for one in caplog.records if "another model" in one.message)
     assert ("other:8b", "tiny") == (getattr(line, "model", ""), getattr(line, "before", ""))
+
+
+async def test_a_name_for_clients_chooses_ollama_s_model_once_it_is_pulled(tmp_path: Path) -> None:
+    """Until then another answers under it, which strop serves without a base to train."""
+    ollama = FakeOllama(models={"tiny:latest": base_of("tiny")})
+    async with FakeEngine(ollama) as engine:
+        settings = settings_for(
+            engine.url,
+            kind="ollama",
+            engine={"health_interval_s": 0.05},
+            model={"name": "qwen3:8b"},
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            serving = proxy.services.serving
+            before = serving.alias.base.name
+            ollama.models = {"qwen3:8b": base_of("qwen3"), **ollama.models}
+            await until(lambda: serving.alias.base.name != before)
+            await proxy.chat(model="qwen3:8b")
+
+    (asked,) = (one for one in engine.requests if one.path == "/v1/chat/completions")
+    assert ("tiny", "qwen3:8b") == (before, asked.json()["model"])

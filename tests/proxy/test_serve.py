@@ -19,7 +19,8 @@ from waiting import until
 
 from strop.configs import demo_model
 from strop.proxy.app import App
-from strop.proxy.errors import ConfigError, StropError
+from strop.proxy.engines.base import EngineState
+from strop.proxy.errors import ConfigError, EngineNotReady, StropError
 from strop.proxy.http_server import listen, url_of
 from strop.proxy.serve import banner, say_when_ready
 from strop.proxy.settings import Model, Settings
@@ -196,6 +197,49 @@ async def test_each_reason_to_wait_for_the_engine_is_said_once(
     assert "waiting for the engine" == loading == lacking
     assert "may be loading its model" in str(first)
     assert "the engine has no model 'mine'" in str(second)
+
+
+class Refuses:
+    """Who should make the engine serve a version, and can't, until it may."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.may = False
+
+    async def keep(self, state: EngineState) -> None:  # noqa: ARG002  # the protocol's
+        self.num_asked += 1
+        if not self.may:
+            raise EngineNotReady(f"v{self.num_asked} can't be served")
+
+    async def bring(self, version: str) -> None:
+        """Never asked."""
+
+    async def reload(self, version: str, asked_at: float) -> bool:  # noqa: ARG002  # the protocol's
+        """Never asked."""
+        return False
+
+
+async def test_an_engine_that_answers_is_not_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Why it isn't ready all the same, the watch says: nobody says it twice."""
+    caplog.set_level(logging.WARNING, "strop.proxy")
+    async with FakeEngine(FakeVllm()) as engine:
+        settings = settings_for(
+            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(demo_model())}
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            serving, refuses = proxy.services.serving, Refuses()
+            serving.keeper = refuses
+            await until(lambda: refuses.num_asked > 1)
+            telling = asyncio.create_task(say_when_ready(proxy.services, proxy.url))
+            num_asked = refuses.num_asked
+            await until(lambda: refuses.num_asked > 2 + num_asked)
+            refuses.may = True
+            await telling
+
+    assert [] == warnings(caplog)
+    assert "engine not ready" in caplog.messages
 
 
 async def test_whoever_starts_strop_with_a_base_is_not_told_that_it_lacks_one(
