@@ -9,7 +9,7 @@ import fake_llama_server
 import fake_mlx_server
 import httpx
 import pytest
-from fake_engine import FakeEngine, Handler
+from fake_engine import FakeEngine, Handler, Request
 from fake_llama_server import FakeLlamaServer
 from fake_mlx_server import FakeMlxServer
 from fake_ollama import FakeOllama, base_of
@@ -59,6 +59,11 @@ CASES = [
 ]
 
 
+def chats_of(engine: FakeEngine) -> list[Request]:
+    """Return the chats that it was asked for, among what else it was."""
+    return [one for one in engine.requests if one.path == "/v1/chat/completions"]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}-{case.wanted}")
 @pytest.mark.parametrize("public", ["", "mine"])
 async def test_the_model_that_is_named_serves_under_its_own_name_or_another(
@@ -71,7 +76,7 @@ async def test_the_model_that_is_named_serves_under_its_own_name_or_another(
         )
         async with running(settings, tmp_path / "home") as proxy:
             answer = await proxy.chat(model=public or case.name)
-            asked = engine.requests[-1].json()["model"]
+            asked = chats_of(engine)[-1].json()["model"]
             alias = proxy.services.serving.alias
 
     assert 200 == answer.status_code
@@ -172,7 +177,7 @@ async def test_mlx_server_serves_the_folder_however_it_is_named(tmp_path: Path) 
         settings = settings_for(engine.url, kind="mlx_server", engine={"model": f"{link}/"})
         async with running(settings, tmp_path / "home") as proxy:
             await proxy.chat(model="tiny")
-            asked = engine.requests[-1].json()["model"]
+            asked = chats_of(engine)[-1].json()["model"]
 
     assert str(folder) == asked
 
@@ -277,5 +282,5 @@ async def test_a_name_for_clients_chooses_ollama_s_model_once_it_is_pulled(tmp_p
             await until(lambda: serving.alias.base.name != before)
             await proxy.chat(model="qwen3:8b")
 
-    (asked,) = (one for one in engine.requests if one.path == "/v1/chat/completions")
+    (asked,) = chats_of(engine)
     assert ("tiny", "qwen3:8b") == (before, asked.json()["model"])
