@@ -1,5 +1,6 @@
 """docs/schema.md says what is in the database, and nothing else."""
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ async def test_the_code_on_the_page_reads_a_database(
     await version(store, (given.id, 1))
     await store.close()
     monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (program,) = re.findall(r"```python\n(import sqlite3.*?)```", PAGE, flags=re.DOTALL)
     questions = re.findall(r"```sql\n(.*?)```", PAGE, flags=re.DOTALL)
 
     names: dict[str, Any] = {}
@@ -111,6 +112,19 @@ async def test_the_code_on_the_page_reads_a_database(
         [(1.0, None, "cmp_1")],
         [("cmp_1", None, None, "cmp_1", "complete")],
     ] == answers
+
+
+async def test_the_features_on_the_page_are_those_of_an_exported_line(tmp_path: Path) -> None:
+    """What a reader of kto lines is told to expect is there, and nothing else."""
+    (program,) = re.findall(r"```python\n(from datasets.*?)```", PAGE, flags=re.DOTALL)
+    store = await Store.open(database_in(tmp_path))
+    await record(store, "cmp_1")
+    await rate(store, "cmp_1")
+
+    (line,) = [json.loads(line) async for line in store.export("kto")]
+    await store.close()
+
+    assert sorted(line) == sorted(re.findall(r'"(\w+)": ', program))
 
 
 def test_the_tags_on_the_page_are_the_packers() -> None:
