@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def num_asked(engine: FakeEngine) -> int:
     return sum(request.header(WAY_HEADER) is not None for request in engine.requests)
 
 
+@pytest.fixture
+def _with_a_terminal() -> Iterator[None]:
+    """What is started here ends at SIGHUP, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_with_a_terminal")
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP], ids=["term", "hup"])
 async def test_a_stop_under_load_records_everything(
     sig: signal.Signals, tmp_path: Path, reached: Reached

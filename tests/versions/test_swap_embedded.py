@@ -129,16 +129,18 @@ async def test_streams_under_constant_switching_are_each_one_version_s(
         rows = await proxy.rows()
         assert {"complete"} == {row.completion.state for row in rows}
         assert seen == Counter(row.completion.version for row in rows)
-        # Enough of each version: each row is scored by five models.
+        # Enough of each version: each row is scored by five models. By a token or two it can't be
+        # told which it is of.
         checked = Counter[str]()
         for row in rows:
             version = row.completion.version
-            if checked[version] == 12:
+            if checked[version] == 12 or (row.completion.completion_tokens or 0) < 8:
                 continue
             checked[version] += 1
             errors = errors_of(row, qwen3, adapters)
             assert errors.pop(version) < TOLERANCE
             assert min(errors.values()) > 0.01
+        assert checked.keys() == adapters.keys()
         reached(switches=num_switches, streams=seen.total(), rescored=checked.total())
 
 
