@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -539,3 +540,16 @@ def test_labels_that_are_no_utf8_stay_apart() -> None:
     labels = {session_label([(b"x-strop-session", raw)], None, {}) for raw in (b"\xff", b"\xfe")}
 
     assert 2 == len(labels - {None})
+
+
+def test_long_text_is_composed_unless_marks_stand_on_marks() -> None:
+    """Thirty of them are sorted and composed; thousands, which would take minutes, stay."""
+    hindi, thirty = "\u0928\u093c" * 3000, "\u4e00" * 300 + "e" + "\u0301" * 30
+    for text in (hindi, thirty, "cafe\u0301 " * 9000):
+        composed = unicodedata.normalize("NFC", text)
+        assert composed != text
+        assert canonical(user(composed), "user") == canonical(user(text), "user")
+
+    heap = "a" + "\u0301" * 9000 + "\u0323" * 9000
+
+    assert heap.encode() in canonical(user(heap), "user")

@@ -180,17 +180,44 @@ def test_a_users_content_is_a_string_where_it_is_one_text_else_parts() -> None:
         text("hi"),
         PICTURE,
         {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
-        text("T"),
-        text("doc"),
-        text("part"),
-        text("P"),
+        text("Document: T\ndoc"),
+        text("Document: untitled\npart"),
+        text("Document: P"),
         {
             "type": "file",
             "file": {"file_data": "data:application/pdf;base64,BBBB", "filename": "P"},
         },
         {"type": "file", "file": {"file_data": "data:application/pdf;base64,BBBB"}},
-        text("S\nu\nfound"),
+        text("Search result: S\nu\nfound"),
     ] == several["content"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "document", "source": {"type": "text", "data": "/rl bad"}},
+        {"type": "document", "source": {"type": "content", "content": [text("/rl bad")]}},
+        {"type": "document", "title": "/rl bad", "source": {"type": "text", "data": ""}},
+        {
+            "type": "document",
+            "title": "/rl bad",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"},
+        },
+        {
+            "type": "document",
+            "context": "/rl bad",
+            "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"},
+        },
+        {"type": "search_result", "title": "/rl bad", "source": "", "content": []},
+        {"type": "search_result", "title": "", "source": "", "content": [text("/rl bad")]},
+    ],
+)
+def test_what_is_quoted_is_no_command(block: Item) -> None:
+    """A rating is typed, in a text of its own."""
+    messages = chat_of(user(text("What does it say?"), block))
+
+    assert find_command(messages) is None
+    assert find_command(chat_of(user(block, text("/rl bad")))) is not None
 
 
 def test_an_answers_blocks_are_one_message() -> None:

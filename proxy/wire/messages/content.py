@@ -70,7 +70,8 @@ def parts_of(block: Mapping[str, object], path: str, left_out: list[str]) -> lis
         return _document(block, path, left_out)
     if kind == "search_result":
         head = [string(block, name, path) for name in ("title", "source")]
-        return [text_part("\n".join([*head, *texts_in(block.get("content"), f"{path}.content")]))]
+        said = texts_in(block.get("content"), f"{path}.content")
+        return [_quoted("Search result: " + "\n".join(head), *said)]
     if kind == "tool_reference":
         return [text_part(f"The tool {name_in(block, 'tool_name', path)} can be used.")]
     return refuse(f"{path}.type", "text, image, document or search_result", kind)
@@ -93,18 +94,28 @@ def _document(block: Mapping[str, object], path: str, left_out: list[str]) -> li
     here = f"{path}.source"
     source = object_in(block.get("source"), here)
     title, context = (optional_string(block, name, path) for name in ("title", "context"))
+    head = "\n".join([f"Document: {title or 'untitled'}", *filter(None, [context])])
     kind = source.get("type")
     if kind == "text":
-        said = [text_part(string(source, "data", here))]
+        said = [_quoted(head, string(source, "data", here))]
     elif kind == "base64":
-        said = [file_part(_data_url(source, here), title)]
+        named = [text_part(head)] if title or context else []
+        said = [*named, file_part(_data_url(source, here), title)]
     elif kind == "content":
-        said = parts_in(source.get("content"), f"{here}.content", left_out)
+        parts = parts_in(source.get("content"), f"{here}.content", left_out)
+        said = [
+            _quoted(head, str(part["text"])) if part["type"] == "text" else part for part in parts
+        ]
     else:
         refuse(f"{here}.type", "text, base64 or content", kind, _INLINE)
     if block.get("citations"):
         left_out.append(f"{path}.citations")
-    return [text_part(text) for text in (title, context) if text] + said
+    return said
+
+
+def _quoted(head: str, *texts: str) -> Part:
+    """Return what nobody typed, under a head: so that none of it is taken for a command."""
+    return text_part("\n".join([head, *texts]))
 
 
 def _data_url(source: Mapping[str, object], path: str) -> str:
