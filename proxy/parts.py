@@ -26,7 +26,7 @@ from strop.proxy.relay import Relay
 from strop.proxy.run_requests import NEVER_LEARNED, Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings import Settings
-from strop.proxy.store import layout, turns
+from strop.proxy.store import database, layout, turns
 from strop.proxy.store.store import Store
 from strop.proxy.tally import Census, OwnCensus
 from strop.proxy.trainer import Trainer
@@ -185,9 +185,11 @@ def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
 
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings, home: Path, *, is_server: bool) -> AsyncIterator[Store]:
-    capture = settings.capture
+    capture, path = settings.capture, home / layout.DATABASE
+    if is_server and database.is_older(path):
+        log.info("the database is an older strop's, and is brought up to date now")
     store = await Store.open(
-        home / layout.DATABASE,
+        path,
         synchronous="full" if capture.synchronous == "FULL" else "normal",
         busy_timeout_s=capture.commit_timeout_s,
         is_server=is_server,

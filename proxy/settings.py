@@ -334,7 +334,7 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
         return f"; did you mean {found[0]}?"
     section = _SECTION_IN.match(name)
     within = [one for one in known if section and one.startswith(section[0])]
-    return f"; known are {', '.join(within or known)}"
+    return f"; known are {', '.join(within or known)}; what only an older strop knew, take out"
 
 
 def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:

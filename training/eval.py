@@ -21,7 +21,7 @@ from strop.adapters.library import Library
 from strop.adapters.peft import InvalidAdapter
 from strop.adapters.rates import Rate
 from strop.proxy.errors import StropError
-from strop.proxy.store import layout
+from strop.proxy.store import layout, upgrading
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE
 from strop.training import presets, room
@@ -221,6 +221,9 @@ def _evaluate(
 async def _read(
     home: Path, target: Target, named: Sequence[str], prompts: tuple[Prompt, ...] | None
 ) -> tuple[dict[str, Weights], Material]:
+    told = upgrading.check(home)
+    if told:
+        print(told, file=sys.stderr)
     store = await Store.open(home / layout.DATABASE)
     try:
         found = await store.versions.list()

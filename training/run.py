@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from strop.configs import installation
-from strop.proxy.errors import StoreUnavailable, StropError
-from strop.proxy.store import layout, run_lock
+from strop.proxy.errors import Conflict, StoreUnavailable, StropError
+from strop.proxy.store import layout, run_folder, run_lock, upgrading
 from strop.proxy.store.run_lock import AlreadyRunning
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
-from strop.training import run_folder
 from strop.training.reports import Reports
 from strop.training.run_row import RunRow, to_json
 from strop.training.stopping import Stopped, Stopping
@@ -40,6 +39,7 @@ _POLL_S: Final = 0.3
 _GRACE_S: Final = 20.0
 _PATIENCE_S: Final = 30.0
 _STOPPED: Final = RunUpdate()
+_DELETED: Final = "an answer was deleted that it had collected; train again: no rating was used up"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +68,7 @@ async def take(
         patience_s: how long to wait for another process that is at the same run, and may be ending.
     """
     try:
+        upgrading.check(home)
         store = await Store.open(home / layout.DATABASE)
     except StropError as error:
         print(error.message, file=sys.stderr)
@@ -86,9 +87,9 @@ async def take(
                 return await _locked(home, store, run, parent_fd)
             except AlreadyRunning as error:
                 # Whose parent has just died stops at its next step, and then it's our turn; so it
-                # is when a probe is made, which takes minutes.
+                # is when a probe is made, which takes minutes, or something is deleted.
                 is_ending = error.run == run_id and time.monotonic() < deadline_s
-                if is_ending or error.run == run_lock.PROBE:
+                if is_ending or error.run in (run_lock.PROBE, run_lock.DELETION):
                     await asyncio.sleep(_POLL_S)
                     continue
                 print(error, file=sys.stderr)
@@ -120,10 +121,10 @@ async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int
     loop = asyncio.get_running_loop()
     stopping = Stopping()
     reports = Reports(folder, sys.stdout)
-    watching = asyncio.create_task(_watch_row(store, run.id, stopping))
+    row = RunRow(store, loop, run)
+    watching = asyncio.create_task(_watch_row(row, stopping))
     try:
         with _stopped_by(loop, stopping, parent_fd):
-            row = RunRow(store, loop, run)
             end = await asyncio.to_thread(_train, home, folder, row, reports, stopping)
         if end is _STOPPED:
             known = await store.runs.get(run.id)
@@ -177,10 +178,17 @@ def _failed(reports: Reports, reason: str) -> RunUpdate:
     return RunUpdate(state="failed", reasons=to_json([reason]))
 
 
-async def _watch_row(store: Store, run: str, stopping: Stopping) -> None:
-    """Ask the run to stop once its row says that it is to be cancelled."""
+async def _watch_row(row: RunRow, stopping: Stopping) -> None:
+    """Ask the run to stop once its row says that it is to be cancelled.
+
+    Which it is where an answer was deleted that it learns from, or is judged by.
+    """
+    store, run = row.store, row.run.id
     while not stopping.is_asked:
-        with contextlib.suppress(StoreUnavailable):
+        # It may be over by now.
+        with contextlib.suppress(StoreUnavailable, Conflict):
+            if not await store.training.are_recorded(row.completions):
+                await store.runs.cancel(run, reason=_DELETED)
             known = await store.runs.get(run)
             if known is not None and known.is_cancelling:
                 stopping.ask()

@@ -92,7 +92,7 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
     """Lend the store of a home where strop has run.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or an older strop serves it.
     """
     path = home / layout.DATABASE
     if not path.is_file():
@@ -101,14 +101,13 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
             f" {to_copy('serve', home)}, or name its home with --home"
         )
     # Opening SQLite and zstd costs more than all of --help.
-    from strop.proxy.store import database
+    from strop.proxy.store import upgrading
     from strop.proxy.store.store import Store
 
-    was_older = database.is_older(path)
+    told = upgrading.check(home)
+    if told:
+        click.echo(told, err=True)
     store = await Store.open(path)
-    if was_older:
-        told = "was an older strop's, and is brought up to date: that one can't open it any more"
-        click.echo(f"{path} {told}", err=True)
     try:
         yield store
     finally:

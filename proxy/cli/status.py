@@ -44,7 +44,8 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
     folder = home_of(home)
     url = serving_url(folder)
     health = ask_health(url) if url else None
-    base = health["model"]["base"] if health else None
+    # An older strop that still runs doesn't say.
+    base = health["model"].get("base") if health else None
     has_store = (folder / layout.DATABASE).is_file()
     stored = asyncio.run(_stored(folder, base)) if has_store else None
     waits_for = call(folder, "GET", "/admin/runs?limit=1")["waits_for"] if health else None

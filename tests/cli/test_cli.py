@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import pty
 import re
 import shlex
 import sqlite3
@@ -30,7 +31,7 @@ from strop.proxy.errors import StropError
 from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings import KINDS, load
-from strop.proxy.store import database
+from strop.proxy.store import database, file_lock, run_lock
 from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
@@ -631,6 +632,54 @@ def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
     assert "No answers.\n" == run(home, "completions", "list").stdout
 
 
+@pytest.mark.parametrize(
+    ("holder", "is_left", "said"),
+    [
+        (None, False, "was interrupted; it begins anew, without that."),
+        (
+            "",
+            True,
+            "is under way; if it has collected any of that, it is cancelled at its next step.",
+        ),
+        (run_lock.PROBE, True, "was interrupted; what it has collected goes when it goes on."),
+    ],
+)
+def test_no_run_keeps_what_is_deleted(
+    home: Path, holder: str | None, is_left: bool, said: str
+) -> None:
+    """What an interrupted one has collected goes at once; one at work sees to it itself."""
+    (made,) = record(home, {})
+    id_ = asyncio.run(begin_run(home))
+    state = home / "runs" / id_ / "state-00000001"
+    state.mkdir(parents=True)
+    collected = [state / "loop.json", *(state.with_name(name) for name in ("set.npz", "set.part"))]
+    log = state.with_name("log.jsonl")
+    for path in (*collected, log):
+        path.touch()
+
+    with contextlib.ExitStack() as stack:
+        if holder is not None:
+            stack.enter_context(run_lock.hold(home / "runs", holder or id_))
+        deleted = run(home, "completions", "delete", made, "--yes")
+
+    assert f"Deleted 1 answer.\n{id_} {said}\n" == deleted.stdout
+    assert [is_left] * 3 == [path.exists() for path in collected]
+    assert log.exists()
+
+
+async def begin_run(home: Path) -> str:
+    """Let a run begin; return its id."""
+    store = await Store.open(home / "strop.db")
+    try:
+        made = await store.runs.create(
+            objective="topr", preset="balanced", parent=None, base="b", requested_by="trigger"
+        )
+        await store.runs.update(made.id, RunUpdate(state="running"))
+        return made.id
+    finally:
+        await store.close()
+
+
 def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Path) -> None:
     """Also where they are named alike: neither the hint nor the option reaches these."""
     mine = {"session": "project", "key_id": "key_a"}
@@ -695,6 +744,27 @@ def test_an_export_is_written_for_its_owner_alone(home: Path, tmp_path: Path) ->
     assert [{"role": "assistant", "content": "Paris."}] == json.loads(to_stdout.stdout)[
         "completion"
     ]
+
+
+def test_an_export_can_not_steer_the_terminal(home: Path) -> None:
+    """There it is the same JSON in other words; in a pipe or a file it is as it came."""
+    answer = "caf\u00e9 \u009b2J\u202eevil\u2066\x7f\U000e0001 \N{THUMBS UP SIGN}\u200d"
+    record(home, {"answer": answer})
+    run(home, "good")
+    command = [sys.executable, "-m", "strop.proxy.cli", "export", "--format", "kto"]
+    environment = {**ENVIRONMENT, "STROP_HOME": str(home)}
+    seen_by_us, screen = pty.openpty()
+
+    with os.fdopen(seen_by_us, "rb") as reader:
+        subprocess.run(command, stdout=screen, env=environment, check=True)
+        os.close(screen)
+        shown = reader.readline().decode()
+    piped = subprocess.run(command, capture_output=True, env=environment, check=True).stdout
+
+    assert [answer] == [one["content"] for one in json.loads(shown)["completion"]]
+    escaped = r"\u009b2J\u202eevil\u2066\u007f\udb40\udc01"
+    assert f"café {escaped} \N{THUMBS UP SIGN}\u200d" in shown
+    assert answer in piped.decode()
 
 
 def test_an_export_holds_what_was_asked_for(home: Path) -> None:
@@ -766,9 +836,30 @@ def test_a_command_says_that_it_brings_an_older_home_up_to_date(
 
     first, second = run(tmp_path, "status"), run(tmp_path, "status")
 
-    said = f"{tmp_path / 'strop.db'} was an older strop's, and is brought up to date"
+    said = f"{tmp_path / 'strop.db'} is an older strop's, and is brought up to date now"
     assert [said] == [line.partition(":")[0] for line in first.stderr.splitlines()]
     assert "" == second.stderr
+
+
+def test_a_command_leaves_the_home_of_an_older_strop_that_serves_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that one writes next would not fit."""
+    scripts = database.migrations()
+    with monkeypatch.context() as older:
+        older.setattr(database, "migrations", lambda: scripts[:2])
+        database.connect(tmp_path / "strop.db").close()
+
+    # The first strop that held a home said nothing there.
+    with file_lock.hold(tmp_path / "serve.lock", b""):
+        found = [run(tmp_path, *command) for command in (("completions", "list"), ("status",))]
+
+    for one in found:
+        assert (2, "") == (one.exit_code, one.stdout)
+        assert f"an older strop serves from {tmp_path}" in one.stderr
+    assert database.is_older(tmp_path / "strop.db")
+    assert 0 == run(tmp_path, "completions", "list").exit_code
+    assert not database.is_older(tmp_path / "strop.db")
 
 
 def test_status_says_what_the_last_run_could_not_learn_from(home: Path) -> None:

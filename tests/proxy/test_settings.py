@@ -162,6 +162,7 @@ def test_each_key_has_one_variable() -> None:
             "[server]\nkeep_alive_s = 60",
             "unknown key server.keep_alive_s; known are server.host, server.port, server.client_",
         ),
+        ("[server]\nkeep_alive_s = 60", "; what only an older strop knew, take out"),
         ("[sever]\nport = 1", "unknown section [sever]; did you mean server?"),
         (
             "[qqqq]",
