@@ -47,7 +47,7 @@ test-clients: $(VENV)/.installed-dev  ## Try stock clients, each in an environme
 	$(BIN)/python -m pytest -m clients --clients $(ARGS)
 
 test-llamacpp: $(VENV)/.installed-dev  ## Try llama.cpp's llama-server, built into .cache (half an hour on two cores, once).
-	$(BIN)/python tests/support/llamacpp_build.py $$(nproc)
+	$(BIN)/python tests/support/llamacpp_build.py $$(getconf _NPROCESSORS_ONLN)
 	$(BIN)/python -m pytest -m llamacpp --llamacpp $(ARGS)
 
 test-vllm: $(VENV)/.installed-dev  ## Try a real vLLM, its CPU build, in .venv-vllm (2.5 GB, once).

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +15,18 @@ from statistics import median
 
 import orjson
 
-from bench import durability, goals, machine, open_files, report, rounds, scenarios, targets, wrk
+from bench import (
+    cores,
+    durability,
+    goals,
+    machine,
+    open_files,
+    report,
+    rounds,
+    scenarios,
+    targets,
+    wrk,
+)
 from bench.measures import Measure
 from bench.processes import Child, StartError, end_at_sigterm, free_port
 from bench.report import Zero
@@ -56,7 +66,7 @@ def main() -> int:
         print(obstacle, file=sys.stderr)
         return 2
     facts = machine.describe()
-    os.sched_setaffinity(0, {_LOAD_CORE})
+    cores.keep_to({_LOAD_CORE})
     end_at_sigterm()
     folder = _OUT / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder.mkdir(parents=True)
@@ -130,7 +140,9 @@ def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def _obstacle(options: Options) -> str | None:
-    if not {_TARGET_CORE, _LOAD_CORE} <= os.sched_getaffinity(0):
+    if not cores.can_be_chosen():
+        return cores.NEEDED
+    if not {_TARGET_CORE, _LOAD_CORE} <= cores.allowed():
         return (
             f"cores {_TARGET_CORE} and {_LOAD_CORE} are needed: one for targets, one for the load"
         )

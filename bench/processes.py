@@ -1,6 +1,6 @@
-"""A child process pinned to cores, and what it costs: CPU time, memory. None outlives a benchmark.
+"""A child process kept to cores, and what it costs: CPU time, memory. None outlives a benchmark.
 
-Reads `/proc`, so Linux only; knows nothing of what the child does.
+What it costs is read from `/proc`, so on Linux only; knows nothing of what the child does.
 """
 
 import atexit
@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+
+from bench import cores as own_cores
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOP_S = 15.0
@@ -36,7 +38,7 @@ class Child:
     Args:
         name: for messages and the log file.
         command: what to run.
-        cores: the cores that it and its descendants may use.
+        cores: the cores that it and its descendants may use, where they can be chosen.
         log: where its output goes.
         env: added to ours.
     """
@@ -52,10 +54,10 @@ class Child:
     ) -> None:
         self.name = name
         self.log = log
-        own = os.sched_getaffinity(0)
+        own = own_cores.allowed()
         with log.open("ab") as output:
             # Inherited by the child from its first instruction on.
-            os.sched_setaffinity(0, cores)
+            own_cores.keep_to(cores)
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -66,7 +68,7 @@ class Child:
                     start_new_session=True,
                 )
             finally:
-                os.sched_setaffinity(0, own)
+                own_cores.keep_to(own)
         # Not every caller has come to where it stops it, when something else ends it.
         atexit.register(self.stop)
 

@@ -5,7 +5,7 @@
 One model of random parameters, once on `strop serve` with its own engine, recording ids and
 logprobs on disk, once on mlx_lm.server, which records nothing. Both use all cores, one after the
 other: every round runs each load on both, in turn, the order reversed on odd rounds. Ratios are
-taken inside a round. Needs Linux and mlx-lm.
+taken inside a round. Needs mlx-lm.
 """
 
 import argparse

@@ -26,7 +26,7 @@ from typing import Final
 
 import orjson
 
-from bench import machine
+from bench import cores, machine
 from bench.measures import quantile_ms
 from bench.processes import end_at_sigterm
 from bench.swap import model
@@ -70,12 +70,14 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--shared", action="store_true", help="no core is the run's alone")
     given = parser.parse_args()
+    if not cores.can_be_chosen():
+        parser.error(cores.NEEDED)
     end_at_sigterm()
     facts = machine.describe()
-    cores = sorted(os.sched_getaffinity(0))[:_NUM_CORES]
+    used = sorted(cores.allowed())[:_NUM_CORES]
     # Inherited by what is started.
-    os.sched_setaffinity(0, cores if given.shared else cores[:1])
-    facts["cores used"] = f"{len(cores)}, shared" if given.shared else "one each"
+    cores.keep_to(set(used if given.shared else used[:1]))
+    facts["cores used"] = f"{len(used)}, shared" if given.shared else "one each"
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         home, base = Path(folder) / "home", Path(folder) / "model"
         home.mkdir()
@@ -87,7 +89,7 @@ def main() -> int:
             with _running(served, preset) as run:
                 pid = _pid_of(run)
                 if not given.shared:
-                    _move(pid, cores[1])
+                    _move(pid, used[1])
                 began = _step(served, run)
                 pairs = [_pair(served, pid, beside_first=n % 2 == 1) for n in range(given.pairs)]
                 num_steps = _step(served, run) - began

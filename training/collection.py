@@ -47,6 +47,7 @@ class Collected:
         prompts: all distinct recorded prompts, shuffled; those of held-out sessions first.
         counts: examples by kind, and what was left out or flagged, by reason.
         warnings: what people should know.
+        completions: the ids of all that was read for it.
     """
 
     learn: tuple[Example, ...]
@@ -55,6 +56,7 @@ class Collected:
     prompts: tuple[tuple[int, ...], ...]
     counts: dict[str, int]
     warnings: tuple[str, ...]
+    completions: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -111,7 +113,8 @@ async def collect(
     learn = objective.select(found.examples)
     if reason := refusal(found, learn, objective.name):
         raise Refused(reason)
-    kept = await held_out_turns(ratings, target)
+    judging = await _held_out(ratings, base)
+    kept = _rated(judging, target)
     counts = found.counts() | {"examples": len(learn), "held_out": len(kept)}
     return Collected(
         learn=tuple(learn),
@@ -120,16 +123,29 @@ async def collect(
         prompts=_prompts([kept, learn], seed),
         counts=counts,
         warnings=found.warnings(),
+        completions=tuple(
+            dict.fromkeys(
+                one.completion.id for turn in [*turns, *judging] for one in turn.completions
+            )
+        ),
     )
 
 
 async def held_out_turns(ratings: TrainingStore, target: Target) -> list[Example]:
     """Return the newest rated turns of held-out sessions."""
+    return _rated(await _held_out(ratings, target.base), target)
+
+
+async def _held_out(ratings: TrainingStore, base: str) -> list[RatedTurn]:
     turns: list[RatedTurn] = []
-    async for turn in ratings.held_out_turns(base=target.base):
+    async for turn in ratings.held_out_turns(base=base):
         turns.append(turn)
         if len(turns) == MAX_HELD_OUT:
             break
+    return turns
+
+
+def _rated(turns: Sequence[RatedTurn], target: Target) -> list[Example]:
     return [one for one in examples.make(turns, target).examples if one.kind == "rating"]
 
 

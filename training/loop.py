@@ -16,7 +16,7 @@ from typing import Final, Literal
 import numpy as np
 
 from strop.adapters import durable
-from strop.training import run_folder
+from strop.proxy.store import run_folder
 from strop.training.backends.base import TRAINED, OutOfMemory, Policy
 from strop.training.batching import Rows, learning_rate, pack, plan_steps
 from strop.training.divergence import kl_of
@@ -203,8 +203,8 @@ class Loop:
             else:
                 try:
                     added = self._add_together(batch, len(indices))
-                except OutOfMemory:
-                    self._micro_batch.halve(_sequences(units))
+                except OutOfMemory as error:
+                    self._micro_batch.halve(_sequences(units), error)
                     continue
             means.update(added)
             left = [i for i in left if i not in batch]
@@ -238,8 +238,8 @@ class Loop:
             scaled = [_shared(gradient, num_units)]
             try:
                 self._policy.accumulate([answer.tokens], partial(_given, scaled))
-            except OutOfMemory:
-                self._micro_batch.halve([answer.tokens])
+            except OutOfMemory as error:
+                self._micro_batch.halve([answer.tokens], error)
         return metrics
 
     def _loss(self, index: int, logprobs: tuple[Floats, ...]) -> tuple[Loss, Means]:

@@ -1,4 +1,4 @@
-"""How much a device takes at once: a number of tokens that halves when its memory runs out.
+"""How much a device takes at once: a number of tokens that halves when that was too much.
 
 Knows no objective. It only ever shrinks, and a resumed run goes on with what it had come to.
 """
@@ -23,19 +23,17 @@ class MicroBatch:
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
 
-    def halve(self, sequences: Sequence[Tokens]) -> None:
+    def halve(self, sequences: Sequence[Tokens], error: OutOfMemory) -> None:
         """Take in that `sequences` didn't fit together.
 
         Raises:
-            OutOfMemory: it is one sequence, which can't be made smaller.
+            OutOfMemory: of the kind of `error`; it is one sequence, which can't be made smaller.
         """
         longest = max(len(tokens.ids) for tokens in sequences)
         if len(sequences) == 1:
-            raise OutOfMemory.of(
-                f"one conversation of {longest} tokens needs more memory than there is"
-            )
+            raise error.of(f"one conversation of {longest} tokens {error.excess}")
         self.max_tokens = max(1, min(self.max_tokens, longest * len(sequences)) // 2)
-        log.warning("out of memory; going on with smaller micro-batches", extra={
+        log.warning("%s; going on with smaller micro-batches", error.what, extra={
             "max_tokens": self.max_tokens,
         })  # fmt: skip
 
@@ -56,8 +54,8 @@ class MicroBatch:
                 chosen = [sequences[i] for i in indices]
                 try:
                     computed = policy.logprobs(chosen, weights)
-                except OutOfMemory:
-                    self.halve(chosen)
+                except OutOfMemory as error:
+                    self.halve(chosen, error)
                     break
                 found.update(zip(indices, computed, strict=True))
         return [found[i] for i in range(len(sequences))]

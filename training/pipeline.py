@@ -15,10 +15,10 @@ from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
 from strop.adapters.peft import InvalidAdapter
 from strop.proxy.errors import StropError
-from strop.proxy.store import layout
+from strop.proxy.store import layout, run_folder
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.version_records import BASE
-from strop.training import collection, figures, gate, make_probe, room, run_folder, training_set
+from strop.training import collection, figures, gate, make_probe, room, training_set
 from strop.training.backends.base import BackendUnavailable, OutOfMemory, Policy, Weights
 from strop.training.collection import Collected, Refused
 from strop.training.gate import Verdict
@@ -94,9 +94,9 @@ class Pipeline:
         self._reports.event("backend", **asdict(self._recipe.chosen))
         if self._parent != BASE:
             self._library.verify(self._parent)
-        whole = collected = None
-        if (self._folder / run_folder.SET_FILE).exists():
-            whole = training_set.load(self._folder / run_folder.SET_FILE)
+        collected = None
+        whole = self._collected_before()
+        if whole is not None:
             max_tokens = self._find_room(whole.longest).max_tokens
         else:
             collected, max_tokens = self._collect_what_fits()
@@ -118,6 +118,29 @@ class Pipeline:
             return self._publication.write(save, whole, metrics, measured, verdict, probe)
         finally:
             policy.close()
+
+    def _collected_before(self) -> TrainingSet | None:
+        """Return what the run had collected before it was interrupted, if all of it still stands.
+
+        Where something was deleted, withdrawn or revised since, the run begins anew.
+        """
+        file = self._folder / run_folder.SET_FILE
+        if not file.exists():
+            return None
+        whole = training_set.load(file)
+        if self._row.wait(self._still_stands(whole)):
+            self._row.completions = whole.completions
+            return whole
+        # The state was learned from it, too.
+        run_folder.clean(self._folder)
+        self._reports.event("began_anew")
+        self._reports.say("what was collected was deleted or changed since: the run begins anew")
+        return None
+
+    async def _still_stands(self, whole: TrainingSet) -> bool:
+        ratings = self._row.store.training
+        is_whole = await ratings.are_recorded(whole.completions)
+        return bool(whole.completions) and is_whole and await ratings.still_stand(whole.feedback)
 
     def _collect_what_fits(self) -> tuple[Collected, int]:
         """Return what there is to learn from, and how many tokens of it to compute at once.
@@ -160,6 +183,7 @@ class Pipeline:
                 seed=self._settings.seed,
             )
         )
+        self._row.completions = found.completions
         self._row.update(RunUpdate(counts=to_json(found.counts)))
         self._reports.event("collected", **found.counts, warnings=found.warnings)
         for warning in found.warnings:
@@ -206,6 +230,7 @@ class Pipeline:
             held_out=collected.held_out,
             prompts=collected.prompts,
             counts=counts,
+            completions=collected.completions,
         )
         training_set.save(whole, self._folder / run_folder.SET_FILE)
         return whole

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from strop.training import run_folder
+from strop.proxy.store import run_folder
 from strop.training.progress import Progress, line
 
 # TensorBoard's own writer comes with torch but needs the `tensorboard` package.

@@ -25,12 +25,17 @@ class RunRow:
         store: the store.
         loop: the loop it belongs to, which runs in another thread.
         run: the run as it is.
+
+    Attributes:
+        completions: the ids of those that the run has collected; where one is deleted, it has to
+            stop.
     """
 
     def __init__(self, store: Store, loop: asyncio.AbstractEventLoop, run: Run) -> None:
         self.store = store
         self.run = run
         self._loop = loop
+        self.completions: tuple[str, ...] = ()
 
     def wait(self, asked: Coroutine[Any, Any, T]) -> T:
         """Return what the store answers, once it has."""

@@ -43,6 +43,7 @@ class TrainingSet:
         held_out: what the gate compares on.
         prompts: ids of recorded prompts, for fresh samples and the probe.
         counts: examples by kind, and what was left out or flagged, by reason.
+        completions: the ids of all whose tokens may be in it; none where an older strop saved it.
     """
 
     units: tuple[Unit, ...]
@@ -51,6 +52,7 @@ class TrainingSet:
     held_out: tuple[HeldOutTurn, ...]
     prompts: tuple[tuple[int, ...], ...]
     counts: Mapping[str, float]
+    completions: tuple[str, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -71,6 +73,7 @@ def save(whole: TrainingSet, path: Path) -> None:
         "num_prompts": [tokens.num_prompt for tokens in sequences],
         "feedback": whole.feedback,
         "counts": dict(whole.counts),
+        "completions": whole.completions,
     }
     arrays: dict[str, Any] = {
         "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
@@ -118,6 +121,7 @@ def load(path: Path) -> TrainingSet:
         held_out=tuple(held_out),
         prompts=tuple(tuple(ids.tolist()) for ids in _cut(arrays, "prompts")),
         counts=meta["counts"],
+        completions=tuple(meta.get("completions", ())),
     )
 
 

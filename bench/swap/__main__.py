@@ -17,7 +17,7 @@ from pathlib import Path
 
 import orjson
 
-from bench import machine
+from bench import cores, machine
 from bench.processes import Child, end_at_sigterm
 from bench.report import update_docs
 from bench.swap import endurance, model, report, switches, versions
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.docs and not all(mark in _DOCS.read_text() for mark in report.MARKS):
         parser.error(f"{_DOCS} must exist, with {' and '.join(report.MARKS)}")
+    if not cores.can_be_chosen():
+        parser.error(cores.NEEDED)
     end_at_sigterm()
     facts = machine.describe()
     size: model.Size = model.SIZES[options.size]

@@ -3,7 +3,6 @@
 Each is started as a person starts it. Measures nothing.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 
 import orjson
 
+from bench import cores
 from bench.processes import Child, free_port
 from bench.swap.figures import Reply
 from bench.swap.streams import ask, post
+from strop.adapters import mlx_environment
 from strop.proxy.configured_engine import EMBEDDED_ADAPTERS
 
 MODEL = "bench"
@@ -24,8 +25,11 @@ _VLLM_START_S = 300.0
 # What strop lets stay loaded, so that going back costs nothing.
 _NUM_HELD_EMBEDDED, _NUM_HELD_VLLM = EMBEDDED_ADAPTERS, 2
 _STREAM = {"stream": True, "temperature": 1.0}
-# Compiled, each new kernel costs seconds of a C++ compiler on Linux.
-_MLX = {"MLX_DISABLE_COMPILE": "1", "HF_HUB_OFFLINE": "1"}
+# What strop's own engine sets, for the stock server too.
+_MLX = {**mlx_environment.VARIABLES, "HF_HUB_OFFLINE": "1"}
+if sys.platform == "linux":
+    # Compiled, each new kernel costs seconds of a C++ compiler.
+    _MLX["MLX_DISABLE_COMPILE"] = "1"
 # Without the first, the first request with logprobs compiles code for half a minute.
 _VLLM = {
     "TORCHDYNAMO_DISABLE": "1",
@@ -74,7 +78,7 @@ class Strop:
         else:
             command += ["--engine", "embedded", "--model", str(base)]
         log = home.with_suffix(".log")
-        self.child = Child(self.name, command, cores=_cores(), log=log, env=_MLX)
+        self.child = Child(self.name, command, cores=cores.allowed(), log=log, env=_MLX)
 
     def wait_ready(self) -> None:
         """Return once it serves; raises StartError."""
@@ -128,7 +132,7 @@ class Stock:
         command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(base)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "ERROR"]
         env = {**_MLX, "HF_HUB_CACHE": str(hub)}
-        self.child = Child(self.name, command, cores=_cores(), log=log, env=env)
+        self.child = Child(self.name, command, cores=cores.allowed(), log=log, env=env)
 
     def wait_ready(self) -> None:
         """Return once it listens; it has loaded nothing then. Raises StartError."""
@@ -159,7 +163,7 @@ def start_vllm(base: Path, log: Path) -> tuple[Child, str]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--max-num-seqs", "48", "--enforce-eager"]
     command += ["--enable-lora", "--max-loras", "8", "--max-cpu-loras", "16"]
-    child = Child("vLLM", command, cores=_cores(), log=log, env=_VLLM)
+    child = Child("vLLM", command, cores=cores.allowed(), log=log, env=_VLLM)
     child.wait_ready(port, "/health", headers={}, within_s=_VLLM_START_S)
     return child, f"http://127.0.0.1:{port}"
 
@@ -167,7 +171,3 @@ def start_vllm(base: Path, log: Path) -> tuple[Child, str]:
 def _chat(model: str, text: str, num_tokens: int) -> dict[str, Any]:
     messages = [{"role": "user", "content": text}]
     return {"model": model, "messages": messages, "max_tokens": num_tokens, **_STREAM}
-
-
-def _cores() -> set[int]:
-    return os.sched_getaffinity(0)

@@ -13,6 +13,7 @@ from typing import IO, Any, Final, get_args
 
 import click
 
+from strop.proxy.cli import terminal
 from strop.proxy.cli.options import examples, home_of, home_option, open_store
 from strop.proxy.errors import ConfigError
 from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
@@ -79,8 +80,9 @@ async def _export(
     num_lines = 0
     async with open_store(home) as store:
         with _opened(out) as file:
+            is_watched = out is None and sys.stdout.isatty()
             async for line in store.export(format_, wanted, dialect=dialect):
-                file.write(line)
+                file.write(terminal.safe_json(line.decode()).encode() if is_watched else line)
                 num_lines += 1
             file.flush()
     if out is not None:

@@ -25,6 +25,7 @@ from strop.proxy.cli.options import (
 )
 from strop.proxy.command_line import to_copy
 from strop.proxy.ids import completion_id
+from strop.proxy.store import layout, run_folder
 from strop.proxy.store.records import (
     CompletionFilter,
     CompletionSummary,
@@ -33,6 +34,7 @@ from strop.proxy.store.records import (
     State,
     StoredCompletion,
 )
+from strop.proxy.store.run_lock import AlreadyRunning
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -202,8 +204,9 @@ def delete_completions(
 ) -> None:
     """Delete answers for good, with what was asked.
 
-    Their ratings are withdrawn, which makes the versions that learned from them stale. The file
-    stays as large as it is; what is freed is used again.
+    Their ratings are withdrawn, which makes the versions that learned from them stale. A training
+    run that has collected any of them is cancelled; an interrupted one begins anew. The file stays
+    as large as it is; what is freed is used again.
     """
     whole = bool(session or key)
     if (bool(named), whole, older_than is not None).count(True) != 1:
@@ -245,6 +248,8 @@ async def _delete_completions(
         else:
             num = await store.deletion.completions(ids)
         click.echo(f"Deleted {_answers(num)}.")
+        if num and (told := await _forgotten_by_runs(store, home)):
+            click.echo(told)
         for one, key_id in sorted({(one.session, one.completion.key_id) for one in found}):
             # Clients of other keys may name theirs alike.
             left = CompletionFilter(session=one, key_id=key_id)
@@ -252,6 +257,20 @@ async def _delete_completions(
                 all_of = f"completions delete --session {shlex.quote(one)} --key {key_id}"
                 again = to_copy(all_of, home)
                 click.echo(f"Its conversation goes on, and may repeat it: {again}")
+
+
+async def _forgotten_by_runs(store: "Store", home: Path) -> str | None:
+    """Let no run keep or learn what was deleted; return what that means for the one under way."""
+    run = await store.runs.unfinished()
+    said = "was interrupted; it begins anew, without that"
+    try:
+        run_folder.clean_all(home / layout.RUNS, run.id if run else None)
+    except AlreadyRunning as error:
+        said = "was interrupted; what it has collected goes when it goes on"
+        if run and error.run == run.id:
+            said = "is under way; if it has collected any of that, it is cancelled at its next step"
+    # One that is queued has collected nothing.
+    return f"{run.id} {said}." if run and run.state != "queued" else None
 
 
 COMMANDS: Final = (completions,)

@@ -235,13 +235,17 @@ _COUNT = click.IntRange(1)
 def engine(**given: Any) -> None:
     """Run the embedded engine alone.
 
-    There is no need to: `strop serve` starts it by itself.
+    There is no need to: `strop serve` starts it by itself. Where STROP_ENGINE_KEY is set, it asks
+    for that key; otherwise for none, and who reaches it can load weights.
     """
     from strop.proxy import logs
     from strop.proxy.embedded.options import Options
+    from strop.proxy.engines.embedded import KEY_VARIABLE
 
     logs.set_up(settings.Log())
-    options = Options(**{name: value for name, value in given.items() if value is not None})
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    set_here = {name: value for name, value in given.items() if value is not None}
+    options = Options(**set_here, key=key)
     if options.model.startswith(("/", ".", "~")) and not Path(options.model).is_dir():
         raise ConfigError(
             "--model: expected a folder with a model in Hugging Face format, or a hub id; there is"

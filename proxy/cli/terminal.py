@@ -3,6 +3,7 @@
 Does not print, and knows no command.
 """
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -54,6 +55,13 @@ def safe(text: str) -> str:
     return "".join(
         char if char.isprintable() or char in _HARMLESS else "\N{REPLACEMENT CHARACTER}"
         for char in text.replace("\r\n", "\n")
+    )
+
+
+def safe_json(text: str) -> str:
+    """Return the same JSON, with escapes in place of what would steer the terminal."""
+    return "".join(
+        char if char.isprintable() or char in _HARMLESS else json.dumps(char)[1:-1] for char in text
     )
 
 

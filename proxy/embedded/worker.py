@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 import mlx.core as mx
@@ -34,6 +35,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _BASE_UID = 0
+# What a conversation's next turn comes within: it finds the memory that the last one left.
+_IDLE_S = 2.0
 
 
 class Worker(threading.Thread):
@@ -181,12 +184,22 @@ class Worker(threading.Thread):
         is_idle = not (self._events or self._admission.num_rows) and not any(
             group.is_busy for group in self._groups
         )
-        try:
+        if is_idle:
+            self._wait()()
+        with suppress(queue.Empty):
             while not self._is_stopping:
-                self._commands.get(block=is_idle)()
-                is_idle = False
+                self._commands.get_nowait()()
+
+    def _wait(self) -> Callable[[], None]:
+        """Return the next command; let go of what MLX keeps if none comes for a while.
+
+        What answers have freed, a training run may need, which begins when nobody asks for any.
+        """
+        try:
+            return self._commands.get(timeout=_IDLE_S)
         except queue.Empty:
-            return
+            _give_back()
+        return self._commands.get()
 
     def _take(self, number: int, job: Job) -> None:
         group = self._named.get(job.model)
@@ -273,8 +286,12 @@ class Worker(threading.Thread):
         self._slots.activate(self._named[self._options.name].version)
         for uid in gone:
             self._prefix.drop(uid)
-        mx.clear_cache()
-        heap.trim()
+        _give_back()
+
+
+def _give_back() -> None:
+    mx.clear_cache()
+    heap.trim()
 
 
 def already_loaded(name: str) -> InvalidInput:

@@ -1,7 +1,9 @@
 """Completions that are deleted, with what was said of them.
 
-Does not know who wants it. Their ratings are withdrawn and keep no words and no rater, which makes
-the versions that learned from them stale; a rating's row stays, since these versions name it.
+Does not know who wants it. Their ratings are withdrawn and keep no words, no rater and no id of the
+client's, which makes the versions that learned from them stale; a rating's row stays, since these
+versions name it. A session's name stays there until nothing of that session is left: what is rated
+later in it is held out, or not, as it was before.
 """
 
 import sqlite3
@@ -20,17 +22,22 @@ _NOTE_OF_KEY: Final = "all that was said with the key was deleted"
 _RATINGS: Final = "SELECT id FROM feedback WHERE completion = ?"
 _FORGET: Final = """
 UPDATE feedback_revisions SET comment = NULL, correction = NULL, tags = '[]' WHERE feedback = ?"""
-_FORGET_RATER: Final = "UPDATE feedback SET rater = '' WHERE id = ?"
+_FORGET_CLIENT: Final = """
+UPDATE feedback SET rater = '', idempotency = NULL, digest = x'' WHERE id = ?"""
+# The plus: of a session there is less than of a key.
+_FORGET_SESSION: Final = """
+UPDATE feedback SET session = NULL WHERE session = ? AND +key_id = ?
+AND NOT EXISTS (SELECT 1 FROM completions AS c WHERE c.session = ? AND +c.key_id = ?)"""
 _KEPT_BY_KEY: Final = """
 SELECT f.num, f.id FROM feedback AS f
 WHERE f.key_id = ? AND f.num > ? AND f.state <> 'standing' AND (
-    f.state = 'pending' OR f.rater <> '' OR EXISTS (
+    f.state = 'pending' OR f.rater <> '' OR f.idempotency IS NOT NULL OR EXISTS (
         SELECT 1 FROM feedback_revisions AS r WHERE r.feedback = f.id
         AND (r.comment IS NOT NULL OR r.correction IS NOT NULL OR r.tags <> '[]')
     )
 )
 ORDER BY f.num LIMIT ?"""
-_DELETE: Final = "DELETE FROM completions WHERE id = ?"
+_DELETE: Final = "DELETE FROM completions WHERE id = ? RETURNING session, key_id"
 _OF_SESSION: Final = "SELECT id FROM completions WHERE session = ? LIMIT ?"
 _OF_KEY: Final = "SELECT c.id FROM completions AS c WHERE c.key_id = ? LIMIT ?"
 _OF_BOTH: Final = "SELECT id FROM completions WHERE session = ? AND +key_id = ? LIMIT ?"
@@ -53,20 +60,25 @@ def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -
         now_ms: the time, since the epoch.
     """
     num_deleted = 0
+    sessions = set()
     for id_ in ids:
-        if not connection.execute(_DELETE, (id_,)).rowcount:
+        gone = connection.execute(_DELETE, (id_,)).fetchall()
+        if not gone:
             # What is said of one in flight waits for it.
             continue
         num_deleted += 1
+        sessions.update(gone)
         for (rating,) in connection.execute(_RATINGS, (id_,)).fetchall():
             _forget(connection, rating, _NOTE, now_ms=now_ms)
+    for named in sorted(sessions):
+        connection.execute(_FORGET_SESSION, (*named, *named))
     return num_deleted
 
 
 def _forget(connection: sqlite3.Connection, rating: str, note: str, *, now_ms: int) -> None:
     feedback.withdraw(connection, rating, None, now_ms=now_ms, note=note)
     connection.execute(_FORGET, (rating,))
-    connection.execute(_FORGET_RATER, (rating,))
+    connection.execute(_FORGET_CLIENT, (rating,))
 
 
 def forget_said_with(

@@ -25,7 +25,8 @@ class DeletionStore:
     Each call returns how many it deleted, once that is durable, and what stood there is overwritten
     in the file and gone from the WAL; where another program keeps that, it is logged. What a
     completion's successors repeat of it in their requests stays in these, and the ids of its prompt
-    in the probe of a version that was made with it.
+    in the probe of a version that was made with it. What a run has collected is in its folder:
+    `run_folder` deletes that.
     """
 
     def __init__(self, writer: Writer) -> None:

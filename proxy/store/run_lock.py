@@ -13,6 +13,8 @@ from strop.proxy.store import file_lock
 LOCK_FILE: Final = "lock"
 PROBE: Final = "the probe of an import"
 """What holds the lock instead of a run while an imported adapter's probe is made."""
+DELETION: Final = "a deletion of answers"
+"""What holds it for a moment where no run is unfinished, while the folders of runs are cleaned."""
 
 
 class AlreadyRunning(Exception):

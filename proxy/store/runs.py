@@ -33,6 +33,7 @@ UPDATE runs SET state = ?, started_ms = coalesce(started_ms, ?), finished_ms = ?
 WHERE id = ?"""
 _ADD_STEP: Final = """
 INSERT OR REPLACE INTO run_steps (run, step, created_ms, metrics) VALUES (?, ?, ?, ?)"""
+_DROP_LATER_STEPS: Final = "DELETE FROM run_steps WHERE run = ? AND step > ?"
 _SET_STEP: Final = "UPDATE runs SET step = ?, metrics = ?, eta_s = ? WHERE id = ?"
 _ASK_TO_CANCEL: Final = """
 UPDATE runs SET cancelling = 1, reasons = json_array(?) WHERE id = ? AND NOT cancelling"""
@@ -114,7 +115,9 @@ def add_step(
     eta_s: float | None,
     now_ms: int,
 ) -> Run:
-    """Write down a step's metrics, which are the run's newest too; the same step again replaces it.
+    """Write down a step's metrics, which are the run's newest too.
+
+    The same step again replaces it, and those after it: a resumed run takes them again.
 
     Raises:
         NotFound: there is no such run.
@@ -122,6 +125,7 @@ def add_step(
     """
     _running(connection, id_)
     text = metrics.decode()
+    connection.execute(_DROP_LATER_STEPS, (id_, step))
     connection.execute(_ADD_STEP, (id_, step, now_ms, text))
     connection.execute(_SET_STEP, (step, text, eta_s, id_))
     return get(connection, id_)

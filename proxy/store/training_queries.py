@@ -135,6 +135,20 @@ FROM (
     return Query(sql, (base, at_ms, version, most), lambda row: Rate(*row))
 
 
+def standing(ids: Sequence[str]) -> Query[tuple[str, int]]:
+    """Return the query for those of some feedback that stand, with their current revisions."""
+    places = ", ".join("?" * len(ids))
+    sql = f"SELECT id, revision FROM feedback WHERE id IN ({places}) AND state = 'standing'"
+    return Query(sql, ids, lambda row: (row[0], row[1]))
+
+
+def num_recorded(ids: Sequence[str]) -> Query[int]:
+    """Return the query for how many of some completions are there."""
+    places = ", ".join("?" * len(ids))
+    sql = f"SELECT count(*) FROM completions WHERE id IN ({places})"
+    return Query(sql, ids, lambda row: int(row[0]))
+
+
 def steps(rated: Sequence[str]) -> Query[Step]:
     """Return the query for what was answered before each completion in its turn, oldest first."""
     places = ", ".join("?" * len(rated))

@@ -4,7 +4,7 @@ Reads only. Does not know how ratings become examples, or when there are enough 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 from strop.adapters.rates import Rate
@@ -59,6 +59,24 @@ class TrainingStore:
         """Return the sum and the number of all standing ratings, none of them held out."""
         ((total, num),) = await self._reader.all(training_queries.prior(base))
         return total, num
+
+    async def still_stand(self, feedback: Sequence[tuple[str, int]]) -> bool:
+        """Return whether all of `feedback`, pairs of id and revision, stands as it did."""
+        for start in range(0, len(feedback), _CHOICES_PAGE):
+            some = feedback[start : start + _CHOICES_PAGE]
+            found = await self._reader.all(training_queries.standing([id_ for id_, _ in some]))
+            if not set(some).issubset(found):
+                return False
+        return True
+
+    async def are_recorded(self, completions: Sequence[str]) -> bool:
+        """Return whether none of `completions`, distinct ids, was deleted."""
+        for start in range(0, len(completions), _CHOICES_PAGE):
+            some = completions[start : start + _CHOICES_PAGE]
+            (num,) = await self._reader.all(training_queries.num_recorded(some))
+            if num < len(some):
+                return False
+        return True
 
     async def live_rates(self, *, base: str) -> Mapping[str, Rate]:
         """Return, by version, how many of its answers' ratings are good, `base` too.

@@ -17,7 +17,7 @@ pytest.importorskip("mlx.core")
 import mlx.core as mx
 from waiting import until
 
-from strop.proxy.embedded import completions, lora
+from strop.proxy.embedded import completions, lora, worker
 from strop.proxy.embedded.completions import Completions
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.options import Options
@@ -208,6 +208,19 @@ async def test_unloading_frees_what_loading_took(engine: Engine, peft_a: Path) -
         await until(mx.get_active_memory, lambda num_bytes: num_bytes <= before)
 
         assert before < loaded
+
+
+async def test_an_idle_engine_keeps_nothing_that_answers_have_freed(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training run begins where nobody asks for anything, and may need that memory."""
+    monkeypatch.setattr(worker, "_IDLE_S", 0.0)
+    gc.collect()  # earlier tests' engines
+
+    for _ in range(2):
+        await Call(engine, model="base", max_tokens=20).task
+
+        await until(mx.get_cache_memory, lambda num_bytes: num_bytes == 0)
 
 
 @pytest.mark.parametrize(

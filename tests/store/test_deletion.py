@@ -78,6 +78,49 @@ async def test_its_ratings_are_withdrawn_and_keep_no_words(store: Store) -> None
     }
 
 
+def of_client(folder: Path) -> list[tuple[Any, ...]]:
+    """What all feedback has of its client's words and ids."""
+    with contextlib.closing(sqlite3.connect(database_in(folder))) as connection:
+        sql = "SELECT completion, session, idempotency, digest FROM feedback ORDER BY num"
+        return connection.execute(sql).fetchall()
+
+
+async def test_its_ratings_keep_no_id_of_the_clients(store: Store, tmp_path: Path) -> None:
+    """Nor the session's name, once nothing of that is left; the request can't be repeated."""
+    sent: dict[str, Any] = {"idempotency": "my-id", "digest": b"of it"}
+    theirs: tuple[Any, ...] = ("cmp_theirs", "mine", None, b"")
+    for id_, key_id in (("cmp_1", KEY), ("cmp_2", KEY), ("cmp_theirs", OTHER_KEY)):
+        await record(store, id_, session="mine", key_id=key_id)
+    await rate(store, "cmp_1", **sent)
+    await rate(store, "cmp_theirs", key_id=OTHER_KEY)
+
+    await store.deletion.completions(["cmp_1"])
+    while_some_is_left = of_client(tmp_path)
+    await store.deletion.completions(["cmp_2"])
+    in_the_end = of_client(tmp_path)
+
+    assert [("cmp_1", "mine", None, b""), theirs] == while_some_is_left
+    assert [("cmp_1", None, None, b""), theirs] == in_the_end
+    with pytest.raises(UnknownCompletion):
+        await store.add_feedback(rating("cmp_1", **sent), never)
+
+
+async def test_a_session_stays_held_out_or_not_where_what_began_it_is_deleted(
+    store: Store, tmp_path: Path
+) -> None:
+    """As long as anything of it is left."""
+    for id_ in ("cmp_1", "cmp_2"):
+        await record(store, id_, session="mine", base=MODEL)
+    await rate(store, "cmp_1")
+
+    await store.deletion.completions(["cmp_1"])
+    await rate(store, "cmp_2")
+
+    with contextlib.closing(sqlite3.connect(database_in(tmp_path))) as connection:
+        roots = connection.execute("SELECT completion, root FROM feedback ORDER BY num").fetchall()
+    assert [("cmp_1", "cmp_1"), ("cmp_2", "cmp_1")] == roots
+
+
 async def test_versions_that_learned_from_it_are_stale(store: Store) -> None:
     """They name the rating still."""
     learned = await learnable(store, 1)
@@ -119,7 +162,9 @@ async def test_what_one_key_asked_is_deleted_whole_or_of_one_session(store: Stor
         await store.deletion.all_of()
 
 
-async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Store) -> None:
+async def test_what_one_key_said_of_no_completion_loses_its_words_too(
+    store: Store, tmp_path: Path
+) -> None:
     """It waits, or was withdrawn since it waited for nothing; what others said stays."""
     words: dict[str, Any] = {
         "comment": SECRET.decode(),
@@ -136,7 +181,9 @@ async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Sto
         (await store.add_feedback(rating(f"cmp_{n}", comment="why"), always)).feedback.id
         for n in range(100)
     ]
-    little: list[dict[str, Any]] = [{}, {"rater": "ann"}, {"comment": "why"}]
+    little: list[dict[str, Any]] = [
+        {}, {"rater": "ann"}, {"comment": "why"}, {"idempotency": "my-id", "digest": b"of it"},
+    ]  # fmt: skip
     few = [
         (await store.add_feedback(rating(f"cmp_few_{n}", **said), always)).feedback.id
         for n, said in enumerate(little)
@@ -152,7 +199,7 @@ async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Sto
     assert before is not None
     assert kept is not None
     assert (0, "pending", "ann", "so") == (num, before.state, before.rater, before.correction)
-    assert [("withdrawn", "", None, None, ())] * 6 == [
+    assert [("withdrawn", "", None, None, ())] * 7 == [
         (one.state, one.rater, one.comment, one.correction, one.tags) for one in found if one
     ]
     assert [
@@ -160,6 +207,7 @@ async def test_what_one_key_said_of_no_completion_loses_its_words_too(store: Sto
         "the completion was never recorded",
     ] == [one.note for one in found[:2] if one]
     assert ("pending", "ann", SECRET.decode()) == (kept.state, kept.rater, kept.comment)
+    assert {(None, b"")} == {(id_, digest) for _, _, id_, digest in of_client(tmp_path)}
 
 
 async def test_what_a_key_says_of_what_is_recorded_since_stays(store: Store) -> None:

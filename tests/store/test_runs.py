@@ -193,6 +193,18 @@ async def test_steps_are_kept_in_order_and_shown_on_the_run(store: Store) -> Non
     assert () == await store.runs.list_steps("run_none")
 
 
+async def test_a_run_that_begins_anew_shows_the_steps_it_takes_then(store: Store) -> None:
+    """It may take fewer."""
+    made = await bring(store, "running")
+    for step in (1, 2, 3):
+        await store.runs.add_step(made.id, step, b"{}")
+
+    await store.runs.add_step(made.id, 1, b'{"loss":9}')
+
+    steps = await store.runs.list_steps(made.id)
+    assert [(1, b'{"loss":9}')] == [(one.step, one.metrics) for one in steps]
+
+
 async def test_a_run_that_is_over_takes_no_step(store: Store) -> None:
     """Nor does one that isn't there."""
     made = await bring(store, "failed")

@@ -186,6 +186,8 @@ async def _read_training(store: Store) -> None:
     _ = [turn async for turn in training.fresh_turns("v4", base=MODEL)]
     _ = [turn async for turn in training.held_out_turns(base=MODEL)]
     await training.prior(base=MODEL)
+    await training.still_stand([("fb_no", 1)])
+    await training.are_recorded(["cmp_no"])
     await training.live_rates(base=MODEL)
     await training.rates_around(NOON_MS, "base", "v1", base=MODEL, most=200)
 

@@ -25,6 +25,7 @@ class ToyPolicy:
 
     dtype = "float32"
     end_ids = frozenset({END})
+    too_much: type[OutOfMemory] = OutOfMemory
     peak_memory_bytes = 0
 
     def __init__(self, logits: Sequence[float], max_tokens: int = 10**9) -> None:
@@ -40,7 +41,7 @@ class ToyPolicy:
         """Return the logprobs of each answer."""
         self.num_calls += 1
         if len(sequences) * max((len(one.ids) for one in sequences), default=0) > self.max_tokens:
-            raise OutOfMemory("too many tokens")
+            raise self.too_much("too many tokens")
         table = self._table(weights)
         return [table[one.ids[one.num_prompt :]].astype(np.float32) for one in sequences]
 
@@ -72,7 +73,7 @@ class ToyPolicy:
     ) -> list[Sampled]:
         """Return an answer to each prompt."""
         if len(prompts) * (max(map(len, prompts)) + max_tokens) > self.max_tokens:
-            raise OutOfMemory("too many tokens")
+            raise self.too_much("too many tokens")
         self.num_sampled.append(len(prompts))
         rng = np.random.default_rng(seed)
         table = self._table(weights)

@@ -25,7 +25,7 @@ from backend_cases import (
 )
 
 from strop.training.backends import base_files, open_policy, torch_model
-from strop.training.backends.base import OutOfMemory
+from strop.training.backends.base import CutShort, OutOfMemory
 from strop.training.sequences import Floats, Tokens
 
 __all__ = ["backend", "opened"]  # fixtures
@@ -207,6 +207,29 @@ def test_memory_that_runs_out_is_out_of_memory(opened: Open, backend: str, qwen3
     for error in (MemoryError(), *map(RuntimeError, OUT_OF_MEMORY[backend])):
         with pytest.raises(OutOfMemory):
             policy.accumulate(asked, failing_with(error))
+
+    policy.accumulate(asked, pull)
+    assert policy.step(0.01) > 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Impacting Interactivity (0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)",
+        "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+        "Ignored (for causing prior/excessive GPU errors) "
+        "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",
+        "in words of another language (00000002:kIOGPUCommandBufferCallbackErrorTimeout)",
+    ],
+)
+def test_work_that_macos_cuts_short_may_pass_in_smaller_parts(qwen3: Path, said: str) -> None:
+    """The GPU's time isn't memory: training goes on as after OutOfMemory, advice is another."""
+    asked = sequences((5, 7))
+    policy = open_policy(qwen3, backend="mlx")
+    error = RuntimeError(f"[METAL] Command buffer execution failed: {said}.")
+
+    with pytest.raises(CutShort, match=r"^\[METAL\] .* let the display sleep .*training\.hours"):
+        policy.accumulate(asked, failing_with(error))
 
     policy.accumulate(asked, pull)
     assert policy.step(0.01) > 0

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
 
-from strop.training import objectives, run_folder
-from strop.training.backends.base import OutOfMemory, Weights
+from strop.proxy.store import run_folder
+from strop.training import objectives
+from strop.training.backends.base import CutShort, OutOfMemory, Weights
 from strop.training.batching import Rows, learning_rate, pack, plan_steps
 from strop.training.divergence import kl_of
 from strop.training.loop import Ending, Loop, Schedule, Step
@@ -120,6 +121,19 @@ def test_a_conversation_that_does_not_fit_alone_says_what_to_do(
     units = [unit(policy, *[[1] * 30] * num_answers)]
 
     with pytest.raises(OutOfMemory, match=r"one conversation of 31 tokens .* training\.device"):
+        run(make_loop(policy, tmp_path, units))
+
+
+@pytest.mark.parametrize("num_answers", [1, 2])
+def test_a_conversation_that_macos_cuts_short_alone_says_to_train_beside_no_display(
+    tmp_path: Path, num_answers: int
+) -> None:
+    """More memory wouldn't help."""
+    policy = ToyPolicy(LOGITS, max_tokens=20)
+    policy.too_much = CutShort
+    units = [unit(policy, *[[1] * 30] * num_answers)]
+
+    with pytest.raises(CutShort, match=r"one conversation of 31 tokens .*training\.hours"):
         run(make_loop(policy, tmp_path, units))
 
 

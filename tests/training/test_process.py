@@ -7,7 +7,7 @@ import pty
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from waiting import until
 from strop.adapters import peft
 from strop.adapters.library import Library
 from strop.configs import installation
-from strop.proxy.store.run_records import UNFINISHED, Run
+from strop.proxy.store.records import Revision
+from strop.proxy.store.run_records import UNFINISHED, RatedTurn, Run
 from strop.proxy.store.store import Store
 from strop.training.run import take
 
@@ -205,6 +206,97 @@ async def test_a_stopped_run_can_be_resumed(
     assert "passed" == (await row(home, run)).state
     log = (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
     assert any(json.loads(line)["event"] == "resumed" for line in log)
+
+
+async def killed(home: RatedHome, run: Run) -> None:
+    """Begin a run, and kill it at its second step."""
+    process = await start(home, run)
+    await reaches(home, run, 2)
+    process.kill()
+    await process.wait()
+
+
+def begins(home: RatedHome, run: Run) -> list[str]:
+    """How a run that was interrupted went on."""
+    log = (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in log]
+    return [one for one in events if one in ("began_anew", "resumed")]
+
+
+async def delete(store: Store, turn: RatedTurn) -> None:
+    """Delete the answer."""
+    await store.deletion.completions([turn.completions[0].completion.id])
+
+
+async def withdraw(store: Store, turn: RatedTurn) -> None:
+    """Take the rating back."""
+    await store.withdraw(turn.feedback[0].id, None)
+
+
+async def revise(store: Store, turn: RatedTurn) -> None:
+    """Think otherwise of the answer."""
+    (rated,) = turn.feedback
+    said = Revision(-rated.rating, b"{}", None, None, (), rated.scope)
+    await store.revise(rated.id, None, said)
+
+
+@pytest.mark.parametrize("change", [delete, withdraw, revise])
+async def test_an_interrupted_run_begins_anew_where_what_it_learns_from_changed(
+    home: RatedHome, change: Callable[[Store, RatedTurn], Awaitable[None]]
+) -> None:
+    """It learns from what stands now, and its version isn't stale."""
+    run = await home.new_run()
+    turns = [turn async for turn in home.store.training.fresh_turns("base", base=home.base)]
+    before = {(one.id, one.revision) for turn in turns for one in turn.feedback}
+    await killed(home, run)
+
+    await change(home.store, turns[0])
+    await take(home.folder, run.id)
+
+    now = await row(home, run)
+    assert "passed" == now.state
+    learned = set(Library(home.folder / "adapters").read_manifest("v1").feedback)
+    (old,) = before - learned
+    assert turns[0].feedback[0].id == old[0]
+    assert learned - before == ({(old[0], 2)} if change is revise else set())
+    version = await home.store.versions.get("v1")
+    assert version is not None
+    assert version.stale is None
+    assert begins(home, run) == ["began_anew"]
+    steps = await home.store.runs.list_steps(run.id)
+    assert [*range(1, now.step + 1)] == [one.step for one in steps]
+
+
+async def test_an_interrupted_run_begins_anew_where_it_would_be_judged_by_what_is_deleted(
+    home: RatedHome,
+) -> None:
+    """Prompts of what is held out are also asked for the version's probe."""
+    run = await home.new_run()
+    turn = await anext(home.store.training.held_out_turns(base=home.base))
+    await killed(home, run)
+
+    await delete(home.store, turn)
+    await take(home.folder, run.id)
+
+    assert "passed" == (await row(home, run)).state
+    assert begins(home, run) == ["began_anew"]
+
+
+async def test_a_run_that_an_older_strop_began_begins_anew(home: RatedHome) -> None:
+    """Its set doesn't say what it holds, so nobody knows whether that was deleted."""
+    run = await home.new_run()
+    await killed(home, run)
+    file = home.folder / "runs" / run.id / "set.npz"
+    arrays = dict(np.load(file))
+    said = json.loads(arrays["meta"].tobytes())
+    del said["completions"]
+    arrays["meta"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    np.savez(file, **arrays)
+
+    await take(home.folder, run.id)
+
+    assert "passed" == (await row(home, run)).state
+    assert begins(home, run) == ["began_anew"]
 
 
 @pytest.mark.parametrize(

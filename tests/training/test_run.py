@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,29 @@ async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
     assert await num_fresh(home) > 100
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+async def test_a_run_is_cancelled_where_an_answer_it_collected_is_deleted(
+    home: RatedHome, held_out: bool
+) -> None:
+    """Its folder then holds none of it; one that it is judged by counts too."""
+    await home.rate(200)
+    run = await home.new_run()
+    ratings = home.store.training
+    turns = ratings.held_out_turns if held_out else partial(ratings.fresh_turns, "base")
+    answer = (await anext(turns(base=home.base))).completions[0].completion.id
+
+    taking = asyncio.create_task(over(home, run))
+    await until(lambda: home.store.runs.list_steps(run.id))
+    await home.store.deletion.completions([answer])
+    run = await taking
+
+    assert "cancelled" == run.state
+    assert "an answer was deleted that it had collected" in reasons(run)
+    assert () == await home.store.versions.list()
+    assert {"log.jsonl"} == {path.name for path in (home.folder / "runs" / run.id).iterdir()}
+    assert await num_fresh(home) > 100
+
+
 async def test_a_second_run_says_that_one_is_under_way(home: RatedHome) -> None:
     """One run goes at a time in a home."""
     await home.rate(12)
@@ -439,13 +463,16 @@ async def test_a_second_run_says_that_one_is_under_way(home: RatedHome) -> None:
     assert "run_other is under way in this home already" in reasons(run)
 
 
-async def test_a_run_waits_while_the_probe_of_an_import_is_made(home: RatedHome) -> None:
-    """That takes minutes, and is no reason to fail."""
+@pytest.mark.parametrize("held_for", [run_lock.PROBE, run_lock.DELETION])
+async def test_a_run_waits_while_a_probe_is_made_or_answers_are_deleted(
+    home: RatedHome, held_for: str
+) -> None:
+    """That takes minutes, or a moment, and is no reason to fail."""
     await home.rate(30)
     run = await home.new_run()
     (home.folder / "runs").mkdir()
 
-    with run_lock.hold(home.folder / "runs", run_lock.PROBE):
+    with run_lock.hold(home.folder / "runs", held_for):
         taking = asyncio.create_task(take(home.folder, run.id, patience_s=0.0))
         done, _ = await asyncio.wait([taking], timeout=1.0)
 

@@ -6,7 +6,7 @@ Knows neither torch nor mlx, no objective and no store.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -27,18 +27,40 @@ class OutOfMemory(Exception):
     """The device has too little memory for this call; a smaller micro-batch may fit.
 
     The message says what to do where none does.
+
+    Attributes:
+        what: what happened, in a few words.
+        excess: what there is too much of in one sequence that can't be computed alone.
+        advice: what to do then.
     """
+
+    what: ClassVar[str] = "no memory is left"
+    excess: ClassVar[str] = "needs more memory than there is"
+    advice: ClassVar[str] = (
+        "free some, set training.device to one that has more, or take the base in 4 bits"
+        " (training.quantize_base on CUDA; for MLX, a model.base that mlx-lm has quantised)"
+    )
 
     @classmethod
     def of(cls, what: str) -> "OutOfMemory":
         """Return the error for `what` happened, in our words or in a framework's."""
         # Behind this torch explains how to tune its allocator.
         said = (what.partition(" If reserved")[0].splitlines() or [""])[0].rstrip(" .")
-        return cls(
-            f"{said or 'no memory is left'}: free some, set training.device to one that has more,"
-            " or take the base in 4 bits (training.quantize_base on CUDA; for MLX, a model.base"
-            " that mlx-lm has quantised)"
-        )
+        return cls(f"{said or cls.what}: {cls.advice}")
+
+
+class CutShort(OutOfMemory):
+    """The system ended this call's work on the GPU, which it needs for the display.
+
+    Handled as if memory had run out: a smaller micro-batch takes less time at once.
+    """
+
+    what = "macOS cut short what the GPU computed"
+    excess = "keeps the GPU for longer than macOS lets it while the display is on"
+    advice = (
+        'let the display sleep while a run trains (training.hours = "22-6" starts runs at night),'
+        ' or set training.device to "cpu", which is slower'
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from mlx_lm.utils import load_model
 from strop.adapters import peft
 from strop.adapters.mlx import own_path
 from strop.adapters.rope import flat_rope, turn_partly
-from strop.training.backends.base import BackendUnavailable, OutOfMemory
+from strop.training.backends.base import BackendUnavailable, CutShort, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
 from strop.training.backends.logit_scales import heads
@@ -31,11 +31,14 @@ _CHUNK = 2**26
 _CACHE_BYTES = 2**29
 _OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "Insufficient Memory", "Unable to allocate",
                   "Attempting to allocate", "bad_alloc")  # fmt: skip
+# What Metal says of work that macOS ended for the display's sake, and of what waited behind that.
+_CUT_SHORT = ("Impacting Interactivity", "ImpactingInteractivity", "GPU Timeout", "ErrorTimeout",
+              "SubmissionsIgnored", "InnocentVictim")  # fmt: skip
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise `OutOfMemory` for what MLX raises where memory runs out."""
+    """Raise `OutOfMemory` for what MLX raises where memory runs out, or the GPU is taken away."""
     try:
         yield
     except MemoryError as error:
@@ -43,6 +46,8 @@ def memory_errors() -> Iterator[None]:
     except RuntimeError as error:
         if any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
             raise OutOfMemory.of(str(error)) from None
+        if any(phrase in str(error) for phrase in _CUT_SHORT):
+            raise CutShort.of(str(error)) from None
         raise
 
 
