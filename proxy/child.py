@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STOP_TIMEOUT_S = 10.0
@@ -29,7 +29,12 @@ class Child:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], *, log_path: Path | None, files: Sequence[int] = ()
+        cls,
+        command: Sequence[str],
+        *,
+        log_path: Path | None,
+        files: Sequence[int] = (),
+        variables: Mapping[str, str] | None = None,
     ) -> "Child":
         """Start `command`, which must understand `--parent-fd`.
 
@@ -37,6 +42,7 @@ class Child:
             command: program and arguments.
             log_path: where its output goes; None for where strop's own goes.
             files: descriptors that it inherits beside the pipe, under the same numbers.
+            variables: of its environment, beside strop's own or in their place.
 
         Raises:
             OSError: it can't be started, or the file not be written.
@@ -56,6 +62,7 @@ class Child:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
+                    env={**os.environ, **(variables or {})},
                 )
         except BaseException:
             os.close(write_end)

@@ -6,7 +6,9 @@ The one place that chooses a driver. Starts no process, and asks nothing of a se
 import contextlib
 import importlib.util
 import re
+import secrets
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +49,16 @@ _REPLICABLE = ("vllm", "openai")
 _SHARED = ("embedded", "vllm", "openai")
 
 
+def with_own_key(settings: Settings) -> Settings:
+    """Return the settings with a new key for strop's own engine, where that is the one.
+
+    Without, whoever else is on the machine could ask it, and load weights of their own.
+    """
+    if _kind(settings) != "embedded":
+        return settings
+    return replace(settings, engine=replace(settings.engine, key=secrets.token_urlsafe()))
+
+
 def make(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
     """Return the driver that the settings name, and the embedded engine's process, if any."""
     engine = settings.engine
@@ -59,6 +71,7 @@ def make(settings: Settings, home: Path) -> tuple[Engine, EngineProcess | None]:
             name=settings.model.name or name_of(model),
             log_path=home / layout.ENGINE_LOG,
             options=options,
+            key=engine.key,
         )
         return at(process.url, settings, home), process
     return at(engine.url, settings, home), None
@@ -91,6 +104,7 @@ def at(url: str, settings: Settings, home: Path) -> Engine:
         )
         return Vllm(
             upstream,
+            key=engine.key,
             label="embedded",
             adapters=adapters,
             num_adapters=EMBEDDED_ADAPTERS,

@@ -42,6 +42,7 @@ def serve(settings: Settings, home: Path) -> int:
     listener = listen(settings.server.host, settings.server.port)
     url = url_of(settings.server.host, listener.getsockname()[1])
     with listener, hold(home, Serves(url, asked, tell(settings))):
+        settings = configured_engine.with_own_key(settings)
         if settings.server.workers > 1:
             # One process needs nothing of it.
             from strop.proxy.workers.supervisor import run

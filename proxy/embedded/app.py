@@ -4,9 +4,10 @@ Parses, calls and renders; what generating needs more is in `completions`.
 """
 
 import asyncio
+import hmac
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -29,6 +30,7 @@ from strop.proxy.embedded.errors import (
     InvalidInput,
     MethodNotAllowed,
     NotFound,
+    Unauthorized,
 )
 from strop.proxy.embedded.fields import Fields, token_ids
 from strop.proxy.embedded.options import Options
@@ -112,7 +114,7 @@ def build(options: Options) -> Starlette:
             HTTPException: _http_error,
             Exception: _failed,
         },
-        middleware=[Middleware(NoPages)],
+        middleware=[Middleware(Guard, key=options.key)],
         lifespan=lifespan,
     )
     app.state.engine = None
@@ -122,19 +124,37 @@ def build(options: Options) -> Starlette:
     return app
 
 
-class NoPages:
-    """Refuses what web pages send: this port asks for no key, and a page can reach any of them."""
+class Guard:
+    """Refuses what web pages send, as they can reach any port, and what lacks the key, if any.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what serves the rest.
+        key: what has to be sent; empty for no key.
+    """
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
+        self._expected = b"Bearer " + key.encode() if key else b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
-        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
-            error = Forbidden("expected no Origin header: pages may ask strop, not its engine")
+        error = self._refusal(dict(scope["headers"])) if scope["type"] == "http" else None
+        if error is not None:
             await send_error(send, error)
             return
         await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Mapping[bytes, bytes]) -> EngineError | None:
+        if b"origin" in headers:
+            return Forbidden("expected no Origin header: pages may ask strop, not its engine")
+        given = headers.get(b"authorization", b"")
+        if self._expected and not hmac.compare_digest(given, self._expected):
+            return Unauthorized(
+                "expected this engine's key as `Authorization: Bearer KEY`, got"
+                f" {'another' if given else 'none'}; ask strop instead, or send what"
+                " STROP_ENGINE_KEY was when the engine was started"
+            )
+        return None
 
 
 async def _follow(app: Starlette) -> None:

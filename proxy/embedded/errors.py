@@ -6,6 +6,7 @@ Apart from the proxy's tree: these are an engine's own answers, which the proxy 
     ├── BadRequest            400 BadRequestError
     │   ├── InvalidInput      400 InvalidUserInput
     │   └── MethodNotAllowed  405 BadRequestError
+    ├── Unauthorized          401 AuthenticationError
     ├── Forbidden             403 ForbiddenError
     ├── NotFound              404 NotFoundError
     └── Overloaded            503 ServiceUnavailableError
@@ -58,6 +59,13 @@ class MethodNotAllowed(BadRequest):
     """The path exists, with another method."""
 
     status = 405
+
+
+class Unauthorized(EngineError):
+    """The request lacks the engine's key."""
+
+    status = 401
+    type = "AuthenticationError"
 
 
 class Forbidden(EngineError):

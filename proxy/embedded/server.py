@@ -1,7 +1,7 @@
 """The embedded engine's process: its routes, its start and its end.
 
-Imports mlx only once `run` has set the environment that mlx reads. Speaks vLLM's dialect; needs no
-keys, since only the proxy on the same machine talks to it.
+Imports mlx only once `run` has set the environment that mlx reads. Speaks vLLM's dialect; the proxy
+that starts it gives it a key, since others on the same machine can reach its port.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
+from strop.adapters import mlx_environment
 from strop.proxy.child import follow_parent
 from strop.proxy.embedded.options import Options
 from strop.proxy.open_files import raise_limit
@@ -36,9 +37,14 @@ def run(options: Options) -> NoReturn:
         threading.Thread(
             target=follow_parent, args=(options.parent_fd, options.grace_s + 5), daemon=True
         ).start()
-    listener = socket.create_server((options.host, options.port), backlog=1024)
+    # Who starts it as a child holds the port for it; anybody else's is taken then.
+    is_held = options.parent_fd is not None and sys.platform == "linux"
+    address = (options.host, options.port)
+    listener = socket.create_server(address, backlog=1024, reuse_port=is_held)
     host, port = listener.getsockname()[:2]
     print(f"listening on http://{host}:{port}", flush=True)
+    if not options.key:
+        _log.info("who reaches this port needs no key, and can load weights")
 
     import uvicorn
 
@@ -73,6 +79,7 @@ def _set_environment(options: Options) -> None:
     if not options.online:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    mlx_environment.set_defaults()
     if sys.platform == "linux":
         # Otherwise each new kernel on the CPU costs seconds of g++, for a few percent of speed.
         os.environ.setdefault("MLX_DISABLE_COMPILE", "1")

@@ -11,10 +11,14 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 from strop.proxy.child import Child, last_words
 
 log = logging.getLogger(__name__)
+
+KEY_VARIABLE: Final = "STROP_ENGINE_KEY"
+"""The variable that has the key which the engine asks for."""
 
 _BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 _HEALTHY_AFTER_S = 30.0
@@ -22,11 +26,18 @@ _HEALTHY_AFTER_S = 30.0
 Identify = Callable[[], Awaitable[str | None]]
 
 
-def free_port(host: str) -> int:
-    """Return a port that nobody listens on at `host` now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def hold_port(host: str) -> socket.socket:
+    """Return a socket that keeps a free port of `host` from other users, while it is open.
+
+    It never listens, so who connects is refused, until a process of this user's, and of no other,
+    binds the port as well and listens. Nothing is kept but on Linux: macOS may give what is meant
+    for the one that listens to the other, or drop it.
+    """
+    held = socket.socket()
+    if sys.platform == "linux":
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind((host, 0))
+    return held
 
 
 class EngineProcess:
@@ -37,19 +48,32 @@ class EngineProcess:
         name: the model name that the engine serves.
         log_path: where the child's output goes.
         options: further command line options of `strop engine`.
+        key: what it asks for, of whoever asks it anything; empty for no key.
     """
 
     host = "127.0.0.1"
 
     def __init__(
-        self, model: str, *, name: str, log_path: Path, options: Sequence[str] = ()
+        self,
+        model: str,
+        *,
+        name: str,
+        log_path: Path,
+        options: Sequence[str] = (),
+        key: str = "",
     ) -> None:
-        self.port = free_port(self.host)
+        # Held while no child listens too: who took it then would be asked in the engine's place.
+        self._port = hold_port(self.host)
+        self.port = int(self._port.getsockname()[1])
+        if sys.platform != "linux":
+            self._port.close()
         self._command = [
             *(sys.executable, "-m", "strop.proxy.cli", "engine", "--model", model),
             *("--name", name, "--host", self.host, "--port", str(self.port), *options),
         ]
         self._log_path = log_path
+        # Not on the command line, which every user of the machine can read.
+        self._variables = {KEY_VARIABLE: key}
         self._child: Child | None = None
         self._is_stopping = False
 
@@ -77,7 +101,9 @@ class EngineProcess:
             started = loop.time()
             code: int | None = None
             try:
-                self._child = await Child.start(self._command, log_path=self._log_path)
+                self._child = await Child.start(
+                    self._command, log_path=self._log_path, variables=self._variables
+                )
                 code = await self._child.wait()
             except OSError as error:
                 log.error("the embedded engine can't be started", extra={"reason": str(error)})
@@ -101,7 +127,8 @@ class EngineProcess:
             await asyncio.sleep(wait_s)
 
     async def stop(self) -> None:
-        """End the child, by force if it takes too long. Idempotent."""
+        """End the child, by force if it takes too long, and give its port back. Idempotent."""
         self._is_stopping = True
         if self._child is not None:
             await self._child.stop()
+        self._port.close()

@@ -11,7 +11,11 @@ import scripted_models
 from engine_process import EngineProcess
 from waiting import LIMIT_S
 
+from strop.proxy.embedded.options import Options
+
 pytestmark = pytest.mark.engine
+
+KEY = "key-of-this-start"
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +179,63 @@ def test_only_ids_of_the_model_are_detokenized(engine: EngineProcess, tokens: ob
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/load_lora_adapter", "/v1/models"])
 def test_a_web_page_is_refused(engine: EngineProcess, path: str) -> None:
-    """Its browser says where it comes from; the engine has no key that it would lack."""
+    """Its browser says where it comes from, and this engine has no key that it would lack."""
     answer = httpx.post(engine.url + path, headers={"origin": "http://evil.example"}, content=b"{}")
 
     assert (403, "ForbiddenError") == (answer.status_code, answer.json()["error"]["type"])
+
+
+@pytest.fixture(scope="module")
+def locked(qwen3: Path) -> Iterator[EngineProcess]:
+    """An engine that asks for a key."""
+    running = EngineProcess(Options(model=str(qwen3), served_name="base", key=KEY))
+    running.wait_until_ready()
+    yield running
+    assert 0 == running.end()
+    assert "needs no key" not in running.log
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/v1/unload_lora_adapter"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/health"),
+        ("GET", "/version"),
+        ("GET", "/metrics"),
+        ("GET", "/no-such-path"),
+    ],
+)
+def test_nothing_is_answered_without_the_key(locked: EngineProcess, method: str, path: str) -> None:
+    """Whoever is on the machine can reach the port; whether a path exists isn't said either."""
+    wrong: list[dict[str, str]] = [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": f"Bearer {KEY}x"},
+        {"authorization": f"Basic {KEY}"},
+        {"x-api-key": KEY},
+    ]
+    answers = [httpx.request(method, locked.url + path, headers=one) for one in wrong]
+
+    assert {401} == {one.status_code for one in answers}
+    assert {"AuthenticationError"} == {one.json()["error"]["type"] for one in answers}
+    assert "`Authorization: Bearer KEY`, got none; ask strop" in answers[0].text
+    assert not any(KEY in one.text for one in answers)
+
+
+def test_with_the_key_all_is_as_without_one(locked: EngineProcess, peft_a: Path) -> None:
+    """Answers, streams, and the loading of versions."""
+    answer = locked.complete("Hello", max_tokens=3, ignore_eos=True)
+
+    assert 3 == answer["usage"]["completion_tokens"]
+    assert locked.stream("/v1/completions", {"prompt": "Hello", "max_tokens": 3})
+    with locked.version("a", peft_a):
+        assert locked.chat(model="a", max_tokens=1)["choices"]
 
 
 def test_unknown_fields_and_nulls_are_ignored(engine: EngineProcess) -> None:

@@ -1,14 +1,27 @@
-"""The embedded engine's process, when it ends."""
+"""The embedded engine's process: when it ends, and who may have its port meanwhile."""
 
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
-from waiting import until
+from waiting import LIMIT_S, until
 
-from strop.proxy.engines.embedded import EngineProcess
+from strop.proxy.engines.embedded import EngineProcess, hold_port
+
+NOBODY = 65_534
+KEY = "key-of-this-start"
+
+
+async def unknown() -> None:
+    """Return no identity of a base."""
 
 
 @pytest.mark.parametrize(
@@ -18,10 +31,6 @@ async def test_an_engine_that_was_killed_is_said_to_lack_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, sig: signal.Signals, is_for_memory: bool
 ) -> None:
     """On a small machine that is why, and an exit code of -9 tells it to few."""
-
-    async def unknown() -> None:
-        return None
-
     process = EngineProcess("no-model", name="none", log_path=tmp_path / "log")
     keeping = asyncio.create_task(process.keep_alive(unknown))
     pid = await until(lambda: process.pid)
@@ -35,3 +44,95 @@ async def test_an_engine_that_was_killed_is_said_to_lack_memory(
     (record,) = [one for one in caplog.records if "ended; starting it again" in one.getMessage()]
     assert -sig == record.__dict__["exit_code"]
     assert is_for_memory == ("lack of memory" in record.__dict__.get("why", ""))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are held on Linux alone")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user for a while")
+def test_no_other_user_gets_the_port_while_the_engine_is_down_or_up() -> None:
+    """Whoever had it would be asked in the engine's place; who asks then is refused at once."""
+    with hold_port("127.0.0.1") as held:
+        port = held.getsockname()[1]
+        num_taken = [ways_in(port)]
+        is_refused = [refuses(port)]
+        with socket.create_server(("127.0.0.1", port), reuse_port=True):
+            num_taken.append(ways_in(port))
+            is_refused.append(refuses(port))
+        num_taken.append(ways_in(port))
+        is_refused.append(refuses(port))
+    num_taken.append(ways_in(port))
+
+    assert [0, 0, 0] == num_taken[:3]
+    assert num_taken[3] > 0  # or the attempts would be no attempts
+    assert [True, False, True] == is_refused
+
+
+def ways_in(port: int) -> int:
+    """Return in how many ways another user can bind the port, and listen there."""
+    hosts = ("127.0.0.1", "0.0.0.0")
+    options = ((), (socket.SO_REUSEADDR,), (socket.SO_REUSEPORT,))
+    return sum(is_bound(host, port, one) for host, one in itertools.product(hosts, options))
+
+
+def is_bound(host: str, port: int, options: tuple[int, ...]) -> bool:
+    """Whether another user can."""
+    with nobody(), socket.socket() as other:
+        for option in options:
+            other.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            other.bind((host, port))
+            other.listen()
+        except OSError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Be another user."""
+    former = os.geteuid()
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(former)
+
+
+def refuses(port: int) -> bool:
+    """Whether a connection to the port is refused."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.engine
+async def test_an_engine_that_was_killed_comes_back_at_its_port_with_its_key(
+    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers and workers know both for as long as strop serves; meanwhile nobody answers there."""
+    # Of another engine, which strop served before.
+    monkeypatch.setenv("STROP_ENGINE_KEY", "of-another")
+    process = EngineProcess(str(qwen3), name="tiny", log_path=tmp_path / "log", key=KEY)
+    keeping = asyncio.create_task(process.keep_alive(unknown))
+    credentials = {"authorization": f"Bearer {KEY}"}
+    statuses = []
+    async with httpx.AsyncClient(base_url=process.url, timeout=LIMIT_S) as client:
+
+        async def health(headers: dict[str, str]) -> int:
+            try:
+                return (await client.get("/health", headers=headers)).status_code
+            except httpx.TransportError:
+                return 0
+
+        for _ in range(2):
+            await until(lambda: health(credentials), lambda status: status == 200)
+            statuses.append(await health({}))
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            await until(lambda: process.pid is None)
+            assert refuses(process.port)
+    await process.stop()
+    await keeping
+
+    assert [401, 401] == statuses

@@ -34,9 +34,13 @@ SNAPSHOT = {"logprobs": True, "return_token_ids": True}
 
 
 class EngineProcess:
-    """A running embedded engine; `log` is what it wrote to stderr, complete once it has ended."""
+    """A running embedded engine; `log` is what it wrote to stderr, complete once it has ended.
+
+    What is asked of it has its key, if the options name one.
+    """
 
     def __init__(self, options: Options) -> None:
+        self.headers = {"authorization": f"Bearer {options.key}"} if options.key else {}
         read_end, self._write_end = os.pipe()
         arguments = json.dumps(dataclasses.asdict(dataclasses.replace(options, parent_fd=read_end)))
         self.process = subprocess.Popen(
@@ -59,7 +63,8 @@ class EngineProcess:
 
     def wait_until_ready(self) -> None:
         """Return once /health answers 200."""
-        while httpx.get(f"{self.url}/health", timeout=LIMIT_S).status_code != 200:
+        health = f"{self.url}/health"
+        while httpx.get(health, headers=self.headers, timeout=LIMIT_S).status_code != 200:
             assert self.process.poll() is None, "the engine died while loading"
             time.sleep(0.05)
 
@@ -82,11 +87,13 @@ class EngineProcess:
     def client(self) -> httpx.AsyncClient:
         """Return an async client of the engine."""
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.url, timeout=LIMIT_S, limits=limits)
+        return httpx.AsyncClient(
+            base_url=self.url, headers=self.headers, timeout=LIMIT_S, limits=limits
+        )
 
     def post(self, path: str, body: object) -> httpx.Response:
         """Post JSON."""
-        return httpx.post(f"{self.url}{path}", json=body, timeout=LIMIT_S)
+        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=LIMIT_S)
 
     def chat(self, text: str = "Hello", /, **fields: Any) -> dict[str, Any]:
         """Return the JSON answer to one user message."""

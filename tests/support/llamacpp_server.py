@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx
 import models
 from llamacpp_build import SERVER, SOURCE
-
-from strop.proxy.engines.embedded import free_port
+from ports import free_port
 
 START_TIMEOUT_S = 60.0
 
@@ -53,7 +52,7 @@ def _make(folder: Path, to: Path) -> None:
 @contextlib.contextmanager
 def llama_server(model: Path, *options: str, port: int = 0) -> Iterator[str]:
     """Run llama-server on `model`, on a free port or `port`; yield its URL once it answers."""
-    port = port or free_port("127.0.0.1")
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(SERVER), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--threads", "1", "--ctx-size", "512", "--parallel", "2", *options]

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-
-from strop.proxy.engines.embedded import free_port
+from ports import free_port
 
 START_TIMEOUT_S = 90.0
 
@@ -24,7 +23,7 @@ def mlx_server(model: Path, *options: str, hub: Path, port: int = 0) -> Iterator
 
     `hub` is its hub cache; where there is no such folder, its list of models is broken.
     """
-    port = port or free_port("127.0.0.1")
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]

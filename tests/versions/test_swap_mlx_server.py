@@ -11,13 +11,13 @@ import models
 import probes
 import pytest
 from mlx_server_process import mlx_server
+from ports import free_port
 from running import Running, running, settings_for
 from shelved import copy_of, publish
 from waiting import until
 
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
-from strop.proxy.engines.embedded import free_port
 from strop.proxy.errors import ActivationFailed
 from strop.proxy.settings import Settings
 
@@ -140,7 +140,7 @@ async def test_after_the_server_restarts_the_active_version_is_proven_again(
     qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
     """It would load it by itself, and nothing would have shown that it did."""
-    hub, port = tmp_path / "hub", free_port("127.0.0.1")
+    hub, port = tmp_path / "hub", free_port()
     hub.mkdir()
     with contextlib.ExitStack() as first:
         url = first.enter_context(mlx_server(qwen3, hub=hub, port=port))
