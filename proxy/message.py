@@ -32,6 +32,8 @@ MALFORMED: Final = "malformed_arguments"
 _SPANS: Final = re.compile("[\u0300-\U0010ffff]+")
 _LONG_SPAN: Final = 64
 _MOST_MARKS: Final = 30
+# Each is two marks, once it is taken apart, and none itself.
+_TWO_MARKS: Final = "\u0f73\u0f75\u0f81"
 
 _DIGEST_BYTES = 16
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -92,7 +94,8 @@ def _has_many_marks(span: str) -> bool:
         return False
     num_marks = 0
     for character in span:
-        num_marks = num_marks + 1 if combining(character) else 0
+        is_mark = combining(character) or character in _TWO_MARKS
+        num_marks = num_marks + 1 if is_mark else 0
         if num_marks > _MOST_MARKS:
             return True
     return False

@@ -39,7 +39,10 @@ _POLL_S: Final = 0.3
 _GRACE_S: Final = 20.0
 _PATIENCE_S: Final = 30.0
 _STOPPED: Final = RunUpdate()
-_DELETED: Final = "an answer was deleted that it had collected; train again: no rating was used up"
+_DELETED: Final = (
+    "an answer was deleted that it had collected; `strop train` learns from the others now, and"
+    " strop by itself once there are as many new ratings as it waits for"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,8 @@ def check(home: Path) -> str | None:
     if file_lock.said_by_holder(home / layout.SERVE_LOCK) is not None:
         raise ConfigError(
             f"an older strop serves from {home}, and couldn't use what this one would make of its"
-            " database; stop that one first, and start this one in its place"
+            " database; stop that one first, and start this one in its place. (One that was started"
+            " just now, and brings it up to date, is ready soon: try again then.)"
         )
     return (
         f"{path} is an older strop's, and is brought up to date now: that one can't open it any"

@@ -825,41 +825,37 @@ def test_status_says_that_nothing_runs(home: Path) -> None:
     assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
 
 
-def test_a_command_says_that_it_brings_an_older_home_up_to_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also one that only looks: from then on the older strop can't be gone back to."""
+@pytest.fixture
+def older_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home whose database an older strop wrote."""
     scripts = database.migrations()
     with monkeypatch.context() as older:
         older.setattr(database, "migrations", lambda: scripts[:2])
         database.connect(tmp_path / "strop.db").close()
+    return tmp_path
 
-    first, second = run(tmp_path, "status"), run(tmp_path, "status")
 
-    said = f"{tmp_path / 'strop.db'} is an older strop's, and is brought up to date now"
+def test_a_command_says_that_it_brings_an_older_home_up_to_date(older_home: Path) -> None:
+    """Also one that only looks: from then on the older strop can't be gone back to."""
+    first, second = run(older_home, "status"), run(older_home, "status")
+
+    said = f"{older_home / 'strop.db'} is an older strop's, and is brought up to date now"
     assert [said] == [line.partition(":")[0] for line in first.stderr.splitlines()]
     assert "" == second.stderr
 
 
-def test_a_command_leaves_the_home_of_an_older_strop_that_serves_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_leaves_the_home_of_an_older_strop_that_serves_alone(older_home: Path) -> None:
     """What that one writes next would not fit."""
-    scripts = database.migrations()
-    with monkeypatch.context() as older:
-        older.setattr(database, "migrations", lambda: scripts[:2])
-        database.connect(tmp_path / "strop.db").close()
-
     # The first strop that held a home said nothing there.
-    with file_lock.hold(tmp_path / "serve.lock", b""):
-        found = [run(tmp_path, *command) for command in (("completions", "list"), ("status",))]
+    with file_lock.hold(older_home / "serve.lock", b""):
+        found = [run(older_home, *command) for command in (("completions", "list"), ("status",))]
 
     for one in found:
         assert (2, "") == (one.exit_code, one.stdout)
-        assert f"an older strop serves from {tmp_path}" in one.stderr
-    assert database.is_older(tmp_path / "strop.db")
-    assert 0 == run(tmp_path, "completions", "list").exit_code
-    assert not database.is_older(tmp_path / "strop.db")
+        assert f"an older strop serves from {older_home}" in one.stderr
+    assert database.is_older(older_home / "strop.db")
+    assert 0 == run(older_home, "completions", "list").exit_code
+    assert not database.is_older(older_home / "strop.db")
 
 
 def test_status_says_what_the_last_run_could_not_learn_from(home: Path) -> None:

@@ -169,6 +169,17 @@ def test_a_users_content_is_a_string_where_it_is_one_text_else_parts() -> None:
             {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}},
             {"type": "document", "title": "T", "source": {"type": "text", "data": "doc"}},
             {"type": "document", "source": {"type": "content", "content": [text("part")]}},
+            {
+                "type": "document",
+                "title": "Q",
+                "context": "by R",
+                "source": {"type": "content", "content": [text("one"), IMAGE, text("two")]},
+            },
+            {
+                "type": "document",
+                "context": "by R",
+                "source": {"type": "content", "content": [IMAGE, text("three")]},
+            },
             {"type": "document", "title": "P", "source": pdf},
             {"type": "document", "source": pdf},
             {"type": "search_result", "title": "S", "source": "u", "content": [text("found")]},
@@ -182,6 +193,12 @@ def test_a_users_content_is_a_string_where_it_is_one_text_else_parts() -> None:
         {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
         text("Document: T\ndoc"),
         text("Document: untitled\npart"),
+        text("Document: Q\nby R\none"),
+        PICTURE,
+        text("Document: Q\ntwo"),
+        text("Document: untitled\nby R"),
+        PICTURE,
+        text("Document: untitled\nthree"),
         text("Document: P"),
         {
             "type": "file",
@@ -197,6 +214,7 @@ def test_a_users_content_is_a_string_where_it_is_one_text_else_parts() -> None:
     [
         {"type": "document", "source": {"type": "text", "data": "/rl bad"}},
         {"type": "document", "source": {"type": "content", "content": [text("/rl bad")]}},
+        {"type": "document", "source": {"type": "content", "content": [IMAGE, text("/rl bad")]}},
         {"type": "document", "title": "/rl bad", "source": {"type": "text", "data": ""}},
         {
             "type": "document",

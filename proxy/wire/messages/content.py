@@ -71,7 +71,7 @@ def parts_of(block: Mapping[str, object], path: str, left_out: list[str]) -> lis
     if kind == "search_result":
         head = [string(block, name, path) for name in ("title", "source")]
         said = texts_in(block.get("content"), f"{path}.content")
-        return [_quoted("Search result: " + "\n".join(head), *said)]
+        return [text_part("\n".join([f"Search result: {head[0]}", head[1], *said]))]
     if kind == "tool_reference":
         return [text_part(f"The tool {name_in(block, 'tool_name', path)} can be used.")]
     return refuse(f"{path}.type", "text, image, document or search_result", kind)
@@ -94,28 +94,28 @@ def _document(block: Mapping[str, object], path: str, left_out: list[str]) -> li
     here = f"{path}.source"
     source = object_in(block.get("source"), here)
     title, context = (optional_string(block, name, path) for name in ("title", "context"))
-    head = "\n".join([f"Document: {title or 'untitled'}", *filter(None, [context])])
     kind = source.get("type")
     if kind == "text":
-        said = [_quoted(head, string(source, "data", here))]
+        said = [text_part(string(source, "data", here))]
     elif kind == "base64":
-        named = [text_part(head)] if title or context else []
-        said = [*named, file_part(_data_url(source, here), title)]
+        said = [file_part(_data_url(source, here), title)]
     elif kind == "content":
-        parts = parts_in(source.get("content"), f"{here}.content", left_out)
-        said = [
-            _quoted(head, str(part["text"])) if part["type"] == "text" else part for part in parts
-        ]
+        said = parts_in(source.get("content"), f"{here}.content", left_out)
     else:
         refuse(f"{here}.type", "text, base64 or content", kind, _INLINE)
     if block.get("citations"):
         left_out.append(f"{path}.citations")
-    return said
+    name = f"Document: {title or 'untitled'}"
+    head = f"{name}\n{context}" if context else name
+    if said and said[0]["type"] == "text":
+        return [_quoted(head, said[0]), *(_quoted(name, part) for part in said[1:])]
+    named = [text_part(head)] if title or context else []
+    return [*named, *(_quoted(name, part) for part in said)]
 
 
-def _quoted(head: str, *texts: str) -> Part:
-    """Return what nobody typed, under a head: so that none of it is taken for a command."""
-    return text_part("\n".join([head, *texts]))
+def _quoted(head: str, part: Part) -> Part:
+    """Return a part that nobody typed, a text under a head: so it is taken for no command."""
+    return text_part(f"{head}\n{part['text']}") if part["type"] == "text" else part
 
 
 def _data_url(source: Mapping[str, object], path: str) -> str:
