@@ -1,5 +1,6 @@
 """The key of the embedded engine: strop has it, nobody else here has, and nothing shows it."""
 
+import contextlib
 import functools
 import signal
 import subprocess
@@ -48,11 +49,8 @@ async def test_strop_is_answered_by_its_engine_and_others_are_not(
                 for headers in (mine, {})
             ]
             shown = [(await client.get(serve.url + path)).text for path in ("/health", "/metrics")]
-        secret = key_of_engine(serve.process.pid)
-        shown += [
-            said("ps", "-A", "-ww", "-o", "args="),
-            *map(functools.partial(strop, home), COMMANDS),
-        ]
+        secret = key_of_engine(url)
+        shown += [*commands().values(), *map(functools.partial(strop, home), COMMANDS)]
         assert 0 == await serve.end(signal.SIGTERM)
 
     assert {200} == {one.status_code for one in served}
@@ -62,27 +60,27 @@ async def test_strop_is_answered_by_its_engine_and_others_are_not(
     assert [] == [one for one in shown if secret in one]
 
 
-def key_of_engine(pid: int) -> str:
-    """Return the key of the engine that this process has started; only its user can read it."""
-    if not Path("/proc").is_dir():
-        pytest.skip("this system doesn't tell a process's environment: nothing to look for")
-    processes = [
-        line.split(maxsplit=2)
-        for line in said("ps", "-A", "-ww", "-o", "pid=,ppid=,args=").splitlines()
-    ]
-    (engine,) = [
-        int(child) for child, parent, args in processes if int(parent) == pid and " engine " in args
-    ]
+def key_of_engine(url: str) -> str:
+    """Return the key of the engine that listens there; only its user can read it."""
+    port = url.rpartition(":")[2]
+    (engine,) = [pid for pid, line in commands().items() if f" --port {port} " in line]
     variables = Path(f"/proc/{engine}/environ").read_text().split("\0")
     (key,) = [one.partition("=")[2] for one in variables if one.startswith("STROP_ENGINE_KEY=")]
     return key
 
 
+def commands() -> dict[str, str]:
+    """Return the command line of each process, by its id, as every user of the machine sees it."""
+    if not Path("/proc").is_dir():
+        pytest.skip("this system doesn't tell of other processes in /proc: nothing to look at")
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            found[file.parent.name] = file.read_text(errors="replace").replace("\0", " ")
+    return found
+
+
 def strop(home: Path, arguments: str) -> str:
     """Return what a command of strop's says of this home."""
-    return said(sys.executable, "-m", "strop.proxy.cli", *arguments.split(), "--home", str(home))
-
-
-def said(*command: str) -> str:
-    """Return all that a command prints."""
+    command = [sys.executable, "-m", "strop.proxy.cli", *arguments.split(), "--home", str(home)]
     return subprocess.run(command, check=True, text=True, capture_output=True).stdout
