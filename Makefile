@@ -64,6 +64,7 @@ imports: $(VENV)/.installed-dev  ## Check which package may import which.
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev  ## Measure speed beside nginx and LiteLLM (ARGS=--docs writes docs/performance.md).
+	-$(BIN)/python -m bench.setup
 	$(BIN)/python -m bench $(ARGS)
 
 bench-quick: $(VENV)/.installed-dev  ## The same in under two minutes, without LiteLLM.
@@ -79,6 +80,7 @@ bench-swap: $(VENV)/.installed-dev  ## What a switch costs, beside a stock mlx_l
 	$(BIN)/python -m bench.swap $(ARGS)
 
 bench-learning: $(VENV)/.installed-dev  ## What ratings teach, beside TRL and others (hours; goes on where it was).
+	-$(BIN)/python -m bench.learning.setup
 	$(BIN)/python -m bench.learning $(ARGS)
 
 wheel: $(VENV)/.installed-dev  ## Build the wheel into dist/.
