@@ -22,6 +22,9 @@ __all__ = ["parsing_vllm", "reached", "vllm"]
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
 # An unknown model name must not become a download.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The tests start strop some hundred times: its modules, and theirs, are compiled once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # As in a shell for strop's commands; elsewhere strop says them with its path.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # A shell starts background jobs with SIGINT ignored, and so would be what tests start.
