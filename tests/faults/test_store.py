@@ -30,11 +30,11 @@ async def rate(proxy: Serve, completion: str, name: str) -> int:
 
 @contextlib.asynccontextmanager
 async def proxy_in(home: Path, mode: Mode) -> AsyncIterator[Serve]:
-    """A proxy whose store gives up soon."""
+    """A proxy whose store gives up soon, but not on a slow disk that works."""
     async with (
         FakeEngine(FaultyEngine(seed=6), reads_body=False) as engine,
         serving(
-            home, *behind(engine.url, f"capture.mode={mode}", "capture.commit_timeout_s=0.2")
+            home, *behind(engine.url, f"capture.mode={mode}", "capture.commit_timeout_s=1")
         ) as proxy,
     ):
         yield proxy

@@ -23,19 +23,25 @@ class SteadyLoad:
     Attributes:
         answered: the ids of the completions that a client has in full.
         bodies: how often each body came whole, by whether it was a stream.
-        refused: how often each status came otherwise; 0 where no head came.
+        cut_off: the answers that began and did not come whole.
+        refusals: what came in place of an answer; its status is 0 where no head came.
     """
 
     def __init__(self, url: str, *, tag: str = "load") -> None:
         self.answered: list[str] = []
         self.bodies: Counter[tuple[bool, bytes]] = Counter()
-        self.refused: Counter[int] = Counter()
         self.cut_off: list[Answer] = []
+        self.refusals: list[Answer] = []
         self.num_asked = 0
         self._url = url
         self._tag = tag
         self._is_over = False
         self._changed = asyncio.Event()
+
+    @property
+    def refused(self) -> Counter[int]:
+        """How often each status came in place of an answer."""
+        return Counter(answer.status for answer in self.refusals)
 
     @contextlib.asynccontextmanager
     async def running(self, connections: int = CONNECTIONS) -> AsyncIterator["SteadyLoad"]:
@@ -80,7 +86,7 @@ class SteadyLoad:
         elif answer.status == 200:
             self.cut_off.append(answer)
         else:
-            self.refused[answer.status] += 1
+            self.refusals.append(answer)
         self._changed.set()
 
 
