@@ -5,10 +5,13 @@ Installs nothing, and doesn't know what is in an extra: pyproject.toml does.
 
 import contextlib
 import importlib.util
+import os
 import platform
 import shlex
 import shutil
+import site
 import sys
+import sysconfig
 from pathlib import Path
 
 # In a clone, beside the folders of strop; of a wheel there is none.
@@ -30,8 +33,16 @@ def install(requirement: str) -> str:
     """Return the shell command that adds `requirement`, as `strop[torch]`, to this very Python.
 
     It works from any folder, and for a strop that no index has: the one that is here counts as
-    installed, and only what its extra names is fetched.
+    installed, and only what its extra names is fetched. Where this user can't add to this Python,
+    as in an image, it returns who can, and how.
     """
+    folder = sysconfig.get_path("purelib")
+    # pip goes to the user's own folder where there is one.
+    if not os.access(folder, os.W_OK) and not site.ENABLE_USER_SITE:
+        return (
+            f"add {requirement} as a user who may write to {folder}; or in a container, build the"
+            " image with it, as docker/Dockerfile.trainer does with torch"
+        )
     # An environment that uv made has no pip.
     has_pip = importlib.util.find_spec("pip") is not None
     words = [sys.executable, "-m", "pip", "install"]

@@ -1,5 +1,6 @@
 """What docker/ says of the code is true. Nothing is built or started here."""
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from strop.proxy import auth, settings
+from strop.proxy import auth, child, settings
 from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.errors import ConfigError
@@ -168,7 +169,29 @@ def test_strop_s_environment_is_strop_s(name: str, tmp_path: Path) -> None:
     auth.check_bind(resolved.server.host, resolved.server.client_keys)
     assert service["ports"] == [f"127.0.0.1:{resolved.server.port}:{resolved.server.port}"]
     grace_s = float(service["stop_grace_period"].removesuffix("s"))
-    assert grace_s > resolved.server.drain_s
+    assert grace_s > resolved.server.drain_s + child.STOP_TIMEOUT_S
+
+
+def test_the_line_that_runs_strop_without_compose_is_whole(tmp_path: Path) -> None:
+    """Pasted as it is: its settings are strop's, and answers under way may finish."""
+    readme = (DOCKER / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    (line,) = re.findall(r"^    docker run (.*)$", readme, re.MULTILINE)
+    words = shlex.split(line)
+    given = list(itertools.pairwise(words))
+    environ = environment("Dockerfile") | {
+        "STROP_SERVER_CLIENT_KEYS": EXPORTED["STROP_SERVER_CLIENT_KEYS"],
+        **dict(value.split("=", 1) for option, value in given if option == "-e"),
+    }
+    environ = {key: one for key, one in environ.items() if key.startswith("STROP_")}
+
+    server = settings.load(tmp_path, environ=environ).settings.server
+
+    auth.check_bind(server.host, server.client_keys)
+    assert "strop" == words[-1]
+    assert ("-p", f"127.0.0.1:{server.port}:{server.port}") in given
+    assert ("-v", f"strop:{HOME}") in given
+    (stop_s,) = [float(value) for option, value in given if option == "--stop-timeout"]
+    assert stop_s > server.drain_s + child.STOP_TIMEOUT_S
 
 
 @pytest.mark.parametrize("name", COMPOSE_FILES)

@@ -19,6 +19,7 @@ from strop.configs import installation
 from strop.training.options import CONTEXT, computing_options, home_option, json_option
 
 _PACKAGES: Final = ("torch", "transformers", "mlx", "mlx-lm", "gguf", "bitsandbytes", "tensorboard")
+_SERVE_NO_VERSIONS: Final = ("llama_server", "openai")
 _LONG: Final = 2048
 """A conversation of so many tokens is one that most people have."""
 
@@ -56,6 +57,11 @@ def examine(
     report.rows += [(name, _version(name)) for name in _PACKAGES]
     if engine == "ollama" and (lacking := gguf.lacking()):
         report.problems.append(f"what is trained can't be served: {lacking}")
+    if engine in _SERVE_NO_VERSIONS:
+        report.problems.append(
+            f"nothing is trained: an engine of the kind {engine} serves no versions; embedded,"
+            " vllm, mlx_server and ollama do"
+        )
     if importlib.util.find_spec("numpy") is None:
         report.problems.append(
             "training needs torch or mlx, and neither is installed:"
@@ -68,6 +74,12 @@ def examine(
         _examine_training(report, base, backend, device, preset, quantize_base=quantize_base)
     except (BackendUnavailable, ValueError) as error:
         report.problems.append(str(error))
+    if base is None and engine not in _SERVE_NO_VERSIONS:
+        report.problems.append(
+            "nothing can be trained before model.base is set: a folder or a downloaded hub id of"
+            " the same model in Hugging Face format; what is answered until then is never learned"
+            " from, however it is rated"
+        )
     return report
 
 
@@ -90,11 +102,6 @@ def _examine_training(
     free = memory.free_bytes(chosen.device)
     report.rows.append(("free memory", memory.gib(free)))
     if base is None:
-        report.problems.append(
-            "nothing can be trained before model.base is set: a folder or a downloaded hub id of"
-            " the same model in Hugging Face format; what is answered until then is never learned"
-            " from, however it is rated"
-        )
         return
     files = BaseFiles(base)
     files.check()

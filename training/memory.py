@@ -30,6 +30,16 @@ _LOGITS_COPIES, _LOGITS_CHUNK = 3, 2**26
 # How many blocks' activations are there at once where blocks are checkpointed.
 _BLOCKS_AT_ONCE = {"torch": 3, "mlx": 1}
 _MARGIN = 1.2
+# Of the container that this process is in, cgroup v2 and v1: a kernel counts memory in one of them.
+_LINUX_FILES = (
+    ("meminfo", "proc/meminfo"),
+    ("max", "sys/fs/cgroup/memory.max"),
+    ("current", "sys/fs/cgroup/memory.current"),
+    ("stat", "sys/fs/cgroup/memory.stat"),
+    ("max", "sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ("current", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("stat", "sys/fs/cgroup/memory/memory.stat"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +178,21 @@ def free_bytes(device: str) -> int:
     if sys.platform == "darwin":
         told = subprocess.run(["/usr/bin/vm_stat"], capture_output=True, text=True, check=True)
         return parse_vm_stat(told.stdout)
-    files = {
-        name: Path(path).read_text()
-        for name, path in (
-            ("meminfo", "/proc/meminfo"),
-            ("max", "/sys/fs/cgroup/memory.max"),
-            ("current", "/sys/fs/cgroup/memory.current"),
-            ("stat", "/sys/fs/cgroup/memory.stat"),
-        )
-        if Path(path).is_file()
+    return parse_linux(read_linux(Path("/")))
+
+
+def read_linux(root: Path) -> dict[str, str]:
+    """Return what `parse_linux` takes, of the files that there are under `root`."""
+    return {
+        name: (root / path).read_text() for name, path in _LINUX_FILES if (root / path).is_file()
     }
-    return parse_linux(files)
 
 
 def parse_linux(files: Mapping[str, str]) -> int:
     """Return the free bytes that /proc/meminfo, and a container's limit where it has one, leave.
 
     `files` are the texts of `meminfo` and of cgroup v2's `memory.max`, `current` and `stat`, by the
-    last part of their names.
+    last part of their names; of cgroup v1, what stands for these.
     """
     meminfo = dict(line.split(":", 1) for line in files["meminfo"].splitlines() if ":" in line)
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
@@ -193,8 +200,9 @@ def parse_linux(files: Mapping[str, str]) -> int:
     if limit == "max" or "current" not in files:
         return free
     stat = dict(line.split() for line in files.get("stat", "").splitlines())
-    # Cached files count as used there, but give way.
-    used = int(files["current"]) - int(stat.get("inactive_file", 0))
+    # Cached files count as used there, but give way. v1 has a line apart for groups within.
+    inactive = stat.get("total_inactive_file", stat.get("inactive_file", "0"))
+    used = int(files["current"]) - int(inactive)
     return min(free, max(0, int(limit) - used))
 
 

@@ -1,9 +1,12 @@
 """The commands that run this strop, and that add an extra to it."""
 
 import importlib.util
+import os
 import shlex
+import site
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,19 @@ def test_an_environment_without_pip_is_uvs(monkeypatch: pytest.MonkeyPatch) -> N
     words = shlex.split(installation.install("strop[torch]"))
 
     assert ["uv", "pip", "install", "--python", sys.executable] == words[:5]
+
+
+def test_no_command_is_said_that_this_user_could_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an image root has installed strop; what is added belongs into the image."""
+    # Root may write everywhere, so the test can't take it away on disk.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    said = []
+
+    for has_own_folder in (False, True):
+        monkeypatch.setattr(site, "ENABLE_USER_SITE", has_own_folder)
+        said.append(installation.install("strop[torch]"))
+
+    assert f"may write to {sysconfig.get_path('purelib')};" in said[0]
+    assert "docker/Dockerfile.trainer" in said[0]
+    assert "pip install" not in said[0]
+    assert "pip install" in said[1]

@@ -241,6 +241,8 @@ MEMINFO = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\n"
         ({"max": "3000000\n", "current": "1000000\n"}, 2_000_000),
         ({"max": "3000000", "current": "1000000", "stat": "anon 1\ninactive_file 400000\n"},
          2_400_000),
+        ({"max": "3000000", "current": "1000000",
+          "stat": "inactive_file 4\ntotal_inactive_file 400000\n"}, 2_400_000),
         ({"max": "1000", "current": "2000"}, 0),
         ({"max": "99000000000", "current": "0"}, 8000 * 1024),
     ],
@@ -248,6 +250,27 @@ MEMINFO = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\n"
 def test_a_containers_limit_counts(files: dict[str, str], free: int) -> None:
     """Free is what the machine has, but no more than the container may still take."""
     assert free == memory.parse_linux({"meminfo": MEMINFO, **files})
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "used"),
+    [("", "max", "current"), ("memory", "limit_in_bytes", "usage_in_bytes")],
+    ids=["v2", "v1"],
+)
+def test_either_version_of_cgroups_has_the_limit(
+    folder: str, limit: str, used: str, tmp_path: Path
+) -> None:
+    """Where a kernel has the one, it lacks the files of the other."""
+    group = tmp_path / "sys/fs/cgroup" / folder
+    texts = {limit: "3000000\n", used: "1000000\n", "stat": "inactive_file 400000\n"}
+    for path, text in (
+        (tmp_path / "proc/meminfo", MEMINFO),
+        *((group / f"memory.{name}", text) for name, text in texts.items()),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    assert 2_400_000 == memory.parse_linux(memory.read_linux(tmp_path))
 
 
 def test_free_pages_of_macos() -> None:
