@@ -131,6 +131,7 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
             upstream,
             key=engine.key,
             wanted=wanted,
+            base_id=settings.model.base,
             rechunks=engine.rechunk_streams,
             adapters=mlx,
             vocab_size=_vocab_size(base),
@@ -143,6 +144,8 @@ def _driver(settings: Settings, home: Path, url: str, adapters: AdaptersFolder) 
             )
         return Ollama(upstream, key=engine.key, wanted=wanted, adapters=ollama)
     if engine.kind == "llama_server":
+        # As a router it has several, each of which could be the one.
+        wanted = replace(wanted, is_base=base is not None)
         return LlamaServer(upstream, key=engine.key, wanted=wanted)
     forwards_key = not settings.server.client_keys
     return OpenAI(upstream, key=engine.key, wanted=wanted, forwards_key=forwards_key)

@@ -44,6 +44,13 @@ _DOES: Mapping[Kind, str] = {
     "llama_server": "token ids and logprobs, streams too; no versions",
     "openai": "recorded and rated; not trained on, unless its kind is named",
 }
+_LM_STUDIO: Final = "LM Studio"
+_ELSE_DOES: Mapping[str, str] = {
+    _LM_STUDIO: "recorded and rated; not trained on: for that, strop's own engine serves the folder"
+    " of a model in MLX format, as in: strop serve --model FOLDER",
+    "SGLang": "recorded and rated; not trained on",
+}
+"""What no other kind of driver gets from these, by what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Found:
         label: what it is, for people.
         url: where it listens.
         version: what it says it is, if anything.
-        models: what it serves.
+        models: what it serves, those that only embed texts last.
     """
 
     kind: Kind
@@ -76,13 +83,14 @@ class Found:
     @property
     def does(self) -> str:
         """What strop gets from it."""
-        return _DOES[self.kind]
+        return _ELSE_DOES.get(self.label, _DOES[self.kind])
 
     @property
     def command(self) -> str:
         """The line that serves it."""
-        # Ollama serves all that it has; the others, what they were started with.
-        is_to_choose = self.kind == "ollama" and self.models
+        # These may serve all that they have; the others, what they were started with.
+        num_open = {"ollama": 0, "openai": 1}.get(self.kind, len(self.models))
+        is_to_choose = len(self.models) > num_open
         model = f" --model {shlex.quote(self.models[0])}" if is_to_choose else ""
         strop = installation.strop()
         return f"{strop} serve --engine {self.kind} --engine-url {self.url}{model}"
@@ -129,7 +137,7 @@ async def detect(settings: Settings, *, at: str = "") -> Choice:
                 f"engine.url: what answers at {scrub_url(engine.url)} wants {wants} before it says"
                 " which engine it is; set engine.key, best as STROP_ENGINE_KEY"
             )
-        return _serving(settings, seen.found[0]) if seen.found else Choice(settings)
+        return _taken(settings, seen.found[0], at) if seen.found else Choice(settings)
     return Choice(settings) if settings.model.path else choose(settings, await find(USUAL), at=at)
 
 
@@ -179,6 +187,16 @@ def choose(settings: Settings, found: list[Found], *, at: str = "") -> Choice:
     return Choice(chosen.settings, (*chosen.says, own))
 
 
+def _taken(settings: Settings, one: Found, at: str) -> Choice:
+    """Return what serves the one at the settings' URL; where its first would, how to choose."""
+    choice = _serving(settings, one)
+    is_open = not settings.engine.model and settings.model.name not in one.models
+    if one.kind != "openai" or len(one.models) < 2 or not is_open:
+        return choice
+    hint = f"  it lists {len(one.models)} models; to say which one serves: {one.command}{at}"
+    return replace(choice, says=(*choice.says, hint))
+
+
 def _serving(settings: Settings, one: Found) -> Choice:
     # `url` as it was given: it may have a path that the engine needs.
     engine = replace(settings.engine, kind=one.kind, url=settings.engine.url or one.url)
@@ -190,7 +208,10 @@ def identify(url: str, said: Mapping[str, Said]) -> Found | None:
     listed = said.get("/v1/models", Said(0))
     cards = _cards(listed)
     owners = [card.get("owned_by") for card in cards]
-    models = tuple(str(card["id"]) for card in cards if not card.get("parent"))
+    told = _cards(said.get("/api/v0/models", Said(0)))
+    embedders = {card["id"] for card in told if card.get("type") == "embeddings"}
+    ids = (str(card["id"]) for card in cards if not card.get("parent"))
+    models = tuple(sorted(ids, key=lambda one: one in embedders))
 
     def found(kind: Kind, label: str, version: object = None) -> Found:
         return Found(kind, label, url, version if isinstance(version, str) else None, models)
@@ -210,7 +231,7 @@ def identify(url: str, said: Mapping[str, Said]) -> Found | None:
     if listed.server.startswith("BaseHTTP/"):
         return found("mlx_server", "mlx_lm.server")
     if said.get("/api/v0/models", Said(0)).status == httpx.codes.OK and cards:
-        return found("openai", "LM Studio")
+        return found("openai", _LM_STUDIO)
     return found("openai", "an OpenAI-compatible server") if cards else None
 
 

@@ -46,28 +46,39 @@ def find_command(messages: Sequence[object]) -> Command | None:
 
     It is one where its role is `user` and its last text part, trimmed, is one line
     `/rl <verb> [comment]`. `/rl` alone, or with an unknown verb, asks for help. What an agent puts
-    behind its user's words for one request is passed over.
+    behind its user's words for one request is passed over: aider reminds as the system.
     """
-    last = next((one for one in reversed(messages) if not is_context(one)), None)
-    return _command_in(last)
+    for message in reversed(messages):
+        if role_of(message) not in UNCHAINED and not is_context(message):
+            return _command_in(message)
+    return None
 
 
 def without_commands(messages: Sequence[object]) -> list[object] | None:
     """Return the messages without commands and our answers to them; None if there are none.
 
-    An answer of ours is an assistant message that follows a command and begins with `MARK`.
+    An answer of ours is an assistant message that follows a command and begins with `MARK`. A
+    command that the model has answered, since some client had put words of its own before it, stays
+    with that answer, unless it stands behind other words of the user's.
     """
     kept: list[object] = []
-    is_answer_due = False
+    said_by = ""
+    # The last command, and where it would stand among those kept.
+    unanswered: tuple[int, object] | None = None
     for message in messages:
         if _command_in(message) is not None:
-            is_answer_due = True
+            unanswered = len(kept), message
             continue
         role = role_of(message)
-        if is_answer_due and role not in UNCHAINED:
-            is_answer_due = False
-            if role == "assistant" and "".join(texts_of(message)).lstrip(OUTER).startswith(MARK):
-                continue
+        if role not in UNCHAINED:
+            place, command = unanswered or (None, None)
+            unanswered = None
+            if place is not None and role == "assistant":
+                if "".join(texts_of(message)).lstrip(OUTER).startswith(MARK):
+                    continue
+                if said_by != "user":
+                    kept.insert(place, command)
+            said_by = role
         kept.append(message)
     return kept if len(kept) < len(messages) else None
 

@@ -125,10 +125,10 @@ class Intake:
         told: wire_headers.Headers = []
         if rated := [value for name, value in headers if name == RATING_HEADER]:
             meant = _text(wire_headers.first(headers, RATING_FOR_HEADER))
-            status = await self.rater.by_header(rated, meant, history, caller.key_id)
+            status = await self.rater.by_header(rated, meant, history, caller.key_id, session)
             told.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
         if command is not None:
-            text = await self.rater.by_command(command, history, caller.key_id)
+            text = await self.rater.by_command(command, history, caller.key_id, session)
             await _say(inline.MARK + text, fields, told, send)
             return
         incoming = Incoming(

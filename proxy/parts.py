@@ -303,11 +303,15 @@ def _trainable(settings: Settings, serving: Serving) -> Base | str:
             # Another engine of the same model may come to serve this home.
             why += "; what is answered before model.base is set is never learned from elsewhere"
             why += " either"
+        elif engine.capabilities.is_local and serving.why_unknown:
+            why += f"; {serving.why_unknown}"
         return why
     if folder is not None and serving.base is not None:
         return Base(folder, serving.base)
     if folder is None:
         why = no_base(settings.model.base)
+    elif serving.why_unknown:
+        why = f"nothing can be trained: {serving.why_unknown}"
     elif serving.is_ready:
         why = (
             f"nothing can be trained: the base in {folder} was not there when strop started, or"

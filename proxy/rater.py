@@ -10,20 +10,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from strop.proxy import conversation, ratings
+from strop.proxy import conversation, objects, ratings
 from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
 from strop.proxy.flights import Flights, withdraw_lost
 from strop.proxy.ids import completion_id
 from strop.proxy.inline import Command
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
-from strop.proxy.store.records import Feedback, FeedbackOutcome, NewFeedback, Scope
+from strop.proxy.store import prompt
+from strop.proxy.store.records import (
+    Completion,
+    CompletionFilter,
+    Feedback,
+    FeedbackOutcome,
+    NewFeedback,
+    Reply,
+    Scope,
+)
 from strop.proxy.store.store import Store
 from strop.proxy.tally import num_lost
 
 log = logging.getLogger(__name__)
 
 SETTLE_INTERVAL_S = 1.0
+# How many answers back one that an agent has dropped is looked for.
+_NUM_NEAR = 8
+# How much of an answer is quoted, in characters.
+_MOST_WORDS = 60
 HELP = (
     "Rate the answer above: /rl good [why], /rl bad [why], /rl undo, /rl status."
     " What you type here is answered by strop and never reaches the model."
@@ -85,7 +98,12 @@ class Rater:
                 num_seen = num_now
 
     async def by_header(
-        self, values: Sequence[bytes], meant: str | None, history: Sequence[object], key_id: str
+        self,
+        values: Sequence[bytes],
+        meant: str | None,
+        history: Sequence[object],
+        key_id: str,
+        session: str | None,
     ) -> str:
         """Carry out an X-Strop-Feedback header; return what became of it, as one line of ASCII.
 
@@ -97,6 +115,7 @@ class Rater:
                 `history` ends with.
             history: the request's messages, inline commands taken out.
             key_id: whose request it is.
+            session: what the client calls its conversation, if it does.
         """
         try:
             if len(values) > 1:
@@ -105,7 +124,7 @@ class Rater:
                 )
             said = ratings.parse_header(values[0])
             named = completion_id(meant) if meant else None
-            reply = (named, 0) if named else await self._reply(history, key_id)
+            reply = (named, 0) if named else await self._reply(history, key_id, session)
             if reply is None:
                 return "no-reply; this request's history ends in no answer known here"
             if said.rating is None:
@@ -122,15 +141,17 @@ class Rater:
             self.metrics.feedback.labels("header").inc()
         return f"{outcome.outcome} {outcome.feedback.id}; completion={outcome.feedback.completion}"
 
-    async def by_command(self, command: Command, history: Sequence[object], key_id: str) -> str:
+    async def by_command(
+        self, command: Command, history: Sequence[object], key_id: str, session: str | None
+    ) -> str:
         """Carry out an inline command; return what to tell the person.
 
-        `history` ends with the command itself, which is not counted.
+        Takes what `by_header` does; `history` is what stood before the command.
         """
         if command.verb == "help":
             return HELP
         try:
-            reply = await self._reply(history, key_id)
+            reply = await self._read_last(history, key_id, session)
             if reply is None:
                 return (
                     "There is no answer above that strop has recorded, so there is nothing to rate."
@@ -150,14 +171,51 @@ class Rater:
             return f"Could not do that: {error.message}."
         self.metrics.feedback.labels("inline").inc()
         because = f', because "{command.comment}"' if command.comment else ""
-        return f"Rated the answer above {_name(rating)}{because} ({outcome.feedback.completion})."
+        words = await self._first_words(*reply)
+        return (
+            f"Rated the answer above {_name(rating)}{because} ({outcome.feedback.completion}):"
+            f' "{words}"'
+        )
 
-    async def _reply(self, history: Sequence[object], key_id: str) -> tuple[str, int] | None:
-        keys = conversation.read(history, key_id)
+    async def _reply(
+        self, history: Sequence[object], key_id: str, session: str | None
+    ) -> tuple[str, int] | None:
+        found = await self._found(conversation.read(history, key_id), key_id, session)
+        return (found.completion, found.choice) if found else None
+
+    async def _found(
+        self, keys: conversation.Conversation, key_id: str, session: str | None
+    ) -> Reply | None:
         if keys.after is None or keys.after_tail is None:
             return None
-        found = await self.store.find_reply(key_id, keys.after, keys.after_tail)
-        return (found.completion, found.choice) if found else None
+        return await self.store.find_reply(key_id, keys.after, keys.after_tail, session)
+
+    async def _read_last(
+        self, history: Sequence[object], key_id: str, session: str | None
+    ) -> tuple[str, int] | None:
+        """Return the answer that was read before the command, if it is known.
+
+        The one that the history ends in; but where it ends in a question, the answer to that, if
+        there was one: agents drop what their users cut off.
+        """
+        keys = conversation.read(history, key_id)
+        reply = await self._found(keys, key_id, session)
+        if any(message.role == "user" for message in keys.since):
+            label = reply.session if reply else session
+            near = CompletionFilter(session=label) if label else CompletionFilter(key_id)
+            for each in (await self.store.list_completions(near, limit=_NUM_NEAR)).data:
+                found = await self.store.get_completion(each.id)
+                if found is not None and _answers(found.completion, keys.chain, key_id):
+                    return (each.id, 0)
+        return (reply.completion, reply.choice) if reply else None
+
+    async def _first_words(self, completion_id: str, choice: int) -> str:
+        """Return what a person knows the answer by: it may not be the one that they see."""
+        found = await self.store.get_completion(completion_id)
+        choices = found.completion.choices if found else ()
+        said = next((objects.text_of(each) for each in choices if each.index == choice), "")
+        line = " ".join(said.split())
+        return line if len(line) <= _MOST_WORDS else line[: _MOST_WORDS - 3].rstrip() + "..."
 
     async def _undo(self, completion_id: str, key_id: str) -> Feedback | None:
         found = await self.store.get_completion(completion_id)
@@ -200,6 +258,17 @@ class Rater:
                 source=source,
             )
         )
+
+
+def _answers(completion: Completion, chain: bytes, key_id: str) -> bool:
+    """Whether it is one answer, with something to read, to just this history."""
+    # A session's name is its client's choice, and so may be another key's too.
+    if completion.key_id != key_id or len(completion.choices) != 1:
+        return False
+    if not objects.text_of(completion.choices[0]):
+        return False
+    messages = (prompt.fields(completion) or {}).get("messages")
+    return isinstance(messages, list) and conversation.read(messages, key_id).chain == chain
 
 
 def _name(rating: float) -> str:

@@ -11,10 +11,13 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 from strop.configs import installation
 from strop.proxy import auth, configured_engine, detection, open_files
 from strop.proxy.app import App
+from strop.proxy.errors import ConfigError
 from strop.proxy.home import Serves, hold
 from strop.proxy.http_server import Alone, collect_rarely, listen, url_of, uvicorn_config
 from strop.proxy.parts import Control, Services, run_services
@@ -24,6 +27,8 @@ from strop.proxy.store import layout
 from strop.proxy.told_settings import tell
 
 log = logging.getLogger(__name__)
+
+_PORTS: Final = {"http": 80, "https": 443}
 
 
 def serve(settings: Settings, home: Path) -> int:
@@ -35,13 +40,18 @@ def serve(settings: Settings, home: Path) -> int:
     open_files.hold_standard()
     auth.check_bind(settings.server.host, settings.server.client_keys)
     choice = asyncio.run(detection.detect(settings, at=home_hint(home)))
-    _tell("\n".join(choice.says))
+    if settings.log.format == "json":
+        for line in choice.says:
+            log.info(line.strip())
+    else:
+        _tell("\n".join(choice.says))
     asked, settings = tell(settings), choice.settings
     configured_engine.check(settings)
     open_files.raise_limit()
     listener = listen(settings.server.host, settings.server.port)
     url = url_of(settings.server.host, listener.getsockname()[1])
     with listener, hold(home, Serves(url, asked, tell(settings))):
+        check_is_other(settings, url)
         settings = configured_engine.with_own_key(settings)
         if settings.server.workers > 1:
             # One process needs nothing of it.
@@ -58,6 +68,27 @@ def serve(settings: Settings, home: Path) -> int:
     if status == 0:
         log.info("stopped")
     return status
+
+
+def check_is_other(settings: Settings, url: str) -> None:
+    """Refuse strop's own `url` as an engine's: it would wait for itself to be ready, for good.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    for one in (settings.engine.url, *settings.engine.replicas):
+        if one and _place(one) == _place(url):
+            raise ConfigError(
+                f"expected an engine at {auth.scrub_url(one)}, which is where strop itself listens"
+                " now; correct engine.url, or let strop listen elsewhere with --port"
+            )
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Return host and port of a URL; all names of this machine's own loopback are one."""
+    there = urlsplit(url)
+    host = there.hostname or ""
+    return host if auth.is_public(host) else "localhost", there.port or _PORTS[there.scheme]
 
 
 @contextlib.asynccontextmanager
@@ -94,13 +125,19 @@ async def say_when_ready(services: Control, url: str) -> None:
     why_untrained = services.trainer.why_untrained()
     if why_untrained is not None:
         log.warning("ratings teach nothing", extra={"reason": why_untrained})
+    version, by = alias.active.version, f"{engine.label} at {auth.scrub_url(engine.upstream.url)}"
+    if services.settings.log.format == "json":
+        # What collects it takes both outputs for one log, of which each line is an object.
+        extra = {"url": url, "model": alias.name, "version": version, "engine": by}
+        log.info("strop serves", extra=extra)
+        return
     _tell(
         banner(
             url=url,
             model=alias.name,
             engine_model=alias.base.name,
-            version=alias.active.version,
-            engine=f"{engine.label} at {auth.scrub_url(engine.upstream.url)}",
+            version=version,
+            engine=by,
             home=services.home,
             is_demo=is_demo,
             needs_key=bool(services.settings.server.client_keys),
@@ -136,7 +173,7 @@ def banner(
     needs_key: bool,
     why_untrained: str | None,
 ) -> str:
-    """Return what a person is told at the start."""
+    """Return what a person is told at the start: a line set in by four is a command to paste."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
     headers = "-H 'Content-Type: application/json'"
     if needs_key:
@@ -150,13 +187,16 @@ def banner(
         "",
         "  Point an agent at it" + (" (KEY: one of server.client_keys):" * needs_key or ":"),
         f"    export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}",
-        f"    export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}    # Claude Code",
+        "  Claude Code has variables of its own:",
+        f"    export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}",
         "  Try it:",
         f"    curl {url}/v1/chat/completions {headers} -d '{body}'",
         "  Rate an answer: type /rl good or /rl bad [why] as your next message, or run",
-        f"    {strop} good{at}    {strop} bad{at} -m 'too long'",
+        f"    {strop} good{at}",
+        f"    {strop} bad{at} -m 'too long'",
         f"  What is recorded stays in {home}; see it with",
-        f"    {strop} completions list{at}    {strop} status{at}",
+        f"    {strop} completions list{at}",
+        f"    {strop} status{at}",
     ]
     if why_untrained is not None:
         lines += ["", f"  {why_untrained}"]
@@ -164,8 +204,9 @@ def banner(
         lines += [
             "",
             "  This is the small demo model that strop ships: it knows 94 facts and little else.",
-            f"  A real one:  {strop} serve{at} --model mlx-community/Qwen3-4B-4bit",
-            f"  or yours:    {strop} serve{at} --engine vllm --engine-url http://127.0.0.1:8000"
+            "  A real one, or the one that your engine serves:",
+            f"    {strop} serve{at} --model mlx-community/Qwen3-4B-4bit",
+            f"    {strop} serve{at} --engine vllm --engine-url http://127.0.0.1:8000"
             " --set model.base=MODEL",
         ]
     return "\n".join([*lines, ""])

@@ -91,6 +91,8 @@ class Serving:
 
     Attributes:
         is_answering: whether the engine answered its last check, whatever it holds.
+        base: the identity of the base that answers; None where it isn't known.
+        why_unknown: why it isn't any more, where it was: what a person has to do. Else empty.
         keeper: who makes the engine serve what it should.
         followers: the processes that serve, where this one only decides.
     """
@@ -109,6 +111,7 @@ class Serving:
         self.is_answering = False
         self.reason = _UNASKED
         self.base: str | None = None
+        self.why_unknown = ""
         self.keeper: Keeper | None = None
         self.followers: Followers | None = None
         self._model = settings.model
@@ -116,7 +119,9 @@ class Serving:
         # What is not the person's own model has no versions of it.
         self._first = active if engine.adapters is not None else BASE
         self._alias: Alias | None = None
-        self._models: tuple[str, ...] = ()
+        self._said: EngineState | None = None
+        self._identity: str | None = None
+        self._identified: EngineState | None = None
         self._verification = Verification()
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -160,8 +165,12 @@ class Serving:
         self.note_change()
 
     def identify(self, base: str | None) -> None:
-        """Note the identity of the engine's base; None where it isn't known."""
-        self.base = base
+        """Note the identity of the base that the engine serves now; None where it isn't known.
+
+        It is that of no other model that the engine serves later.
+        """
+        self._identity, self._identified = base, self._said
+        self.base, self.why_unknown = base, ""
         if self._alias is not None:
             self.put(self._alias.identified(base))
 
@@ -252,9 +261,11 @@ class Serving:
         return state
 
     def _answered(self, state: EngineState) -> None:
-        if self._alias is None or self._models != state.models:
-            self._models = state.models
+        before, self._said = self._said, state
+        if self._alias is None or before is None or before.models != state.models:
             former = self._alias
+            self.why_unknown = self._why_unknown(state)
+            self.base = None if self.why_unknown else self._identity
             alias = Alias.of_base(
                 self._model.name,
                 state.models,
@@ -272,11 +283,30 @@ class Serving:
                     log.warning("model.name hides another of the engine's models", extra=extra)
                 if former is not None:
                     extra = {"model": alias.base.name, "before": former.base.name}
+                    if self.why_unknown:
+                        extra["reason"] = self.why_unknown
                     log.warning("the engine serves another model", extra=extra)
                 if self.keeper is not None and self.engine.capabilities.adapters == 1:
                     # What its one slot holds is not known yet.
                     alias = alias.serving({})
             self.put(alias)
+
+    def _why_unknown(self, state: EngineState) -> str:
+        """Return why what was found of the engine's base says nothing of the one it serves now.
+
+        Empty where it does: that one has its name, or is the same by the engine's better word.
+        """
+        known = self._identified
+        if self._identity is None or known is None:
+            return ""
+        (was, *_), (now, *_) = known.models, state.models
+        if now == was or (known.digest is not None and known.digest == state.digest):
+            return ""
+        return (
+            f"the engine serves {now} now, which is not known to be model.base, as {was} was: let"
+            f" it serve {was} again, or start strop again with --model and model.base of the one"
+            " that is to learn"
+        )
 
     def _not_ready(self, reason: str, *, was_ready: bool) -> None:
         is_new = self._alias is not None and reason != self.reason

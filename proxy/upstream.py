@@ -204,8 +204,10 @@ class Upstream(httpx.AsyncBaseTransport):
                 f" {self._connect_timeout_s:g} s; check that it runs, or set engine.url"
             ) from error
         except (OSError, UnicodeError) as error:
+            is_plain = isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER"
+            advice = "it may speak no TLS: try http://" if is_plain else self._advice
             raise UpstreamUnreachable(
-                f"expected an engine at {self.url}, got: {error}; {self._advice}"
+                f"expected an engine at {self.url}, got: {error}; {advice}"
             ) from error
         # Counted only now: uvloop never reports the loss of one whose making was cancelled.
         if not connection.is_lost:

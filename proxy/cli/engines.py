@@ -4,6 +4,7 @@ Prints; `detection` finds them.
 """
 
 import asyncio
+import importlib.util
 import json
 import os
 import shlex
@@ -59,8 +60,10 @@ def engines(context: click.Context, /, urls: tuple[str, ...], as_json: bool) -> 
         shut = (_locked(url, key) for url in seen.locked)
         click.echo("\n\n".join((*(_paragraph(one) for one in found), *shut)))
     else:
-        own = f"{installation.strop()} serve"
-        click.echo(f"no engine answers at {', '.join(places)}\n\nstrop's own:\n  {own}")
+        click.echo(f"no engine answers at {', '.join(places)}")
+        # Elsewhere `strop serve` would only say what it lacks.
+        if importlib.util.find_spec("mlx_lm") is not None:
+            click.echo(f"\nstrop's own:\n  {installation.strop()} serve")
     context.exit(0 if found else 1)
 
 

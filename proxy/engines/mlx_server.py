@@ -48,6 +48,7 @@ class MlxServer(SingleServer):
         upstream: the connection pool to it.
         key: the key that a proxy before it wants; itself it knows none.
         wanted: which model is to serve, by the id that the server lists.
+        base_id: what `model.base` says, which may be such an id.
         rechunks: whether streams are asked for as JSON, so that they have a snapshot too.
         adapters: its adapter control; None where there is no base to convert adapters for.
         vocab_size: how many tokens the model has; None where that isn't known.
@@ -61,6 +62,7 @@ class MlxServer(SingleServer):
         *,
         key: str = "",
         wanted: Wanted = ITS_FIRST,
+        base_id: str = "",
         rechunks: bool = False,
         adapters: MlxServerAdapters | None = None,
         vocab_size: int | None = None,
@@ -77,6 +79,7 @@ class MlxServer(SingleServer):
             logprobs_show_penalties=True,
             obeys_n=False,
         )
+        self._base_id = base_id
         self._rechunks = rechunks
         self._vocab_size = vocab_size
         self._model = DEFAULT_MODEL
@@ -185,7 +188,7 @@ class MlxServer(SingleServer):
 
     async def _begin(self) -> None:
         """Find out what is served, and wait for the first token of it."""
-        self._model = _chosen(await self._list_models(), self._wanted)
+        self._model = _chosen(await self._list_models(), self._wanted, self._base_id)
         if self.adapters is not None:
             self.adapters.serves(self._model, self._name)
         active = self.adapters.active if self.adapters is not None else None
@@ -196,9 +199,14 @@ class MlxServer(SingleServer):
             {**self._weights(active or self._name), **fields},
             timeout_s=LOAD_TIMEOUT_S,
         )
+        if not isinstance(said, dict) or "choices" not in said:
+            raise EngineNotReady(
+                f"expected a text completion from {self.upstream.url}/v1/completions, got something"
+                " else; check engine.url and engine.kind"
+            )
         if self.adapters is not None:
             self.adapters.forget()
-        fingerprint = said.get("system_fingerprint") if isinstance(said, dict) else None
+        fingerprint = said.get("system_fingerprint")
         self._version = fingerprint.partition("-")[0] if isinstance(fingerprint, str) else None
         self._gives_ids = has_ids(said)
 
@@ -288,8 +296,11 @@ def _check_tokens(fields: Mapping[str, object], vocab_size: int) -> None:
                 )
 
 
-def _chosen(ids: list[str], wanted: Wanted) -> str:
+def _chosen(ids: list[str], wanted: Wanted, base_id: str) -> str:
     """Return the id of the model of its command line: it lists all of the hub's cache beside it.
+
+    An id of the hub is taken only where the settings name it: the server would drop its own model
+    for the one that it is asked for, and that one may not be listed.
 
     Raises:
         EngineNotReady: it doesn't list the one that is required.
@@ -312,9 +323,7 @@ def _chosen(ids: list[str], wanted: Wanted) -> str:
     named = [one for one in ids if _is_path(one)]
     if named:
         return named[-1]
-    if len(ids) == 1:
-        return ids[0]
-    return DEFAULT_MODEL
+    return base_id if base_id in ids else DEFAULT_MODEL
 
 
 def _is_path(model: str) -> bool:

@@ -21,8 +21,8 @@ DEFAULT_MODEL = "default_model"
 """What the server calls the model of its command line. With it, it ignores `adapters`."""
 
 NOT_NAMED = (
-    "it lists several models, or none for want of a hub cache, and doesn't say which is its own, so"
-    " it can't be asked for adapters; name the folder that it serves, or its id in /v1/models:"
+    "it lists models of the hub, or none for want of a hub cache, and doesn't say which is its own,"
+    " so it can't be asked for adapters; name the folder that it serves, or its id in /v1/models:"
     " strop serve --engine mlx_server --model MODEL"
 )
 

@@ -21,10 +21,12 @@ class Wanted:
         name: what the engine calls it; empty for the engine's first.
         is_required: whether no other may serve in its place. Where it may, `name` is what clients
             call the model, and only perhaps one that the engine has.
+        is_base: whether what serves is taken for `model.base`, so that none of several is guessed.
     """
 
     name: str = ""
     is_required: bool = False
+    is_base: bool = False
 
     def among(self, names: Sequence[str], *, former: str = "", advice: str = "") -> str:
         """Return the one of `names`, of which there is at least one, that is to serve.
@@ -35,12 +37,19 @@ class Wanted:
             advice: how to get one that it lacks.
 
         Raises:
-            EngineNotReady: none but one that isn't there may serve.
+            EngineNotReady: none but one that isn't there may serve, or none is to be guessed.
         """
         if self.name in names:
             return self.name
         if not self.is_required:
-            return former if former in names else names[0]
+            if former in names:
+                return former
+            if self.is_base and len(names) > 1:
+                raise EngineNotReady(
+                    f"the engine has {listed(names)}: say which of them model.base is, as in"
+                    f" --model {names[0]}"
+                )
+            return names[0]
         raise EngineNotReady(
             f"the engine has no model {self.name!r}, which engine.model (--model) names; it has"
             f" {listed(names, like=self.name)}: name one of them{advice}"

@@ -16,6 +16,9 @@ from strop.proxy.store.records import Choice, Completion, Recorded, Reply
 TAIL_WINDOW_MS: Final = 24 * 60 * 60 * 1000
 """How long a choice can be found again by its tail key."""
 
+_NUM_OF_A_SESSION: Final = 16
+"""Among how many of the newest equal histories the one of a session is looked for."""
+
 COMPLETION_COLUMNS: Final = (
     "id", "created_ms", "key_id", "dialect", "engine", "model", "served", "version", "state",
     "delivered", "stream", "status", "error", "prompt_tokens", "completion_tokens", "ttft_ms",
@@ -41,7 +44,7 @@ _INSERT_CHOICE: Final = _insert("choices", CHOICE_COLUMNS)
 _BY_CHAIN: Final = """
 SELECT h.completion, h.choice, c.session, c.turn
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
-WHERE h.chain = ? AND c.key_id = ? ORDER BY h.num DESC LIMIT 2"""
+WHERE h.chain = ? AND c.key_id = ? ORDER BY h.num DESC LIMIT ?"""
 _BY_TAIL: Final = """
 SELECT h.completion, h.choice, c.session, c.turn
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
@@ -83,9 +86,10 @@ def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
         Conflict: a completion with this id is recorded already.
     """
     c = packed.completion
-    reply = find_reply(connection, c.key_id, c.after, c.after_tail, c.created_ms)
-    if c.session is not None:
-        session, session_by = storable(c.session), "client"
+    label = storable(c.session)
+    reply = find_reply(connection, c.key_id, c.after, c.after_tail, label, c.created_ms)
+    if label is not None:
+        session, session_by = label, "client"
     elif reply is not None:
         session, session_by = reply.session, "parent"
     else:
@@ -120,17 +124,19 @@ def find_reply(
     key_id: str,
     after: bytes | None,
     after_tail: bytes | None,
+    session: str | None,
     now_ms: int,
 ) -> Reply | None:
     """Return the choice that a history ends in, or None where it is not known.
 
-    By the whole history: the newest choice, marked ambiguous if there are several. Else by its
-    tail: only if one choice alone, of the last 24 h, has it. Other keys' choices are never found.
+    By the whole history: the newest choice, of `session` if one is, marked ambiguous if there are
+    several. Else by its tail: only if one choice alone, of the last 24 h, has it. Other keys'
+    choices are never found.
     """
     if after is not None:
-        rows = reply_by_chain(key_id, after).run(connection)
+        rows = reply_by_chain(key_id, after, session).run(connection)
         if rows:
-            return newest(rows)
+            return newest(rows, session)
     if after_tail is not None:
         rows = reply_by_tail(key_id, after_tail, now_ms).run(connection)
         if len(rows) == 1:
@@ -138,9 +144,13 @@ def find_reply(
     return None
 
 
-def reply_by_chain(key_id: str, after: bytes) -> Query[Reply]:
-    """Return the query for up to two choices that the whole history ends in, the newest first."""
-    return Query(_BY_CHAIN, (after, key_id), lambda row: Reply(row[0], row[1], "chain", *row[2:]))
+def reply_by_chain(key_id: str, after: bytes, session: str | None) -> Query[Reply]:
+    """Return the query for a few choices that the whole history ends in, the newest first.
+
+    For two, which tell that there are several; for more where one of `session` is looked for.
+    """
+    parameters = (after, key_id, 2 if session is None else _NUM_OF_A_SESSION)
+    return Query(_BY_CHAIN, parameters, lambda row: Reply(row[0], row[1], "chain", *row[2:]))
 
 
 def reply_by_tail(key_id: str, after_tail: bytes, now_ms: int) -> Query[Reply]:
@@ -149,10 +159,11 @@ def reply_by_tail(key_id: str, after_tail: bytes, now_ms: int) -> Query[Reply]:
     return Query(_BY_TAIL, parameters, lambda row: Reply(row[0], row[1], "tail", *row[2:]))
 
 
-def newest(replies: list[Reply]) -> Reply:
-    """Return the first of `replies`, marked ambiguous if it isn't alone."""
-    first = replies[0]
-    if len(replies) == 1:
+def newest(replies: list[Reply], session: str | None) -> Reply:
+    """Return the first of `replies`, or of those in `session`; marked ambiguous if not alone."""
+    same = [reply for reply in replies if reply.session == session] or replies
+    first = same[0]
+    if len(same) == 1:
         return first
     return Reply(first.completion, first.choice, "chain_ambiguous", first.session, first.turn)
 

@@ -177,13 +177,17 @@ class Store:
         return await self._writer.submit(undo)
 
     async def find_reply(
-        self, key_id: str, after: bytes | None, after_tail: bytes | None
+        self,
+        key_id: str,
+        after: bytes | None,
+        after_tail: bytes | None,
+        session: str | None = None,
     ) -> Reply | None:
         """Return the recorded choice that a history ends in; see `completions.find_reply`."""
         if after is not None:
-            replies = await self._reader.all(completions.reply_by_chain(key_id, after))
+            replies = await self._reader.all(completions.reply_by_chain(key_id, after, session))
             if replies:
-                return completions.newest(replies)
+                return completions.newest(replies, session)
         if after_tail is not None:
             replies = await self._reader.all(
                 completions.reply_by_tail(key_id, after_tail, now_ms())

@@ -88,7 +88,8 @@ class Swapper:
     @property
     def can_activate(self) -> bool:
         """Whether the engine's base is known, and it answered when it was last looked at."""
-        return self.keeper.has_begun and self._serving.is_answering
+        is_known = self.keeper.has_begun and not self._serving.why_unknown
+        return is_known and self._serving.is_answering
 
     async def activate(self, version: str, *, actor: str, force: bool = False) -> Switched:
         """Make `version`, or `base`, what unpinned requests get; return once it serves.
@@ -127,10 +128,14 @@ class Swapper:
 
         Raises:
             BadRequest: it is no adapter for this base; the message says why.
-            Conflict: the base isn't known.
+            Conflict: the base isn't known, or no version of it could be served.
             EngineNotReady: the engine has not answered yet, which says what the base is.
         """
+        if not self._serving.engine.capabilities.is_local:
+            raise self._serves_none()
         self._check_begun()
+        if self._serving.why_unknown:
+            raise Conflict(self._serving.why_unknown)
         work = self._shelf.import_adapter(folder, base=self._serving.base, actor=actor)
         return await asyncio.shield(self._keep(asyncio.create_task(work)))
 
@@ -290,10 +295,14 @@ class Swapper:
         # The base can be served by what can't serve versions any more.
         can_serve = version == BASE or engine.capabilities.adapters > 0
         if self._loader is None or not can_serve:
-            why = "; ".join(engine.shortfalls) or "serve with one that does, for instance vLLM"
-            raise Conflict(f"the engine {engine.label} serves no adapters: {why}")
+            raise self._serves_none()
         self._check_begun()
         return self._loader
+
+    def _serves_none(self) -> Conflict:
+        engine = self._serving.engine
+        why = "; ".join(engine.shortfalls) or "serve with one that does, for instance vLLM"
+        return Conflict(f"the engine {engine.label} serves no adapters: {why}")
 
     def _check_begun(self) -> None:
         if not self.keeper.has_begun:

@@ -150,6 +150,32 @@ def test_good_passes_over_what_nobody_has_read_and_status_does_too(home: Path, l
     assert read == json.loads(status.stdout)["store"]["newest"]
 
 
+TASK = "### Task:\nSuggest a title.\n<chat_history>\nUSER: Hi\n</chat_history>"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [["### Task: sort a list"], [f"What does this do?\n{TASK}"], [TASK, "Another"]],
+    ids=["own-words", "quoted", "goes-on"],
+)
+def test_good_passes_over_what_open_webui_asks_about_a_chat(home: Path, said: list[str]) -> None:
+    """Titles, tags, what to ask next: after each answer, and nobody reads them as answers."""
+    asked = [
+        json.dumps({"messages": [{"role": "user", "content": text} for text in texts]}).encode()
+        for texts in (said, [TASK])
+    ]
+    read, title = record(
+        home,
+        {"created_ms": 1000, "request": asked[0]},
+        {"created_ms": 2000, "request": asked[1]},
+    )
+
+    good = run(home, "good")
+
+    assert [(read, 1, "standing")] == words(home)
+    assert f"Passed over, newer: {title} (asked by Open WebUI about the chat)\n" in good.stdout
+
+
 def test_bad_rates_what_was_stopped_where_something_of_it_was_read(home: Path) -> None:
     """Who stops a bad answer with Ctrl-C means that one; nobody means one that had not begun."""
     empty = (Choice(index=0, message=b'{"role": "assistant", "content": ""}'),)

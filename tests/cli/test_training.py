@@ -143,6 +143,23 @@ def test_the_doctor_says_that_ollama_could_not_serve_what_is_trained(tmp_path: P
     assert "need the gguf" not in vllm.stdout
 
 
+@pytest.mark.parametrize("kind", ["openai", "llama_server"])
+@pytest.mark.parametrize("base", [str(demo_model()), ""], ids=["base", "none"])
+def test_the_doctor_says_that_an_engine_serves_no_versions(
+    tmp_path: Path, kind: str, base: str
+) -> None:
+    """Nothing is trained for it then, whatever this machine can do, and whatever is set."""
+    lines = f'[model]\nbase = "{base}"\n[engine]\nkind = "{kind}"\nurl = "http://127.0.0.1:1"\n'
+    (tmp_path / "strop.toml").write_text(lines, encoding="utf-8")
+
+    result = strop(tmp_path, "doctor")
+
+    assert 1 == result.returncode
+    assert f"an engine of the kind {kind} serves no versions; embedded, vllm" in result.stdout
+    assert "This machine can train." not in result.stdout
+    assert "before model.base is set" not in result.stdout
+
+
 def test_the_doctor_sees_that_a_base_lacks_its_tokenizer(tmp_path: Path) -> None:
     """Weights alone train nothing."""
     base = tmp_path / "base"

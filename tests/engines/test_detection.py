@@ -3,8 +3,12 @@
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -66,6 +70,53 @@ def test_adapters_are_no_models() -> None:
 
     assert found is not None
     assert ("m",) == found.models
+
+
+def test_what_only_embeds_texts_is_not_what_the_line_serves() -> None:
+    """LM Studio lists it among the models that chat, and says of each which it is."""
+    names = {"embed": "embeddings", "chat": "llm", "see": "vlm"}
+    plain = [{"id": name} for name in names]
+    typed = [{"id": name, "type": kind} for name, kind in names.items()]
+    said = {
+        "/v1/models": Said(200, "", {"data": plain}),
+        "/api/v0/models": Said(200, "", {"data": typed}),
+    }
+
+    found = detection.identify("http://127.0.0.1:1234", said)
+
+    assert found is not None
+    assert ("chat", "see", "embed") == found.models
+    line = "strop serve --engine openai --engine-url http://127.0.0.1:1234 --model chat"
+    assert line == found.command
+    assert "strop serve --model FOLDER" in found.does
+    assert "unless its kind" not in found.does
+
+
+@pytest.mark.parametrize(
+    ("named", "num_lines"),
+    [({}, 2), ({"engine": {"model": "b"}}, 1), ({"model": {"name": "b"}}, 1)],
+    ids=["open", "model", "name"],
+)
+async def test_of_several_at_a_url_it_is_said_how_to_choose(
+    named: dict[str, dict[str, Any]], num_lines: int
+) -> None:
+    """The first of the list serves else, whatever it is."""
+
+    async def listing(call: Call) -> None:
+        is_list = call.request.path == "/v1/models"
+        await call.json({"data": [{"id": "a"}, {"id": "b"}]} if is_list else {})
+
+    async with engines(listing) as (url,):
+        settings = Settings(
+            engine=Engine(url=url, **named.get("engine", {})),
+            model=Model(**named.get("model", {})),
+        )
+        choice = await detection.detect(settings, at=" --home there")
+
+    assert "openai" == choice.settings.engine.kind
+    line = f"strop serve --engine openai --engine-url {url} --model a --home there"
+    said = [f"  it lists 2 models; to say which one serves: {line}"]
+    assert said[: num_lines - 1] == list(choice.says[1:])
 
 
 @contextlib.asynccontextmanager
@@ -248,6 +299,21 @@ async def test_without_any_engine_the_command_exits_with_1() -> None:
 
     assert 1 == code
     assert "http://127.0.0.1:1" in text
+
+
+async def test_strop_s_own_engine_is_offered_where_it_could_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without mlx-lm, as in an image, `strop serve` would only say what it lacks."""
+    there = ModuleType("mlx_lm")
+    there.__spec__ = ModuleSpec("mlx_lm", None)
+    said = []
+
+    for module in (there, None):
+        monkeypatch.setitem(sys.modules, "mlx_lm", module)
+        said.append((await run("http://127.0.0.1:1"))[1])
+
+    assert ["strop's own:" in one for one in said] == [True, False]
 
 
 async def test_the_command_takes_a_url_as_people_type_it() -> None:

@@ -26,7 +26,7 @@ from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
 from strop.proxy.engines.wanted import Wanted
-from strop.proxy.errors import BadRequest, Unavailable, UpstreamError
+from strop.proxy.errors import BadRequest, EngineNotReady, Unavailable, UpstreamError
 from strop.proxy.upstream import Upstream
 from strop.training.tokenizer import BaseTokenizer
 
@@ -412,6 +412,22 @@ async def test_a_list_of_models_that_breaks_off_leaves_the_one_of_its_command_li
         state = await driver.check()
 
         assert (("default_model",), "0.32.2") == (state.models, state.version)
+        await upstream.aclose()
+
+
+async def test_what_answers_with_a_page_is_no_server() -> None:
+    """It would be ready, and its page recorded as what the model said."""
+
+    async def handler(call: Call) -> None:
+        await call.answer(b"<html></html>", headers=[("content-type", "text/html")])
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        driver = MlxServer(upstream)
+
+        with pytest.raises(EngineNotReady, match=r"a text completion from .*engine\.kind$"):
+            await driver.check()
+
         await upstream.aclose()
 
 

@@ -202,6 +202,27 @@ async def test_mlx_server_that_does_not_list_it_is_not_taken_at_its_word(
     assert says in reason
 
 
+@pytest.mark.parametrize(
+    ("base", "listed", "asks_for"),
+    [
+        ("acme/mine", ("acme/other",), "default_model"),
+        ("", ("acme/other",), "default_model"),
+        ("acme/other", ("acme/mine", "acme/other"), "acme/other"),
+        ("acme/other", ("acme/other", "/models/tiny"), "/models/tiny"),
+    ],
+)
+async def test_mlx_server_is_asked_for_no_model_that_nobody_named(
+    base: str, listed: tuple[str, ...], asks_for: str, tmp_path: Path
+) -> None:
+    """The only one of its list needn't be its own, which it would drop for that one."""
+    async with FakeEngine(FakeMlxServer(listed=listed)) as engine:
+        settings = settings_for(engine.url, kind="mlx_server", model={"base": base})
+        async with running(settings, tmp_path / "home"):
+            asked = {one.json()["model"] for one in engine.requests if one.method == "POST"}
+
+    assert {asks_for} == asked
+
+
 @pytest.mark.parametrize(("name", "first"), [("", "a"), ("b", "b"), ("mine", "a")])
 def test_a_name_for_clients_chooses_where_the_engine_has_it(name: str, first: str) -> None:
     """And is a new name for the engine's first where it doesn't."""
@@ -248,6 +269,49 @@ async def test_of_several_that_ollama_has_none_is_taken_for_the_base(
     assert serves == name
     said = "Ollama has tiny, other:8b, third: say which of them model.base is, as in --model tiny"
     assert (said in reason) == (serves is None)
+
+
+@pytest.mark.parametrize(
+    ("named", "others", "serves"),
+    [
+        ({}, ("b",), None),
+        ({"name": "mine"}, ("b",), None),
+        ({"name": "b"}, ("b",), "b"),
+        ({}, (), "tiny"),
+    ],
+    ids=str,
+)
+async def test_of_several_that_llama_server_lists_none_is_taken_for_the_base(
+    named: dict[str, Any],
+    others: tuple[str, ...],
+    serves: str | None,
+    qwen3: Path,
+    tmp_path: Path,
+) -> None:
+    """As a router it serves each of them, in any order; the only one is taken at its word."""
+    async with FakeEngine(FakeLlamaServer(others=others)) as engine:
+        model = {**named, "base": str(qwen3)}
+        settings = settings_for(engine.url, kind="llama_server", model=model)
+        async with running(settings, tmp_path / "home", ready=False) as proxy:
+            serving = proxy.services.serving
+            await serving.wait_until_asked()
+            reason = serving.reason
+            name = serving.alias.base.name if serves else None
+
+    assert serves == name
+    said = "the engine has tiny, b: say which of them model.base is, as in --model tiny"
+    assert (said == reason) == (serves is None)
+
+
+async def test_without_a_base_llama_server_s_first_serves(tmp_path: Path) -> None:
+    """Nothing is taken for what is trained then."""
+    async with FakeEngine(FakeLlamaServer(others=("b",))) as engine:
+        settings = settings_for(engine.url, kind="llama_server")
+        async with running(settings, tmp_path / "home") as proxy:
+            assert ("tiny", None) == (
+                proxy.services.serving.alias.name,
+                proxy.services.serving.base,
+            )
 
 
 async def test_what_is_served_in_the_place_of_a_model_that_is_gone_is_said(

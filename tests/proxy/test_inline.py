@@ -93,6 +93,13 @@ def test_only_the_last_message_is_a_command_now() -> None:
     """A command that was answered before is not carried out again."""
     assert find_command([]) is None
     assert find_command([GOOD, ANSWERED, QUESTION]) is None
+    assert find_command([GOOD, ANSWERED, SYSTEM]) is None
+
+
+def test_an_agents_reminder_behind_the_command_is_passed_over() -> None:
+    """As without: it would be taken out, and the model asked to go on after its own answer."""
+    assert find_command([QUESTION, ANSWER, GOOD, SYSTEM]) == Command("good")
+    assert find_command([SYSTEM]) is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,9 @@ def test_only_the_last_message_is_a_command_now() -> None:
         ([GOOD, ANSWERED, GOOD, ANSWERED, QUESTION], [QUESTION]),
         ([GOOD, GOOD, ANSWERED, QUESTION], [QUESTION]),
         ([GOOD, SYSTEM, ANSWERED, QUESTION], [SYSTEM, QUESTION]),
-        ([GOOD, ANSWER, ANSWERED], [ANSWER, ANSWERED]),
+        ([GOOD, GOOD, ANSWER, QUESTION], [GOOD, ANSWER, QUESTION]),
+        ([ANSWER, GOOD, SYSTEM, ANSWER, GOOD, ANSWERED], [ANSWER, GOOD, SYSTEM, ANSWER]),
+        ([ANSWER, QUESTION, SYSTEM, GOOD, ANSWER], [ANSWER, QUESTION, SYSTEM, ANSWER]),
         ([GOOD, ANSWERED, ANSWERED], [ANSWERED]),
         ([GOOD, QUESTION, ANSWERED], [QUESTION, ANSWERED]),
         (
@@ -129,8 +138,15 @@ def test_commands_and_their_answers_are_taken_out(
 
 
 @pytest.mark.parametrize(
-    "messages", [[], [QUESTION, ANSWER], [QUESTION, ANSWERED], [SYSTEM, {"x": 1}, None, 3]]
+    "messages",
+    [
+        [],
+        [QUESTION, ANSWER],
+        [QUESTION, ANSWERED],
+        [SYSTEM, {"x": 1}, None, 3],
+        [GOOD, ANSWER, ANSWERED],
+    ],
 )
 def test_a_history_without_commands_is_left_alone(messages: list[object]) -> None:
-    """A marked answer without its command was the model's own; nothing is taken out."""
+    """A marked answer without its command was the model's own; what it answered was none then."""
     assert without_commands(messages) is None

@@ -91,10 +91,74 @@ async def test_a_command_rates_the_answer_above_it_and_never_reaches_the_model(
         },
     )
 
-    assert text_of(typed).startswith("[strop] Rated the answer above bad")
+    said = first.json()["choices"][0]["message"]["content"].strip()
+    assert text_of(typed) == (
+        f'[strop] Rated the answer above bad, because "too long" ({id_of(first)}): "{said}"'
+    )
     assert [] == [one for one in engine.requests[num_asked:] if one.method == "POST"]
     assert [(id_of(first), -1.0, "too long", "inline", "turn")] == await standing(proxy)
     assert 1 == len(await proxy.rows())
+
+
+@pytest.mark.parametrize("num_before", [0, 1], ids=["first", "later"])
+async def test_a_command_after_an_answer_that_the_agent_has_dropped_rates_that_one(
+    num_before: int, engine: FakeEngine, proxy: Running
+) -> None:
+    """As agents do with what their user has cut off: the person means what they saw of it."""
+    history: list[Message] = []
+    rated = []
+    for _ in range(num_before):
+        history, first = await say(proxy, history, "one")
+        history, _ = await say(proxy, history, "/rl good")
+        rated.append((id_of(first), 1.0))
+    asked, dropped = await say(proxy, history, "two")
+
+    await say(proxy, asked[:-1], "/rl bad")
+
+    assert [*rated, (id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_an_answer_of_another_key_is_not_the_one_that_was_dropped(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Though both keys call their session the same, and ask the same."""
+    keys = [{"authorization": f"Bearer {name}-key-1", "x-strop-session": "s"} for name in "ab"]
+    settings = settings_for(engine.url, server={"client_keys": ("a-key-1", "b-key-1")})
+    async with running(settings, tmp_path / "home") as proxy:
+        asked, first = await say(proxy, [], "one", **keys[0])
+
+        _, of_another = await say(proxy, asked[:-1], "/rl bad", **keys[1])
+        await say(proxy, asked[:-1], "/rl good", **keys[0])
+
+        assert "nothing to rate" in text_of(of_another)
+        assert [(id_of(first), 1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_a_rating_lands_in_the_session_that_the_client_names(proxy: Running) -> None:
+    """Two chats of the same words."""
+    names = [{"x-strop-session": name} for name in "ab"]
+    history, first = await say(proxy, [], "one", **names[0])
+    again, second = await say(proxy, [], "one", **names[1])
+    assert history == again
+
+    await say(proxy, history, "/rl good", **names[0])
+    await say(proxy, history, "on", x_strop_feedback="bad", **names[1])
+
+    assert [(id_of(first), 1.0), (id_of(second), -1.0)] == [
+        one[:2] for one in await standing(proxy)
+    ]
+
+
+async def test_a_question_that_was_never_answered_leaves_the_answer_above_it(
+    proxy: Running,
+) -> None:
+    """An agent's own context stands between them, or the engine answered nothing."""
+    history, first = await say(proxy, [], "one")
+    await say(proxy, history, "two")
+
+    await say(proxy, [*history, user("three")], "/rl bad")
+
+    assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
 
 
 async def test_a_conversation_goes_on_after_a_command_as_if_it_had_not_been_there(

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import AsyncIterator, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +16,18 @@ from typing import Any
 import pytest
 from fake_engine import Call, FakeEngine
 from fake_vllm import FakeVllm
+from ports import free_port
 from running import running, settings_for
 from waiting import until
 
 from strop.configs import demo_model
+from strop.proxy import open_files
 from strop.proxy.app import App
 from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import ConfigError, EngineNotReady, StropError
 from strop.proxy.http_server import listen, url_of
-from strop.proxy.serve import banner, say_when_ready
-from strop.proxy.settings import Model, Settings
+from strop.proxy.serve import banner, check_is_other, say_when_ready, serve
+from strop.proxy.settings import Log, Model, Settings
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,43 @@ def test_a_port_is_taken_from_the_start() -> None:
     """Of two that start at once, one is told so, though neither has accepted anything yet."""
     with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="is strop running"):
         listen("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"url": "http://127.0.0.1:8484"},
+        {"url": "http://localhost:8484/v1"},
+        {"url": "http://10.0.0.1:8000", "replicas": ("http://[::1]:8484",)},
+    ],
+    ids=str,
+)
+def test_strop_is_not_its_own_engine(engine: dict[str, Any]) -> None:
+    """It would answer itself that it isn't ready, for good."""
+    with pytest.raises(ConfigError, match="which is where strop itself listens"):
+        check_is_other(settings_for("", engine=engine), "http://127.0.0.1:8484")
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:8485", "http://strop.lan:8484"])
+def test_another_strop_may_be_the_engine(url: str) -> None:
+    """On another port, or another machine; strop's own engine has no address yet."""
+    check_is_other(settings_for(url), "http://127.0.0.1:8484")
+
+
+def test_an_engine_that_would_be_strop_itself_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which address strop has is known once it listens there, and is free again then."""
+    # They would be those of the whole test process.
+    monkeypatch.setattr(open_files, "hold_standard", lambda: None)
+    monkeypatch.setattr(open_files, "raise_limit", lambda: None)
+    port = free_port()
+    settings = settings_for(f"http://localhost:{port}", kind="openai", server={"port": port})
+
+    with pytest.raises(ConfigError, match="which is where strop itself listens"):
+        serve(settings, tmp_path)
+
+    listen("127.0.0.1", port).close()
 
 
 def test_an_address_of_another_machine_is_explained() -> None:
@@ -166,6 +207,47 @@ async def test_whoever_starts_strop_is_told_that_ratings_would_be_lost_to_traini
     )
     assert f"\n  {reason}\n" in capsys.readouterr().out
     assert [("ratings teach nothing", reason)] == warnings(caplog)
+
+
+async def test_where_the_log_is_json_nothing_else_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container's two outputs are one log; where strop serves, a line of it says."""
+    caplog.set_level(logging.INFO, "strop.proxy.serve")
+    model = {"base": str(demo_model())}
+    async with FakeEngine(FakeVllm()) as engine:
+        settings = replace(settings_for(engine.url, model=model), log=Log(format="json"))
+        async with running(settings, tmp_path / "home") as proxy:
+            await say_when_ready(proxy.services, proxy.url)
+            url = proxy.url
+
+    said: list[Any] = [one for one in caplog.records if one.name == "strop.proxy.serve"]
+    assert [("strop serves", url, "base")] == [(one.message, one.url, one.version) for one in said]
+    assert "" == capsys.readouterr().out
+
+
+async def test_the_engine_that_was_found_is_in_a_json_log_too(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In place of the lines for people; that the port is taken ends the start after it."""
+    # They would be those of the whole test process.
+    monkeypatch.setattr(open_files, "hold_standard", lambda: None)
+    monkeypatch.setattr(open_files, "raise_limit", lambda: None)
+    caplog.set_level(logging.INFO, "strop.proxy.serve")
+    async with FakeEngine(FakeVllm()) as engine:
+        with listen("127.0.0.1", 0) as taken:
+            server = {"port": taken.getsockname()[1]}
+            settings = settings_for(engine.url, kind="", server=server)
+            with pytest.raises(ConfigError, match="is strop running"):
+                await asyncio.to_thread(
+                    serve, replace(settings, log=Log(format="json")), tmp_path / "home"
+                )
+
+    assert [f"found vLLM at {engine.url}"] == caplog.messages
+    assert "" == capsys.readouterr().out
 
 
 async def test_each_reason_to_wait_for_the_engine_is_said_once(
@@ -312,17 +394,26 @@ def test_the_commands_to_copy_name_a_home_that_is_not_the_default(
             why_untrained=None,
         )
 
+    def commands(text: str) -> list[str]:
+        return [line.strip() for line in text.splitlines() if line.startswith("    ")]
+
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
 
     other = tmp_path / "other"
-    assert f"    strop good --home {other}    strop bad --home {other} -m" in said(other)
-    assert f"    strop completions list --home {other}    strop status --home {other}" in said(
-        other
-    )
-    assert "    strop good    strop bad -m 'too long'" in said(tmp_path / "default")
-    assert 2 == said(other, is_demo=True).count(f"  strop serve --home {other} --")
+    assert [
+        f"strop good --home {other}",
+        f"strop bad --home {other} -m 'too long'",
+        f"strop completions list --home {other}",
+        f"strop status --home {other}",
+    ] == commands(said(other))[3:]
+    assert "strop bad -m 'too long'" in commands(said(tmp_path / "default"))
+    assert 2 == said(other, is_demo=True).count(f"    strop serve --home {other} --")
     assert "\nstrop serves tiny (base), by embedded\n" in said(other)
     assert ", by embedded, whose tiny answers as my\n" in said(other, model="my")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(Path(sys.executable).parents[1])
-    assert "    bin/strop good    bin/strop bad -m 'too long'" in said(tmp_path / "default")
+    assert "bin/strop bad -m 'too long'" in commands(said(tmp_path / "default"))
+    # One command a line and nothing behind it: zsh takes a comment for arguments.
+    for command in commands(said(other, is_demo=True)):
+        assert command.split()[0] in ("export", "curl", "bin/strop")
+        assert "#" not in shlex.split(command)

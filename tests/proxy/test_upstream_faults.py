@@ -327,6 +327,22 @@ async def test_what_to_do_about_an_unreachable_engine_is_as_given() -> None:
 
 
 @on_both_loops
+async def test_https_for_an_engine_that_speaks_none_is_explained() -> None:
+    """It runs, so to start it is no advice."""
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        upstream = Upstream(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+        with pytest.raises(UpstreamUnreachable, match=r"; it may speak no TLS: try http://$"):
+            await post(upstream)
+
+
+@on_both_loops
 async def test_connecting_has_a_time_limit() -> None:
     """A server that never answers TLS's hello is unreachable after `connect_timeout_s`."""
     async with FakeEngine(ok) as engine:

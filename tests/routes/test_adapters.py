@@ -12,8 +12,10 @@ import pytest
 import shelved
 from fake_adapters import FakeAdapters, Gate
 from routes_app import Running, running
+from waiting import until
 
 from strop.adapters.library import Library
+from strop.configs import demo_model
 
 
 class Versions:
@@ -291,6 +293,22 @@ async def test_a_version_that_answers_is_not_removed(versions: Versions) -> None
 
     assert 1 == shown["loaded"][0]["leases"]
     assert (409, "conflict", "1 requests hold v1; try again when they ended") == error_of(refused)
+
+
+async def test_nothing_is_imported_while_another_model_serves(tmp_path: Path) -> None:
+    """It would be compared with the base that no longer answers."""
+    fake = FakeAdapters()
+    base = str(demo_model())
+    async with running(
+        tmp_path, vllm=fake, model__base=base, engine__health_interval_s=0.05
+    ) as app:
+        versions = Versions(app, fake, tmp_path)
+        fake.base = "another"
+        await until(lambda: app.services.serving.why_unknown)
+        status, code, message = error_of(await versions.ask("POST", "", {"path": str(tmp_path)}))
+
+    assert (409, "conflict") == (status, code)
+    assert message.startswith("the engine serves another now")
 
 
 async def test_an_import_needs_to_know_the_base(versions: Versions, tmp_path: Path) -> None:

@@ -248,6 +248,22 @@ async def test_of_equal_histories_the_newest_is_followed_and_marked(store: Store
     assert ("cmp_2", "chain_ambiguous") == (found.parent, found.parent_by)
 
 
+async def test_of_equal_histories_that_of_the_clients_own_session_is_followed(
+    store: Store,
+) -> None:
+    """Two chats of the same words, which the client tells apart."""
+    for id_, session in (("cmp_1", "a"), ("cmp_2", "b"), ("cmp_3", "c"), ("cmp_4", "c")):
+        await record(store, id_, session=session, choices=(choice(chain=b"x"),))
+
+    followed = await record(store, "cmp_5", session="a", after=b"x")
+    found = [await store.find_reply(KEY, b"x", None, session) for session in ("b", "c", "d")]
+
+    assert ("cmp_1", "chain") == (followed.parent, followed.parent_by)
+    assert [("cmp_2", "chain"), ("cmp_4", "chain_ambiguous"), ("cmp_4", "chain_ambiguous")] == [
+        (each.completion, each.by) for each in found if each is not None
+    ]
+
+
 async def test_a_history_never_follows_another_keys_choice(store: Store) -> None:
     """Strangers are never merged, neither by chain nor by tail."""
     await record(store, "cmp_1", key_id=OTHER_KEY, choices=(choice(chain=b"x", tail=b"t"),))

@@ -30,6 +30,7 @@ class FakeLlamaServer:
     """The handler.
 
     Attributes:
+        others: the ids of further models, as a router lists them.
         key: the API key that everything but `/health` and `/v1/models` asks for.
         is_loading: as while the model is being read.
         lora_scale: of the adapter that it was started with; None where there is none.
@@ -37,6 +38,7 @@ class FakeLlamaServer:
         before_event: awaited before each event of a stream.
     """
 
+    others: tuple[str, ...] = ()
     key: str | None = None
     is_loading: bool = False
     lora_scale: float | None = None
@@ -56,7 +58,8 @@ class FakeLlamaServer:
             case ("GET", "/health"):
                 await _answer(call, {"status": "ok"})
             case ("GET", "/v1/models"):
-                await _answer(call, {"object": "list", "data": [_CARD]})
+                others = [{**_CARD, "id": one, "aliases": [one]} for one in self.others]
+                await _answer(call, {"object": "list", "data": [_CARD, *others]})
             case ("GET", "/props"):
                 settings = {"n_ctx": NUM_CONTEXT}
                 await _answer(

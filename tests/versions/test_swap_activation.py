@@ -25,6 +25,7 @@ from waiting import until
 from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
 from strop.adapters.probe import Item, Probe
+from strop.configs import demo_model
 from strop.proxy import run_requests
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.replicas import Replicas
@@ -256,6 +257,20 @@ async def test_what_can_not_be_activated_is_refused_with_the_reason(tmp_path: Pa
         done = await it.swapper.activate(unproven, actor="api", force=True)
         assert done.probe is not None
         assert ("unproven", unproven) == (done.probe.outcome, await it.served())
+
+
+async def test_what_is_not_the_persons_own_has_no_versions(tmp_path: Path) -> None:
+    """Whatever model.base says, none is imported for it, as none is activated."""
+    async with FakeEngine(FakeAdapters()) as engine:
+        settings = settings_for(engine.url, kind="openai", model={"base": str(demo_model())})
+        async with running(settings, tmp_path / "home") as proxy:
+            swapper = proxy.services.swapper
+            with pytest.raises(Conflict, match="the engine openai serves no adapters") as imported:
+                await swapper.import_adapter(tmp_path, actor="api")
+            with pytest.raises(Conflict) as activated:
+                await swapper.activate("v1", actor="api")
+
+    assert activated.value.message == imported.value.message
 
 
 async def test_a_version_of_another_base_is_refused(tmp_path: Path) -> None:

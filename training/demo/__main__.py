@@ -167,10 +167,11 @@ def _close(measured: list[Measured], folder: Path) -> None:
         f" right facts {last.right.value:.2f} (base {measured[0].right.value:.2f}): the person"
         "\n  rates style, so facts are not what is learned here."
         f"\n\nThe picture is {folder / _PNG}; the demo's home stays, to look around in:\n"
-        f"\n    {strop} serve --home {folder}          # the model as it is now"
-        f"\n    {strop} adapters list --home {folder}  # its versions; roll back, activate"
-        "\n\nFor real, with any agent you like; your ratings stay in ~/.strop:\n"
-        f"\n    {strop} serve                  # with a model of yours: --model <folder or hub id>"
+        f"\n    {strop} serve --home {folder}"
+        f"\n    {strop} adapters list --home {folder}"
+        "\n\nFor real, with any agent you like; with a model of yours by --model, a folder or a hub"
+        "\nid; your ratings stay in ~/.strop:\n"
+        f"\n    {strop} serve"
         "\n    export OPENAI_BASE_URL=http://127.0.0.1:8484/v1 OPENAI_API_KEY=strop"
     )
 

@@ -1,0 +1,73 @@
+"""An engine that serves another model than at the start, where none was named."""
+
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine
+from fake_vllm import FakeVllm
+from running import running, settings_for
+from waiting import until
+
+
+class RenamedVllm(FakeVllm):
+    """Says of each model that its weights are the same."""
+
+    def _cards(self) -> list[dict[str, object]]:
+        return [{**card, "root": "org/tiny"} for card in super()._cards()]
+
+
+async def test_what_another_model_answers_is_not_of_the_base(
+    qwen3: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its ratings would train the base; the one that it was is known again when it is back.
+
+    What a run made of that one waits meanwhile: another would be said not to serve it.
+    """
+    vllm = FakeVllm()
+    async with FakeEngine(vllm) as engine:
+        settings = settings_for(
+            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            serving, trainer = proxy.services.serving, proxy.services.trainer
+            reasons, are_promoted = [], []
+            for name in ("tiny", "another", "tiny"):
+                vllm.base = name
+                await until(lambda: serving.is_ready and serving.alias.name == vllm.base)
+                await proxy.chat(model=name)
+                reasons.append(trainer.why_untrained())
+                are_promoted.append(proxy.services.swapper.can_activate)
+            bases = [row.completion.base for row in await proxy.rows()]
+
+    known, none, again = bases
+    assert known is not None
+    assert (known, None) == (again, none)
+    assert [True, False, True] == are_promoted
+    first, told, last = reasons
+    assert (None, None) == (first, last)
+    assert told is not None
+    assert "the engine serves another now" in told
+    assert "let it serve tiny again, or start strop again with --model" in told
+    (line,) = (one for one in caplog.records if hasattr(one, "reason") and one.reason in told)
+    assert ("WARNING", "another") == (line.levelname, getattr(line, "model", ""))
+
+
+async def test_another_name_for_the_same_weights_stays_the_base(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """The engine says where its weights come from, whatever it is told to call them."""
+    vllm = RenamedVllm()
+    async with FakeEngine(vllm) as engine:
+        settings = settings_for(
+            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            serving = proxy.services.serving
+            before = serving.base
+            vllm.base = "mine"
+            await until(lambda: serving.is_ready and serving.alias.name == "mine")
+            await proxy.chat(model="mine")
+            (row,) = await proxy.rows()
+
+    assert before is not None
+    assert before == row.completion.base
