@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from strop.configs import installation
-from strop.proxy.errors import Conflict, StoreUnavailable, StropError
+from strop.proxy.errors import StoreUnavailable, StropError
 from strop.proxy.store import layout, run_folder, run_lock, upgrading
 from strop.proxy.store.run_lock import AlreadyRunning
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
@@ -39,10 +39,6 @@ _POLL_S: Final = 0.3
 _GRACE_S: Final = 20.0
 _PATIENCE_S: Final = 30.0
 _STOPPED: Final = RunUpdate()
-_DELETED: Final = (
-    "an answer was deleted that it had collected; `strop train` learns from the others now, and"
-    " strop by itself once there are as many new ratings as it waits for"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,6 +125,12 @@ async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int
     try:
         with _stopped_by(loop, stopping, parent_fd):
             end = await asyncio.to_thread(_train, home, folder, row, reports, stopping)
+            while end is _STOPPED and stopping.begin_anew():
+                row.completions = ()
+                run_folder.clean(folder)
+                reports.event("began_anew")
+                reports.say("an answer was deleted that it had collected: the run begins anew")
+                end = await asyncio.to_thread(_train, home, folder, row, reports, stopping)
         if end is _STOPPED:
             known = await store.runs.get(run.id)
             if known is None or not known.is_cancelling:
@@ -182,16 +184,17 @@ def _failed(reports: Reports, reason: str) -> RunUpdate:
 
 
 async def _watch_row(row: RunRow, stopping: Stopping) -> None:
-    """Ask the run to stop once its row says that it is to be cancelled.
+    """Ask the run to stop once its row says that it is to be cancelled. Runs until cancelled.
 
-    Which it is where an answer was deleted that it learns from, or is judged by.
+    Where an answer was deleted that it learns from, or is judged by, it is to begin anew.
     """
     store, run = row.store, row.run.id
-    while not stopping.is_asked:
-        # It may be over by now.
-        with contextlib.suppress(StoreUnavailable, Conflict):
-            if not await store.training.are_recorded(row.completions):
-                await store.runs.cancel(run, reason=_DELETED)
+    while True:
+        with contextlib.suppress(StoreUnavailable):
+            collected = row.completions
+            is_whole = await store.training.are_recorded(collected)
+            if not is_whole and row.completions is collected:
+                stopping.ask_to_begin_anew()
             known = await store.runs.get(run)
             if known is not None and known.is_cancelling:
                 stopping.ask()

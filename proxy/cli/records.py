@@ -205,8 +205,8 @@ def delete_completions(
     """Delete answers for good, with what was asked.
 
     Their ratings are withdrawn, which makes the versions that learned from them stale. A training
-    run that has collected any of them is cancelled; an interrupted one begins anew. The file stays
-    as large as it is; what is freed is used again.
+    run that has collected any of them begins anew. The file stays as large as it is; what is freed
+    is used again.
     """
     whole = bool(session or key)
     if (bool(named), whole, older_than is not None).count(True) != 1:
@@ -268,7 +268,7 @@ async def _forgotten_by_runs(store: "Store", home: Path) -> str | None:
     except AlreadyRunning as error:
         said = "was interrupted; what it has collected goes when it goes on"
         if run and error.run == run.id:
-            said = "is under way; if it has collected any of that, it is cancelled at its next step"
+            said = "is under way; if it has collected any of that, it begins anew at its next step"
     # One that is queued has collected nothing.
     return f"{run.id} {said}." if run and run.state != "queued" else None
 

@@ -665,7 +665,7 @@ def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
         (
             "",
             True,
-            "is under way; if it has collected any of that, it is cancelled at its next step.",
+            "is under way; if it has collected any of that, it begins anew at its next step.",
         ),
         (run_lock.PROBE, True, "was interrupted; what it has collected goes when it goes on."),
     ],

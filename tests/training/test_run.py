@@ -429,26 +429,34 @@ async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
 
 
 @pytest.mark.parametrize("held_out", [False, True])
-async def test_a_run_is_cancelled_where_an_answer_it_collected_is_deleted(
+async def test_a_run_begins_anew_where_an_answer_it_collected_is_deleted(
     home: RatedHome, held_out: bool
 ) -> None:
-    """Its folder then holds none of it; one that it is judged by counts too."""
+    """Its version then knows none of it; one that it is judged by counts too."""
     await home.rate(200)
     run = await home.new_run()
     ratings = home.store.training
     turns = ratings.held_out_turns if held_out else partial(ratings.fresh_turns, "base")
-    answer = (await anext(turns(base=home.base))).completions[0].completion.id
+    turn = await anext(turns(base=home.base))
+    answer = turn.completions[0].completion.id
 
     taking = asyncio.create_task(over(home, run))
     await until(lambda: home.store.runs.list_steps(run.id))
     await home.store.deletion.completions([answer])
     run = await taking
 
-    assert "cancelled" == run.state
-    assert "an answer was deleted that it had collected" in reasons(run)
-    assert () == await home.store.versions.list()
-    assert {"log.jsonl"} == {path.name for path in (home.folder / "runs" / run.id).iterdir()}
-    assert await num_fresh(home) > 100
+    assert "passed" == run.state
+    (version,) = await home.store.versions.list()
+    assert version.stale is None
+    learned = dict(Library(home.folder / "adapters").read_manifest(version.id).feedback)
+    assert learned.keys().isdisjoint(one.id for one in turn.feedback)
+    counts = json.loads(run.counts)
+    assert 199 == counts["examples"] + counts["held_out"]
+    folder = home.folder / "runs" / run.id
+    assert {"log.jsonl"} == {path.name for path in folder.iterdir()}
+    assert 1 == (folder / "log.jsonl").read_text().count('"began_anew"')
+    steps = await home.store.runs.list_steps(run.id)
+    assert [*range(1, run.step + 1)] == [one.step for one in steps]
 
 
 async def test_a_second_run_says_that_one_is_under_way(home: RatedHome) -> None:
