@@ -183,7 +183,7 @@ async def _measure(
         liked=Rate(sum(liked), total),
         right=Rate(sum(right), total),
         well_formed=Rate(sum(answer is not None for answer in parsed), total),
-        example=answers[0][0],
+        example=next((text for text, _ in answers if text.strip()), ""),
     )
 
 
