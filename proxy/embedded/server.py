@@ -79,6 +79,8 @@ def _set_environment(options: Options) -> None:
     if not options.online:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Where it is installed, transformers would import it for nothing: a second, and 190 MB.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     mlx_environment.set_defaults()
     if sys.platform == "linux":
         # Otherwise each new kernel on the CPU costs seconds of g++, for a few percent of speed.

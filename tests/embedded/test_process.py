@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,3 +177,12 @@ def test_a_model_that_cant_be_loaded_ends_the_process(tmp_path: Path) -> None:
     running.end()
     assert 1 == status
     assert f"can't serve {tmp_path}" in running.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process has mapped")
+def test_torch_is_not_loaded_where_it_is_installed(engine: EngineProcess) -> None:
+    """It would take a second and 190 MB, for nothing."""
+    mapped = Path(f"/proc/{engine.process.pid}/maps").read_text()
+
+    assert "libmlx" in mapped
+    assert "libtorch" not in mapped
