@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "fixture-models"
@@ -28,6 +29,7 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache" / "fixture-models"
 VOCAB_SIZE = 1280
 MAX_POSITIONS = 4096
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIALS = [END_OF_TEXT, IM_START, IM_END]
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -270,12 +272,10 @@ def training_text() -> str:
     return (UNICODE_TEXT + "\n").join(path.read_text(encoding="utf-8") for path in sources)
 
 
-def make_tokenizer() -> "PreTrainedTokenizerFast":
-    """Return a byte-level BPE tokenizer: any text encodes, many characters take several tokens."""
+@functools.cache
+def _trained() -> "Tokenizer":
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
-    specials = [END_OF_TEXT, IM_START, IM_END]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -283,18 +283,25 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
         training_text().splitlines(keepends=True),
         trainers.BpeTrainer(
             vocab_size=VOCAB_SIZE - len(MARKERS),
-            special_tokens=specials,
+            special_tokens=SPECIALS,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
     # As in Qwen3, the markers are single tokens but not special: they stay in decoded text.
     bpe.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in MARKERS])
+    return bpe
+
+
+def make_tokenizer() -> "PreTrainedTokenizerFast":
+    """Return a byte-level BPE tokenizer: any text encodes, many characters take several tokens."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=_trained(),
         eos_token=IM_END,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=specials,
+        additional_special_tokens=SPECIALS,
         model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
