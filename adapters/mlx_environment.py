@@ -4,6 +4,7 @@ Imports no mlx: it must be set before that is imported.
 """
 
 import os
+import sys
 from typing import Final
 
 VARIABLES: Final = {
@@ -13,6 +14,10 @@ VARIABLES: Final = {
     # macOS ends work on the GPU that the display has to wait for; less of it with this.
     "AGX_RELAX_CDM_CTXSTORE_TIMEOUT": "1",
 }
+if sys.platform == "linux":
+    # MLX else has g++ compile each new kernel for the CPU, which takes seconds for a few percent of
+    # speed, into a folder of /tmp that all users share: it loads what another one has put there.
+    VARIABLES["MLX_DISABLE_COMPILE"] = "1"
 
 
 def set_defaults() -> None:

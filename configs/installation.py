@@ -29,6 +29,14 @@ def strop() -> str:
     return shlex.quote(str(script))
 
 
+def module(name: str) -> tuple[str, ...]:
+    """Return the command line that runs a module of strop's.
+
+    What lies in the current folder, a project's own `random.py` or a clone of strop, is none of it.
+    """
+    return (sys.executable, "-P", "-m", name)
+
+
 def install(requirement: str) -> str:
     """Return the shell command that adds `requirement`, as `strop[torch]`, to this very Python.
 

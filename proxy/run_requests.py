@@ -4,7 +4,6 @@ Starts no process. Whoever asks makes the row; the process finds in it all that 
 """
 
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,4 +132,4 @@ def preset(named: str) -> str:
 
 def command(home: Path, run: str) -> list[str]:
     """Return the command line of a run's process."""
-    return [sys.executable, "-m", "strop.training.run", "--home", str(home), "--run", run]
+    return [*installation.module("strop.training.run"), "--home", str(home), "--run", run]

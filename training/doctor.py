@@ -93,12 +93,14 @@ def _examine_training(
     quantize_base: bool,
 ) -> None:
     from strop.training import memory, presets
-    from strop.training.backends import choose, confirmed
+    from strop.training.backends import check_quantizing, choose, confirmed
     from strop.training.backends.base_files import BaseFiles
     from strop.training.tokenizer import BaseTokenizer
 
     chosen = confirmed(choose(backend, device, base=base), device)
     report.rows.append(("trains with", f"{chosen.name} on {chosen.device}: {chosen.why}"))
+    if quantize_base:
+        check_quantizing(chosen)
     free = memory.free_bytes(chosen.device)
     report.rows.append(("free memory", memory.gib(free)))
     if base is None:
@@ -125,10 +127,13 @@ def _examine_training(
     usual = min(_LONG, files.context_length)
     total = memory.gib(needed.total(usual, usual))
     report.rows.append((f"memory for {usual:,} tokens", f"about {total}"))
-    if longest := needed.longest_of(free, files.context_length):
-        report.rows.append(("learns from", _learns_from(longest, files.context_length)))
-    if not needed.fits(free, usual):
+    longest = needed.longest_of(free, files.context_length)
+    if not longest:
         report.problems.append(needed.advice(free, usual))
+        return
+    report.rows.append(("learns from", _learns_from(longest, files.context_length)))
+    if not needed.fits(free, usual):
+        report.rows.append(("from longer ones", needed.advice(free, usual)))
 
 
 def _learns_from(longest: int, context: int) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from strop import configs
+from strop.configs import installation
 from strop.proxy.cli import interruptible
 from strop.proxy.cli.options import examples, home_of, home_option, in_force
 from strop.proxy.errors import Unavailable
@@ -107,8 +108,9 @@ def _become(name: str, arguments: Sequence[str]) -> None:
         Unavailable: it computes, and nothing that computes is installed.
     """
     if name != "doctor" and not has_backend():
-        raise Unavailable(NO_BACKEND)
-    command = [sys.executable, "-m", interruptible.__name__, MODULES[name], *arguments]
+        demo = f"the demo needs MLX: {installation.install('strop[mlx,demo]')}"
+        raise Unavailable(demo if name == "demo" else NO_BACKEND)
+    command = [*installation.module(interruptible.__name__), MODULES[name], *arguments]
     os.execv(sys.executable, command)  # noqa: S606
 
 

@@ -83,8 +83,6 @@ def _set_environment(options: Options) -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     mlx_environment.set_defaults()
     if sys.platform == "linux":
-        # Otherwise each new kernel on the CPU costs seconds of g++, for a few percent of speed.
-        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
         # mlx's Linux wheel brings the reference BLAS; a loaded OpenBLAS takes its place, and makes
         # fp32 models 2 to 10 times as fast. Must be loaded before mlx.
         if library := ctypes.util.find_library("openblas"):

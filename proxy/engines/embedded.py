@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from strop.configs import installation
 from strop.proxy.child import Child, last_words
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class EngineProcess:
         if sys.platform != "linux":
             self._port.close()
         self._command = [
-            *(sys.executable, "-m", "strop.proxy.cli", "engine", "--model", model),
+            *(*installation.module("strop.proxy.cli"), "engine", "--model", model),
             *("--name", name, "--host", self.host, "--port", str(self.port), *options),
         ]
         self._log_path = log_path

@@ -6,7 +6,6 @@ Does not know versions. What a probe is, and proves, is `strop.adapters.probe`'s
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Final
 
 from strop.adapters import probe_codec
 from strop.adapters.probe import Probe
+from strop.configs import installation
 from strop.proxy import run_requests
 from strop.proxy.child import Child, last_words
 from strop.proxy.settings import Training
@@ -30,7 +30,7 @@ def command(job: "ProbeJob", base: Path, adapter: Path, out: Path) -> list[str]:
     """Return the command line."""
     settings = job.settings
     return [
-        *(sys.executable, "-m", "strop.training.make_probe"),
+        *installation.module("strop.training.make_probe"),
         *("--base", str(base), "--adapter", str(adapter), "--out", str(out)),
         *("--runs", str(job.runs_folder)),
         *("--backend", settings.backend, "--device", settings.device),

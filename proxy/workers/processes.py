@@ -8,10 +8,10 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from strop.configs import installation
 from strop.proxy.child import Child
 from strop.proxy.errors import StropError
 from strop.proxy.workers.crew import Crew, Member
@@ -21,7 +21,7 @@ from strop.proxy.workers.link import Link
 
 log = logging.getLogger(__name__)
 
-COMMAND: Final = (sys.executable, "-m", "strop.proxy.workers.process")
+COMMAND: Final = installation.module("strop.proxy.workers.process")
 
 AGAIN_S: Final = 10.0
 """How long until what another's death left behind is settled, where it can't be now."""

@@ -41,6 +41,39 @@ def test_the_versions_are_those_that_this_clone_was_tried_with() -> None:
     assert ["strop[gguf]"] == words[6:]
 
 
+def test_what_lies_in_the_current_folder_is_none_of_strops(tmp_path: Path) -> None:
+    """Neither a project's own modules, nor a clone of strop that is not this one."""
+    clone = tmp_path / "strop" / "proxy"
+    clone.mkdir(parents=True)
+    for module in (tmp_path / "random.py", clone / "__init__.py"):
+        module.write_text("raise SystemExit('a module of the current folder')")
+
+    done = subprocess.run(
+        [*installation.module("strop.proxy.cli"), "config"],
+        cwd=tmp_path,
+        env=os.environ | {"STROP_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def test_each_process_of_strops_is_started_so() -> None:
+    """Engine, workers, runs, probes, the demo's strop and what a command hands over to."""
+    root = Path(installation.__file__).parents[1]
+    sources = [
+        one for name in ("proxy", "training", "adapters") for one in (root / name).rglob("*.py")
+    ]
+
+    assert len(sources) > 100
+    assert [] == [
+        str(one) for one in sources if 'sys.executable, "-m"' in one.read_text(encoding="utf-8")
+    ]
+
+
 def test_strop_is_called_by_its_path_where_no_shell_would_find_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

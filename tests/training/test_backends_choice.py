@@ -17,6 +17,7 @@ import torch
 
 from strop.adapters import peft
 from strop.configs import installation
+from strop.training import memory, presets
 from strop.training.backends import Choice, choose, confirmed, open_policy
 from strop.training.backends.base import BackendUnavailable
 from strop.training.backends.base_files import BaseFiles
@@ -110,6 +111,42 @@ def test_a_driver_is_no_gpu(qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         _ = Recipe(asked).chosen
     (problem,) = examine(qwen3, "auto", "cuda", "balanced", quantize_base=False).problems
     assert "finds none here" in problem
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"), [("torch", "the device is cpu"), ("mlx", "torch's alone")]
+)
+def test_the_doctor_says_what_a_run_says_of_four_bits(qwen3: Path, backend: str, says: str) -> None:
+    """Not that this machine can train, where each run fails."""
+    (problem,) = examine(qwen3, backend, "cpu", "balanced", quantize_base=True).problems
+
+    with pytest.raises(BackendUnavailable) as refused:
+        open_policy(qwen3, backend=backend, device="cpu", quantize_base=True)
+    assert str(refused.value) == problem
+    assert says in problem
+
+
+def test_little_memory_is_said_and_none_is_a_problem(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only short conversations fit, a run learns from these."""
+    rank = presets.load("balanced", BaseFiles(qwen3).config).rank
+    needed = memory.estimate(qwen3, choose("torch", "cpu", base=qwen3), rank=rank)
+    said = {}
+
+    for longest in (100, 0):
+        free = needed.total(longest, longest)
+        monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+        said[longest] = examine(qwen3, "torch", "cpu", "balanced", quantize_base=False)
+
+    little, none = said[100], said[0]
+    facts = dict(little.rows)
+    assert [] == little.problems
+    assert "up to about 90 tokens" in facts["learns from"]
+    (problem,) = none.problems
+    assert "of memory are needed" in facts["from longer ones"]
+    assert "of memory are needed" in problem
+    assert "learns from" not in dict(none.rows)
 
 
 def test_a_gpu_that_torch_has_no_code_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

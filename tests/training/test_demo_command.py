@@ -152,7 +152,7 @@ def test_a_home_that_can_not_be_made_is_said_so(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["matplotlib", "openai"])
+@pytest.mark.parametrize("name", ["mlx_lm", "matplotlib", "openai"])
 def test_what_is_not_installed_is_said_before_anything_is_done(tmp_path: Path, name: str) -> None:
     """Not a minute later, when the picture is to be drawn."""
     home = tmp_path / "demo"
@@ -167,7 +167,7 @@ def test_what_is_not_installed_is_said_before_anything_is_done(tmp_path: Path, n
         timeout=LIMIT_S,
     )
 
-    command = installation.install("strop[demo]")
+    command = installation.install("strop[mlx,demo]")
     assert f"Error: the demo needs {name}, not installed here: {command}\n" == ended.stderr
     assert not home.exists()
 

@@ -14,7 +14,7 @@ from strop.configs import installation
 from strop.training.backends.base import AdamWSettings, BackendUnavailable, LoraSettings, Policy
 from strop.training.backends.base_files import BaseFiles
 
-__all__ = ["Choice", "choose", "confirmed", "open_policy"]
+__all__ = ["Choice", "check_quantizing", "choose", "confirmed", "open_policy"]
 
 # What each backend imports.
 _NEEDS = {"torch": ("torch", "transformers"), "mlx": ("mlx", "mlx_lm")}
@@ -74,6 +74,24 @@ def confirmed(choice: Choice, device: str = "auto") -> Choice:
     return replace(choice, device=pick_device(device).type)
 
 
+def check_quantizing(choice: Choice) -> None:
+    """Check that `choice` can hold a base in 4 bits that isn't so already.
+
+    Raises:
+        BackendUnavailable: it can't; the message says what to set or install.
+    """
+    if choice.name != "torch":
+        raise BackendUnavailable(
+            "training.quantize_base is torch's alone; for MLX, set model.base to a model quantised"
+            " by mlx-lm"
+        )
+    if choice.device != "cuda" or not _is_installed("bitsandbytes"):
+        raise BackendUnavailable(
+            f"training.quantize_base needs a CUDA device (the device is {choice.device}) and"
+            f" bitsandbytes; set it to false, or: {installation.install('bitsandbytes')}"
+        )
+
+
 def open_policy(
     base: Path,
     *,
@@ -104,6 +122,8 @@ def open_policy(
     files = BaseFiles(base)
     files.check()
     choice = choose(backend, device, base=base)
+    if quantize_base:
+        check_quantizing(confirmed(choice, device))
     adapter = peft.read(start) if start else None
     lora_settings, adamw = lora or LoraSettings(), adamw or AdamWSettings()
     if choice.name == "torch":
@@ -119,11 +139,6 @@ def open_policy(
         )
     from strop.training.backends.mlx_backend import MlxPolicy
 
-    if quantize_base:
-        raise BackendUnavailable(
-            "training.quantize_base is torch's alone; for MLX, set model.base to a model quantised"
-            " by mlx-lm"
-        )
     return MlxPolicy(files, adapter, lora_settings=lora_settings, adamw=adamw, device=device)
 
 

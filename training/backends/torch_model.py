@@ -5,7 +5,6 @@ answer tokens, V vocabulary.
 """
 
 import functools
-import importlib.util
 import inspect
 import logging
 import os
@@ -20,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from strop.configs import installation
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import Batch
@@ -108,7 +106,7 @@ def load(base: BaseFiles, device: torch.device, *, quantize: bool) -> Any:
     options: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     dtype = pick_dtype(base, device)
     if quantize:
-        options["quantization_config"] = _four_bits(device, dtype)
+        options["quantization_config"] = _four_bits(dtype)
     # Of a model for images too, the one for text alone has other paths than its files and engines.
     is_for_images = base.config.get("model_type") in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     kind = AutoModelForImageTextToText if is_for_images else AutoModelForCausalLM
@@ -128,14 +126,9 @@ def load(base: BaseFiles, device: torch.device, *, quantize: bool) -> Any:
     return model
 
 
-def _four_bits(device: torch.device, dtype: torch.dtype) -> Any:
+def _four_bits(dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
-        raise BackendUnavailable(
-            f"training.quantize_base needs a CUDA device (the device is {device.type}) and"
-            f" bitsandbytes; set it to false, or: {installation.install('bitsandbytes')}"
-        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ from strop.training.options import CONTEXT
 _MARK = "made-by-strop-demo"
 _PNG = "good-rate.png"
 _LOCK = "serve.lock"  # which a strop that serves from a home holds
-_NEEDS = ("matplotlib", "openai")
+_NEEDS = ("mlx_lm", "matplotlib", "openai")
 
 
 @click.command(
@@ -123,7 +124,7 @@ def _check_installed() -> None:
     if missing:
         raise DemoFailed(
             f"the demo needs {' and '.join(missing)}, not installed here:"
-            f" {installation.install('strop[demo]')}"
+            f" {installation.install('strop[mlx,demo]')}"
         )
 
 
@@ -162,13 +163,14 @@ def _close(measured: list[Measured], folder: Path) -> None:
     print("\nLiked, on questions that were never rated (fresh answers, 90 % intervals)\n")
     print(picture.bars(measured))
     last, strop = measured[-1], installation.strop()
+    home = shlex.quote(str(folder))
     print(
         f"\n  well formed {last.well_formed.value:.2f} (base {measured[0].well_formed.value:.2f}),"
         f" right facts {last.right.value:.2f} (base {measured[0].right.value:.2f}): the person"
         "\n  rates style, so facts are not what is learned here."
         f"\n\nThe picture is {folder / _PNG}; the demo's home stays, to look around in:\n"
-        f"\n    {strop} serve --home {folder}"
-        f"\n    {strop} adapters list --home {folder}"
+        f"\n    {strop} serve --home {home}"
+        f"\n    {strop} adapters list --home {home}"
         "\n\nFor real, with any agent you like; with a model of yours by --model, a folder or a hub"
         "\nid; your ratings stay in ~/.strop:\n"
         f"\n    {strop} serve"

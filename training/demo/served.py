@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+
+from strop.configs import installation
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -68,7 +69,7 @@ def serve(home: Path, settings: Mapping[str, str]) -> Iterator[Served]:
 
     port = _free_port()
     pairs = {"engine.kind": "embedded", **settings}
-    command = [*(sys.executable, "-m", "strop.proxy.cli", "serve"), "--home", str(home)]
+    command = [*installation.module("strop.proxy.cli"), "serve", "--home", str(home)]
     command += ["--port", str(port)]
     for name, value in pairs.items():
         command += ["--set", f"{name}={value}"]
