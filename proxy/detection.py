@@ -36,7 +36,8 @@ _LOCKED = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
 _PATHS = ("/v1/models", "/version", "/api/version", "/props", "/model_info", "/api/v0/models")
 
 _DOES: Mapping[Kind, str] = {
-    "vllm": "token ids and logprobs, streams too; versions if started with --enable-lora",
+    "vllm": "token ids and logprobs, streams too; versions if started with --enable-lora, where"
+    " model.base is set",
     "mlx_server": "token ids and logprobs in JSON, in streams with engine.rechunk_streams; one"
     " version at a time where model.base is set",
     "ollama": "logprobs, ids found again from the text; one version at a time from 0.30 on, where"
@@ -45,12 +46,14 @@ _DOES: Mapping[Kind, str] = {
     "openai": "recorded and rated; not trained on, unless its kind is named",
 }
 _LM_STUDIO: Final = "LM Studio"
+_OWN: Final = "strop's engine"
 _ELSE_DOES: Mapping[str, str] = {
     _LM_STUDIO: "recorded and rated; not trained on: for that, strop's own engine serves the folder"
     " of a model in MLX format, as in: strop serve --model FOLDER",
     "SGLang": "recorded and rated; not trained on",
+    _OWN: "token ids and logprobs, streams too; versions where model.base is set",
 }
-"""What no other kind of driver gets from these, by what they are."""
+"""What the driver of their kind gets from these, by what they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,7 @@ def identify(url: str, said: Mapping[str, Said]) -> Found | None:
         return found("vllm", "vLLM", _member(said, "/version", "version"))
     if "strop" in owners and (version := _member(said, "/version", "version")):
         # Started by itself, with `strop engine`.
-        return found("vllm", "strop's engine", version)
+        return found("vllm", _OWN, version)
     if listed.server.startswith("BaseHTTP/"):
         return found("mlx_server", "mlx_lm.server")
     if said.get("/api/v0/models", Said(0)).status == httpx.codes.OK and cards:

@@ -56,7 +56,7 @@ class Trainer:
         look_interval_s: seconds between two looks at whether a run is due.
 
     Attributes:
-        decision: what the last look found.
+        decision: what the last look found; see `waits_for`.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Trainer:
         self._look_interval_s = look_interval_s
         self._child: Child | None = None
         self._num_crashes: dict[str, int] = {}
+        self._is_hindered = False
         self._began_at = monotonic()
         self._wake = asyncio.Event()
         self.decision = Decision(False, "starting")
@@ -116,6 +117,16 @@ class Trainer:
         self._wake.set()
         return run
 
+    async def waits_for(self) -> str:
+        """Return what the next run waits for, with what was rated up to this call.
+
+        Raises:
+            StropError: the store can't be read.
+        """
+        if self._is_hindered or await self._store.runs.unfinished() is not None:
+            return self.decision.says
+        return (await self._decide()).says
+
     async def watch(self) -> None:
         """Start runs when they are due, resume what a dead process left. Runs until cancelled."""
         try:
@@ -123,6 +134,7 @@ class Trainer:
                 self._wake.clear()
                 try:
                     is_busy = await self._look()
+                    self._is_hindered = False
                 except StropError as error:
                     self._wait(error.message)
                     is_busy = False
@@ -147,6 +159,7 @@ class Trainer:
         if reason != self.decision.says:
             log.warning("training waits", extra={"reason": reason})
         self.decision = Decision(False, reason)
+        self._is_hindered = True
 
     async def _look(self) -> bool:
         """Do what is due; return whether there may be more to do at once."""
@@ -240,7 +253,11 @@ class Trainer:
         if run.state in UNFINISHED:
             await self._crashed(run, code, last_words(log_path), log_path)
             return False
-        log.info("training run over", extra={"run": run.id, "state": run.state})
+        if run.state == "failed":
+            reasons = "; ".join(orjson.loads(run.reasons))
+            log.warning("training run failed", extra={"run": run.id, "reason": reasons})
+        else:
+            log.info("training run over", extra={"run": run.id, "state": run.state})
         return True
 
     async def _end_of(self, child: Child) -> int:

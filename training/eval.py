@@ -78,7 +78,10 @@ Examples:
     " held-out ratings]",
 )
 @click.option(
-    "--rule", metavar="MODULE:FUNCTION", help="Rates answers: is given messages and the answer."
+    "--rule",
+    metavar="MODULE:FUNCTION",
+    help="Rates answers: is given messages and the answer, and returns true, false, or a number in"
+    " [-1, 1]. MODULE may lie in the current folder.",
 )
 @click.option("--judge", metavar="URL", help="An OpenAI-compatible server that rates answers.")
 @click.option("--judge-model", metavar="NAME", help="The judge's model.")
@@ -249,7 +252,7 @@ def _weights(home: Path, version: str, known: Mapping[str, str], base: str) -> W
     if version == BASE:
         return "base"
     if version not in known:
-        raise ValueError(f"there is no version {version!r}; see: strop adapters list")
+        raise ValueError(f"there is no version {version!r} in {home} (`adapters list`)")
     if known[version] != base:
         raise ValueError(
             f"{version} is of another base than model.base; set model.base to that one, or leave"

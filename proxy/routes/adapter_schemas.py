@@ -75,7 +75,7 @@ ADAPTER_SCHEMAS: Final[dict[str, Schema]] = {
             "version": string(),
             "created": _CREATED,
             "kind": enum(EventKind),
-            "actor": string("Who: run, api, cli, gate, watch or start."),
+            "actor": string("Who: run, api, cli, gate, watch, start or feedback."),
             "detail": {"type": "object", "description": "From, reason, timings, as they apply."},
         }
     ),

@@ -64,11 +64,18 @@ def refusals(*statuses: int) -> Schema:
 
 def refusal(status: int, schema: str) -> Schema:
     """Return the error response of `status`."""
-    source = {
-        "description": "`proxy` on strop's own errors, else absent.",
-        "schema": {"const": "proxy"},
+    headers: Schema = {
+        "X-Strop-Error-Source": {
+            "description": "`proxy` on strop's own errors, else absent.",
+            "schema": {"const": "proxy"},
+        }
     }
-    return {**answer(ERRORS[status], schema), "headers": {"X-Strop-Error-Source": source}}
+    if status == 503:
+        headers["Retry-After"] = {
+            "description": "Seconds after which it may be otherwise, on strop's own errors.",
+            "schema": {"type": "integer"},
+        }
+    return {**answer(ERRORS[status], schema), "headers": headers}
 
 
 def json_content(schema: Schema) -> Schema:

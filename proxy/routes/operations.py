@@ -48,6 +48,7 @@ _ANSWER_HEADERS: Final = {
     "X-Strop-Adapter": "What served it: `base`, or an adapter version.",
     "X-Strop-Overhead-Ms": "Time that strop added before the first byte.",
     "X-Strop-Feedback-Status": "What became of the X-Strop-Feedback header, where one came.",
+    "X-Accel-Buffering": "`no` on a stream, so that nginx passes each event on at once.",
 }
 _LEFT_OUT: Final = {
     "X-Strop-Left-Out": "What of the request no chat completion can carry, as paths in its JSON.",
@@ -75,6 +76,7 @@ def paths() -> Schema:
                 "responses": {
                     "200": answer("They are.", "Readiness"),
                     "503": answer("They are not; `reasons` says why.", "Readiness"),
+                    **refusals(403),
                 },
             }
         },
@@ -87,7 +89,8 @@ def paths() -> Schema:
                     "200": {
                         "description": "Prometheus' text format.",
                         "content": {"text/plain": {"schema": string()}},
-                    }
+                    },
+                    **refusals(403),
                 },
             }
         },
@@ -99,7 +102,8 @@ def paths() -> Schema:
                     "200": {
                         "description": "OpenAPI 3.1.",
                         "content": json_content({"type": "object"}),
-                    }
+                    },
+                    **refusals(403),
                 },
             }
         },
@@ -246,7 +250,7 @@ def paths() -> Schema:
                 200,
                 "Embeddings",
                 # Not 415: what is compressed, the engine may understand.
-                (400, 401, 408, 413, 502, 503, 504),
+                (400, 401, 404, 408, 413, 502, 503, 504),
                 "EmbeddingsRequest",
             )
         },

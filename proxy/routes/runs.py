@@ -26,7 +26,7 @@ async def index(request: Request) -> Response:
     running = control(request)
     page = await running.store.runs.list(limit=query.limit(), after=query.text("after"))
     shown = objects.list_of(map(adapter_objects.run, page.data), has_more=page.has_more)
-    return json_response(shown | {"waits_for": running.trainer.decision.says})
+    return json_response(shown | {"waits_for": await running.trainer.waits_for()})
 
 
 async def create(request: Request) -> Response:

@@ -282,7 +282,7 @@ def refuse_kept(known: Version) -> None:
     """Raise Conflict where a version is kept: whoever removes it has to let it go first."""
     if known.is_kept:
         raise Conflict(
-            f"{known.id} is kept; let it go first: strop adapters keep {known.id} --release"
+            f"{known.id} is kept; let it go first (`adapters keep {known.id} --release`)"
         )
 
 

@@ -128,7 +128,7 @@ class VersionKeeper:
         bases = {row.id: row.base for row in await self._versions.list()}
         below = (await self._versions.activation()).below
         found = next((version for version in below if bases.get(version) == base), None)
-        return f"; {found} is of this one: strop adapters activate {found}" if found else ""
+        return f"; {found} is of this one (`adapters activate {found}`)" if found else ""
 
     async def _is_whole(self, loader: Loader, row: Version) -> bool:
         try:

@@ -93,7 +93,7 @@ class Shelf:
         if row.stale is not None and not force:
             raise Conflict(
                 f"{row.id} is stale: {row.stale}; activate it with --force (over HTTP, force),"
-                " or train anew without that rating: strop train --relearn"
+                " or train anew without that rating (`train --relearn`)"
             )
 
     async def probe_of(self, version: str) -> Probe | None:

@@ -168,6 +168,36 @@ async def test_too_few_ratings_start_none(training: Trained) -> None:
     assert () == (await training.store.runs.list()).data
 
 
+async def test_what_is_waited_for_counts_the_newest_rating(training: Trained) -> None:
+    """Whoever asks right after it need not wait for the next look."""
+    await training.rate(1, 0)
+    trainer = training.trainer("passes")
+
+    async with watching(trainer):
+        await until(lambda: trainer.decision.says != "starting")
+    await training.rate(1, 1, start=1)
+
+    assert "3 more ratings; 0 bad" in trainer.decision.says
+    assert "1 more rating" == await trainer.waits_for()
+
+
+async def test_why_a_run_failed_is_in_the_log(
+    training: Trained, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a warning: strop goes on without it."""
+    trainer = training.trainer("fails")
+
+    async with watching(trainer):
+        asked = await trainer.request(Wanted(), actor="api")
+        await training.until("failed")
+        await until(lambda: "training run failed" in caplog.messages)
+
+    line = next(one for one in caplog.records if one.message == "training run failed")
+    assert ("WARNING", asked.id, "too little memory") == (
+        line.levelname, getattr(line, "run", None), getattr(line, "reason", None),
+    )  # fmt: skip
+
+
 async def test_a_rejected_run_is_not_tried_again_with_the_same_ratings(training: Trained) -> None:
     """The next one waits for as many new ones, and then learns from all."""
     await training.rate(2, 2)
@@ -585,7 +615,7 @@ async def reasons(training: Trained, trainer: Trainer) -> list[str]:
     first, found = training.leases.num_asked + 6, list[str]()
     while training.leases.num_asked < first + 12:
         if training.leases.num_asked > first:
-            found.append(trainer.decision.says)
+            found.append(await trainer.waits_for())
         # Each time something else has had its turn: a look is never passed over.
         await asyncio.sleep(0)
     return list(dict.fromkeys(found))

@@ -356,12 +356,24 @@ async def test_an_activation_under_way_is_as_described(tmp_path: Path) -> None:
         assert ({200}, {503}) == (listed, await activating)
 
 
-@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/feedback"])
-async def test_another_servers_host_is_refused_as_described(app: Running, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("post", "/v1/messages"),
+        ("post", "/v1/messages/count_tokens"),
+        ("post", "/v1/feedback"),
+        ("get", "/readyz"),
+        ("get", "/metrics"),
+        ("get", "/openapi.json"),
+    ],
+)
+async def test_another_servers_host_is_refused_as_described(
+    app: Running, method: str, path: str
+) -> None:
     """In its dialect only where that is known by then."""
     app.client.headers["host"] = "another.example"
 
-    assert {403} == await statuses(app, [(path, "post", path, {})])
+    assert {403} == await statuses(app, [(path, method, path, {} if method == "post" else None)])
 
 
 async def test_what_an_engine_that_is_gone_can_not_do_is_as_described(tmp_path: Path) -> None:

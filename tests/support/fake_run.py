@@ -4,6 +4,7 @@ passes    publishes a version, and passes
 rejects   publishes a version that the gate rejects
 dies      ends with status 3, the row unfinished, its reason on standard error
 killed    the same, by SIGKILL
+fails     ends as a run does that says why it can't go on
 waits     takes a step, then waits until it is cancelled, or told to stop
 """
 
@@ -59,6 +60,9 @@ async def _behave(behaviour: str, home: Path, id_: str, store: Store, told: asyn
             os.kill(os.getpid(), signal.SIGKILL)
         return 3
     await store.runs.add_step(id_, 1, b'{"loss": 0.5}', eta_s=30.0)
+    if behaviour == "fails":
+        await store.runs.update(id_, RunUpdate(state="failed", reasons=b'["too little memory"]'))
+        return 1
     if behaviour == "waits":
         while not told.is_set():
             found = await store.runs.get(id_)

@@ -195,7 +195,7 @@ async def test_what_another_base_displaces_there_is_what_serves_there_again(
     async with swapped(home, base=OWN) as it:
         (event, *_) = await it.proxy.services.store.versions.list_events("base", limit=1)
         assert b"v3 is of another base than the engine serves now" in event.detail
-        assert b"; v2 is of this one: strop adapters activate v2" in event.detail
+        assert b"; v2 is of this one (`adapters activate v2`)" in event.detail
 
     assert ("v3", "v3") == await serve_with(home, qwen3)
 
