@@ -25,6 +25,7 @@ from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from routes_app import completion
 
+from strop.configs import installation
 from strop.proxy.cli.root import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
@@ -174,6 +175,87 @@ def test_good_passes_over_what_open_webui_asks_about_a_chat(home: Path, said: li
 
     assert [(read, 1, "standing")] == words(home)
     assert f"Passed over, newer: {title} (asked by Open WebUI about the chat)\n" in good.stdout
+
+
+CLAUDE_TITLE = [
+    ("system", "You are Claude Code.\n\nGenerate a concise, sentence-case title"),
+    ("user", "Hi"),
+]
+CODEX_TITLE = [("user", "<environment_context>\n\nGenerate a concise, single-line task title")]
+CODEX_SUMMARY = "You are performing a CONTEXT CHECKPOINT COMPACTION. Create a handoff summary"
+CLAUDE_SUMMARY = (
+    "CRITICAL: Respond with TEXT ONLY. Do NOT call any tools.\n\n- Do NOT use Read."
+    "\n\nYour task is to create a detailed summary of the conversation so far"
+)
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize(
+    ("said", "fields", "wanted"),
+    [
+        (CLAUDE_TITLE, {"response_format": {"type": "json_schema"}}, "title"),
+        (CODEX_TITLE, {"response_format": {"type": "json_schema"}}, "title"),
+        ([("user", CODEX_SUMMARY)], {"tools": TOOLS}, "summary"),
+        ([("user", "Hi"), ("user", f"Stopped\n\n{CODEX_SUMMARY}")], {}, "summary"),
+        ([("user", CLAUDE_SUMMARY)], {"tools": TOOLS}, "summary"),
+        ([("user", ["Stopped", CLAUDE_SUMMARY])], {"tools": TOOLS}, "summary"),
+    ],
+    ids=["claude-title", "codex-title", "codex", "codex-joined", "claude", "claude-joined"],
+)
+def test_good_passes_over_the_titles_and_summaries_that_agents_ask_for(
+    home: Path, said: list[tuple[str, Any]], fields: dict[str, Any], wanted: str
+) -> None:
+    """As Claude Code and Codex do, a title right behind the question, a summary at `/compact`."""
+    read, unread = record(
+        home,
+        {"created_ms": 1000},
+        {"created_ms": 2000, "request": asking(said, **fields)},
+    )
+
+    good = run(home, "good")
+
+    assert [(read, 1, "standing")] == words(home)
+    assert f"Passed over, newer: {unread} (asked by an agent for a {wanted})\n" in good.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "fields"),
+    [
+        (CODEX_TITLE, {}),
+        (CODEX_TITLE, {"response_format": {"type": "json_schema"}, "tools": TOOLS}),
+        ([("user", "Hi")], {"response_format": {"type": "json_schema"}}),
+        ([("user", f"What is this: {CODEX_SUMMARY}")], {}),
+        ([("user", CLAUDE_SUMMARY), ("assistant", "It is"), ("user", "Go on")], {}),
+    ],
+    ids=["no-format", "tools", "no-title", "quoted", "goes-on"],
+)
+def test_good_rates_what_only_looks_like_a_title_or_a_summary(
+    home: Path, said: list[tuple[str, Any]], fields: dict[str, Any]
+) -> None:
+    """A person may ask for one, or about one."""
+    _, newest = record(
+        home,
+        {"created_ms": 1000},
+        {"created_ms": 2000, "request": asking(said, **fields)},
+    )
+
+    run(home, "good")
+
+    assert [(newest, 1, "standing")] == words(home)
+
+
+def asking(said: list[tuple[str, Any]], **fields: Any) -> bytes:
+    """Return a request with these messages; a list of texts is one of parts."""
+    messages = [
+        {
+            "role": role,
+            "content": text
+            if isinstance(text, str)
+            else [{"type": "text", "text": one} for one in text],
+        }
+        for role, text in said
+    ]
+    return json.dumps({"messages": messages, **fields}).encode()
 
 
 def test_bad_rates_what_was_stopped_where_something_of_it_was_read(home: Path) -> None:
@@ -1181,7 +1263,9 @@ def test_what_computes_says_what_is_not_installed(
 
     result = run(home, command, "--help")
 
-    assert (1, f"Error: {NO_BACKEND}\n") == (result.exit_code, result.stderr)
+    demo = f"the demo needs MLX: {installation.install('strop[mlx,demo]')}"
+    says = {"demo": demo, "eval": NO_BACKEND}[command]
+    assert (1, f"Error: {says}\n") == (result.exit_code, result.stderr)
 
 
 def test_config_says_what_a_running_strop_was_started_with(home: Path) -> None:

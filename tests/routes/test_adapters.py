@@ -202,7 +202,7 @@ async def test_a_stale_version_is_activated_with_force_only(versions: Versions) 
     status, code, message = error_of(refused)
     assert (409, "conflict") == (status, code)
     assert f"v1 is stale: v1 learned from {given}, which was withdrawn since" in message
-    assert "strop train --relearn" in message
+    assert "(`train --relearn`)" in message
     assert 200 == forced.status_code
     shown = (await versions.ask("GET", f"/{v1}")).json()
     assert ("active", 1) == (shown["state"], shown["num_ratings"])
@@ -275,7 +275,7 @@ async def test_a_version_that_is_kept_is_not_removed(versions: Versions) -> None
 
     refused = await versions.ask("DELETE", f"/{v1}")
 
-    said = "v1 is kept; let it go first: strop adapters keep v1 --release"
+    said = "v1 is kept; let it go first (`adapters keep v1 --release`)"
     assert (409, "conflict", said) == error_of(refused)
     assert ["tiny@v1"] == [*versions.fake.adapters]
     assert versions.library.path_of(v1).exists()
