@@ -5,8 +5,8 @@ Pure. Does not know what is stored: it makes keys, and the store finds the choic
 A history is hashed message by message into a chain, salted with the client key's id. A choice
 stores the chain of its request plus itself, so a later request whose history ends in that choice
 has the same chain, whatever the client did to the messages on the way (see `message`). System and
-developer messages, and what agents put there for one request, are not in the chain: they change and
-move.
+developer messages, and what agents say by themselves as a user's, are not in the chain: they change
+and move, and begin no turn.
 """
 
 import re

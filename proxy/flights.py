@@ -4,6 +4,7 @@ Asks, and keeps nothing: `relay` knows this process's own. What waits for one th
 more waits for what is lost.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -14,8 +15,12 @@ from strop.proxy.store.store import Store
 Elsewhere = Callable[[str], Awaitable[str | None]]
 """Returns the key of a completion that is in flight in another process, by its id."""
 
+LANDING_S = 2.0
+"""How long is waited for what is in flight: some of it may go on for minutes."""
+
 _PENDING: Final = FeedbackFilter(state="pending")
 _PAGE: Final = 500
+_LOOK_AGAIN_S: Final = 0.01
 
 
 async def nowhere(_completion_id: str) -> str | None:
@@ -51,6 +56,17 @@ class Flights:
     async def has(self, completion_id: str, key_id: str) -> bool:
         """Whether a completion of this key is in flight; raises as `key_of`."""
         return await self.key_of(completion_id) == key_id
+
+    async def landed(self) -> None:
+        """Return when nothing is in flight in this process, or soon, where that goes on.
+
+        So what its client has just cut off is in the store: nothing says that it has left before
+        its connection is seen closed, which may be after its next request came.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + LANDING_S
+        while self._relay.num_calls and loop.time() < until:  # noqa: ASYNC110 - no event says it
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 async def withdraw_lost(store: Store, key_of: Elsewhere) -> None:

@@ -116,7 +116,7 @@ class Intake:
         if dialect == "chat":
             messages = chat.messages_of(fields)
             command = inline.find_command(messages)
-            kept = inline.without_commands(messages) if b"/rl" in raw else None
+            kept = inline.without_commands(messages) if inline.may_be_in(raw) else None
             history = messages if kept is None else kept
             if kept is not None:
                 fields, is_rewritten = {**fields, "messages": kept}, True

@@ -11,7 +11,7 @@ So ids, names, reasoning, refusals, nulls, cache markers and unknown fields make
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from hashlib import blake2b
 from typing import Final
 from unicodedata import combining, normalize
@@ -24,6 +24,16 @@ OUTER: Final = "".join(chr(code) for code in range(0x3001) if chr(code).isspace(
 # OpenClaw's, which is always the last message of a request and of no later history.
 _CONTEXT_BEGIN: Final = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>"
 _CONTEXT_END: Final = "<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
+
+NOTES: Final = frozenset(
+    {
+        # Codex's: what a sub-agent of its own has answered, and that its user has stopped it.
+        *("<subagent_notification>", "<turn_aborted>"),
+        # Claude Code's, of the latter.
+        *("[Request interrupted by user]", "[Request interrupted by user for tool use]"),
+    }
+)
+"""What agents say as a user's by themselves, and keep: lines, or tags around the rest."""
 
 MALFORMED: Final = "malformed_arguments"
 """Holds a tool call's arguments, as text, where a dialect has to write what is no object as one."""
@@ -50,13 +60,45 @@ def texts_of(message: object) -> list[str]:
     """Return the message's text parts; a plain string is one."""
     content = message.get("content") if isinstance(message, dict) else None
     parts = content if isinstance(content, list) else [content]
-    return [text for part in parts if (text := _text_in(part)) is not None]
+    return [text for part in parts if (text := text_in(part)) is not None]
+
+
+def text_in(part: object) -> str | None:
+    """Return what a text part says, or None if it is none."""
+    if isinstance(part, dict) and _is_part(part, _TEXT_PARTS):
+        part = part.get("text")
+    return part if isinstance(part, str) else None
 
 
 def is_context(message: object) -> bool:
-    """Whether an agent has put `message` there by itself, as a user's, for this request only."""
-    text = "".join(texts_of(message)).strip(OUTER) if role_of(message) == "user" else ""
-    return text.startswith(_CONTEXT_BEGIN) and text.endswith(_CONTEXT_END)
+    """Whether an agent has put `message` there by itself, as a user's: no person says anything."""
+    if not isinstance(message, dict) or role_of(message) != "user":
+        return False
+    text = "".join(texts_of(message)).strip(OUTER)
+    if text.startswith(_CONTEXT_BEGIN) and text.endswith(_CONTEXT_END):
+        return True
+    is_note = text != "" and is_all_notes(text, NOTES)
+    return is_note and not any(_other_parts(message.get("content")))
+
+
+def is_all_notes(text: str, notes: Collection[str]) -> bool:
+    """Whether `text` is nothing but an agent's notes, or blank.
+
+    Args:
+        text: what is said as a user's.
+        notes: what is one, as in `NOTES`.
+    """
+    place = _past_space(text, 0)
+    while place < len(text):
+        note = next((one for one in notes if text.startswith(one, place)), None)
+        if note is None:
+            return False
+        last = f"</{note[1:]}" if note.startswith("<") else note
+        end = text.find(last, place)
+        if end < 0:
+            return False
+        place = _past_space(text, end + len(last))
+    return True
 
 
 def canonical(message: object, role: str) -> bytes:
@@ -123,15 +165,15 @@ def digest(value: bytes) -> bytes:
     return blake2b(value, digest_size=_DIGEST_BYTES).digest()
 
 
+def _past_space(text: str, place: int) -> int:
+    while place < len(text) and text[place] in OUTER:
+        place += 1
+    return place
+
+
 def _is_part(part: object, kinds: frozenset[str]) -> bool:
     kind = part.get("type") if isinstance(part, dict) else None
     return isinstance(kind, str) and kind in kinds
-
-
-def _text_in(part: object) -> str | None:
-    if isinstance(part, dict) and _is_part(part, _TEXT_PARTS):
-        part = part.get("text")
-    return part if isinstance(part, str) else None
 
 
 def _without_thoughts(text: str) -> str:
@@ -146,7 +188,7 @@ def _without_thoughts(text: str) -> str:
 def _other_parts(content: object) -> Iterator[bytes]:
     """Yield what of the content is not text, each part by its digest: images can be large."""
     for part in content if isinstance(content, list) else [content]:
-        if part is None or _text_in(part) is not None or _is_part(part, _DROPPED_PARTS):
+        if part is None or text_in(part) is not None or _is_part(part, _DROPPED_PARTS):
             continue
         told = part
         if isinstance(part, dict):

@@ -15,6 +15,7 @@ from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
 from strop.proxy.flights import Flights, withdraw_lost
 from strop.proxy.ids import completion_id
 from strop.proxy.inline import Command
+from strop.proxy.message import canonical, is_context, role_of, texts_of
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
 from strop.proxy.store import prompt
@@ -195,18 +196,27 @@ class Rater:
     ) -> tuple[str, int] | None:
         """Return the answer that was read before the command, if it is known.
 
-        The one that the history ends in; but where it ends in a question, the answer to that, if
-        there was one: agents drop what their users cut off.
+        The one that the history ends in; but where it ends in a question, or the result of a tool,
+        the answer to that, if there was one: agents drop what their users cut off. They may put a
+        note of that behind the question, or another question, so the answer to any leading part of
+        what was said since is looked for: to the longest, and of these the newest.
         """
         keys = conversation.read(history, key_id)
+        if keys.since:
+            # What was cut off a moment ago is on its way into the store.
+            await self.flights.landed()
         reply = await self._found(keys, key_id, session)
-        if any(message.role == "user" for message in keys.since):
+        if keys.since:
             label = reply.session if reply else session
             near = CompletionFilter(session=label) if label else CompletionFilter(key_id)
+            said, dropped, most = _said(history), None, 0
             for each in (await self.store.list_completions(near, limit=_NUM_NEAR)).data:
                 found = await self.store.get_completion(each.id)
-                if found is not None and _answers(found.completion, keys.chain, key_id):
-                    return (each.id, 0)
+                num = _num_answered(found.completion, keys.after, said, key_id) if found else 0
+                if num > most:
+                    dropped, most = each.id, num
+            if dropped is not None:
+                return (dropped, 0)
         return (reply.completion, reply.choice) if reply else None
 
     async def _first_words(self, completion_id: str, choice: int) -> str:
@@ -260,15 +270,44 @@ class Rater:
         )
 
 
-def _answers(completion: Completion, chain: bytes, key_id: str) -> bool:
-    """Whether it is one answer, with something to read, to just this history."""
+def _num_answered(
+    completion: Completion, after: bytes | None, said: Sequence[bytes], key_id: str
+) -> int:
+    """Return how much of `said`, from its beginning, is what this was asked after the same answer.
+
+    None of it where it is not one answer, with something to read.
+    """
     # A session's name is its client's choice, and so may be another key's too.
     if completion.key_id != key_id or len(completion.choices) != 1:
-        return False
+        return 0
     if not objects.text_of(completion.choices[0]):
-        return False
+        return 0
     messages = (prompt.fields(completion) or {}).get("messages")
-    return isinstance(messages, list) and conversation.read(messages, key_id).chain == chain
+    if not isinstance(messages, list) or conversation.read(messages, key_id).after != after:
+        return 0
+    asked = _said(messages)
+    return len(asked) if asked == said[: len(asked)] else 0
+
+
+def _said(messages: Sequence[object]) -> list[bytes]:
+    """Return what was said since the last answer, paragraph by paragraph.
+
+    What agents say in several messages may come as one, with blank lines between.
+    """
+    said: list[bytes] = []
+    for message in reversed(messages):
+        role = role_of(message)
+        if role == "assistant":
+            break
+        if role in conversation.UNCHAINED or is_context(message):
+            continue
+        content = message.get("content") if isinstance(message, dict) else message
+        pieces: list[object] = []
+        for part in content if isinstance(content, list) else [content]:
+            texts = texts_of({"content": [part]})
+            pieces += texts[0].split("\n\n") if texts else [part]
+        said[:0] = [canonical({"content": [piece]}, role) for piece in pieces]
+    return said
 
 
 def _name(rating: float) -> str:

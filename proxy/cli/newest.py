@@ -3,7 +3,7 @@
 Looks; rates nothing, and prints nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +11,7 @@ from strop.proxy import objects
 from strop.proxy.conversation import UNCHAINED
 from strop.proxy.message import role_of, texts_of
 from strop.proxy.store import prompt
-from strop.proxy.store.records import Completion, StoredCompletion
+from strop.proxy.store.records import StoredCompletion
 from strop.proxy.wire import body
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ _LIMITS: Final = ("max_tokens", "max_completion_tokens")
 # How Open WebUI asks for titles, tags and what to ask next, and where it quotes the chat.
 _TASK: Final = "### Task:"
 _QUOTED: Final = "<chat_history>"
+# How Claude Code and Codex ask for titles, in JSON; and how both ask for what to go on from.
+_TITLE: Final = "Generate a concise, "
+_SUMMARIES: Final = (
+    "CRITICAL: Respond with TEXT ONLY. Do NOT call any tools.",
+    "You are performing a CONTEXT CHECKPOINT COMPACTION.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ async def newest(store: "Store") -> Newest:
     """Return the newest answer that somebody can have read.
 
     One that was broken off is: who stops a bad answer has seen what there is of it. One of a single
-    token is not: so agents count tokens. Nor is one that ended before it began, or a title.
+    token is not: so agents count tokens. Nor is one that ended before it began, a title, or a
+    summary that an agent goes on from.
     """
     passed_over: dict[str, list[str]] = {}
     after: str | None = None
@@ -66,14 +73,39 @@ def _unread(found: StoredCompletion) -> str | None:
         return "asked for one token, as to count tokens"
     if c.state != "complete" and not any(map(objects.text_of, c.choices)):
         return f"{c.state}, without an answer"
-    if _is_about_a_chat(c):
+    asked = prompt.fields(c) or {}
+    messages = asked.get("messages")
+    said = messages if isinstance(messages, list) else []
+    if _is_about_a_chat(said):
         return "asked by Open WebUI about the chat"
+    if _is_title(asked, said):
+        return "asked by an agent for a title"
+    if _is_summary(said):
+        return "asked by an agent for a summary"
     return None
 
 
-def _is_about_a_chat(completion: Completion) -> bool:
-    messages = (prompt.fields(completion) or {}).get("messages")
-    asked = messages if isinstance(messages, list) else []
-    own = [one for one in asked if role_of(one) not in UNCHAINED]
+def _is_about_a_chat(messages: Sequence[object]) -> bool:
+    own = [one for one in messages if role_of(one) not in UNCHAINED]
     text = "".join(texts_of(own[0])) if len(own) == 1 else ""
     return text.startswith(_TASK) and _QUOTED in text
+
+
+def _is_title(asked: Mapping[str, object], messages: Sequence[object]) -> bool:
+    # The system's last words, or Codex's behind where and when it was asked.
+    texts = [text for one in messages for text in texts_of(one)]
+    return (
+        bool(asked.get("response_format"))
+        and not asked.get("tools")
+        and any(_has_paragraph(text, _TITLE) for text in texts)
+    )
+
+
+def _is_summary(messages: Sequence[object]) -> bool:
+    # Behind what was said before and has no answer, if there is any.
+    texts = texts_of(messages[-1]) if messages and role_of(messages[-1]) == "user" else []
+    return bool(texts) and any(_has_paragraph(texts[-1], mark) for mark in _SUMMARIES)
+
+
+def _has_paragraph(text: str, beginning: str) -> bool:
+    return f"\n\n{beginning}" in f"\n\n{text}"

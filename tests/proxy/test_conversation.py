@@ -307,6 +307,45 @@ def test_an_agents_own_context_is_not_in_the_chain() -> None:
     assert not read([*history, context], SALT).starts_turn
 
 
+@pytest.mark.parametrize(
+    "note",
+    [
+        '<subagent_notification>\n{"status":"<turn_aborted>"}\n</subagent_notification>',
+        "<turn_aborted>\nOn purpose.\n</turn_aborted>\n\n<turn_aborted>x</turn_aborted>",
+        "[Request interrupted by user]\n",
+    ],
+)
+def test_an_agents_note_begins_no_turn(note: str) -> None:
+    """Codex says as a user's that its own sub-agent has answered, and that its user stopped it."""
+    loop = [user("a"), assistant("", call()), tool("c")]
+    noted = [*loop, user(note)]
+    answer = assistant(LONG)
+
+    assert read(loop, SALT) == read(noted, SALT)
+    assert not read(noted, SALT).starts_turn
+    assert extend(read(noted, SALT), answer)[0] == read([*noted, answer], SALT).after
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "So?\n\n<turn_aborted>x</turn_aborted>",
+        "<turn_aborted>x</turn_aborted>\n\nSo?",
+        "<turn_aborted>x",
+        "<turn_aborted>" * 3,
+        "</turn_aborted>",
+        "<turn>x</turn>",
+        [{"type": "text", "text": "<turn_aborted>x</turn_aborted>"}, {"type": "image_url"}],
+        "",
+    ],
+)
+def test_a_users_words_beside_a_note_begin_a_turn(content: object) -> None:
+    """So does what only looks like a note."""
+    asked = {"role": "user", "content": content}
+
+    assert read([user("a"), assistant("", call()), tool("c"), asked], SALT).starts_turn
+
+
 def test_another_key_is_another_conversation() -> None:
     """The same words under another client key have other chains and tails."""
     history = [user("a"), assistant(LONG)]

@@ -9,6 +9,12 @@ GOOD = {"role": "user", "content": "/rl good"}
 QUESTION = {"role": "user", "content": "why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
 SYSTEM = {"role": "system", "content": "Be brief."}
+REMINDER = "<system-reminder>\nBe brief.\n</system-reminder>\n"
+STOPPED = "[Request interrupted by user]\n"
+TYPED = "<command-message>rl</command-message>\n<command-name>/rl</command-name>\n"
+CAVEAT = "<local-command-caveat>Not for you.</local-command-caveat>\n"
+TOOK_BACK = "Took back the rating good (fb_01a2)."
+PICTURE = {"type": "image_url", "image_url": {}}
 
 
 def parts(*texts: str) -> list[dict[str, str]]:
@@ -31,7 +37,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
         ("/rl sideways", Command("help")),
         ("/rl 5 stars", Command("help", "stars")),
         ("/rl bad \ud83d", Command("bad", "?")),
-        (parts("<system-reminder>", " /rl good "), Command("good")),
+        (parts(REMINDER, " /rl good "), Command("good")),
         ("[Sat 2026-11-21 17:15 UTC] /rl bad dull", Command("bad", "dull")),
         ("[Sat 2026-11-21 17:15 UTC]  /rl good ", Command("good")),
         ([*parts("/rl good"), {"type": "image_url", "image_url": {}}], Command("good")),
@@ -118,7 +124,7 @@ def test_an_agents_reminder_behind_the_command_is_passed_over() -> None:
         ([GOOD, QUESTION, ANSWERED], [QUESTION, ANSWERED]),
         (
             [
-                {"role": "user", "content": parts("x", "/rl good")},
+                {"role": "user", "content": parts(REMINDER, "/rl good")},
                 {"role": "assistant", "content": parts(" [strop] ", "Rated.")},
                 QUESTION,
             ],
@@ -145,8 +151,69 @@ def test_commands_and_their_answers_are_taken_out(
         [QUESTION, ANSWERED],
         [SYSTEM, {"x": 1}, None, 3],
         [GOOD, ANSWER, ANSWERED],
+        [QUESTION, {"role": "user", "content": f"{MARK}{TOOK_BACK}"}],
+        [QUESTION, {"role": "assistant", "content": f"As {MARK}{TOOK_BACK}"}],
+        [QUESTION, {"role": "assistant", "content": f"{MARK}{TOOK_BACK}\nNow go on."}],
+        [QUESTION, {"role": "assistant", "content": [*parts(f"{MARK}{TOOK_BACK}"), PICTURE]}],
+        [QUESTION, {"role": "assistant", "content": f"{MARK}{TOOK_BACK}", "tool_calls": [{}]}],
     ],
 )
 def test_a_history_without_commands_is_left_alone(messages: list[object]) -> None:
     """A marked answer without its command was the model's own; what it answered was none then."""
     assert without_commands(messages) is None
+
+
+@pytest.mark.parametrize("content", [f"{MARK}{TOOK_BACK}", parts(f" {MARK}", f"{TOOK_BACK}\n")])
+def test_an_answer_that_only_strop_gives_needs_no_command_before_it(content: object) -> None:
+    """Claude Code keeps the last answer where it shortens a history, and not what was asked."""
+    alone = {"role": "assistant", "content": content}
+
+    assert [QUESTION, ANSWER, QUESTION] == without_commands([QUESTION, ANSWER, alone, QUESTION])
+    assert [] == without_commands([alone])
+    assert [QUESTION] == without_commands([GOOD, alone, QUESTION])
+    assert [GOOD, ANSWER] == without_commands([GOOD, alone, GOOD, ANSWER])
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (parts("why?"), 1),
+        (parts("why?\n", TYPED), 1),
+        (parts(REMINDER, "why?", STOPPED, TYPED), 3),
+        (parts("why?", CAVEAT), 2),
+        ([*parts("why?", "/rl bad"), *parts(TYPED)], 1),
+        ([PICTURE], 1),
+        (["why?"], 1),
+    ],
+)
+def test_what_a_user_says_before_a_command_in_its_message_stays(
+    before: list[object], words: int
+) -> None:
+    """Claude Code makes one message of a question that got no answer, and the command behind it."""
+    asked = {"role": "user", "content": before[:words], "x": 1}
+    typed = {**asked, "content": [*before, *parts("/rl good")]}
+
+    assert Command("good") == find_command([ANSWER, typed])
+    assert [ANSWER, asked] == without_commands([ANSWER, typed])
+    assert [ANSWER, asked, QUESTION] == without_commands([ANSWER, typed, ANSWERED, QUESTION])
+    assert [ANSWER, asked, ANSWER] == without_commands([ANSWER, typed, ANSWER])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (TYPED,),
+        (REMINDER, REMINDER),
+        (STOPPED, TYPED),
+        (CAVEAT, "<command-name>/compact</command-name>\n  <command-args></command-args>\n"),
+        ("<local-command-stdout>Compacted</local-command-stdout>\n",),
+        ("<ide_selection>x</ide_selection>", ""),
+        ("/rl bad",),
+    ],
+)
+def test_what_an_agent_says_beside_a_command_goes_with_it(before: tuple[str, ...]) -> None:
+    """It is no question of its user's."""
+    typed = {"role": "user", "content": parts(*before, "/rl good")}
+
+    assert Command("good") == find_command([ANSWER, typed])
+    assert [ANSWER] == without_commands([ANSWER, typed])

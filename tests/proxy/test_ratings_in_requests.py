@@ -1,5 +1,7 @@
 """A rating that comes with a request lands on the answer that the request's history ends in."""
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from functools import partial
@@ -8,10 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import Call, FakeEngine
+import waiting
+from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 from store_values import completion
+
+from strop.proxy import flights
 
 Message = dict[str, Any]
 
@@ -58,6 +63,29 @@ async def standing(proxy: Running) -> list[tuple[str, float, str | None, str, st
 async def dies(call: Call) -> None:
     """Close the connection without an answer."""
     call.close()
+
+
+@contextlib.asynccontextmanager
+async def streaming(
+    engine: FakeEngine, proxy: Running, messages: list[Message]
+) -> AsyncIterator[httpx.Response]:
+    """Ask for an answer that begins and goes on until its client leaves; others are whole."""
+    answers, engine.handler = engine.handler, hangs
+    asked = {"model": "tiny", "messages": messages, "stream": True}
+    async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as response:
+        # Held, as the connection is closed where it is let go.
+        lines = response.aiter_lines()
+        while "half" not in await anext(lines):
+            pass
+        engine.handler = answers
+        yield response
+
+
+async def hangs(call: Call) -> None:
+    """Begin an answer, and never end it."""
+    await call.head(200, [("content-type", SSE)])
+    await call.chunk(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')
+    await call.hang()
 
 
 def id_of(response: httpx.Response) -> str:
@@ -116,6 +144,109 @@ async def test_a_command_after_an_answer_that_the_agent_has_dropped_rates_that_o
     await say(proxy, asked[:-1], "/rl bad")
 
     assert [*rated, (id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+NOTE = "<turn_aborted>\nThe user interrupted the previous turn on purpose.\n</turn_aborted>"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("behind", [[NOTE], [NOTE, "three"]], ids=["note", "question"])
+async def test_what_stands_behind_a_question_does_not_hide_the_answer_that_was_dropped(
+    path: str, behind: list[str], proxy: Running
+) -> None:
+    """Codex notes there that it was stopped; the next question may get no answer at all."""
+    history, first = await say(proxy, [], "one")
+    history, _ = await say(proxy, history, "/rl good")
+    asked, dropped = await say(proxy, history, "two\n\nin short")
+
+    name = "input" if path == "/v1/responses" else "messages"
+    said = [*asked[:-1], *map(user, behind), user("/rl bad")]
+    messages = [{"role": one["role"], "content": one["content"]} for one in said]
+    rated = await proxy.client.post(path, json={"model": "tiny", name: messages})
+
+    assert 200 == rated.status_code
+    assert [(id_of(first), 1.0), (id_of(dropped), -1.0)] == [
+        one[:2] for one in await standing(proxy)
+    ]
+
+
+@pytest.mark.parametrize("behind", [[], [user(NOTE)]], ids=["nothing", "note"])
+async def test_an_answer_to_a_tools_result_that_was_dropped_is_rated(
+    behind: list[Message], proxy: Running
+) -> None:
+    """Not the answer that called the tool."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = [
+        user("one"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+    ]
+    dropped = await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": asked}
+    )
+
+    await say(proxy, [*asked, *behind], "/rl bad")
+
+    assert [(id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_of_two_answers_that_were_dropped_the_last_is_rated(proxy: Running) -> None:
+    """Each question stands in the history, and no answer behind it."""
+    history, _ = await say(proxy, [], "one")
+    asked, _ = await say(proxy, history, "two")
+    asked, last = await say(proxy, [*asked[:-1], user(NOTE)], "three")
+    await say(proxy, history, "two")
+
+    await say(proxy, [*asked[:-1], user(NOTE)], "/rl bad")
+
+    assert [(id_of(last), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_an_answer_to_other_words_is_not_the_one_that_was_dropped(proxy: Running) -> None:
+    """They begin as the question does, or say the same of another image."""
+    history, first = await say(proxy, [], "one")
+    await say(proxy, history, "two")
+    images = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+        for url in ("data:image/png;base64,AA", "data:image/png;base64,BB")
+    ]
+    await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": [*history, images[0]]}
+    )
+
+    await say(proxy, [*history, user("two three"), images[1]], "/rl bad")
+    await say(proxy, [*history, images[1]], "/rl bad")
+
+    assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_an_answer_that_is_cut_off_at_that_moment_is_rated(
+    engine: FakeEngine, proxy: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command may come before its connection is seen closed, as from an agent's queue."""
+    monkeypatch.setattr(flights, "LANDING_S", waiting.LIMIT_S)
+    history, first = await say(proxy, [], "one")
+    history, _ = await say(proxy, history, "/rl good")
+    async with streaming(engine, proxy, [*history, user("two")]) as cut:
+        rating = asyncio.create_task(say(proxy, [*history, user("two")], "/rl bad"))
+        tasks = proxy.server.server_state.tasks
+        await waiting.until(lambda: rating.done() or 2 == len(tasks))
+    await rating
+
+    assert [(id_of(first), 1.0), (id_of(cut), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_an_answer_that_goes_on_for_another_client_does_not_hold_a_rating_up(
+    engine: FakeEngine, proxy: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for long, though it is one to the same question."""
+    monkeypatch.setattr(flights, "LANDING_S", 0.02)
+    history, first = await say(proxy, [], "one")
+    async with streaming(engine, proxy, [*history, user("two")]):
+        await say(proxy, [*history, user("two")], "/rl bad")
+
+        assert 1 == proxy.services.relay.num_calls
+    assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
 
 
 async def test_an_answer_of_another_key_is_not_the_one_that_was_dropped(

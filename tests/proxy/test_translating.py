@@ -13,7 +13,7 @@ from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
 
-from strop.proxy.inline import MARK
+from strop.proxy.inline import MARK, without_commands
 from strop.proxy.settings import Server
 from strop.proxy.translating import Interpreter
 from strop.proxy.wire.messages.dialect import MESSAGES as TRANSLATION
@@ -481,3 +481,105 @@ async def test_a_client_that_leaves_is_noticed(
         await asyncio.wait_for(left.wait(), 10)
 
         assert "client_cancelled" == (await proxy.row()).completion.state
+
+
+CHAT = Dialect("chat", "/v1/chat/completions")
+
+
+def said_in(answer: httpx.Response) -> str:
+    """Return the text of an answer in any dialect."""
+    found = answer.json()
+    if "choices" in found:
+        return str(found["choices"][0]["message"]["content"])
+    return (MESSAGES if "content" in found else RESPONSES).text(found)
+
+
+@pytest.mark.parametrize("dialect", [CHAT, MESSAGES, RESPONSES], ids=lambda one: one.name)
+async def test_a_question_in_the_message_of_a_command_is_not_lost(
+    dialect: Dialect, engine: FakeEngine, proxy: Running
+) -> None:
+    """Its answer, which the agent dropped, is the one that is rated, and the model is told it."""
+    input_text = "input_text" if dialect is RESPONSES else "text"
+
+    async def post(*history: Item) -> str:
+        members = {"input": history} if dialect is RESPONSES else {"messages": history}
+        answer = await proxy.client.post(
+            dialect.path, json={"model": "tiny", "max_tokens": 50, **members}
+        )
+        assert 200 == answer.status_code
+        return said_in(answer)
+
+    def user(*texts: str) -> Item:
+        return {"role": "user", "content": [{"type": input_text, "text": one} for one in texts]}
+
+    before = [user("hi")]
+    before += [{"role": "assistant", "content": await post(*before)}]
+    await post(*before, user("use tabs"))
+    typed = user("use tabs\n", "<command-name>/rl</command-name>\n", "/rl bad too long\n")
+    told = await post(*before, typed)
+    await post(*before, typed, {"role": "assistant", "content": told}, user("and now?"))
+
+    first, dropped, last = await proxy.rows()
+    (rated,) = (await proxy.services.store.list_feedback(limit=10)).data
+    assert (dropped.completion.id, -1.0) == (rated.completion, rated.rating)
+    assert first.completion.id == last.parent
+    sent = json.dumps(engine.requests[-1].json()["messages"])
+    assert "use tabs" in sent
+    assert "and now?" in sent
+    assert "rl" not in sent
+
+
+async def test_an_answer_of_strops_is_known_without_its_command(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Each one: agents keep it where they shorten a history, and not what it answers."""
+
+    async def post(*said: str) -> str:
+        return said_in(await MESSAGES.post(proxy, *said))
+
+    said = await post("hi")
+    commands = ("good", "bad so so", "undo", "undo", "status", "help", f"good {'x' * 10_001}")
+    told = [await post("hi", said, f"/rl {command}") for command in commands]
+    told.append(await post("/rl good"))
+
+    await post("In short: hi.", told[1], "and now?")
+
+    assert len(told) == len(set(told))
+    assert [[]] * len(told) == [
+        without_commands([{"role": "assistant", "content": one}]) for one in told
+    ]
+    assert "strop" not in json.dumps(engine.requests[-1].json()["messages"])
+
+
+async def test_an_answer_of_strops_alone_hides_no_parent(proxy: Running) -> None:
+    """The history ends in the answer above it."""
+    asked = {"role": "user", "content": "hi"}
+
+    async def post(*history: Item) -> Item:
+        answer = await proxy.client.post(CHAT.path, json={"model": "tiny", "messages": [*history]})
+        return dict(answer.json()["choices"][0]["message"])
+
+    answer = await post(asked)
+    told = await post(asked, answer, {"role": "user", "content": "/rl status"})
+    await post(asked, answer, told, {"role": "user", "content": "and now?"})
+
+    first, second = await proxy.rows()
+    assert first.completion.id == second.parent
+
+
+async def test_a_note_of_codex_begins_no_turn(proxy: Running) -> None:
+    """What its sub-agent answered comes as a user's words, in the middle of a loop of tools."""
+    call = {"type": "function_call", "call_id": "c1", "name": "spawn", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "spawned"}
+    note = "<subagent_notification>\n{}\n</subagent_notification>"
+
+    async def post(*items: Item) -> None:
+        answer = await proxy.client.post(RESPONSES.path, json={"model": "tiny", "input": [*items]})
+        assert 200 == answer.status_code
+
+    asked = {"role": "user", "content": "hi"}
+    await post(asked)
+    await post(asked, call, result, {"role": "user", "content": note})
+    await post(asked, call, result, {"role": "user", "content": "and now?"})
+
+    assert [True, False, True] == [row.completion.starts_turn for row in await proxy.rows()]

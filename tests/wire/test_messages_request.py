@@ -381,9 +381,33 @@ def test_a_custom_command_of_claude_code_is_a_command() -> None:
     assert Command("good", "short") == find_command(said)
 
 
+def test_what_stands_before_a_command_in_its_message_is_said_by_itself() -> None:
+    """Claude Code makes one message of a question that got no answer, and the command behind it."""
+    asked = [text("why?\n"), text("[Request interrupted by user]\n")]
+    typed = [text("<command-name>/rl</command-name>\n"), text("/rl bad short\n")]
+    history = [user("hi"), assistant(text("a")), user(*asked, *typed)]
+
+    now = chat_of(*history)
+    later = chat_of(*history, assistant(text(f"{MARK}Rated.")), user("b"))
+
+    assert [user(*asked), user(*typed)] == now[2:]
+    assert [*now[:2], user(*asked, text("b"))] == without_commands(later)
+
+
+def test_an_answer_of_strops_that_lost_its_command_parts_no_words() -> None:
+    """Claude Code keeps the last answer where it shortens a history."""
+    kept = assistant(text(f"{MARK}Took back the rating good (fb_01)."))
+
+    said = chat_of(user("In short: hi."), kept, user("b"))
+
+    assert [user(text("In short: hi."), text("b"))] == without_commands(said)
+
+
 steps: list[list[Item]] = [
     *([user("a")], [user("/rl good")], [user()], [system("plan")], [assistant(text("c"))]),
     [user("/rl good"), assistant(text(f"{MARK}Rated.")), user("b")],
+    [user(text("b"), text("/rl good"))],
+    [assistant(text(f"{MARK}Took back the rating good (fb_01).")), user("b")],
     *([assistant(CALL), user(result("21"))], [assistant(CALL), user(result("21"), text("b"))]),
 ]
 turns = st.lists(st.sampled_from(steps), max_size=8).map(

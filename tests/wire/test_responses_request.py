@@ -89,12 +89,29 @@ def test_a_string_is_what_the_user_says() -> None:
 
 def test_one_text_is_a_string_and_several_are_parts() -> None:
     """The last part of a message may be a command, so parts are kept apart."""
+    context = "<system-reminder>x</system-reminder>"
     (one,) = messages(says("user", text("Hi")))
-    (several,) = messages(says("user", text("context") + text("/rl good")))
+    (several,) = messages(says("user", text(context) + text("/rl good")))
 
     assert "Hi" == one["content"]
-    assert ["context", "/rl good"] == [part["text"] for part in several["content"]]
+    assert [context, "/rl good"] == [part["text"] for part in several["content"]]
     assert find_command([several])
+
+
+def test_what_stands_before_a_command_in_its_message_is_said_by_itself() -> None:
+    """So it stays where the command is taken out."""
+    typed = says("user", text("So?") + text("Please.") + text("/rl bad"))
+
+    found = messages(says("user", "Hi"), typed)
+    later = messages(
+        says("user", "Hi"), typed, says("assistant", f"{MARK}Rated."), says("user", "On.")
+    )
+
+    said = [{"type": "text", "text": one} for one in ("So?", "Please.")]
+    asked = {"role": "user", "content": [{"type": "text", "text": "Hi"}, *said]}
+    assert [asked, {"role": "user", "content": "/rl bad"}] == found
+    asked["content"] = [*asked["content"], {"type": "text", "text": "On."}]
+    assert [asked] == without_commands(later)
 
 
 def test_images_files_and_audio_are_carried() -> None:

@@ -7,7 +7,7 @@ what is asked for beside the messages.
 
 from collections.abc import Mapping
 
-from strop.proxy.inline import find_command
+from strop.proxy.inline import find_command, num_before
 from strop.proxy.wire import body
 from strop.proxy.wire.chat_messages import (
     Message,
@@ -145,9 +145,12 @@ class History:
         if not own and not has_result:
             # Said nothing, but answers stand before and behind it.
             own.append(text_part(""))
-        # A command is taken out of the history with the message that it stands in.
+        # A command is taken out of the history with its message, so what is said before it is not
+        # part of that.
         is_command = find_command([{"role": "user", "content": own}]) is not None
-        (self._command if is_command else self._own).extend(own)
+        num_words = num_before(own) if is_command else len(own)
+        self._own += own[:num_words]
+        self._command += own[num_words:]
 
     def _end_turn(self) -> None:
         """Write down what the user's side said since the last answer."""

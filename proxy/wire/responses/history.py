@@ -8,7 +8,7 @@ which tools there are.
 import re
 from collections.abc import Mapping
 
-from strop.proxy.inline import find_command
+from strop.proxy.inline import find_command, num_before
 from strop.proxy.message import texts_of
 from strop.proxy.wire import body
 from strop.proxy.wire.chat_messages import Content, content_of, joined, reminder, result_of
@@ -176,8 +176,15 @@ class History:
             refuse(f"{path}.role", "user, assistant, system or developer", role)
 
     def _ask(self, content: Content) -> None:
-        """Take what a user says. Some templates refuse two user messages in a row."""
+        """Take what a user says. Some templates refuse two user messages in a row.
+
+        A command is taken out of the history with its message, so what is said before it is not
+        part of that.
+        """
         is_command = find_command([{"role": "user", "content": content}]) is not None
+        if is_command and isinstance(content, list) and (num_words := num_before(content)):
+            self._ask(content_of(content[:num_words]))
+            content = content_of(content[num_words:])
         last = self._entries[-1] if self._entries else None
         if isinstance(last, Asked) and not is_command and not last.is_command:
             last.contents.append(content)
