@@ -57,15 +57,16 @@ class Flights:
         """Whether a completion of this key is in flight; raises as `key_of`."""
         return await self.key_of(completion_id) == key_id
 
-    async def landed(self) -> None:
-        """Return when nothing is in flight in this process, or soon, where that goes on.
+    async def landed(self, key_id: str) -> None:
+        """Return when nothing of this key is in flight in this process, or soon, if that goes on.
 
         So what its client has just cut off is in the store: nothing says that it has left before
         its connection is seen closed, which may be after its next request came.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + LANDING_S
-        while self._relay.num_calls and loop.time() < until:  # noqa: ASYNC110 - no event says it
+        while self._relay.is_relaying_for(key_id) and loop.time() < until:  # noqa: ASYNC110
+            # Nothing says that the last one has landed.
             await asyncio.sleep(_LOOK_AGAIN_S)
 
 

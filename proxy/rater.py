@@ -204,7 +204,7 @@ class Rater:
         keys = conversation.read(history, key_id)
         if keys.since:
             # What was cut off a moment ago is on its way into the store.
-            await self.flights.landed()
+            await self.flights.landed(key_id)
         reply = await self._found(keys, key_id, session)
         if keys.since:
             label = reply.session if reply else session

@@ -76,6 +76,10 @@ class Relay:
         """How many completions are being relayed."""
         return self._ledger.num_calls
 
+    def is_relaying_for(self, key_id: str) -> bool:
+        """Whether a completion that this key asked for is being relayed."""
+        return any(call.incoming.key_id == key_id for call in self._ledger.calls)
+
     def key_of(self, completion_id: str) -> str | None:
         """Return the id of the key that a completion in flight was asked for with."""
         call = self._ledger.find(completion_id)

@@ -67,12 +67,13 @@ async def dies(call: Call) -> None:
 
 @contextlib.asynccontextmanager
 async def streaming(
-    engine: FakeEngine, proxy: Running, messages: list[Message]
+    engine: FakeEngine, proxy: Running, messages: list[Message], **headers: str
 ) -> AsyncIterator[httpx.Response]:
     """Ask for an answer that begins and goes on until its client leaves; others are whole."""
     answers, engine.handler = engine.handler, hangs
     asked = {"model": "tiny", "messages": messages, "stream": True}
-    async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as response:
+    path = "/v1/chat/completions"
+    async with proxy.client.stream("POST", path, json=asked, headers=headers) as response:
         # Held, as the connection is closed where it is let go.
         lines = response.aiter_lines()
         while "half" not in await anext(lines):
@@ -247,6 +248,23 @@ async def test_an_answer_that_goes_on_for_another_client_does_not_hold_a_rating_
 
         assert 1 == proxy.services.relay.num_calls
     assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_an_answer_to_another_key_does_not_hold_a_rating_up(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it goes on."""
+    monkeypatch.setattr(flights, "LANDING_S", 10 * waiting.LIMIT_S)
+    keys = [{"authorization": f"Bearer {name}-key-1"} for name in "ab"]
+    settings = settings_for(engine.url, server={"client_keys": ("a-key-1", "b-key-1")})
+    async with running(settings, tmp_path / "home") as proxy:
+        history, first = await say(proxy, [], "one", **keys[0])
+        async with streaming(engine, proxy, [user("two")], **keys[1]):
+            asked = [*history, user("two")]
+            rating = asyncio.create_task(say(proxy, asked, "/rl bad", **keys[0]))
+            await waiting.until(rating.done)
+
+        assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
 
 
 async def test_an_answer_of_another_key_is_not_the_one_that_was_dropped(
