@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from strop.proxy import conversation, objects, ratings
+from strop.proxy import conversation, objects, ratings, unread
 from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
 from strop.proxy.flights import Flights, withdraw_lost
 from strop.proxy.ids import completion_id
@@ -207,7 +207,8 @@ class Rater:
             await self.flights.landed(key_id)
         reply = await self._found(keys, key_id, session)
         if keys.since:
-            label = reply.session if reply else session
+            # That of the answer above may be another, from which this one was forked.
+            label = session or (reply.session if reply else None)
             near = CompletionFilter(session=label) if label else CompletionFilter(key_id)
             said, dropped, most = _said(history), None, 0
             for each in (await self.store.list_completions(near, limit=_NUM_NEAR)).data:
@@ -275,12 +276,12 @@ def _num_answered(
 ) -> int:
     """Return how much of `said`, from its beginning, is what this was asked after the same answer.
 
-    None of it where it is not one answer, with something to read.
+    None of it where it is not one answer, that somebody can have read.
     """
     # A session's name is its client's choice, and so may be another key's too.
     if completion.key_id != key_id or len(completion.choices) != 1:
         return 0
-    if not objects.text_of(completion.choices[0]):
+    if not objects.text_of(completion.choices[0]) or unread.why(completion) is not None:
         return 0
     messages = (prompt.fields(completion) or {}).get("messages")
     if not isinstance(messages, list) or conversation.read(messages, key_id).after != after:
@@ -305,7 +306,8 @@ def _said(messages: Sequence[object]) -> list[bytes]:
         pieces: list[object] = []
         for part in content if isinstance(content, list) else [content]:
             texts = texts_of({"content": [part]})
-            pieces += texts[0].split("\n\n") if texts else [part]
+            lines = texts[0].replace("\r\n", "\n") if texts else ""
+            pieces += [one for one in lines.split("\n\n") if one.strip()] if texts else [part]
         said[:0] = [canonical({"content": [piece]}, role) for piece in pieces]
     return said
 

@@ -59,7 +59,8 @@ class Rule:
         if not module or not function:
             raise RaterFailed(f"expected a rule as module:function, got {name!r}")
         if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+            # Last: a module there may be called as one that training imports.
+            sys.path.append(str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:

@@ -132,6 +132,9 @@ async def _work(home: Path, folder: Path, store: Store, run: Run, parent_fd: int
                 reports.say("an answer was deleted that it had collected: the run begins anew")
                 end = await asyncio.to_thread(_train, home, folder, row, reports, stopping)
         if end is _STOPPED:
+            if not await store.training.are_recorded(row.completions):
+                # It begins anew when it goes on, and nobody knows when that is.
+                run_folder.clean(folder)
             known = await store.runs.get(run.id)
             if known is None or not known.is_cancelling:
                 reports.event("stopped")

@@ -80,8 +80,9 @@ def joined(messages: Iterable[Message]) -> list[Message]:
     """
     told: list[Message] = []
     for message in messages:
-        end = _without_last_commands(told)
-        if 0 < end < len(told) and _is_own(told[end - 1]) and _is_own(message):
+        # Looked for behind a user's words alone: each command is passed over once.
+        end = _without_last_commands(told) if _is_own(message) else 0
+        if 0 < end < len(told) and _is_own(told[end - 1]):
             contents = (told.pop(end - 1)["content"], message["content"])
             message = {**message, "content": [part for one in contents for part in parts_of(one)]}
         told.append(message)

@@ -592,3 +592,10 @@ def test_long_text_is_composed_unless_marks_stand_on_marks() -> None:
     for marks in ("\u0301" * 9000 + "\u0323" * 9000, "\u0f73" * 9000, "\u0f75\u0f81" * 9000):
         heap = "a" + marks
         assert heap.encode() in canonical(user(heap), "user")
+
+
+def test_words_between_two_notes_begin_a_turn() -> None:
+    """They are its user's."""
+    said = user("<turn_aborted>a</turn_aborted> So? <turn_aborted>b</turn_aborted>")
+
+    assert read([user("a"), assistant("b"), said], SALT).starts_turn

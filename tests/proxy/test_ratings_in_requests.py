@@ -250,6 +250,101 @@ async def test_an_answer_that_goes_on_for_another_client_does_not_hold_a_rating_
     assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
 
 
+async def test_in_a_forked_session_the_answer_that_was_dropped_there_is_rated(
+    proxy: Running,
+) -> None:
+    """What it was forked from keeps its rating."""
+    names = [{"x-strop-session": name} for name in "ab"]
+    history, first = await say(proxy, [], "one", **names[0])
+    await say(proxy, history, "/rl good", **names[0])
+    asked, dropped = await say(proxy, history, "two", **names[1])
+
+    await say(proxy, asked[:-1], "/rl bad", **names[1])
+
+    assert [(id_of(first), 1.0), (id_of(dropped), -1.0)] == [
+        one[:2] for one in await standing(proxy)
+    ]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"max_tokens": 1},
+        {"response_format": {"type": "json_object"}},
+    ],
+    ids=["token", "title"],
+)
+async def test_what_nobody_reads_is_not_the_answer_that_was_dropped(
+    proxy: Running, asked: dict[str, object]
+) -> None:
+    """Agents count tokens of a question, and ask for a title of it."""
+    history, dropped = await say(proxy, [], "one")
+    system = {"role": "system", "content": "Generate a concise, short title."}
+    body = {"model": "tiny", "messages": [system, *history[:-1]], **asked}
+    await proxy.client.post("/v1/chat/completions", json=body)
+
+    await say(proxy, history[:-1], "/rl bad")
+
+    assert [(id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+@pytest.mark.parametrize("blank", ["two\n\n", "\r\n\r\ntwo\r\n\r\n \r\n"])
+async def test_blank_lines_around_a_question_make_no_other_of_it(
+    proxy: Running, blank: str
+) -> None:
+    """A client may trim what it says again."""
+    history, _ = await say(proxy, [], "one")
+    _, dropped = await say(proxy, history, blank)
+
+    await say(proxy, [*history, user("two")], "/rl bad")
+
+    assert [(id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_the_same_question_behind_another_answer_is_another(proxy: Running) -> None:
+    """In one session it may be asked twice."""
+    names = {"x-strop-session": "s"}
+    history, first = await say(proxy, [], "one", **names)
+    await say(proxy, [], "two", **names)
+
+    await say(proxy, [*history, user("two")], "/rl bad", **names)
+
+    assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_a_dropped_answer_is_looked_for_in_its_session(proxy: Running) -> None:
+    """Though another session's is newer, and answers the same."""
+    names = [{"x-strop-session": name} for name in "ab"]
+    asked, first = await say(proxy, [], "one", **names[0])
+    await say(proxy, [], "one", **names[1])
+
+    await say(proxy, asked[:-1], "/rl bad", **names[0])
+
+    assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_of_two_dropped_answers_to_one_question_the_newest_is_rated(proxy: Running) -> None:
+    """It was asked again."""
+    history, _ = await say(proxy, [], "one")
+    await say(proxy, history, "two")
+    asked, second = await say(proxy, history, "two")
+
+    await say(proxy, asked[:-1], "/rl bad")
+
+    assert [(id_of(second), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_a_command_that_nobody_answered_does_not_reach_the_model(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Its client may have left before strop's answer."""
+    history, _ = await say(proxy, [], "one")
+
+    await say(proxy, [*history, user("/rl good")], "on")
+
+    assert "/rl" not in json.dumps(engine.requests[-1].json()["messages"])
+
+
 async def test_an_answer_to_another_key_does_not_hold_a_rating_up(
     engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import shutil
-from collections.abc import AsyncIterator
+import signal
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from strop.adapters.library import Library
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
-from strop.training import memory, room
+from strop.proxy.store.training_store import TrainingStore
+from strop.training import collection, memory, room
 from strop.training.backends import Choice
 from strop.training.run import take
 
@@ -457,6 +460,68 @@ async def test_a_run_begins_anew_where_an_answer_it_collected_is_deleted(
     assert 1 == (folder / "log.jsonl").read_text().count('"began_anew"')
     steps = await home.store.runs.list_steps(run.id)
     assert [*range(1, run.step + 1)] == [one.step for one in steps]
+
+
+async def test_what_was_deleted_goes_where_a_stop_comes_too(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether the run ever goes on."""
+    await home.rate(200)
+    run = await home.new_run()
+    turn = await anext(home.store.training.fresh_turns("base", base=home.base))
+    seen = TrainingStore.are_recorded
+    loop = asyncio.get_running_loop()
+
+    async def are_recorded(self: TrainingStore, completions: Sequence[str]) -> bool:
+        is_whole = await seen(self, completions)
+        if not is_whole:
+            loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(TrainingStore, "are_recorded", seen)
+        return is_whole
+
+    monkeypatch.setattr(TrainingStore, "are_recorded", are_recorded)
+    taking = asyncio.create_task(over(home, run))
+    await until(lambda: home.store.runs.list_steps(run.id))
+    await home.store.deletion.completions([turn.completions[0].completion.id])
+    run = await taking
+
+    assert "running" == run.state
+    folder = home.folder / "runs" / run.id
+    assert {"log.jsonl"} == {path.name for path in folder.iterdir()}
+
+
+async def test_a_run_begins_anew_once_however_slowly_it_collects(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has collected it is not asked of what the first attempt had."""
+    await home.rate(60)
+    run = await home.new_run()
+    turn = await anext(home.store.training.fresh_turns("base", base=home.base))
+    collect, num_collected = collection.collect, 0
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        nonlocal num_collected
+        num_collected += 1
+        if num_collected == 2:
+            asked = num_asked
+            await until(lambda: num_asked >= asked + 3)
+        return await collect(*arguments, **options)
+
+    seen, num_asked = TrainingStore.are_recorded, 0
+
+    async def are_recorded(self: TrainingStore, completions: Sequence[str]) -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        return await seen(self, completions)
+
+    monkeypatch.setattr(collection, "collect", slowly)
+    monkeypatch.setattr(TrainingStore, "are_recorded", are_recorded)
+    taking = asyncio.create_task(over(home, run))
+    await until(lambda: home.store.runs.list_steps(run.id))
+    await home.store.deletion.completions([turn.completions[0].completion.id])
+    await taking
+
+    assert 2 == num_collected
 
 
 async def test_a_second_run_says_that_one_is_under_way(home: RatedHome) -> None:
