@@ -158,8 +158,10 @@ def _is_answer(message: object, *, follows_command: bool) -> bool:
 
 
 def _command_in(message: object) -> Command | None:
-    texts = texts_of(message) if role_of(message) == "user" else None
-    line = texts[-1].strip(OUTER) if texts else ""
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = reversed(content) if isinstance(content, list) else (content,)
+    texts = (text for part in parts if (text := text_in(part)) is not None)
+    line = next(texts, "").strip(OUTER) if role_of(message) == "user" else ""
     if not line.startswith(("/rl", "[")) or len(line.splitlines()) != 1:
         return None
     found = _COMMAND.fullmatch(line)

@@ -99,6 +99,7 @@ class Pipeline:
         if whole is not None:
             max_tokens = self._find_room(whole.longest).max_tokens
         else:
+            self._row.begin_anew()
             collected, max_tokens = self._collect_what_fits()
         micro_batch = MicroBatch(max_tokens)
         policy = self._open()

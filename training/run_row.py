@@ -49,6 +49,14 @@ class RunRow:
         """
         self.run = self.wait(self.store.runs.update(self.run.id, new))
 
+    def begin_anew(self) -> None:
+        """Forget how far the run had come.
+
+        Raises:
+            StropError: see `runs.begin_anew`.
+        """
+        self.run = self.wait(self.store.runs.begin_anew(self.run.id))
+
     def step(self, num: int, metrics: Mapping[str, float], eta_s: float) -> None:
         """Write down a step; that a store can't be written now doesn't stop the run."""
         adding = self.store.runs.add_step(self.run.id, num, to_json(metrics), eta_s=eta_s)

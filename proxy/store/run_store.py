@@ -47,6 +47,10 @@ class RunStore:
         """Change what `new` has of a run; see `runs.update`."""
         return await self._writer.submit(partial(runs.update, id_=id_, new=new, now_ms=now_ms()))
 
+    async def begin_anew(self, id_: str) -> Run:
+        """Forget how far a run had come; see `runs.begin_anew`."""
+        return await self._writer.submit(partial(runs.begin_anew, id_=id_, now_ms=now_ms()))
+
     async def add_step(
         self, id_: str, step: int, metrics: bytes, *, eta_s: float | None = None
     ) -> Run:

@@ -31,6 +31,9 @@ _SET_STATE: Final = """
 UPDATE runs SET state = ?, started_ms = coalesce(started_ms, ?), finished_ms = ?,
     eta_s = iif(? IS NULL, eta_s, NULL)
 WHERE id = ?"""
+_BEGIN_ANEW: Final = """
+UPDATE runs SET started_ms = ?, step = 0, num_steps = 0, eta_s = NULL, counts = '{}', metrics = '{}'
+WHERE id = ?"""
 _ADD_STEP: Final = """
 INSERT OR REPLACE INTO run_steps (run, step, created_ms, metrics) VALUES (?, ?, ?, ?)"""
 _DROP_LATER_STEPS: Final = "DELETE FROM run_steps WHERE run = ? AND step > ?"
@@ -103,6 +106,19 @@ def update(connection: sqlite3.Connection, id_: str, new: RunUpdate, *, now_ms: 
                 f" {new.state}, for {id_}"
             )
         _set_state(connection, known, new.state, now_ms)
+    return get(connection, id_)
+
+
+def begin_anew(connection: sqlite3.Connection, id_: str, *, now_ms: int) -> Run:
+    """Forget how far a run had come; it starts now, with the ratings that there are now.
+
+    Raises:
+        NotFound: there is no such run.
+        Conflict: it is over.
+    """
+    _running(connection, id_)
+    connection.execute(_DROP_LATER_STEPS, (id_, 0))
+    connection.execute(_BEGIN_ANEW, (now_ms, id_))
     return get(connection, id_)
 
 

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from store_values import MODEL, OTHER_MODEL, database_in, version
+from waiting import until
 
 from strop.proxy.errors import BadRequest, Conflict, NotFound
+from strop.proxy.store.clock import now_ms
 from strop.proxy.store.run_records import UNFINISHED, Run, RunState, RunUpdate
 from strop.proxy.store.store import Store
 
@@ -203,6 +206,30 @@ async def test_a_run_that_begins_anew_shows_the_steps_it_takes_then(store: Store
 
     steps = await store.runs.list_steps(made.id)
     assert [(1, b'{"loss":9}')] == [(one.step, one.metrics) for one in steps]
+
+
+async def test_of_a_run_that_begins_anew_nothing_is_left(store: Store) -> None:
+    """It counts from then: what was rated since its first start, it can learn."""
+    run = await bring(store, "running")
+    assert run.started_ms is not None
+    before = await store.runs.update(run.id, RunUpdate(num_steps=9, counts=b'{"examples": 3}'))
+    await store.runs.add_step(run.id, 1, b'{"loss": 1}', eta_s=3.0)
+    await until(lambda: now_ms() > (run.started_ms or 0))
+
+    anew = await store.runs.begin_anew(run.id)
+
+    assert (anew.started_ms or 0) > run.started_ms
+    assert replace(run, started_ms=anew.started_ms) == anew != before
+    assert () == await store.runs.list_steps(run.id)
+
+
+@pytest.mark.parametrize("state", ["passed", "rejected", "failed", "cancelled"])
+async def test_a_run_that_is_over_does_not_begin_anew(store: Store, state: RunState) -> None:
+    """What it did stays."""
+    run = await bring(store, *WAYS[state])
+
+    with pytest.raises(Conflict, match="expected a run that isn't over"):
+        await store.runs.begin_anew(run.id)
 
 
 async def test_a_run_that_is_over_takes_no_step(store: Store) -> None:

@@ -101,6 +101,7 @@ async def _versions(store: Store, given: str) -> None:
     for _ in range(2):
         made = await versions.reserve(base=MODEL, run=run.id)
     await runs.update(run.id, RunUpdate(state="running", num_steps=3))
+    await runs.begin_anew(run.id)
     await runs.add_step(run.id, 1, b"{}")
     await store.revise(learned[0], KEY, Revision(1.0, b'"good"', comment="why", scope="turn"))
     await versions.publish(made.id, b"{}", [learned], state="ready", actor="gate")
