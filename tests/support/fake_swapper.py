@@ -47,12 +47,14 @@ class FakeSwapper:
 
     async def _fail(self, version: str, actor: str) -> None:
         self.asked += 1
+        # A test may set another while it is written down.
+        error = self.error
         if self.rival is not None:
             self.progress, self.rival = self.rival, None
             raise Conflict(f"{self.progress.version} is being activated")
-        if isinstance(self.error, ActivationFailed):
+        if isinstance(error, ActivationFailed):
             await self._versions.add_event(
                 version, "activation_failed", actor=actor, detail=self.detail
             )
-        if self.error is not None:
-            raise self.error
+        if error is not None:
+            raise error
