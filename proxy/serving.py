@@ -262,7 +262,7 @@ class Serving:
 
     def _answered(self, state: EngineState) -> None:
         before, self._said = self._said, state
-        if self._alias is None or before is None or before.models != state.models:
+        if self._alias is None or before is None or _named(before) != _named(state):
             former = self._alias
             self.why_unknown = self._why_unknown(state)
             self.base = None if self.why_unknown else self._identity
@@ -294,18 +294,25 @@ class Serving:
     def _why_unknown(self, state: EngineState) -> str:
         """Return why what was found of the engine's base says nothing of the one it serves now.
 
-        Empty where it does: that one has its name, or is the same by the engine's better word.
+        Empty where it does: by the engine's better word, where it has one, else by its name.
         """
         known = self._identified
         if self._identity is None or known is None:
             return ""
         (was, *_), (now, *_) = known.models, state.models
-        if now == was or (known.digest is not None and known.digest == state.digest):
+        digests = {known.digest, state.digest}
+        if None not in digests and (now != was or not self.engine.replicas):
+            is_same = known.digest == state.digest
+        else:
+            # Each of several engines may have a word of its own for the same weights.
+            is_same = now == was
+        if is_same:
             return ""
+        other, former = (now, was) if now != was else (f"another {now}", "the one before")
         return (
-            f"the engine serves {now} now, which is not known to be model.base, as {was} was: let"
-            f" it serve {was} again, or start strop again with --model and model.base of the one"
-            " that is to learn"
+            f"the engine serves {other} now, which is not known to be model.base, as {former} was:"
+            f" let it serve {former} again, or start strop again with --model and model.base of the"
+            " one that is to learn"
         )
 
     def _not_ready(self, reason: str, *, was_ready: bool) -> None:
@@ -322,3 +329,8 @@ class Serving:
         self._changed.set()
         if self.followers is not None:
             self.followers.tell()
+
+
+def _named(state: EngineState) -> tuple[tuple[str, ...], str | None]:
+    """Return what tells whether an engine serves the same as before."""
+    return state.models, state.digest

@@ -9,11 +9,17 @@ from running import running, settings_for
 from waiting import until
 
 
-class RenamedVllm(FakeVllm):
-    """Says of each model that its weights are the same."""
+class RootedVllm(FakeVllm):
+    """Says of each model where its weights come from.
+
+    Attributes:
+        root: says so.
+    """
+
+    root = "org/tiny"
 
     def _cards(self) -> list[dict[str, object]]:
-        return [{**card, "root": "org/tiny"} for card in super()._cards()]
+        return [{**card, "root": self.root} for card in super()._cards()]
 
 
 async def test_what_another_model_answers_is_not_of_the_base(
@@ -56,7 +62,7 @@ async def test_another_name_for_the_same_weights_stays_the_base(
     qwen3: Path, tmp_path: Path
 ) -> None:
     """The engine says where its weights come from, whatever it is told to call them."""
-    vllm = RenamedVllm()
+    vllm = RootedVllm()
     async with FakeEngine(vllm) as engine:
         settings = settings_for(
             engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
@@ -71,3 +77,53 @@ async def test_another_name_for_the_same_weights_stays_the_base(
 
     assert before is not None
     assert before == row.completion.base
+
+
+async def test_the_same_name_for_other_weights_is_not_the_base(qwen3: Path, tmp_path: Path) -> None:
+    """As where vLLM starts again with another model under its --served-model-name."""
+    vllm = RootedVllm()
+    async with FakeEngine(vllm) as engine:
+        settings = settings_for(
+            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            serving = proxy.services.serving
+            await until(lambda: serving.base)
+            before = serving.base
+            vllm.root = "org/another"
+            await until(lambda: serving.base is None)
+            await proxy.chat(model="tiny")
+            told = proxy.services.trainer.why_untrained()
+            vllm.root = "org/tiny"
+            await until(lambda: serving.base)
+            await proxy.chat(model="tiny")
+            bases = [row.completion.base for row in await proxy.rows()]
+
+    assert [None, before] == bases
+    assert told is not None
+    assert "the engine serves another tiny now" in told
+    assert "let it serve the one before again, or start strop again with --model" in told
+
+
+async def test_each_of_several_engines_may_say_where_its_weights_are(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """The path of the one that is left is no other model's."""
+    here, there = RootedVllm(), RootedVllm()
+    there.root = "/models/tiny"
+    async with FakeEngine(here) as engine, FakeEngine(there) as other:
+        settings = settings_for(
+            engine.url,
+            engine={"health_interval_s": 0.05, "replicas": (other.url,)},
+            model={"base": str(qwen3)},
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            serving = proxy.services.serving
+            first, second = serving.engine.replicas
+            await until(lambda: serving.base and second.is_in)
+            await engine.stop()
+            await until(lambda: not first.is_in and second.is_in)
+            await proxy.chat(model="tiny")
+            (row,) = await proxy.rows()
+
+    assert row.completion.base is not None
