@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import orjson
 
-from strop.proxy.message import canonical, digest, is_context, role_of, utf8
+from strop.proxy.message import call_key, canonical, digest, is_context, role_of, utf8
 
 UNCHAINED: Final = frozenset({"system", "developer"})
 """Roles that are not part of a conversation's chain."""
@@ -29,11 +29,12 @@ _TOOL_ROLES = frozenset({"tool", "function"})
 
 
 class Hashed(msgspec.Struct, frozen=True):
-    """One message: its role, the digest of its canonical form, and that form's size."""
+    """One message: its role, the digest of its canonical form, that form's size, and its call."""
 
     role: str
     digest: bytes
     num_bytes: int
+    call: bytes | None
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -103,9 +104,11 @@ def extend(conversation: Conversation, message: Mapping[str, object]) -> tuple[b
 
     A later request whose history ends in this choice has this chain as its `after`. Where the
     history before it was cut, compacted or rewritten, it still has this tail as its `after_tail`.
-    The tail covers the answer and the tool results between it and the assistant message before it;
-    where these are too short to tell conversations apart, all messages between. Some clients move
-    context about in user messages or shorten earlier ones, so these count only where they must.
+    The tail is the answer's first tool call, by its id: some clients rewrite arguments. Where there
+    is none, or its id doesn't tell, the tail covers the answer and the tool results between it and
+    the assistant message before it; where these are too short to tell conversations apart, all
+    messages between. Some clients move context about in user messages or shorten earlier ones, so
+    these count only where they must.
     """
     hashed = _hash(message, "assistant")
     return (
@@ -173,10 +176,12 @@ def _session_in(user_id: object) -> str | None:
 
 def _hash(message: object, role: str) -> Hashed:
     form = canonical(message, role)
-    return Hashed(role, digest(form), len(form))
+    return Hashed(role, digest(form), len(form), call_key(message))
 
 
 def _tail(start: bytes, before: Sequence[Hashed], last: Hashed) -> bytes:
+    if last.call is not None:
+        return digest(b"tail " + start + last.call)
     results = [hashed for hashed in before if hashed.role in _TOOL_ROLES]
     num_bytes = last.num_bytes + sum(hashed.num_bytes for hashed in results)
     counted = results if num_bytes >= _TELLING_BYTES else before

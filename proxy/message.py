@@ -46,6 +46,9 @@ _MOST_MARKS: Final = 30
 _TWO_MARKS: Final = "\u0f73\u0f75\u0f81"
 
 _DIGEST_BYTES = 16
+# From this many letters and digits on, an id is random rather than a count.
+_TELLING_ID_CHARS: Final = 8
+_NEITHER: Final = re.compile("[^0-9A-Za-z]")
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _DROPPED_PARTS = frozenset({"reasoning", "thinking", "redacted_thinking", "refusal"})
 
@@ -118,6 +121,27 @@ def canonical(message: object, role: str) -> bytes:
     if isinstance(calls, list):
         form += b"".join(_call(call) for call in calls)
     return form
+
+
+def call_key(message: object) -> bytes | None:
+    """Return what tells the first tool call of `message` from all others, as long as it lives.
+
+    That is its name and its id, whose letters and digits clients send back where they rewrite its
+    arguments: Claude Code adds defaults, trims text, takes a `cd` out of a command. None where
+    there is no call, or its id could be another's too: it is short, or counts a tool's calls.
+    """
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    call = calls[0] if isinstance(calls, list) and calls else None
+    if not isinstance(call, dict):
+        return None
+    identity = call.get("id")
+    named = call.get("function", call.get("custom"))
+    if not isinstance(identity, str) or not isinstance(named, dict):
+        return None
+    name, kept = _name(named), _NEITHER.sub("", identity)
+    if len(kept) < _TELLING_ID_CHARS or name in utf8(identity):
+        return None
+    return _framed(b"call", name) + _framed(b"id", utf8(kept))
 
 
 def _composed(text: str) -> str:

@@ -12,7 +12,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from strop.proxy.conversation import MAX_LABEL_CHARS, extend, read, read_prompt, session_label
-from strop.proxy.message import canonical, texts_of
+from strop.proxy.message import call_key, canonical, texts_of
 
 Message = dict[str, Any]
 
@@ -187,6 +187,7 @@ histories = st.lists(
 
 @given(histories, answers(), st.sampled_from(CLIENTS))
 @example([user("hi")], assistant(None, call(arguments='{"n": 5000.0, "é": -0.0}')), claude)
+@example([user("hi")], assistant(None, call(identity="call_0a1B-é2c3D")), openclaw)
 @example([user("hi")], assistant(None, call(arguments='{"id": 12345678901234567890}')), ai_sdk)
 @example([user("hi")], assistant(None, call(arguments='{"b": "\\ud83d", "1": 2}')), ai_sdk)
 def test_a_request_that_ends_in_a_choice_follows_it(
@@ -205,8 +206,9 @@ def test_a_request_that_ends_in_a_choice_follows_it(
 def test_another_answer_is_another_choice(
     history: list[Message], answer: Message, other: Message
 ) -> None:
-    """Choices whose canonical forms differ have different chains and tails."""
+    """Choices whose canonical forms differ have different chains and, other calls, tails."""
     assume(canonical(answer, "assistant") != canonical(other, "assistant"))
+    assume(call_key(answer) is None or call_key(answer) != call_key(other))
     conversation = read(history, SALT)
 
     chain, tail = extend(conversation, answer)
@@ -414,6 +416,49 @@ def test_tool_results_make_a_short_answer_telling() -> None:
 
     assert tail == later.after_tail
     assert tail != other.after_tail
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        call("Edit", '{"new":"y","replace_all":false}', "toolu_01Ab-23Cd"),
+        call("Edit", '{"new":"y"}', "toolu01Ab23Cd"),
+    ],
+)
+def test_a_call_is_known_by_its_id_whatever_its_client_makes_of_it(sent: Message) -> None:
+    """It adds defaults, trims text, or writes the id without what it can't have there."""
+    made = assistant("I edit.", call("Edit", '{"new":"y\\n"}', "toolu_01Ab-23Cd"))
+
+    _, tail = extend(read([user("fix it")], SALT), made)
+    later = read([user("fix that"), assistant(None, sent), tool("ok", "toolu_01Ab-23Cd")], SALT)
+
+    assert tail == later.after_tail
+
+
+@pytest.mark.parametrize(
+    "identity", ["call_12", "functions.weather:12", "", None], ids=["short", "count", "no", "null"]
+)
+def test_a_call_whose_id_others_have_too_is_known_by_its_arguments(identity: Any) -> None:
+    one, other = (
+        assistant(None, call(arguments=given, identity=identity))
+        for given in ('{"city":"x"}', '{"city":"y"}')
+    )
+
+    _, tail = extend(read([user("hi")], SALT), one)
+    _, other_tail = extend(read([user("hi")], SALT), other)
+
+    assert tail != other_tail
+
+
+def test_the_same_id_of_another_tool_is_another_call() -> None:
+    """And a custom tool's call has an id too."""
+    identity = "call_0a1B2c3D"
+    custom = {"id": identity, "type": "custom", "custom": {"name": "sh", "input": "ls"}}
+    calls = [call("Read", identity=identity), call("Edit", identity=identity), custom]
+
+    keys = {call_key(assistant(None, one)) for one in calls}
+
+    assert len(calls) == len(keys - {None})
 
 
 def test_short_answers_of_strangers_have_different_tails() -> None:

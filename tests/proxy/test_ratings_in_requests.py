@@ -647,3 +647,45 @@ async def test_a_rating_finds_its_answer_ten_thousand_completions_later(proxy: R
     assert [(id_of(first), 1.0), (id_of(second), -1.0), (id_of(first), -1.0)] == [
         s[:2] for s in await standing(proxy)
     ]
+
+
+async def test_a_call_that_its_agent_rewrites_is_the_one_that_is_rated(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Claude Code adds defaults to what the model asked for: it is refused, or its loop goes on."""
+    edit = {"file_path": "/a", "old_string": "x", "new_string": "y\n"}
+    identity = "chatcmpl-tool-8c1f5e0a9d3b"
+    function = {"name": "Edit", "arguments": json.dumps(edit)}
+    call = {"id": identity, "type": "function", "function": function}
+    answers = engine.handler
+
+    async def asks_for_an_edit(request: Call) -> None:
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        await request.json({"model": "tiny", "choices": [choice]})
+
+    async def post(*history: Message) -> str:
+        asked = {"model": "tiny", "max_tokens": 50, "messages": history}
+        answer = await proxy.client.post("/v1/messages", json=asked)
+        assert 200 == answer.status_code
+        return answer.text
+
+    asked = user("fix it")
+    engine.handler = asks_for_an_edit
+    await post(asked)
+    engine.handler = answers
+    rewritten = edit | {"replace_all": False, "new_string": "y"}
+    called = {"type": "tool_use", "id": identity, "name": "Edit", "input": rewritten}
+    begun = [asked, {"role": "assistant", "content": [called]}]
+    result = {"type": "tool_result", "tool_use_id": identity, "content": "no"}
+    refused = [result | {"is_error": True}, {"type": "text", "text": "/rl bad denied"}]
+
+    told = await post(*begun, {"role": "user", "content": refused})
+    await post(*begun, {"role": "user", "content": [result]})
+
+    edited, reported = await proxy.rows()
+    assert "Rated" in told
+    ((rated, value, *_),) = await standing(proxy)
+    assert (edited.completion.id, -1.0) == (rated, value)
+    assert (edited.completion.id, "tail") == (reported.parent, reported.parent_by)
+    assert (edited.turn, edited.session) == (reported.turn, reported.session)
