@@ -161,7 +161,8 @@ class Run(ABC):
         self._over.set()
         if self._num_in_flight:
             try:
-                await asyncio.wait_for(self._is_drained.wait(), _DRAIN_S)
+                async with asyncio.timeout(_DRAIN_S):
+                    await self._is_drained.wait()
             except TimeoutError:
                 self.seen.failed += self._num_in_flight
                 self.seen.difference = self.seen.difference or f"no answer in {_DRAIN_S:.0f} s"
@@ -195,7 +196,8 @@ class ClosedLoop(Run):
             self.seen.failed += 1
             self.seen.difference = self.seen.difference or "closed before its first request"
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), duration_s)
+            async with asyncio.timeout(duration_s):
+                await self._over.wait()
         return await self._drain()
 
     def _free(self, connection: Connection) -> None:

@@ -226,7 +226,8 @@ class Serving:
             else:
                 wait_s = _RETRY_FIRST_S if was_ready else min(2 * wait_s, _RETRY_MOST_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
 
     async def _check(self) -> None:
         was_ready = self.is_ready

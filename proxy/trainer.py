@@ -148,7 +148,8 @@ class Trainer:
                     is_busy = False
                 if not is_busy:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), self._look_interval_s)
+                        async with asyncio.timeout(self._look_interval_s):
+                            await self._wake.wait()
         finally:
             if self._child is not None:
                 # Not cancelled: the next start goes on where it stops.

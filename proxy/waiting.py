@@ -43,9 +43,9 @@ async def admitted(
     hold_until = loop.time() + hold_s
     while True:
         if isinstance(reason, SwitchingVersions):
-            let_go = asyncio.wait_for(serving.wait_until_let_go(), hold_until - loop.time())
             with contextlib.suppress(TimeoutError):
-                await _unless_client_leaves(receive, let_go)
+                async with asyncio.timeout_at(hold_until):
+                    await _unless_client_leaves(receive, serving.wait_until_let_go())
             if loop.time() >= hold_until:
                 raise reason
         elif serving.keeper is None or num_tries == MAX_TRIES:

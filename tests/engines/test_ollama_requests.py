@@ -10,6 +10,7 @@ import pytest
 from fake_engine import SSE, Call, FakeEngine
 from fake_ollama import FakeOllama, base_of
 from running import Running, running, settings_for
+from waiting import LIMIT_S
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
 USER = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
@@ -113,7 +114,8 @@ async def test_the_end_of_its_one_choice_waits_for_the_record_whatever_n_says(
         asked = {"model": "tiny", "messages": [USER], "stream": True, "n": 2}
         async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as answer:
             pieces = answer.aiter_bytes()
-            first = await asyncio.wait_for(anext(pieces), 10)
+            async with asyncio.timeout(LIMIT_S):
+                first = await anext(pieces)
             is_read.set()
             rest = b"".join([piece async for piece in pieces])
 

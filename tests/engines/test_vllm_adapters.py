@@ -346,7 +346,8 @@ async def test_an_engine_that_comes_later_is_found(
     async with running(settings, tmp_path / "home", ready=False) as proxy:
         refused = await proxy.chat(model=NAME)
         second.start()
-        await asyncio.wait_for(proxy.services.serving.wait_until_ready(), 300)
+        async with asyncio.timeout(300):
+            await proxy.services.serving.wait_until_ready()
         served = await proxy.chat(model=NAME, max_tokens=4)
 
     assert (503, 200) == (refused.status_code, served.status_code)

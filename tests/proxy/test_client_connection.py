@@ -49,7 +49,8 @@ class Stoppable:
         for _ in range(5000):
             await call.chunk(EVENTS[0])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.goes_on.wait(), 0.005)
+                async with asyncio.timeout(0.005):
+                    await self.goes_on.wait()
                 break
         for event in EVENTS:
             await call.chunk(event)

@@ -13,7 +13,7 @@ import fake_run
 import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record, version
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.alias import Leases, Served
 from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, NotFound, Unavailable
@@ -41,7 +41,9 @@ class Trained:
         self.base: Base | str = Base(home / "base", MODEL)
         self.leases = Leases()
 
-    def trainer(self, behaviour: str, settings: Training = SETTINGS) -> Trainer:
+    def trainer(
+        self, behaviour: str, settings: Training = SETTINGS, *, look_interval_s: float = 0.02
+    ) -> Trainer:
         """Return a trainer whose runs behave so."""
         return Trainer(
             settings,
@@ -51,7 +53,7 @@ class Trained:
             base=lambda: self.base,
             leases=self.leases,
             command=fake_run.command(behaviour),
-            look_interval_s=0.02,
+            look_interval_s=look_interval_s,
         )
 
     async def rate(self, num_good: int, num_bad: int, start: int = 0) -> None:
@@ -152,6 +154,18 @@ async def test_what_answers_held_up_is_promoted_once_nobody_asks(
         await until(lambda: training.swapper.activated)
 
     assert 2 == training.swapper.asked
+
+
+async def test_it_ends_in_the_very_moment_of_a_request(training: Trained) -> None:
+    """Else a stop of strop waits for a trainer that looks for runs ever after."""
+    trainer = training.trainer("waits", look_interval_s=LIMIT_S)
+    watching = asyncio.create_task(trainer.watch())
+    await until(lambda: trainer.decision.says, lambda says: says != "starting")
+
+    await trainer.request(Wanted(), actor="api")
+    watching.cancel()
+
+    await until(watching.done)
 
 
 async def test_too_few_ratings_start_none(training: Trained) -> None:

@@ -1,5 +1,6 @@
 """Health, readiness, metrics, and what answers at the root."""
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from routes_app import Running, running
+from waiting import until
 
 from strop.proxy.serving import Serving
 
@@ -33,6 +35,18 @@ def lose_engine(app: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put an engine in the place of the app's that has never answered."""
     silent = Serving(app.services.serving.engine, app.services.settings)
     monkeypatch.setattr(app.services, "serving", silent)
+
+
+async def test_a_watch_ends_in_the_very_moment_of_a_suspicion(app: Running) -> None:
+    """Else a stop of strop, while a request fails, waits for the engine's watch ever after."""
+    serving = Serving(app.services.serving.engine, app.services.settings)
+    watching = asyncio.create_task(serving.watch())
+    await until(lambda: serving.is_ready)
+
+    serving.suspect()
+    watching.cancel()
+
+    await until(watching.done)
 
 
 async def test_the_root_says_what_this_is(app: Running) -> None:

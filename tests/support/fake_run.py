@@ -70,7 +70,8 @@ async def _behave(behaviour: str, home: Path, id_: str, store: Store, told: asyn
                 await store.runs.update(id_, RunUpdate(state="cancelled"))
                 return 0
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(told.wait(), 0.02)
+                async with asyncio.timeout(0.02):
+                    await told.wait()
         return 0
     await store.runs.update(id_, RunUpdate(state="gating"))
     library = Library(home / "adapters")

@@ -4,6 +4,7 @@ Knows HTTP/1.1 and no dialect.
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -141,8 +142,10 @@ async def ask(url: str, plan: Plan) -> Answer:
         return answer
     try:
         if plan.leaves == "later":
-            with_limit = asyncio.wait_for(_talk(client, plan, answer), plan.patience)
-            await asyncio.gather(with_limit, return_exceptions=True)
+            # Whatever ends it.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(plan.patience):
+                    await _talk(client, plan, answer)
         else:
             await _talk(client, plan, answer)
     except (OSError, EOFError):

@@ -100,7 +100,8 @@ class OneAtATime:
         if self.num_now > 1:
             self.came.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.came.wait(), 0.5)
+            async with asyncio.timeout(0.5):
+                await self.came.wait()
         self.num_now -= 1
         return fake_probe.NO_PROBE
 
