@@ -10,7 +10,9 @@ from random import Random
 
 # An id needs no secrecy, only to be nobody else's; one system call an id would cost more than it.
 _random = Random(os.urandom(32))  # noqa: S311
-_IN_ANOTHER_DIALECT = re.compile(r"(?:msg|resp)_([0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15})")
+_IN_ANOTHER_DIALECT = re.compile(
+    r"(?:msg|resp)_([0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15})(?:_own[0-9a-f]{16})?"
+)
 
 
 def new_id(prefix: str, now_ms: int | None = None) -> str:
@@ -27,10 +29,20 @@ def digits_of(identity: str) -> str:
     return identity.partition("_")[2]
 
 
+def own_digits(follows: str | None) -> str:
+    """Return digits for what is answered in the model's place, behind those that it follows.
+
+    Clients take two answers with the same id for one, so these are nobody else's.
+    """
+    digits = digits_of(new_id("own"))
+    return f"{follows}_own{digits[16:]}" if follows else digits
+
+
 def completion_id(name: str) -> str:
     """Return the id of the completion whose answer is called `name`; any other name as it is.
 
-    The same completion is `cmp_...`, a message's `msg_...`, and a response's `resp_...`.
+    The same completion is `cmp_...`, a message's `msg_...`, and a response's `resp_...`; strop's
+    own answer to a command stands for the one before it.
     """
     found = _IN_ANOTHER_DIALECT.fullmatch(name)
     return f"cmp_{found[1]}" if found else name

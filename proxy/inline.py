@@ -45,6 +45,8 @@ _COMMAND = re.compile(
     r"(?:\[[A-Z][a-z]{2} \d{4}-\d{2}-\d{2} \d{2}:\d{2} [^\]\s]+\]\s+)?"
     r"/rl(?:\s+(?P<verb>\S+)(?:\s+(?P<comment>.+))?)?"
 )
+# What `opencode run` makes of an argument with spaces.
+_QUOTED = re.compile(r'"(/rl (?:[^"]|(?<=\\)")*)"')
 _VERBS: Mapping[str, Verb] = {
     "good": "good",
     "up": "good",
@@ -73,8 +75,9 @@ def find_command(messages: Sequence[object]) -> Command | None:
     """Return the command that the last message is, or None.
 
     It is one where its role is `user` and its last text part, trimmed, is one line
-    `/rl <verb> [comment]`. `/rl` alone, or with an unknown verb, asks for help. What an agent puts
-    behind its user's words for one request is passed over: aider reminds as the system.
+    `/rl <verb> [comment]`, or that in double quotes. `/rl` alone, or with an unknown verb, asks for
+    help. What an agent puts behind its user's words for one request is passed over: aider reminds
+    as the system.
     """
     for message in reversed(messages):
         if role_of(message) not in UNCHAINED and not is_context(message):
@@ -162,8 +165,10 @@ def _command_in(message: object) -> Command | None:
     parts = reversed(content) if isinstance(content, list) else (content,)
     texts = (text for part in parts if (text := text_in(part)) is not None)
     line = next(texts, "").strip(OUTER) if role_of(message) == "user" else ""
-    if not line.startswith(("/rl", "[")) or len(line.splitlines()) != 1:
+    if not line.startswith(("/rl", "[", '"/rl ')) or len(line.splitlines()) != 1:
         return None
+    if quoted := _QUOTED.fullmatch(line):
+        line = quoted[1].replace('\\"', '"').strip(OUTER)
     found = _COMMAND.fullmatch(line)
     if found is None:
         return None

@@ -3,7 +3,8 @@
 Pure. Does not know conversations, or what the form is used for. Takes whatever JSON can hold: a
 malformed message is told by what it is.
 
-    role; text parts joined, in NFC, without outer whitespace and leading <think> blocks;
+    role; text parts joined, in NFC, without outer whitespace, leading <think> blocks of an answer,
+    and trailing <system-reminder> blocks of a tool's result;
     tool calls as name and canonical JSON; other parts by their digest; nothing else.
 
 So ids, names, reasoning, refusals, nulls, cache markers and unknown fields make no difference.
@@ -24,6 +25,10 @@ OUTER: Final = "".join(chr(code) for code in range(0x3001) if chr(code).isspace(
 # OpenClaw's, which is always the last message of a request and of no later history.
 _CONTEXT_BEGIN: Final = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>"
 _CONTEXT_END: Final = "<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
+
+# Claude Code's, of what its hooks said of a call, and others.
+_REMINDER_BEGIN: Final = "<system-reminder>"
+_REMINDER_END: Final = "</system-reminder>"
 
 NOTES: Final = frozenset(
     {
@@ -113,6 +118,8 @@ def canonical(message: object, role: str) -> bytes:
     text = (content if isinstance(content, str) else "".join(texts_of(message))).strip(OUTER)
     if role == "assistant":
         text = _without_thoughts(text)
+    elif role == "tool":
+        text = _without_reminders(text)
     if text:
         form += _framed(b"text", utf8(_composed(text)))
     if not isinstance(content, str):
@@ -207,6 +214,19 @@ def _without_thoughts(text: str) -> str:
             break
         text = said.lstrip(OUTER)
     return text
+
+
+def _without_reminders(text: str) -> str:
+    """Return a tool's result without what its agent says behind it, and may leave out later."""
+    end = len(text)
+    while text.endswith(_REMINDER_END, 0, end):
+        begin = text.rfind(_REMINDER_BEGIN, 0, end)
+        if begin < 0:
+            break
+        end = begin
+        while end and text[end - 1] in OUTER:
+            end -= 1
+    return text[:end]
 
 
 def _other_parts(content: object) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from strop.proxy.call import Receive, Send
 from strop.proxy.errors import SOURCE_HEADER, BadRequest, UpstreamError
-from strop.proxy.ids import digits_of, new_id
+from strop.proxy.ids import digits_of, own_digits
 from strop.proxy.intake import read_body
 from strop.proxy.settings import Server
 from strop.proxy.store.records import StoredCompletion
@@ -170,8 +170,7 @@ class Interpreter:
         # What is answered in the model's place, such as an inline command, is no completion: a
         # conversation goes on from the answer before it.
         own = wire_headers.first(self._head["headers"], _ID_HEADER)
-        digits = digits_of(own.decode()) if own else self._follows
-        return self._make_writer(digits or digits_of(new_id("own")))
+        return self._make_writer(digits_of(own.decode()) if own else own_digits(self._follows))
 
     def _own_head(self) -> wire_headers.Headers:
         if not self._left_out:

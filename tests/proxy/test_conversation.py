@@ -239,6 +239,9 @@ def test_another_answer_is_another_choice(
             {"role": "assistant", "tool_calls": [{"custom": {"name": "sh", "input": "rm"}}]},
         ),
         (assistant("acall:barguments:{}"), assistant("a", call("b", "{}"))),
+        (tool("a"), tool("a <system-reminder>b</system-reminder> c")),
+        (tool("a"), tool("a</system-reminder>")),
+        (user("a"), user("a <system-reminder>b</system-reminder>")),
     ],
 )
 def test_what_differs_in_meaning_differs_in_form(one: Message, other: Message) -> None:
@@ -261,6 +264,11 @@ def test_what_differs_in_meaning_differs_in_form(one: Message, other: Message) -
             assistant("a"),
             {"role": "assistant", "content": [{"type": "thinking", "thinking": "b"}, "a", None]},
         ),
+        (tool("a"), tool("a\n\n<system-reminder>\nb\n</system-reminder>")),
+        (
+            tool("a"),
+            {"role": "tool", "content": ["a", *2 * ["<system-reminder>b</system-reminder>\n"]]},
+        ),
         (assistant("", call(arguments="")), assistant("", call(arguments="{}"))),
         (assistant("", call(arguments=" null ")), assistant("", call(arguments="{ }"))),
         (
@@ -281,7 +289,7 @@ def test_what_differs_in_meaning_differs_in_form(one: Message, other: Message) -
     ],
 )
 def test_what_clients_change_makes_no_difference(one: Message, other: Message) -> None:
-    """Spaces around, Unicode forms, thoughts, key order and cache markers tell nothing."""
+    """Spaces around, Unicode forms, thoughts, key order, cache markers, reminders tell nothing."""
     assert canonical(one, one["role"]) == canonical(other, other["role"])
 
 

@@ -6,6 +6,7 @@ from strop.proxy.inline import MARK, Command, find_command, without_commands
 
 ANSWERED = {"role": "assistant", "content": f"{MARK}Rated."}
 GOOD = {"role": "user", "content": "/rl good"}
+QUOTED = {"role": "user", "content": '"/rl good short"'}
 QUESTION = {"role": "user", "content": "why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -41,6 +42,10 @@ def parts(*texts: str) -> list[dict[str, str]]:
         ("[Sat 2026-11-21 17:15 UTC] /rl bad dull", Command("bad", "dull")),
         ("[Sat 2026-11-21 17:15 UTC]  /rl good ", Command("good")),
         ([*parts("/rl good"), {"type": "image_url", "image_url": {}}], Command("good")),
+        ('"/rl good"', Command("good")),
+        ('"/rl "', Command("help")),
+        (r' "/rl bad so \"dull\" " ', Command("bad", 'so "dull"')),
+        (parts(REMINDER, '"/rl good"\n'), Command("good")),
     ],
 )
 def test_a_line_of_its_own_is_a_command(content: object, expected: Command) -> None:
@@ -69,7 +74,15 @@ def test_a_command_may_have_an_agents_own_context_behind_it() -> None:
         {"role": "user", "content": "[Sat 2026-11-21 17:15 UTC]/rl good"},
         {"role": "user", "content": "//rl good"},
         {"role": "user", "content": "/RL good"},
-        {"role": "user", "content": '"/rl good"'},
+        {"role": "user", "content": '"/rl good" is what I type'},
+        {"role": "user", "content": '"/rl good", or "/rl bad"'},
+        {"role": "user", "content": '"/rl good x" or "so"'},
+        {"role": "user", "content": '"/rl good'},
+        {"role": "user", "content": '"/rl good\nand go on"'},
+        {"role": "user", "content": '"/rlx good"'},
+        {"role": "user", "content": '"so /rl good"'},
+        {"role": "user", "content": "'/rl good'"},
+        {"role": "user", "content": '""/rl good""'},
         {"role": "user", "content": "please /rl good"},
         {"role": "user", "content": "/rl good\nand go on"},
         {"role": "user", "content": "/rl good\u2028and go on"},
@@ -112,6 +125,7 @@ def test_an_agents_reminder_behind_the_command_is_passed_over() -> None:
     ("messages", "expected"),
     [
         ([GOOD], []),
+        ([QUOTED, ANSWERED, QUESTION], [QUESTION]),
         ([QUESTION, ANSWER, GOOD, ANSWERED, QUESTION], [QUESTION, ANSWER, QUESTION]),
         ([QUESTION, ANSWER, GOOD, QUESTION], [QUESTION, ANSWER, QUESTION]),
         ([GOOD, ANSWERED, GOOD, ANSWERED, QUESTION], [QUESTION]),

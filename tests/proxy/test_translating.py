@@ -12,6 +12,8 @@ import pytest
 from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
+from scripted_vllm import ScriptedVllm
+from waiting import LIMIT_S
 
 from strop.proxy.inline import MARK, without_commands
 from strop.proxy.settings import Server
@@ -476,9 +478,10 @@ async def test_a_client_that_leaves_is_noticed(
         running(settings_for(engine.url), tmp_path / "home") as proxy,
     ):
         asking = asyncio.create_task(dialect.post(proxy, "hi", stream=stream))
-        await asyncio.wait_for(asked.wait(), 10)
-        asking.cancel()
-        await asyncio.wait_for(left.wait(), 10)
+        async with asyncio.timeout(LIMIT_S):
+            await asked.wait()
+            asking.cancel()
+            await left.wait()
 
         assert "client_cancelled" == (await proxy.row()).completion.state
 
@@ -583,3 +586,43 @@ async def test_a_note_of_codex_begins_no_turn(proxy: Running) -> None:
     await post(asked, call, result, {"role": "user", "content": "and now?"})
 
     assert [True, False, True] == [row.completion.starts_turn for row in await proxy.rows()]
+
+
+async def test_a_hook_of_claude_code_begins_no_turn(tmp_path: Path) -> None:
+    """What it says behind a tool's result it says as the system from the next prompt on."""
+    tool = {"name": "Bash", "input_schema": {"type": "object"}}
+    reminder = {"type": "text", "text": "<system-reminder>\nlint: fine\n</system-reminder>"}
+    history: list[Item] = []
+
+    async with (
+        FakeEngine(ScriptedVllm()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+
+        async def post(content: Any, *later: Item) -> Item:
+            history.append({"role": "user", "content": content})
+            asked = {"model": "tiny", "max_tokens": 50, "messages": history, "tools": [tool]}
+            answer = (await proxy.client.post(MESSAGES.path, json=asked)).json()
+            history[-1:] = [
+                {"role": "user", "content": [one for one in content if one is not reminder]},
+                *later,
+                {"role": "assistant", "content": answer["content"]},
+            ]
+            return dict(answer)
+
+        (call,) = (await post([{"type": "text", "text": "hi"}]))["content"]
+        result = {"type": "tool_result", "tool_use_id": call["id"], "content": "fine"}
+        told = {"role": "system", "content": "lint: fine"}
+        await post([result, reminder], told)
+        shown = engine.requests[-1].json()["messages"]
+        rated = await post([{"type": "text", "text": "/rl good"}])
+        await post([{"type": "text", "text": "and now?"}])
+
+        called, answered, follower = await proxy.rows()
+        (rating,) = (await proxy.services.store.list_feedback(limit=9)).data
+
+    assert MESSAGES.text(rated).startswith(f"{MARK}Rated the answer above good")
+    assert answered.completion.id == rating.completion == follower.parent
+    assert called.turn == answered.turn != follower.turn
+    assert shown == engine.requests[-1].json()["messages"][: len(shown)]
+    assert f"fine\n\n{reminder['text']}" == shown[-1]["content"]

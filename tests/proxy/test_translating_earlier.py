@@ -1,5 +1,7 @@
 """Clients of /v1/responses may name what was said before, instead of sending it again."""
 
+import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,55 @@ async def test_a_rating_typed_behind_a_response_leaves_no_trace(
     assert parent.completion.id == follower.parent
     (rating,) = (await proxy.services.store.list_feedback(limit=9)).data
     assert (parent.completion.id, 1.0) == (rating.completion, rating.rating)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_strops_own_answers_are_no_others(stream: bool, proxy: Running) -> None:
+    """LangGraph takes two with the same id for one; yet each stands for the answer before it."""
+
+    async def say(text: str, before: Item | None) -> Item:
+        answer = await ask(
+            proxy, input=text, previous_response_id=before and before["id"], stream=stream
+        )
+        if not stream:
+            return dict(answer.json())
+        *_, last = (line for line in answer.text.splitlines() if line.startswith("data: "))
+        return dict(json.loads(last.removeprefix("data: "))["response"])
+
+    helped = await say("/rl help", None)
+    said = [helped, await say("/rl help", helped)]
+    said.append(first := await say("hi", said[-1]))
+    for command in ("/rl good", "/rl good", "/rl status"):
+        said.append(await say(command, said[-1]))
+    by_id = await proxy.client.post(
+        "/v1/feedback", json={"completion_id": said[-1]["id"], "rating": "bad"}
+    )
+    await say("more", said[-1])
+
+    ids = [one["id"] for answer in said for one in (answer, *answer["output"])]
+    assert len(ids) == len(set(ids)) == 2 * len(said)
+    assert all(re.fullmatch(r"(resp|msg)_\w{32,59}", one) for one in ids)
+    answered, follower = await proxy.rows()
+    assert f"resp_{answered.completion.id.removeprefix('cmp_')}" == first["id"]
+    assert answered.completion.id == by_id.json()["completion_id"] == follower.parent
+
+
+@pytest.mark.parametrize("names_items", [False, True], ids=["told", "named"])
+async def test_strops_own_answer_without_its_command_is_not_told(
+    names_items: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """Nor taken for a part of the answer before it."""
+    first = (await ask(proxy, input=[QUESTION])).json()
+    rated = (await ask(proxy, input="/rl good", previous_response_id=first["id"])).json()
+    kept = [*first["output"], *rated["output"]]
+    if names_items:
+        kept = [{"type": "item_reference", "id": item["id"]} for item in kept]
+
+    answer = await ask(proxy, input=[QUESTION, *kept, {"role": "user", "content": "more"}])
+
+    assert 200 == answer.status_code
+    text = first["output"][0]["content"][0]["text"]
+    assert [QUESTION["content"], text, "more"] == [one["content"] for one in told(engine)]
 
 
 @pytest.mark.parametrize("instructions", [None, "Be brief."])

@@ -67,6 +67,9 @@ def result(said: Any, identity: str = "c1", **members: Any) -> Item:
     return {"type": "tool_result", "tool_use_id": identity, "content": said, **members}
 
 
+NOTE = text("<system-reminder>\nplan\n</system-reminder>")
+
+
 def test_what_both_dialects_have_goes_by_chats_name() -> None:
     """The limits, the sampling, the session, and what only an engine may know."""
     said = translated(
@@ -353,6 +356,42 @@ def test_a_system_message_behind_results_stands_in_the_last() -> None:
     assert [text("2"), PICTURE, text(note)] == parts[-1]["content"]
 
 
+def test_a_hooks_words_are_the_systems_however_they_are_sent() -> None:
+    """Claude Code says them as a user's within a turn, and as one system message from then on."""
+    calls = assistant(CALL, {**CALL, "id": "c2"})
+    results = [result("21"), result([text("2"), IMAGE], "c2")]
+    notes = [
+        text("<system-reminder>\nlint: fine\n</system-reminder>\n"),
+        text("<system-reminder>\ntests:  none\n\n</system-reminder>"),
+    ]
+    joined = "lint: fine\n\ntests:  none\n\n\nhurry"
+
+    now = chat_of(user("hi"), calls, user(*results, *notes), system("hurry"))
+    later = chat_of(user("hi"), calls, user(*results), system(joined))
+
+    note = text(f"<system-reminder>\n{joined}\n</system-reminder>")
+    assert ["21", [text("2"), PICTURE, note]] == [one["content"] for one in now[2:]]
+    assert now == later
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [NOTE, text("b")],
+        [text("b"), NOTE],
+        [NOTE, IMAGE],
+        [text("<system-reminder>\nplan"), NOTE],
+        [text("")],
+    ],
+)
+def test_a_reminder_beside_a_users_words_stands_with_them(words: list[Item]) -> None:
+    """Behind a tool's result too."""
+    said = chat_of(user("hi"), assistant(CALL), user(result("21"), *words), user("so?"))
+
+    assert "21" == said[-2]["content"]
+    assert chat_of(user(*words, text("so?"))) == said[-1:]
+
+
 def test_a_system_message_behind_nothing_of_the_users_is_said_for_them() -> None:
     """The model has to answer something."""
     said = chat_of(user("hi"), assistant(text("a")), system("go on"))
@@ -409,6 +448,7 @@ steps: list[list[Item]] = [
     [user(text("b"), text("/rl good"))],
     [assistant(text(f"{MARK}Took back the rating good (fb_01).")), user("b")],
     *([assistant(CALL), user(result("21"))], [assistant(CALL), user(result("21"), text("b"))]),
+    [assistant(CALL), user(result("21"), NOTE)],
 ]
 turns = st.lists(st.sampled_from(steps), max_size=8).map(
     lambda chosen: [message for step in chosen for message in step]

@@ -5,7 +5,8 @@ turn; the results of an answer's tool calls behind it, in the order of the calls
 what is asked for beside the messages.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from strop.proxy.inline import find_command, num_before
 from strop.proxy.wire import body
@@ -26,6 +27,8 @@ from strop.proxy.wire.messages.content import blocks_in, parts_in, parts_of, tex
 # Claude Code's own line for the vendor's accounts. Its number changes from one conversation to the
 # next, and with it the beginning of every prompt: an engine would compute each anew.
 _BILLING = "x-anthropic-billing-header:"
+
+_REMINDER = re.compile(r"<system-reminder>\n(.*)\n</system-reminder>\s*", re.DOTALL)
 
 # What a tool of the vendor's cloud did, before the text that came of it.
 _CLOUD_BLOCKS = frozenset(
@@ -145,6 +148,10 @@ class History:
         if not own and not has_result:
             # Said nothing, but answers stand before and behind it.
             own.append(text_part(""))
+        if has_result and (notes := _reminders_in(own)):
+            # Claude Code's hooks: the system's words, as it has them from the next prompt on.
+            self._notes += notes
+            return
         # A command is taken out of the history with its message, so what is said before it is not
         # part of that.
         is_command = find_command([{"role": "user", "content": own}]) is not None
@@ -156,13 +163,14 @@ class History:
         """Write down what the user's side said since the last answer."""
         results, own = in_order(self._results, self._called), self._own
         if self._notes and (own or results or not self._command):
-            notes = list(map(reminder, self._notes))
+            # In one, as Claude Code joins later what it says in several messages at first.
+            note = reminder("\n\n".join(self._notes))
             self._notes.clear()
             if results and not own:
                 # A user's message would end the tool loop, and begin a turn.
-                add_notes(results[-1], notes)
+                add_notes(results[-1], [note])
             else:
-                own[:0] = map(text_part, notes)
+                own.insert(0, text_part(note))
         self.messages += results
         for parts in (own, self._command):
             if parts:
@@ -205,6 +213,18 @@ class _Answer:
         if self.calls:
             said["tool_calls"] = self.calls
         return said
+
+
+def _reminders_in(parts: Iterable[Part]) -> list[str]:
+    """Return what the system says in these parts, or nothing where anything else is said."""
+    notes = []
+    for part in parts:
+        text = part.get("text")
+        found = _REMINDER.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            return []
+        notes.append(found[1])
+    return notes
 
 
 def _call(block: Mapping[str, object], path: str) -> dict[str, object]:

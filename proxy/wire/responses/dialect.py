@@ -23,7 +23,7 @@ from strop.proxy.wire.responses.object import Envelope
 from strop.proxy.wire.responses.references import (
     NOTHING_BEFORE,
     SEND_ALL,
-    answer_of,
+    answer_before,
     answers_in,
 )
 from strop.proxy.wire.responses.stream import ResponseWriter
@@ -165,7 +165,7 @@ def _resume(
     name = fields.get("previous_response_id")
     if name is None:
         return None
-    answer = answer_of(name)
+    answer = answer_before(name)
     if answer == NOTHING_BEFORE:
         return answer
     before = earlier.get(answer) if answer else None

@@ -29,7 +29,7 @@ from strop.proxy.wire.responses.items import (
     call_id,
     is_content,
 )
-from strop.proxy.wire.responses.references import SEND_ALL, answer_of
+from strop.proxy.wire.responses.references import SEND_ALL, answer_of, is_own
 from strop.proxy.wire.responses.tools import custom_arguments, function_name
 from strop.proxy.wire.responses.turns import Asked, Said
 from strop.proxy.wire.translation import Earlier
@@ -149,7 +149,7 @@ class History:
         before = self._earlier.get(answer) if answer else None
         last = self._entries[-1] if self._entries else None
         if before is None:
-            if isinstance(last, Asked) and last.is_command:
+            if is_own(item["id"]) or (isinstance(last, Asked) and last.is_command):
                 # Strop's own words, which leave the history with the command.
                 return
             refuse(f"{path}.id", "an item of an answer that strop has", item["id"], SEND_ALL)

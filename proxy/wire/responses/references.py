@@ -9,9 +9,11 @@ from typing import Final
 
 # As an answer and its items are called.
 _OUR_ID = re.compile(r"(?:resp|rs|msg|fc|ctc)_([0-9a-f]{32})(?:_\d+)?")
+# As what strop itself answers to a command behind it (see `ids.own_digits`).
+_OWN_ID = re.compile(r"(?:resp|msg)_([0-9a-f]{32})_own[0-9a-f]{16}")
 
 NOTHING_BEFORE: Final = "0" * 32
-"""The digits of strop's own answer to a command that begins a conversation: no answer has them."""
+"""What strop's own answer to a command follows where it begins a conversation: no answer."""
 
 SEND_ALL: Final = (
     "it is unknown, or was recorded with parts taken out, or nothing is recorded: send the whole"
@@ -22,17 +24,31 @@ SEND_ALL: Final = (
 
 def answer_of(identity: object) -> str | None:
     """Return the digits of the answer that a response or one of its items is, by its id."""
-    ours = _OUR_ID.fullmatch(identity) if isinstance(identity, str) else None
-    return ours[1] if ours else None
+    return _digits_in(identity, _OUR_ID)
+
+
+def answer_before(identity: object) -> str | None:
+    """Return the digits of the answer behind which a conversation goes on, by a response's id."""
+    return answer_of(identity) or _digits_in(identity, _OWN_ID)
+
+
+def is_own(identity: object) -> bool:
+    """Whether an item is known by its id to be strop's own, which the model is never told."""
+    return _digits_in(identity, _OWN_ID) is not None
 
 
 def answers_in(fields: Mapping[str, object]) -> Collection[str]:
     """Return the digits of the response before, and of the answers that items refer to."""
     items = fields.get("input")
-    named = [fields.get("previous_response_id")]
+    named = [answer_before(fields.get("previous_response_id"))]
     named += [
-        item.get("id")
+        answer_of(item.get("id"))
         for item in (items if isinstance(items, list) else ())
         if isinstance(item, dict) and item.get("type") == "item_reference"
     ]
-    return {answer for name in named if (answer := answer_of(name))}
+    return set(filter(None, named))
+
+
+def _digits_in(identity: object, form: re.Pattern[str]) -> str | None:
+    found = form.fullmatch(identity) if isinstance(identity, str) else None
+    return found[1] if found else None
