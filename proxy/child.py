@@ -1,6 +1,6 @@
 """A child process of strop's: in a session of its own, its output in a file, gone when strop is.
 
-Does not know what runs in it, and starts nothing again.
+Does not know what runs in it, and starts nothing again; how long to wait until then is `BackOff`'s.
 """
 
 import asyncio
@@ -12,8 +12,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STOP_TIMEOUT_S = 10.0
+HEALTHY_AFTER_S = 30.0
 _LAST_BYTES = 4096
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+
+class BackOff:
+    """How long to wait before what has ended is started again.
+
+    Args:
+        waits_s: the first where it ended once, the second where it ended twice in a row without
+            having run for long, and so on; the last for all that follow.
+    """
+
+    def __init__(self, *waits_s: float) -> None:
+        self._waits_s = waits_s
+        self._num_ends = 0
+
+    def after(self, ran_s: float) -> float:
+        """Return how long to wait, in seconds, now that it has run for `ran_s`."""
+        self._num_ends = 1 if ran_s > HEALTHY_AFTER_S else self._num_ends + 1
+        return self._waits_s[min(self._num_ends, len(self._waits_s)) - 1]
 
 
 class Child:
@@ -97,7 +116,8 @@ class Child:
         if self._process.returncode is None:
             self.send(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), limit_s)
+                async with asyncio.timeout(limit_s):
+                    await self._process.wait()
             except TimeoutError:
                 self.send(signal.SIGKILL)
         return await self.wait()

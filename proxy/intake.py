@@ -18,9 +18,11 @@ from strop.proxy.ids import new_id
 from strop.proxy.rater import Rater
 from strop.proxy.relay import Relay
 from strop.proxy.settings import Server
+from strop.proxy.store.clock import now_ms
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import chat
 from strop.proxy.wire import headers as wire_headers
+from strop.proxy.wire.rechunk import rechunk
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Intake:
         Raises:
             StropError: nothing was sent to the client yet.
         """
-        started, created_ms = time.monotonic(), time.time_ns() // 1_000_000
+        started, created_ms = time.monotonic(), now_ms()
         headers: wire_headers.Headers = scope["headers"]
         raw = await read_body(receive, headers, self.limits)
         fields = wire_body.parse(raw)
@@ -154,16 +156,14 @@ async def _say(
     text: str, fields: Mapping[str, object], told: wire_headers.Headers, send: Send
 ) -> None:
     """Answer in the model's place, in the dialect that was asked for, with the headers `told`."""
-    identity = new_id("chatcmpl")
-    model = str(fields.get("model", ""))
-    options = fields.get("stream_options")
+    answer = chat.say(text, identity=new_id("chatcmpl"), model=str(fields.get("model", "")))
     head = list(told)
     if fields.get("stream") is True:
+        options = fields.get("stream_options")
         include_usage = isinstance(options, dict) and options.get("include_usage") is True
-        answer = chat.say_stream(text, identity=identity, model=model, include_usage=include_usage)
+        answer = rechunk(answer, include_usage=include_usage)
         head += [wire_headers.EVENTS, (b"cache-control", b"no-cache")]
     else:
-        answer = chat.say(text, identity=identity, model=model)
         head.append(wire_headers.JSON)
     head.append((b"content-length", str(len(answer)).encode()))
     await send({"type": "http.response.start", "status": 200, "headers": head})

@@ -109,6 +109,19 @@ def test_the_readmes_tree_is_the_one_on_disk() -> None:
     assert [] == sorted(tracked - generated - {path.partition("/")[0] for path in paths})
 
 
+def test_the_map_of_calls_names_what_is_on_disk() -> None:
+    """From the root, or from `proxy/`."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    calls = re.search(r"<!-- calls -->\n```\n(.*?)```", text, re.DOTALL)
+    assert calls is not None
+    named = set(re.findall(r"(?<![\w/.])\w[\w/]*(?:\.py|/)(?![\w/])", calls[1]))
+
+    assert {"app.py", "engines/", "adapters/swap.py"} <= named
+    assert [] == sorted(
+        path for path in named if not ((ROOT / path).exists() or (ROOT / "proxy" / path).exists())
+    )
+
+
 def test_no_tracked_file_names_a_registry_or_a_machine() -> None:
     """Pins are versions; addresses belong to whoever installs."""
     hosts = "|".join(

@@ -306,12 +306,14 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
     """
     if folder.exists():
         raise ConfigError(f"expected a folder that doesn't exist yet, got {folder}")
+    at = home_of(home)
+    asyncio.run(_refuse_unknown(version, at))
     # It reads tensors, which no other command does.
     from strop.adapters import manifest
     from strop.adapters.library import Library
 
     try:
-        library = Library(home_of(home) / layout.ADAPTERS)
+        library = Library(at / layout.ADAPTERS)
         made = library.verify(version)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # It appears whole or not at all.
@@ -322,6 +324,12 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
     except (ValueError, OSError) as error:
         raise StropError(f"{version} can't be exported: {error}") from error
     click.echo(f"{version} is in {folder}")
+
+
+async def _refuse_unknown(version: str, home: Path) -> None:
+    async with open_store(home) as store:
+        if await store.versions.get(version) is None:
+            raise NotFound(_unknown(version, home))
 
 
 COMMANDS = (adapters,)

@@ -6,7 +6,6 @@ They work whether or not strop runs.
 import asyncio
 import json
 import shlex
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -26,6 +25,7 @@ from strop.proxy.cli.options import (
 from strop.proxy.command_line import to_copy
 from strop.proxy.ids import completion_id
 from strop.proxy.store import layout, run_folder
+from strop.proxy.store.clock import now_ms
 from strop.proxy.store.records import (
     CompletionFilter,
     CompletionSummary,
@@ -243,7 +243,7 @@ async def _delete_completions(
             num = await store.deletion.all_of(session=session, key_id=key)
         elif older_than is not None:
             # The system's clock begins in 1970, and so does all that is recorded.
-            before_ms = max(0, time.time_ns() // 1_000_000 - older_than * _DAY_MS)
+            before_ms = max(0, now_ms() - older_than * _DAY_MS)
             num = await store.deletion.unrated(before_ms)
         else:
             num = await store.deletion.completions(ids)

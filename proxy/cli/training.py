@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final
 
 import click
 
@@ -34,7 +34,7 @@ from strop.proxy.store.run_records import Run
 _POLL_S: Final = 0.5
 # Empties the line that shows progress.
 _CLEAR: Final = "\r\x1b[K"
-_OBJECTIVES: Final = get_args(get_type_hints(settings.Training)["objective"])
+_OBJECTIVES: Final = settings.KINDS["training.objective"].choices
 
 
 @click.command(epilog=examples("strop train", "strop train --objective sft --preset careful"))

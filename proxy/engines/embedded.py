@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from strop.configs import installation
-from strop.proxy.child import Child, last_words
+from strop.proxy.child import BackOff, Child, last_words
 
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE: Final = "STROP_ENGINE_KEY"
 """The variable that has the key which the engine asks for."""
-
-_BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
-_HEALTHY_AFTER_S = 30.0
 
 Identify = Callable[[], Awaitable[str | None]]
 
@@ -97,7 +94,7 @@ class EngineProcess:
         if base is not None:
             self._command += ["--base-identity", base]
         loop = asyncio.get_running_loop()
-        num_failures = 0
+        back_off = BackOff(0.5, 1.0, 2.0, 5.0, 10.0)
         while not self._is_stopping:
             started = loop.time()
             code: int | None = None
@@ -111,8 +108,7 @@ class EngineProcess:
             self._child = None
             if self._is_stopping:
                 return
-            num_failures = 1 if loop.time() - started > _HEALTHY_AFTER_S else num_failures + 1
-            wait_s = _BACK_OFF_S[min(num_failures, len(_BACK_OFF_S)) - 1]
+            wait_s = back_off.after(loop.time() - started)
             # As a rule nobody but the system does that.
             killed = {"why": "killed, mostly by the system for lack of memory"}
             log.error(

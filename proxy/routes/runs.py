@@ -3,7 +3,7 @@
 Does not train: the trainer's child process does. The admin key is asked for before these routes.
 """
 
-from typing import Final, get_args, get_type_hints
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,10 +14,10 @@ from strop.proxy.errors import BadRequest, NotFound
 from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
 from strop.proxy.run_requests import Wanted
-from strop.proxy.settings import Training
+from strop.proxy.settings import KINDS
 from strop.proxy.store.run_records import Run
 
-OBJECTIVES: Final[tuple[str, ...]] = get_args(get_type_hints(Training)["objective"])
+OBJECTIVES: Final = KINDS["training.objective"].choices
 
 
 async def index(request: Request) -> Response:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 from strop import configs
@@ -18,6 +17,7 @@ from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import StoreUnavailable
 from strop.proxy.settings import Settings
 from strop.proxy.store import layout
+from strop.proxy.store.clock import now_ms
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Pairing
 
@@ -133,8 +133,7 @@ class Pairings:
         is_proven = judgement is not None and judgement.outcome == "proven"
         if base is None or self.error is None or not is_proven:
             return
-        now_ms = time.time_ns() // 1_000_000
-        shown = Pairing(self._engine, self._digest, base, self.error, now_ms)
+        shown = Pairing(self._engine, self._digest, base, self.error, now_ms())
         try:
             await self._store.versions.set_pairing(shown)
         except StoreUnavailable as error:

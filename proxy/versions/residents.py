@@ -20,6 +20,7 @@ from strop.proxy.alias import BASE, Alias, Served
 from strop.proxy.engines.base import AdapterControl, AdapterControls
 from strop.proxy.errors import Conflict, EngineNotReady, StropError
 from strop.proxy.serving import Serving
+from strop.proxy.store.clock import now_ms
 from strop.proxy.versions.pairing import Pairings
 from strop.proxy.versions.target import Target
 
@@ -33,7 +34,7 @@ class Resident:
     release: Release
     judgement: Judgement | None
     loaded_at: float = field(default_factory=time.monotonic)
-    since_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    since_ms: int = field(default_factory=now_ms)
     is_draining: bool = False
 
 

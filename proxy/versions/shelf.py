@@ -6,7 +6,6 @@ Knows no engine: whether one holds a version is for its caller to find out first
 import asyncio
 import logging
 import shutil
-import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from strop.adapters.probe import Probe
 from strop.proxy import base_names
 from strop.proxy.errors import BadRequest, Conflict
 from strop.proxy.run_requests import AWAITS_RUN
+from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import storable
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Version
@@ -183,9 +183,7 @@ class Shelf:
                 " set model.base to its folder or hub id"
             )
         row = await self.store.versions.reserve(base=base, origin="import")
-        made = Manifest(
-            version=row.id, base=base, origin="import", created_ms=time.time_ns() // 1_000_000
-        )
+        made = Manifest(version=row.id, base=base, origin="import", created_ms=now_ms())
         try:
             written, reason = await self._bring_in(source, made)
         except (InvalidAdapter, InvalidBase, OSError) as error:

@@ -7,7 +7,6 @@ what the engine holds is `residents`. Knows no HTTP.
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from strop.proxy.errors import (
 )
 from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
+from strop.proxy.store.clock import now_ms
 from strop.proxy.store.version_records import Version
 from strop.proxy.store.versions import refuse_kept
 from strop.proxy.versions.activation import Loaded, Progress, Switched, Wish
@@ -200,7 +200,7 @@ class Swapper:
         if self._running is None:
             task = asyncio.create_task(self._activate(version, wish))
             self._running = version, task
-            self.progress = Progress(version, "verifying", _now_ms())
+            self.progress = Progress(version, "verifying", now_ms())
             task.add_done_callback(self._over)
         running, task = self._running
         if running != version:
@@ -310,7 +310,7 @@ class Swapper:
 
     def _at(self, step: Step) -> None:
         if self.progress is not None:
-            self.progress = Progress(self.progress.version, step, _now_ms())
+            self.progress = Progress(self.progress.version, step, now_ms())
 
     async def _prune(self, loader: Loader) -> None:
         """Delete the versions that need not be kept."""
@@ -356,7 +356,3 @@ class Swapper:
         except EngineNotReady:
             return 0
         return 0 if version == BASE else int(version[1:])
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

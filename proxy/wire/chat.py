@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 
 from strop.proxy.errors import BadRequest
-from strop.proxy.wire import body, sse
+from strop.proxy.wire import body
 from strop.proxy.wire.answer import Answer
 from strop.proxy.wire.calls import CallPlaces
 
@@ -149,31 +149,12 @@ def say(text: str, *, identity: str, model: str) -> bytes:
         "finish_reason": "stop",
     }
     return body.dumps(
-        {**_envelope(identity, model, "chat.completion"), "choices": [choice], "usage": _NO_USAGE}
+        {
+            "id": identity,
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [choice],
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        }
     )
-
-
-def say_stream(text: str, *, identity: str, model: str, include_usage: bool) -> bytes:
-    """Return the events of a stream of our own that says `text`."""
-    head = _envelope(identity, model, "chat.completion.chunk")
-
-    def chunk(delta: dict[str, object], reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return sse.event(body.dumps({**head, "choices": [choice]}))
-
-    events = [
-        chunk({"role": "assistant", "content": ""}, None),
-        chunk({"content": text}, None),
-        chunk({}, "stop"),
-    ]
-    if include_usage:
-        events.append(sse.event(body.dumps({**head, "choices": [], "usage": _NO_USAGE})))
-    events.append(sse.event(sse.DONE))
-    return b"".join(events)
-
-
-_NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-
-
-def _envelope(identity: str, model: str, kind: str) -> dict[str, object]:
-    return {"id": identity, "object": kind, "created": int(time.time()), "model": model}

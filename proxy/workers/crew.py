@@ -130,6 +130,12 @@ class Crew:
         for member in self._members:
             member.link.tell(Serve(self._turn, view))
 
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once `condition` holds; looked at whenever anything has changed."""
+        while not condition():
+            self.changed.clear()
+            await self.changed.wait()
+
     async def have_moved(self) -> None:
         """Return when every worker that has connections serves the newest view.
 
@@ -142,12 +148,12 @@ class Crew:
 
         try:
             async with asyncio.timeout(MOVE_TIMEOUT_S):
-                await self._until(lambda: not late())
+                await self.until(lambda: not late())
         except TimeoutError:
             for member in late():
                 log.error("a worker does not follow a switch, so it ends", extra=_who(member))
                 member.kill()
-            await self._until(lambda: not late())
+            await self.until(lambda: not late())
 
     def hurry(self) -> None:
         """Let every worker cut off what runs, and end, by force where it takes too long."""
@@ -233,11 +239,6 @@ class Crew:
         found = (one.engine for one in replicas if one.engine.upstream.url == url)
         self._serving.suspect(next(found, None))
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self.changed.clear()
-            await self.changed.wait()
-
 
 class CrewLeases(Leases):
     """How many requests are being served by each version, in all workers together.
@@ -278,7 +279,8 @@ class CrewLeases(Leases):
 
 
 async def _within(answer: Awaitable[A]) -> A:
-    return await asyncio.wait_for(answer, ANSWER_TIMEOUT_S)
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        return await answer
 
 
 def _who(member: Member) -> dict[str, int]:

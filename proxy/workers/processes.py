@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from strop.configs import installation
-from strop.proxy.child import Child
+from strop.proxy.child import BackOff, Child
 from strop.proxy.errors import StropError
 from strop.proxy.workers.crew import Crew, Member
 from strop.proxy.workers.door import Passage
@@ -26,8 +26,6 @@ COMMAND: Final = installation.module("strop.proxy.workers.process")
 AGAIN_S: Final = 10.0
 """How long until what another's death left behind is settled, where it can't be now."""
 
-_BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
-_HEALTHY_AFTER_S = 30.0
 # Beyond the drain: what was cut off is written, and the database closed.
 _END_TIMEOUT_S = 10.0
 
@@ -68,8 +66,12 @@ class WorkerProcesses:
         Raises:
             StropError: one of them can't be started.
         """
+
+        def all_are_in() -> bool:
+            return sum(one.is_in for one in self._crew.members) >= self._num
+
         self._tasks = [asyncio.create_task(self._keep(n)) for n in range(1, self._num + 1)]
-        all_in = asyncio.create_task(self._until_all_are_in())
+        all_in = asyncio.create_task(self._crew.until(all_are_in))
         done, _ = await asyncio.wait([all_in, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
         if all_in not in done:
             all_in.cancel()
@@ -93,15 +95,10 @@ class WorkerProcesses:
         stops = (one.stop(drain_s + _END_TIMEOUT_S) for one in self._children.values())
         return await asyncio.gather(*stops)
 
-    async def _until_all_are_in(self) -> None:
-        while sum(one.is_in for one in self._crew.members) < self._num:
-            self._crew.changed.clear()
-            await self._crew.changed.wait()
-
     async def _keep(self, number: int) -> None:
         """Run one worker again and again; return where it never began, or strop stops."""
         loop = asyncio.get_running_loop()
-        num_failures = 0
+        back_off = BackOff(0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
         has_begun = False
         while not self._is_stopping:
             started, code = loop.time(), None
@@ -115,8 +112,7 @@ class WorkerProcesses:
                 log.exception("a worker can't be understood")
             if self._is_stopping:
                 return
-            num_failures = 1 if loop.time() - started > _HEALTHY_AFTER_S else num_failures + 1
-            wait_s = _BACK_OFF_S[min(num_failures, len(_BACK_OFF_S)) - 1]
+            wait_s = back_off.after(loop.time() - started)
             log.error(
                 "a worker ended" + ("; starting it again" if has_begun else ""),
                 extra={"worker": number, "exit_code": code, "wait_s": wait_s},
@@ -152,9 +148,7 @@ class WorkerProcesses:
         return code, member.is_in
 
     async def _see_in(self, member: Member) -> None:
-        while not member.is_in:
-            self._crew.changed.clear()
-            await self._crew.changed.wait()
+        await self._crew.until(lambda: member.is_in)
         while True:
             try:
                 await self._on_replaced()

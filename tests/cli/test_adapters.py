@@ -224,6 +224,17 @@ async def test_a_version_is_exported_as_any_tool_loads_it(home: Home, tmp_path: 
     assert not (tmp_path / "other").exists()
 
 
+async def test_an_export_from_where_no_strop_was_leaves_nothing_there(tmp_path: Path) -> None:
+    """A folder that is named by mistake is no home afterwards."""
+    words = ["adapters", "export", "v1", str(tmp_path / "new"), "--home", str(tmp_path)]
+    result = await asyncio.to_thread(CliRunner().invoke, main, words)
+
+    assert 2 == result.exit_code
+    assert f"there is no {tmp_path / layout.DATABASE}" in result.stderr
+    assert "serve --home" in result.stderr
+    assert [] == [*tmp_path.iterdir()]
+
+
 async def test_an_export_that_is_cut_off_leaves_nothing(home: Home, tmp_path: Path) -> None:
     """Half a version looks like one; and the command can be given again."""
 
@@ -353,9 +364,9 @@ async def test_what_moves_traffic_needs_a_proxy(home: Home, words: str) -> None:
     ("words", "code", "says"),
     [
         ("adapters show v7", 1, "there is no version 'v7'; see: strop adapters list"),
-        ("adapters export v7 {home}/new", 1, "v7"),
-        ("adapters export base {home}/new", 1, "'base' is no version id"),
-        ("adapters export v1 {home}/new --home {home}/none", 1, "/none/adapters'"),
+        ("adapters export v7 {home}/new", 1, "there is no version 'v7'; see: strop adapters list"),
+        ("adapters export base {home}/new", 1, "there is no version 'base'"),
+        ("adapters export v1 {home}/new --home {home}/none", 2, "there is no {home}/none/strop.db"),
         ("runs show run_7", 1, "there is no run 'run_7'; see: strop runs list"),
         ("runs cancel run_7", 1, "no run 'run_7'"),
         ("runs list --after run_7", 2, "expected `after` to be an id"),
@@ -371,7 +382,7 @@ async def test_errors_are_one_line_and_an_exit_code(
     result = await home.strop(*words.format(home=home.folder).split())
 
     assert (code, "") == (result.exit_code, result.stdout), result.output
-    assert says in result.stderr
+    assert says.format(home=home.folder) in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: ")
     assert () == (await home.store.runs.list()).data
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
 from hypothesis import given
 from hypothesis import strategies as st
@@ -252,6 +252,53 @@ async def test_a_dead_replica_costs_no_request(tmp_path: Path) -> None:
         assert [200] * 10 == [answer.status_code for answer in answers]
         assert num_completions(engines[0]) > num_before
         assert ["complete"] * 10 == [row.completion.state for row in await proxy.rows()]
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm"])
+async def test_embeddings_go_to_another_server_where_one_is_not_there(
+    kind: str, tmp_path: Path
+) -> None:
+    """They are spread as new conversations are; who could not be reached is asked no more."""
+    async with two(tmp_path, health_interval_s=3600, kind=kind) as (engines, proxy):
+        for engine in engines:
+            engine.handler = embedding(engine.handler)
+        await until(lambda: ready(proxy), all)
+
+        answers = [await embed(proxy) for _ in range(4)]
+        spread = [num_embedded(engine) for engine in engines]
+        await engines[0].stop()
+        answers += [await embed(proxy) for _ in range(4)]
+        left = [num_embedded(engine) for engine in engines]
+        await engines[1].stop()
+        refused = await embed(proxy)
+
+        assert [200] * 8 == answers
+        assert [[2, 2], [2, 6]] == [spread, left]
+        assert 502 == refused
+        assert 9 == proxy.services.metrics.registry.get_sample_value("strop_passed_requests_total")
+
+
+def embedding(otherwise: Handler) -> Handler:
+    """Return what answers requests for embeddings, and others as before."""
+
+    async def answer(call: Call) -> None:
+        if call.request.path == "/v1/embeddings":
+            await call.json({"object": "list", "data": []})
+        else:
+            await otherwise(call)
+
+    return answer
+
+
+async def embed(proxy: Running) -> int:
+    """Ask for an embedding, and return the status."""
+    body = {"model": "tiny", "input": "hi"}
+    return (await proxy.client.post("/v1/embeddings", json=body)).status_code
+
+
+def num_embedded(engine: FakeEngine) -> int:
+    """Return how many embeddings an engine was asked for."""
+    return sum(request.path == "/v1/embeddings" for request in engine.requests)
 
 
 @pytest.mark.parametrize("changed", [0, 1])

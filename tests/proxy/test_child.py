@@ -10,7 +10,7 @@ import pytest
 from waiting import until
 
 from strop.proxy import child
-from strop.proxy.child import Child, last_words
+from strop.proxy.child import BackOff, Child, last_words
 
 WAITS = """
 import sys
@@ -44,6 +44,15 @@ async def test_what_it_says_goes_to_a_file_for_its_owner(tmp_path: Path) -> None
     assert "two" in log_path.read_text(encoding="utf-8")
     assert last_words(log_path) in ("one", "two")
     assert "" == last_words(tmp_path / "none.log")
+
+
+def test_what_ends_again_and_again_is_waited_for_longer() -> None:
+    """Until it has run for long: then it counts as started for the first time."""
+    back_off = BackOff(0.1, 1.0, 5.0)
+
+    waits_s = [back_off.after(ran_s) for ran_s in (0, 0, 29.9, 0, 30.1, 0, 3600, 3600)]
+
+    assert [0.1, 1.0, 5.0, 5.0, 0.1, 1.0, 0.1, 0.1] == waits_s
 
 
 async def test_it_leads_a_session_of_its_own(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import zstandard
 from fake_engine import SSE, Call, DisconnectedError, FakeEngine, Unanswered
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy import call as relayed
 from strop.proxy import heap
@@ -160,7 +160,8 @@ async def test_a_stream_goes_on_while_a_choice_of_it_does(
         asked = {"model": "tiny", "stream": True, **fields}
         async with proxy.client.stream("POST", f"/v1/{dialect}?ours", json=asked) as answer:
             pieces = answer.aiter_bytes()
-            first = await asyncio.wait_for(anext(pieces), 10)
+            async with asyncio.timeout(LIMIT_S):
+                first = await anext(pieces)
             is_read.set()
             rest = b"".join([piece async for piece in pieces])
 
@@ -1003,6 +1004,47 @@ async def test_embeddings_are_passed_through_and_not_recorded(
     assert b'{ "you": \x1f\x8b}' == unread.content
     assert [None, "gzip"] == codings
     assert [] == await proxy.rows()
+
+
+async def test_embeddings_go_under_the_engines_own_name_for_its_base(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Where they ask for it by strop's; all else goes as it came, byte for byte."""
+    came: list[bytes] = []
+
+    async def handler(call: Call) -> None:
+        came.append(call.request.body)
+        await call.json({"object": "list", "data": []})
+
+    sent = [
+        b'{ "input": "x", "model": "nice" }',
+        b'{"model": "nice@base", "input": 123456789012345678901234567890}',
+        b'{ "model": "nice@v1" }',
+        b'{ "model": "tiny" }',
+        b'{ "model": "its-embedder" }',
+        b'{ "model": ["nice"] }',
+        b'[ "nice" ]',
+        b"nice",
+    ]
+    settings = settings_for(engine.url, model={"name": "nice"})
+    async with running(settings, tmp_path / "home") as proxy:
+        engine.handler = handler
+        for body in sent:
+            assert 200 == (await proxy.client.post("/v1/embeddings", content=body)).status_code
+
+    assert [
+        b'{"input":"x","model":"tiny"}',
+        b'{"model":"tiny","input":123456789012345678901234567890}',
+        *sent[2:],
+    ] == came
+
+
+async def test_embeddings_wait_for_the_engine_to_say_its_models(tmp_path: Path) -> None:
+    """Before, nobody knows what it calls its base; as for a completion, that is a 503."""
+    async with running(settings_for("http://127.0.0.1:9"), tmp_path / "home", ready=False) as proxy:
+        answer = await proxy.client.post("/v1/embeddings", json={"model": "m", "input": "x"})
+
+    assert (503, "engine_not_ready") == (answer.status_code, answer.json()["error"]["code"])
 
 
 @pytest.mark.parametrize(
