@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install serve demo test test-faults test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning clean
+.PHONY: help install serve demo test test-faults test-hindered test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning clean
 
 help:  ## Say what each target does.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-17s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test: $(VENV)/.installed-dev  ## Run the tests, but for the lanes below (ARGS='-
 
 test-faults: $(VENV)/.installed-dev  ## Break things under load, at four times the scale of CI (FAULTS_SCALE=1).
 	FAULTS_SCALE=$${FAULTS_SCALE:-4} $(BIN)/python -m pytest -m faults --timeout 600 $(ARGS)
+
+test-hindered: $(VENV)/.installed-dev  ## Run the tests on a machine that takes its time, at random (half an hour; Linux).
+	$(BIN)/python -m pytest -p hindered -m 'not faults' -n 3 --dist loadfile $(ARGS)
 
 test-clients: $(VENV)/.installed-dev  ## Try stock clients, each in an environment of its own (needs node).
 	$(BIN)/python -m pytest -m clients --clients $(ARGS)
