@@ -24,10 +24,14 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A share `num_hits` / `num` with its Wilson interval; of nothing, the share is NaN."""
+    """A share `num_hits` / `num` with its Wilson interval; of nothing, the share is NaN.
+
+    Where what was counted hangs together, `worth` is how many independent ones tell as much.
+    """
 
     num_hits: int
     num: int
+    worth: float | None = None
 
     @property
     def value(self) -> float:
@@ -37,10 +41,12 @@ class Rate:
     @property
     def interval(self) -> Interval:
         """Where the true share lies, at `CONFIDENCE`."""
-        return wilson(self.num_hits, self.num)
+        if self.worth is None or not self.num:
+            return wilson(self.num_hits, self.num)
+        return wilson(self.worth * self.value, self.worth)
 
 
-def wilson(num_hits: int, num: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson(num_hits: float, num: float, confidence: float = CONFIDENCE) -> Interval:
     """Return the score interval of a share (Wilson 1927, JASA 22, 209); [0, 1] where `num` is 0.
 
     Raises:

@@ -9,14 +9,17 @@ import numpy as np
 
 from strop.training.sequences import Doubles
 
-_MAX_LOG_RATIO: Final = 20.0
+_MAX_LOG_RATIO: Final = 1.5
 
 
 def kl_of(log_ratios: Doubles) -> Doubles:
-    """Return exp(d) - d - 1 of each d = log pi - log pi_parent, at tokens that the parent sampled.
+    """Return exp(d) - d - 1 of each d = log pi - log pi_parent, with d clamped at 1.5.
 
-    Its mean estimates KL(parent || pi), never below 0 ("Approximating KL divergence", Schulman,
-    2020: k3). d is clamped at 20.
+    Of tokens that the parent sampled its mean estimates KL(parent || pi), never below 0
+    ("Approximating KL divergence", Schulman, 2020: k3). But a logit_bias, a high temperature or
+    another version brings tokens that the parent would hardly give, and unclamped, one that is
+    learned outweighs a thousand others. A token counts for 1.98 at most where it became likelier;
+    where it became rarer there is no bound.
     """
     clamped = np.minimum(log_ratios, _MAX_LOG_RATIO)
     return np.expm1(clamped) - clamped

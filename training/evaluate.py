@@ -17,7 +17,7 @@ from strop.training.figures import MAX_SAMPLE_TOKENS, Fresh, sample
 from strop.training.micro_batch import MicroBatch
 from strop.training.raters import Messages, Rater
 from strop.training.sequences import Tokens, token_mean
-from strop.training.statistics import distinct
+from strop.training.statistics import Group, distinct, worth
 from strop.training.training_set import HeldOutTurn
 
 NUM_SAMPLES: Final = 4
@@ -37,7 +37,7 @@ class Evaluated:
 
     Attributes:
         version: its id, or `base`.
-        good: how many of the fresh samples the rater called good.
+        good: how many of the fresh samples the rater called good; its interval is over prompts.
         live: how many of the ratings that people gave to this version's own answers were good.
         num_unrated: samples that the rater gave no rating.
         liked, disliked: mean logprob of held-out answers, nats a token.
@@ -199,13 +199,23 @@ def _figures(
 def _rated(
     rater: Rater, fresh: Fresh, prompts: Sequence[Prompt], decode: Callable[[Sequence[int]], str]
 ) -> tuple[Rate, int]:
+    """Return the share of good samples, and how many have no rating.
+
+    Samples of one prompt hang together, and another time it would be other prompts.
+    """
     asked = [
         (prompts[i % len(prompts)].messages, decode(answer.ids))
         for i, answer in enumerate(fresh.answers)
     ]
     ratings = rater.rate(asked)
-    rated = [rating for rating in ratings if not math.isnan(rating)]
-    return Rate(sum(rating > 0 for rating in rated), len(rated)), len(ratings) - len(rated)
+    rated = [
+        [one for one in ratings[i :: len(prompts)] if not math.isnan(one)]
+        for i in range(len(prompts))
+    ]
+    groups = [Group(sum(one > 0 for one in of_one), len(of_one)) for of_one in rated if of_one]
+    num = sum(group.num for group in groups)
+    num_good = sum(rating > 0 for rating in ratings)
+    return Rate(num_good, num, worth(groups)), len(ratings) - num
 
 
 def _held_out(

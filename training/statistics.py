@@ -1,4 +1,4 @@
-"""How sure a mean or a difference of means is, and how much a set of answers repeats itself.
+"""How sure a mean is, what hits that hang together tell, and how much answers repeat themselves.
 
 Pure. Knows nothing of ratings, versions or models. How sure a share is, is in `adapters.rates`.
 """
@@ -20,7 +20,7 @@ _BLOCK: Final = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What one session adds to a mean: the sum of its values and how many they are."""
+    """What one session or prompt adds to a mean: the sum of its values and how many they are."""
 
     total: float
     num: int
@@ -87,6 +87,25 @@ def _differences(
         for total, size in zip(totals, sizes, strict=True)
     ]
     return means[0] if len(means) == 1 else means[0] - means[1]
+
+
+def worth(groups: Sequence[Group]) -> float:
+    """Return how many independent trials tell as much of a share as those of `groups` together.
+
+    Groups are a sample of many, each with its hits as `total` and at least one trial. The trials
+    are divided by the design effect: the share's variance between groups over that of independent
+    trials (Rao & Scott 1992, Biometrics 48, 577). At least as many as there are groups; just that
+    many where there is no spread to tell it by: one group, only hits, or none.
+    """
+    totals = np.array([group.total for group in groups], float)
+    nums = np.array([group.num for group in groups], float)
+    num_groups, num = len(groups), float(nums.sum())
+    share = float(totals.sum()) / num if num else 0.0
+    if num_groups < 2 or share in (0.0, 1.0):
+        return float(num_groups)
+    spread = float(np.square(totals - share * nums).sum()) * num_groups / (num_groups - 1)
+    independent = share * (1 - share) * num
+    return max(float(num_groups), num * min(1.0, independent / spread)) if spread else num
 
 
 def distinct(sequences: Iterable[Sequence[int]], n: int) -> float:

@@ -55,3 +55,11 @@ def test_a_rate_of_nothing_is_not_a_number() -> None:
     assert math.isnan(nothing.value)
     assert Interval(0.0, 1.0) == nothing.interval
     assert 0.25 == Rate(1, 4).value
+
+
+def test_what_hangs_together_has_the_interval_of_what_it_is_worth() -> None:
+    """60 of 80 that tell as much as 8 independent ones have the interval of 6 of 8."""
+    rate = Rate(60, 80, worth=8.0)
+
+    assert (0.75, wilson(6, 8)) == (rate.value, rate.interval)
+    assert Interval(0.0, 1.0) == Rate(0, 0, worth=0.0).interval

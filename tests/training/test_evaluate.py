@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
 
-from strop.adapters.rates import Rate
+from strop.adapters.rates import Rate, wilson
 from strop.training.backends.base import OutOfMemory
 from strop.training.evaluate import Evaluated, Material, Prompt, evaluate
 from strop.training.figures import gate_figures, num_samples_for, sample
@@ -259,6 +259,17 @@ def test_versions_are_compared_on_fresh_answers() -> None:
     assert found["v1"].distinct_1 is not None
 
 
+def test_samples_of_one_prompt_hang_together() -> None:
+    """All of one prompt's are good and none of the other's: 200 samples tell as much as two."""
+    rule = Rule(lambda messages, _: messages[0]["content"] == "0")
+
+    found = compared(Material(PROMPTS), rater=rule, num_samples=100)
+
+    good = found["v1"].good
+    assert good is not None
+    assert (100, 200, wilson(1, 2)) == (good.num_hits, good.num, good.interval)
+
+
 def test_figures_are_json() -> None:
     """What couldn't be measured is null, and a rate has its interval."""
     found = compared(Material(PROMPTS), rater=Rule(lambda *_: True), num_samples=2)
@@ -363,4 +374,4 @@ def test_unrated_samples_are_counted_apart(judge: _JudgeServer) -> None:
         rater=rater, num_samples=2,
     )  # fmt: skip
 
-    assert (Rate(0, 0), 4) == (found[0].good, found[0].num_unrated)
+    assert (Rate(0, 0, worth=0.0), 4) == (found[0].good, found[0].num_unrated)

@@ -277,12 +277,39 @@ def test_the_kl_to_the_parent_ends_a_run_over_pairs_too(tmp_path: Path) -> None:
     assert "kl_stop" == ending
 
 
-def test_kl_of_is_schulmans_k3() -> None:
-    """exp(d) - d - 1: 0 at 0, e - 2 at 1, 1/e at -1; it never overflows."""
-    found = kl_of(np.array([0.0, 1.0, -1.0, 1000.0]))
+def test_one_answer_that_the_parent_would_hardly_give_does_not_end_a_run(tmp_path: Path) -> None:
+    """As a logit_bias brings it: once 30 times as likely, its token is still rare."""
+    policy = ToyPolicy([0.0, 0.0, 0.0, -10.0])
+    units = [*[unit(policy, [1, 2, 0], rating=0.0)] * 30, unit(policy, [3])]
+    schedule = replace(SCHEDULE, num_steps=50, batch_size=31, lr=4.0, kl_stop=0.05)
 
-    assert pytest.approx([0.0, math.e - 2, 1 / math.e]) == found[:3].tolist()
-    assert np.isfinite(found[3])
+    ending, taken = run(make_loop(policy, tmp_path, units, schedule=schedule))
+
+    moved = log_softmax(policy.trained) - log_softmax(policy.base)
+    assert moved[3] > math.log(30)
+    assert np.exp(log_softmax(policy.trained))[3] < 0.01
+    assert ("finished", 50) == (ending, len(taken))
+
+
+def test_a_run_on_nothing_but_such_answers_ends_early_all_the_same(tmp_path: Path) -> None:
+    """Where most tokens run away, so does the policy."""
+    policy = ToyPolicy([0.0, 0.0, 0.0, -10.0])
+    schedule = replace(SCHEDULE, num_steps=50, lr=8.0, kl_stop=0.05)
+
+    ending, _ = run(make_loop(policy, tmp_path, [unit(policy, [3, 3])], schedule=schedule))
+
+    assert "kl_stop" == ending
+
+
+def test_kl_of_is_schulmans_k3() -> None:
+    """exp(d) - d - 1: 0 at 0, e - 2 at 1, 1/e at -1; from 1.5 on it is what it is there."""
+    found = kl_of(np.array([0.0, 1.0, -1.0, -9.0, 1.5, 8.0, 1000.0]))
+
+    most = math.exp(1.5) - 2.5
+    assert (
+        pytest.approx([0.0, math.e - 2, 1 / math.e, 8.0 + math.exp(-9.0), most, most, most])
+        == found.tolist()
+    )
 
 
 @given(num_units=st.integers(1, 60), num_steps=st.integers(1, 30), batch_size=st.integers(1, 40))

@@ -194,7 +194,12 @@ CORRECTION = example([1], kind="correction")
     [
         ("topr", [GOOD, BAD], [GOOD, BAD], None),
         ("topr", [BAD, CORRECTION], [BAD, CORRECTION], None),
-        ("topr", [GOOD], [GOOD], "1 good and 0 bad ratings: topr compares"),
+        (
+            "topr",
+            [GOOD],
+            [GOOD],
+            "1 good and 0 bad answers, each by the mean of its ratings: topr compares",
+        ),
         ("kto", [BAD], [BAD], "rate some good ones too, or correct some"),
         ("sft", [GOOD], [GOOD], None),
         ("sft", [BAD], [], "sft learns from answers rated good, or corrections"),
