@@ -33,7 +33,8 @@ def decide(
     """Return whether a run is due now.
 
     Args:
-        fresh: the ratings that a run could learn from.
+        fresh: the ratings that a run could learn from; several of one answer count as one, by
+            their mean.
         num_new: how many of them came after the last finished run began: one that was refused is
             not tried again before enough are new.
         moment: what else counts.

@@ -180,8 +180,8 @@ def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | 
         missing = "bad" if num_good else "good"
         either = ", or train with --objective sft" if num_good else ", or correct some"
         return (
-            f"{num_good} good and {num_bad} bad ratings: {objective} compares good answers with"
-            f" bad ones; rate some {missing} ones too{either}"
+            f"{num_good} good and {num_bad} bad answers, each by the mean of its ratings:"
+            f" {objective} compares good ones with bad ones; rate some {missing} ones too{either}"
         )
     if not learn:
         wanted = {"dpo": "pairs: a correction, or a good and a bad answer to the same prompt"}

@@ -9,7 +9,9 @@ the mean of its ratings lies above 0, bad below.
                                                over each bad one of the same completion
     sft   {"prompt", "completion"}             each good choice, and each correction
 
-Each line says whether its session is `held_out`, as strop measures on those; trainers pass over
+Each line says whether its session is `held_out`, as strop measures on those. Each but those of raw
+says whether its answer, or both of a pair, `is_whole`: the model ended it, or a person wrote it.
+Trainers end the turn after any answer, and so teach to stop where one was cut. They pass over
 columns that they don't know.
 
 The last three are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
@@ -17,11 +19,12 @@ list of messages, an answer a list of one; a text completion gives plain strings
 dialect, since a column can't be both. sft has no line of `messages`: on those TRL's loss falls on
 all that was said, by the user and by the model when nobody liked it.
 
-Left out: completions whose prompt holds more than text and tool calls, answers without either, and
-commands of ours with their answers. Messages keep role, content (one string), name, tool calls and
-tool_call_id; `tools` stands beside a chat's prompt. Tools, and the arguments of a call, are strings
-of JSON: their members differ from line to line, and a column has one type. So `tools` is `"null"`
-where none were offered: some readers take their columns from the first line alone.
+Left out: completions that the engine broke off, which strop doesn't learn from either, and those
+whose prompt holds more than text and tool calls; answers without either; and commands of ours with
+their answers. Messages keep role, content (one string), name, tool calls and tool_call_id; `tools`
+stands beside a chat's prompt. Tools, and the arguments of a call, are strings of JSON: their
+members differ from line to line, and a column has one type. So `tools` is `"null"` where none were
+offered: some readers take their columns from the first line alone.
 """
 
 import base64
@@ -33,6 +36,7 @@ from typing import Final
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.inline import without_commands
+from strop.proxy.store import binding
 from strop.proxy.store import prompt as prompts
 from strop.proxy.store.records import (
     Choice,
@@ -61,12 +65,16 @@ class Rated:
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """One rated choice: what was asked, what was answered, what should have been."""
+    """One rated choice: what was asked, what was answered, what should have been.
+
+    `is_whole` is said of the answer.
+    """
 
     prompt: object
     answer: object
     rating: float
     corrections: tuple[object, ...]
+    is_whole: bool
 
 
 def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Iterator[bytes]:
@@ -77,6 +85,8 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
     completion = rated.stored.completion
     request = _json(completion.request)
     if completion.dialect != dialect or not isinstance(request, dict):
+        return
+    if completion.state not in binding.TRAINS:
         return
     read = _CHAT if dialect == "chat" else _TEXT
     prompt = read.prompt(request)
@@ -97,6 +107,7 @@ def _kto(examples: list[_Example]) -> Iterator[Json]:
                 "prompt": example.prompt,
                 "completion": example.answer,
                 "label": example.rating > 0,
+                "is_whole": example.is_whole,
             }
 
 
@@ -105,22 +116,24 @@ def _dpo(examples: list[_Example]) -> Iterator[Json]:
     for example in answered:
         for correction in example.corrections:
             if correction != example.answer:
-                yield _pair(example.prompt, correction, example.answer)
+                yield _pair(example.prompt, correction, example.answer, example.is_whole)
     for good in answered:
         for bad in answered:
             if good.rating > 0 > bad.rating and good.answer != bad.answer:
-                yield _pair(good.prompt, good.answer, bad.answer)
+                both = good.is_whole and bad.is_whole
+                yield _pair(good.prompt, good.answer, bad.answer, both)
 
 
-def _pair(prompt: object, chosen: object, rejected: object) -> Json:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+def _pair(prompt: object, chosen: object, rejected: object, is_whole: bool) -> Json:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "is_whole": is_whole}
 
 
 def _sft(examples: list[_Example]) -> Iterator[Json]:
     for example in examples:
-        liked = [example.answer] if example.answer is not None and example.rating > 0 else []
-        for answer in [*liked, *example.corrections]:
-            yield {"prompt": example.prompt, "completion": answer}
+        is_liked = example.answer is not None and example.rating > 0
+        liked = [(example.answer, example.is_whole)] if is_liked else []
+        for answer, is_whole in [*liked, *((text, True) for text in example.corrections)]:
+            yield {"prompt": example.prompt, "completion": answer, "is_whole": is_whole}
 
 
 _ROWS: Final[Mapping[str, Callable[[list[_Example]], Iterator[Json]]]] = {
@@ -140,6 +153,7 @@ class _Dialect:
 
 
 def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> Iterator[_Example]:
+    sampling = _json(rated.stored.completion.sampling)
     for choice in rated.stored.completion.choices:
         given = [f for f in rated.feedback if f.choice == choice.index]
         if given:
@@ -150,7 +164,16 @@ def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> It
                 read.answer(request, _json(choice.message)),
                 sum(f.rating for f in given) / len(given),
                 tuple(read.correction(text) for text in texts),
+                _has_ended(choice, sampling),
             )
+
+
+def _has_ended(choice: Choice, sampling: object) -> bool:
+    """Return whether the model ended its turn, and not a limit, the client, or its stop string."""
+    if choice.finish_reason in ("tool_calls", "function_call"):
+        return True
+    asked = sampling if isinstance(sampling, dict) else {}
+    return choice.finish_reason == "stop" and not (asked.get("stop") or asked.get("stop_token_ids"))
 
 
 def _chat_prompt(request: Json) -> object:

@@ -87,10 +87,11 @@ class RatedTurn:
 
 @dataclass(frozen=True, slots=True)
 class FreshCounts:
-    """How many standing ratings no version in a lineage has learned from, no held-out ones.
+    """How many answers have standing ratings that no version in a lineage has learned from.
 
-    `good` are above 0, `bad` below; `corrections` are those that have one, whatever the rating
-    beside it. `newest_ms` is when the newest came, or was revised; None where there is none.
+    None held out. An answer is `good` if the mean of its ratings is above 0, `bad` if below;
+    `corrections` have one, whatever the rating beside it. `newest_ms` is when the newest rating
+    came, or was revised; None where there is none.
     """
 
     good: int

@@ -65,11 +65,25 @@ class Fresh:
     base: str
 
     def counts(self, since_ms: int) -> Query[FreshCounts]:
-        """Return the query for how many came after `since_ms`, or were revised then."""
+        """Return the query for the answers with ratings that came, or were revised, after that.
+
+        As the trainer reads them: one that several people rated is one, good or bad by the mean of
+        all that stands on it.
+        """
+        # Each rating comes once for every new one of its answer; the sign of the sum is the same.
         sql = f"""{lineage.OF_VERSION}, {_FRESH}
-SELECT count(*) FILTER (WHERE r.rating > 0), count(*) FILTER (WHERE r.rating < 0),
-count(r.correction), count(*), max(r.created_ms)
-FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num {_REVISION} WHERE r.created_ms > ?"""
+SELECT count(*) FILTER (WHERE total > 0), count(*) FILTER (WHERE total < 0),
+count(*) FILTER (WHERE is_corrected), count(*), max(newest_ms)
+FROM (
+    SELECT sum(r.rating) AS total, max(r.correction IS NOT NULL) AS is_corrected,
+    max(came.created_ms) AS newest_ms
+    FROM fresh CROSS JOIN feedback AS new ON new.num = fresh.num
+    CROSS JOIN feedback_revisions AS came
+    ON came.feedback = new.id AND came.revision = new.revision
+    CROSS JOIN feedback AS f
+    ON f.completion = new.completion AND f.choice = new.choice AND f.state = 'standing' {_REVISION}
+    WHERE came.created_ms > ? GROUP BY new.completion_num, new.choice
+) AS answers"""
         parameters = (version_num(self.active), self.base, self.base, since_ms)
         return Query(sql, parameters, lambda row: FreshCounts(*row))
 
@@ -114,24 +128,37 @@ def live_rates(base: str) -> Query[tuple[str, Rate]]:
     return Query(sql, (base,), lambda row: (row[0], Rate(row[1], row[2])))
 
 
-def rate_before(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
-    """Return the query for how the newest `most` of a version's answers before then were rated."""
-    return _rate_beside(version, "f.completion_ms < ?", "DESC", base, at_ms, most)
+def rates_before(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
+    """Return the query for how the newest `most` ratings of a version's answers before then are.
+
+    One rate for each session that has any; see `_rates_beside`.
+    """
+    return _rates_beside(version, "f.completion_ms < ?", "DESC", base, at_ms, most)
 
 
-def rate_from(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
-    """Return the query for how the first `most` of a version's answers from then on were rated."""
-    return _rate_beside(version, "f.completion_ms >= ?", "ASC", base, at_ms, most)
+def rates_from(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
+    """Return the query for how the first `most` ratings of a version's answers from then on are.
+
+    One rate for each session that has any; see `_rates_beside`.
+    """
+    return _rates_beside(version, "f.completion_ms >= ?", "ASC", base, at_ms, most)
 
 
-def _rate_beside(
+def _rates_beside(
     version: str, side: str, order: str, base: str, at_ms: int, most: int
 ) -> Query[Rate]:
-    sql = f"""SELECT count(*) FILTER (WHERE sign > 0), count(*)
+    # An answer that several people rated is one answer, liked or not by their mean.
+    sql = f"""SELECT count(*) FILTER (WHERE total > 0), count(*)
 FROM (
-    SELECT f.sign {_LIKING} AND {side} AND c.version = ?
-    ORDER BY f.completion_ms {order} LIMIT ?
-)"""
+    SELECT rated.root, sum(r.rating) AS total
+    FROM (
+        SELECT f.id, f.revision, f.root, f.completion_num, f.choice {_LIKING} AND {side}
+        AND c.version = ? ORDER BY f.completion_ms {order} LIMIT ?
+    ) AS rated
+    CROSS JOIN feedback_revisions AS r ON r.feedback = rated.id AND r.revision = rated.revision
+    GROUP BY rated.completion_num, rated.choice HAVING total <> 0
+) AS answers
+GROUP BY root"""
     return Query(sql, (base, at_ms, version, most), lambda row: Rate(*row))
 
 

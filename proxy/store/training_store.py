@@ -32,7 +32,11 @@ class TrainingStore:
         self._reader = reader
 
     async def fresh_counts(self, active: str, *, base: str, since_ms: int = 0) -> FreshCounts:
-        """Return how many fresh ratings, none of them held out, came after `since_ms`."""
+        """Return how many answers have fresh ratings, none held out, that came after `since_ms`.
+
+        An answer that several people rated is one, good or bad by the mean of all that stands on
+        it, also of what is not fresh: as `fresh_turns` yields it.
+        """
         (found,) = await self._reader.all(Fresh(active, base).counts(since_ms))
         return found
 
@@ -87,23 +91,21 @@ class TrainingStore:
 
     async def rates_around(
         self, at_ms: int, before: str, after: str, *, base: str, most: int
-    ) -> tuple[Rate, Rate]:
-        """Return how the answers next to a moment were rated, those of 0 not counted.
+    ) -> tuple[list[Rate], list[Rate]]:
+        """Return how the answers next to a moment were rated: one rate for each session.
+
+        An answer is good or bad by the mean of its ratings, and isn't counted where that is 0.
 
         Args:
             at_ms: when the answers of `after` took the place of those of `before`.
             before: the version of whose answers, asked for until then, the newest count.
             after: the version of whose answers, asked for from then on, the first count.
             base: what both answer for.
-            most: how many ratings count on each side.
+            most: how many ratings are looked at on each side.
         """
-        (left,) = await self._reader.all(
-            training_queries.rate_before(before, at_ms, base=base, most=most)
-        )
-        (right,) = await self._reader.all(
-            training_queries.rate_from(after, at_ms, base=base, most=most)
-        )
-        return left, right
+        left = training_queries.rates_before(before, at_ms, base=base, most=most)
+        right = training_queries.rates_from(after, at_ms, base=base, most=most)
+        return await self._reader.all(left), await self._reader.all(right)
 
     async def _turns(
         self, choices: Callable[[int, Rated], Query[Rated]]

@@ -3,6 +3,7 @@
 Reads no store and activates nothing; `promotion` does.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from strop.adapters.rates import Rate
@@ -15,6 +16,10 @@ MOST_RATINGS: Final = 200
 """How many ratings are compared at most: the first of a version's answers since it was promoted,
 and the newest of its parent's before that. What people ask, and expect, changes over weeks, and
 that is no fault of a version's; and whoever looks for ever finds a difference at last."""
+
+MIN_SESSIONS: Final = 4
+"""In how many sessions its own answers must be rated. Those of one session are liked or not
+together, for what was asked there; how much so can't be seen in fewer."""
 
 PROMOTER: Final = "gate"
 """Who activates what passed; a version that a person chose is not taken back from them."""
@@ -30,26 +35,63 @@ def is_followed(activation: Activation, active: Version) -> bool:
     return activation.actor == PROMOTER and activation.previous == parent
 
 
-def complaint(version: str, own: Rate, parent: str, before: Rate) -> str | None:
+def complaint(version: str, own: Sequence[Rate], parent: str, before: Sequence[Rate]) -> str | None:
     """Return why `version` should be rolled back to `parent`; None where it should not.
 
     Args:
         version: the active version.
-        own: how its first answers were rated since it was promoted.
+        own: how its first answers were rated since it was promoted, by session.
         parent: what it was trained on from.
-        before: how the last answers of that one were rated before.
+        before: how the last answers of that one were rated before, by session.
     """
-    if own.num < MIN_RATINGS or own.interval.high >= before.interval.low:
+    if len(own) < MIN_SESSIONS or _num(own) < MIN_RATINGS:
+        return None
+    correlation = _correlation((own, before))
+    rate, was = _rate(own, correlation), _rate(before, correlation)
+    if rate.interval.high >= was.interval.low:
         return None
     return (
-        f"its answers are liked less than those of {parent}, surely: {_shown(version, own)}, and"
-        f" {_shown(parent, before)}"
+        f"its answers are liked less than those of {parent}, surely:"
+        f" {_shown(version, rate, len(own))}, and {_shown(parent, was, len(before))}"
     )
 
 
-def _shown(version: str, rate: Rate) -> str:
-    interval = rate.interval
+def _num(sessions: Sequence[Rate]) -> int:
+    return sum(one.num for one in sessions)
+
+
+def _rate(sessions: Sequence[Rate], correlation: float) -> Rate:
+    """Return the rate over all `sessions`, which say less, the more each says as a whole.
+
+    N answers in sessions of m are worth N / (1 + (m - 1) correlation) independent ones (Kish 1965,
+    Survey Sampling, 5.4). Where sessions differ, m is the size of an answer's session on average.
+    """
+    num = _num(sessions)
+    size = sum(one.num**2 for one in sessions) / num if num else 1.0
+    worth = num / (1 + (size - 1) * correlation)
+    return Rate(sum(one.num_hits for one in sessions), num, worth)
+
+
+def _correlation(versions: Sequence[Sequence[Rate]]) -> float:
+    """Return how much answers of one session are liked or not together, in [0, 1].
+
+    The mean product of two such answers' distances from their version's rate, over the variance of
+    an answer. 1 where no version has both liked and disliked answers: nothing can be seen there.
+    """
+    covariance = variance = 0.0
+    for sessions in versions:
+        rate = _rate(sessions, 0.0).value
+        for one in sessions:
+            together = one.num_hits - rate * one.num
+            alone = one.num_hits * (1 - rate) ** 2 + (one.num - one.num_hits) * rate**2
+            covariance += together**2 - alone
+            variance += one.num * (one.num - 1) * rate * (1 - rate)
+    return min(max(covariance / variance, 0.0), 1.0) if variance else 1.0
+
+
+def _shown(version: str, rate: Rate, num_sessions: int) -> str:
+    interval, plural = rate.interval, "" if num_sessions == 1 else "s"
     return (
-        f"{version} {rate.num_hits} of {rate.num} good"
+        f"{version} {rate.num_hits} of {rate.num} good in {num_sessions} session{plural}"
         f" ({interval.low:.2f} to {interval.high:.2f} at 90 %)"
     )

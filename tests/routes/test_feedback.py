@@ -533,6 +533,7 @@ async def lines(app: Running, query: str, **headers: str) -> list[dict[str, Any]
     assert answer.headers["content-type"] == "application/jsonl"
     found: list[dict[str, Any]] = [json.loads(line) for line in answer.text.splitlines()]
     assert {bool} >= {type(line.pop("held_out")) for line in found}
+    assert {None, False, True} >= {line.pop("is_whole", None) for line in found}
     assert {None, "null"} >= {line.pop("tools", None) for line in found}
     return found
 

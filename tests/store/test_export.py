@@ -5,7 +5,7 @@ import math
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pytest
 from store_values import KEY, OTHER_KEY, choice, database_in, rate, record
@@ -39,6 +39,8 @@ async def rows(
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
     found: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert {bool} >= {type(row.pop("held_out")) for row in found}
+    if format_ != "raw":
+        assert {bool} >= {type(row.pop("is_whole")) for row in found}
     for row in found:
         if row.get("tools") == "null":
             del row["tools"]
@@ -211,6 +213,62 @@ async def test_tool_calls_and_tools_are_kept(store: Store) -> None:
         {"role": "assistant", "content": "", "tool_calls": calls},
         {"role": "tool", "content": "a leather", "tool_call_id": "c1"},
     ] == row["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "sampling", "is_whole"),
+    [
+        ("stop", b"{}", True),
+        ("tool_calls", b'{"stop": ["Observation:"]}', True),
+        ("length", b"{}", False),
+        ("content_filter", b"{}", False),
+        (None, b"{}", False),
+        ("stop", b'{"stop": ["Observation:"]}', False),
+        ("stop", b'{"stop_token_ids": [7]}', False),
+    ],
+)
+async def test_an_answer_is_whole_where_the_model_ended_it(
+    store: Store, finish_reason: str | None, sampling: bytes, is_whole: bool
+) -> None:
+    """Who trains on others teaches to stop midway; a correction always is."""
+    answer = choice(finish_reason=finish_reason)
+    await record(store, "cmp_1", choices=(answer,), sampling=sampling)
+    await rate(store, "cmp_1", 1.0, correction="Like so.")
+
+    async def said(format_: ExportFormat) -> list[bool]:
+        return [json.loads(line)["is_whole"] async for line in store.export(format_)]
+
+    assert [is_whole] == await said("kto")
+    assert [is_whole, True] == await said("sft")
+    assert [is_whole] == await said("dpo")
+
+
+async def test_a_pair_is_whole_where_both_answers_are(store: Store) -> None:
+    """Of good ones over bad ones."""
+    reasons = ("stop", "length", "stop")
+    choices = tuple(
+        choice(i, message=says(str(i)), finish_reason=one) for i, one in enumerate(reasons)
+    )
+    await record(store, "cmp_1", choices=choices)
+    for index, value in enumerate((1.0, -1.0, -1.0)):
+        await rate(store, "cmp_1", value, choice=index)
+
+    found = [json.loads(line) async for line in store.export("dpo")]
+
+    assert [("1", False), ("2", True)] == [
+        (row["rejected"][0]["content"], row["is_whole"]) for row in found
+    ]
+
+
+async def test_what_the_engine_did_not_let_the_model_finish_is_in_raw_alone(store: Store) -> None:
+    """As in training, which learns from what the client cut off, but not from that."""
+    for state in ("upstream_error", "upstream_timeout", "shutdown", "client_cancelled"):
+        await record(store, f"cmp_{state}", state=state, choices=(choice(finish_reason=None),))
+        await rate(store, f"cmp_{state}", 1.0, correction="Like so.")
+
+    found = {format_: len(await rows(store, format_)) for format_ in get_args(ExportFormat)}
+
+    assert {"raw": 4, "kto": 1, "dpo": 1, "sft": 2} == found
 
 
 @pytest.mark.parametrize("format_", ["kto", "dpo", "sft"])

@@ -69,6 +69,28 @@ async def test_fresh_ratings_are_counted_for_the_trigger(store: Store) -> None:
     assert FreshCounts(2, 1, 2, 4, newest.created_ms) == counts
 
 
+async def test_an_answer_that_several_people_rated_counts_once(store: Store) -> None:
+    """Good or bad by the mean of all that stands on it, also of what was learned: as it is read."""
+    id_ = first_of_session(1)
+    await record(store, id_, base=MODEL)
+    learned = (await rate(store, id_, 1.0, rater="ann")).feedback
+    made = await version(store, (learned.id, 1), is_active=True)
+    await rate(store, id_, -0.5, rater="bob")
+    await rate(store, id_, -0.25, rater="cid", correction="like so")
+    for number, (first, second) in enumerate(((1.0, -1.0), (0.5, -1.0)), start=2):
+        id_ = first_of_session(number)
+        await record(store, id_, base=MODEL)
+        await rate(store, id_, first, rater="ann")
+        await rate(store, id_, second, rater="bob")
+
+    counts = await store.training.fresh_counts(made.id, base=MODEL)
+    turns = [turn async for turn in store.training.fresh_turns(made.id, base=MODEL)]
+
+    assert (1, 1, 1, 3) == (counts.good, counts.bad, counts.corrections, counts.total)
+    means = [sum(one.rating for one in turn.feedback) for turn in turns]
+    assert [-0.5, 0.0, 0.25] == means
+
+
 async def test_a_revised_rating_is_new_since_its_revision(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

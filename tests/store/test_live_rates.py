@@ -60,7 +60,10 @@ async def test_other_bases_do_not_count(store: Store) -> None:
 
 
 async def test_the_ratings_next_to_a_switch_are_told_apart(store: Store) -> None:
-    """The newest before it and the first from then on, by when the answer was asked for."""
+    """The newest before it and the first from then on, by when the answer was asked for.
+
+    One rate for each session; here each answer has its own.
+    """
     answers = [
         ("base", 1997, 1.0), ("base", 1998, -1.0), ("base", 1999, -1.0), ("base", 2000, 1.0),
         ("v1", 1999, -1.0), ("v1", 2000, 1.0), ("v1", 2001, 0.0), ("v1", 2002, 0.5),
@@ -76,8 +79,26 @@ async def test_the_ratings_next_to_a_switch_are_told_apart(store: Store) -> None
         for most in (2, 9)
     ]
 
-    assert (Rate(0, 2), Rate(2, 2)) == two
-    assert (Rate(1, 3), Rate(2, 3)) == all_
-    assert (Rate(0, 0), Rate(0, 0)) == await store.training.rates_around(
+    good, bad = Rate(1, 1), Rate(0, 1)
+    assert ([bad, bad], [good, good]) == two
+    assert ([good, bad, bad], [good, good, bad]) == all_
+    assert ([], []) == await store.training.rates_around(
         2000, "base", "v1", base=OTHER_MODEL, most=9
     )
+
+
+async def test_the_ratings_next_to_a_switch_are_counted_by_session(store: Store) -> None:
+    """An answer that several people rated is one, by their mean; one where that is 0 is none."""
+    answers = [("mine", (1.0,)), ("mine", (-1.0, -1.0, 1.0)), ("mine", (0.5, -1.0)),
+               ("yours", (1.0, -1.0)), ("theirs", (1.0, 1.0)), ("theirs", (1.0,))]  # fmt: skip
+    for number, (session, ratings) in enumerate(answers):
+        id_ = f"cmp_{number}"
+        await record(
+            store, id_, base=MODEL, version="v1", created_ms=2000 + number, session=session
+        )
+        for rater, rating in enumerate(ratings):
+            await rate(store, id_, rating, rater=str(rater))
+
+    _, own = await store.training.rates_around(2000, "base", "v1", base=MODEL, most=200)
+
+    assert [Rate(1, 3), Rate(2, 2)] == own

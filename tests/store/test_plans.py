@@ -48,12 +48,14 @@ ALLOWED: Final = (
     ("SCAN v", "v.num NOT IN (SELECT version FROM lineage)"),
     # What no version has learned is what is asked for; the next run learns it.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=? AND learned=?)", "fresh"),
+    ("SCAN answers", "fresh"),
     # How people like each version: all of their ratings are counted.
     ("SEARCH f USING INDEX feedback_lessons (base=?)", "GROUP BY c.version"),
     # The ratings next to a switch, up to so many; where a version has fewer, all on its side.
     ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms<?)", "LIMIT ?"),
     ("SEARCH f USING INDEX feedback_liked (base=? AND completion_ms>?)", "LIMIT ?"),
-    ("SCAN (subquery-1)", "ORDER BY f.completion_ms"),
+    ("SCAN rated", "ORDER BY f.completion_ms"),
+    ("SCAN answers", "ORDER BY f.completion_ms"),
     # A training run, which is a process of its own, reads all that stands, a page at a time.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=?)", "sum(r.rating)"),
     (

@@ -233,14 +233,19 @@ async def test_an_engine_that_goes_away_is_tried_again_but_not_for_ever(store: S
 
 
 async def rated(
-    store: Store, version: str, num_good: int, num_bad: int, at_ms: int | None = None
+    store: Store,
+    version: str,
+    num_good: int,
+    num_bad: int,
+    at_ms: int | None = None,
+    session: str | None = None,
 ) -> None:
-    """Rate answers that a version gives then, or now."""
+    """Rate answers that a version gives then, or now; in one session, or in one each."""
     ratings = [1.0] * num_good + [-1.0] * num_bad
     now_ms = at_ms or (await store.versions.activation()).created_ms
     for number, rating in enumerate(ratings):
-        id_ = f"cmp_{version}_{now_ms}_{number}"
-        await record(store, id_, base=MODEL, version=version, created_ms=now_ms)
+        id_ = f"cmp_{version}_{now_ms}_{session}_{number}"
+        await record(store, id_, base=MODEL, version=version, created_ms=now_ms, session=session)
         await rate(store, id_, rating)
 
 
@@ -261,7 +266,7 @@ async def test_a_version_that_people_like_less_is_rolled_back(store: Store) -> N
     assert [] == too_few
     ((actor, reason),) = swapper.rolled_back
     assert "watch" == actor
-    assert "v1 2 of 20 good (0.03 to 0.26 at 90 %), and base 60 of 100 good" in reason
+    assert "v1 2 of 20 good in 20 sessions (0.03 to 0.26 at 90 %), and base 60 of 100" in reason
     assert "base" == (await store.versions.activation()).version
 
 
@@ -270,6 +275,26 @@ async def rated_once_more(store: Store, version: str) -> None:
     now_ms = (await store.versions.activation()).created_ms
     await record(store, "cmp_more", base=MODEL, version=version, created_ms=now_ms + 1)
     await rate(store, "cmp_more", -1.0)
+
+
+async def test_what_goes_wrong_in_one_conversation_is_no_fault_of_a_version(store: Store) -> None:
+    """However often it is said there: its answers are liked or not together."""
+    swapper = FakeSwapper(store)
+    decides = promoter(store, swapper)
+    await rated(store, "base", 50, 14)
+    v1 = await passed(store)
+    await decides.promote()
+    await rated(store, v1, 0, 30, session="one")
+    await decides.follow()
+    of_one = list(swapper.rolled_back)
+    for session in ("two", "three", "four"):
+        await rated(store, v1, 0, 10, session=session)
+
+    await decides.follow()
+
+    assert [] == of_one
+    ((_, reason),) = swapper.rolled_back
+    assert "v1 0 of 60 good in 4 sessions" in reason
 
 
 async def test_a_version_that_people_like_as_much_stays(store: Store) -> None:
@@ -335,7 +360,7 @@ async def test_what_a_person_chose_while_ratings_were_counted_stays(
     v2 = await passed(store, parent=v1)
     count = store.training.rates_around
 
-    async def rates_around(*args: Any, **how: Any) -> tuple[Rate, Rate]:
+    async def rates_around(*args: Any, **how: Any) -> tuple[list[Rate], list[Rate]]:
         await store.versions.activate(v2, actor="api")
         return await count(*args, **how)
 
