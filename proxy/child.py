@@ -115,11 +115,13 @@ class Child:
         limit_s = STOP_TIMEOUT_S if within_s is None else within_s
         if self._process.returncode is None:
             self.send(signal.SIGTERM)
+            # Whoever stops it may be cancelled already, where asyncio.timeout lets go in 3.11.2.
+            ended = asyncio.ensure_future(self._process.wait())
             try:
-                async with asyncio.timeout(limit_s):
-                    await self._process.wait()
-            except TimeoutError:
-                self.send(signal.SIGKILL)
+                await asyncio.wait([ended], timeout=limit_s)
+            finally:
+                ended.cancel()
+            self.send(signal.SIGKILL)
         return await self.wait()
 
     def _close_pipe(self) -> None:

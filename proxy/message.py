@@ -54,6 +54,9 @@ _DIGEST_BYTES = 16
 # From this many letters and digits on, an id is random rather than a count.
 _TELLING_ID_CHARS: Final = 8
 _NEITHER: Final = re.compile("[^0-9A-Za-z]")
+_COUNT: Final = re.compile("[A-Za-z]*[0-9]{0,4}|[0-9]+")
+# Where the engine gives a call no id: its client has one, and the record none.
+_OURS: Final = re.compile("(?:toolu|call_(?:fc|ctc))_[0-9a-f]{32}(?:_[0-9]+)?")
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _DROPPED_PARTS = frozenset({"reasoning", "thinking", "redacted_thinking", "refusal"})
 
@@ -135,7 +138,7 @@ def call_key(message: object) -> bytes | None:
 
     That is its name and its id, whose letters and digits clients send back where they rewrite its
     arguments: Claude Code adds defaults, trims text, takes a `cd` out of a command. None where
-    there is no call, or its id could be another's too: it is short, or counts a tool's calls.
+    there is no call, or its id could be another's too: it is short, or counts calls, or a tool's.
     """
     calls = message.get("tool_calls") if isinstance(message, dict) else None
     call = calls[0] if isinstance(calls, list) and calls else None
@@ -145,10 +148,12 @@ def call_key(message: object) -> bytes | None:
     named = call.get("function", call.get("custom"))
     if not isinstance(identity, str) or not isinstance(named, dict):
         return None
-    name, kept = _name(named), _NEITHER.sub("", identity)
-    if len(kept) < _TELLING_ID_CHARS or name in utf8(identity):
+    name, kept = named.get("name"), _NEITHER.sub("", identity)
+    if not isinstance(name, str) or len(kept) < _TELLING_ID_CHARS:
         return None
-    return _framed(b"call", name) + _framed(b"id", utf8(kept))
+    if _COUNT.fullmatch(kept) or _OURS.fullmatch(identity) or _NEITHER.sub("", name) in kept:
+        return None
+    return _framed(b"call", utf8(name)) + _framed(b"id", utf8(kept))
 
 
 def _composed(text: str) -> str:

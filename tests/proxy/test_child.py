@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy import child
 from strop.proxy.child import BackOff, Child, last_words
@@ -95,17 +95,32 @@ async def test_it_is_stopped_by_a_signal(tmp_path: Path) -> None:
     assert -signal.SIGTERM == await started.wait()
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
 async def test_one_that_does_not_listen_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_cancelled: bool
 ) -> None:
-    """After its time."""
+    """After its time, also by a task that is cancelled itself."""
     monkeypatch.setattr(child, "STOP_TIMEOUT_S", 0.05)
     log_path = tmp_path / "log"
     started = await Child.start(python(DEAF), log_path=log_path)
     await until(lambda: "deaf" in last_words(log_path))
+    holds = asyncio.Event()
 
-    await started.stop()
+    async def keep() -> int:
+        try:
+            holds.set()
+            await asyncio.sleep(0 if not is_cancelled else LIMIT_S)
+        finally:
+            code = await started.stop()
+        return code
 
+    keeping = asyncio.create_task(keep())
+    await holds.wait()
+    if is_cancelled:
+        keeping.cancel()
+    await asyncio.wait([keeping])
+
+    assert keeping.cancelled() == is_cancelled
     assert -signal.SIGKILL == await started.wait()
 
 

@@ -242,6 +242,7 @@ def test_another_answer_is_another_choice(
         (tool("a"), tool("a <system-reminder>b</system-reminder> c")),
         (tool("a"), tool("a</system-reminder>")),
         (user("a"), user("a <system-reminder>b</system-reminder>")),
+        (tool("a</system-reminder>"), tool("b</system-reminder>")),
     ],
 )
 def test_what_differs_in_meaning_differs_in_form(one: Message, other: Message) -> None:
@@ -443,8 +444,36 @@ def test_a_call_is_known_by_its_id_whatever_its_client_makes_of_it(sent: Message
     assert tail == later.after_tail
 
 
+@pytest.mark.parametrize(("identity", "tells"), [("a-1B2_c3D4", True), ("a-1B2_c3D", False)])
+def test_an_id_tells_from_eight_letters_and_digits_on(identity: str, tells: bool) -> None:
+    assert tells == (call_key(assistant(None, call(identity=identity))) is not None)
+
+
+def test_of_several_calls_the_first_tells() -> None:
+    one, other = call(identity="call_0a1B2c3D"), call(identity="call_4e5F6g7H")
+
+    keys = [call_key(assistant(None, *calls)) for calls in ([one], [one, other], [other, one])]
+
+    assert keys[0] == keys[1]
+    assert None not in keys
+    assert keys[0] != keys[2]
+
+
+def test_an_id_under_another_key_is_another_call() -> None:
+    made = assistant(None, call(identity="call_0a1B2c3D"))
+
+    (_, one), (_, other) = (extend(read([], salt), made) for salt in ("one", "other"))
+
+    assert one != other
+
+
 @pytest.mark.parametrize(
-    "identity", ["call_12", "functions.weather:12", "", None], ids=["short", "count", "no", "null"]
+    "identity",
+    [
+        *("call_12", "functions.weather:12", "functionsweather12", "", None),
+        *("tool_call_1", "call_0001", "functions_1", "123456789"),
+        *("toolu_" + 32 * "a" + "_0", "call_fc_" + 32 * "0", "call_ctc_" + 32 * "0" + "_1"),
+    ],
 )
 def test_a_call_whose_id_others_have_too_is_known_by_its_arguments(identity: Any) -> None:
     one, other = (

@@ -374,6 +374,16 @@ def test_a_hooks_words_are_the_systems_however_they_are_sent() -> None:
     assert now == later
 
 
+def test_hooks_words_in_several_messages_are_all_told() -> None:
+    """Beside the results of calls of one answer."""
+    calls = assistant(CALL, {**CALL, "id": "c2"})
+    one = text("<system-reminder>\na\n</system-reminder>")
+
+    said = chat_of(user("hi"), calls, user(result("1"), one), user(result("2", "c2"), NOTE))
+
+    assert "2\n\n<system-reminder>\na\n\nplan\n</system-reminder>" == said[-1]["content"]
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -381,6 +391,7 @@ def test_a_hooks_words_are_the_systems_however_they_are_sent() -> None:
         [text("b"), NOTE],
         [NOTE, IMAGE],
         [text("<system-reminder>\nplan"), NOTE],
+        [text(f"{NOTE['text']}\nb\n{NOTE['text']}")],
         [text("")],
     ],
 )

@@ -28,7 +28,9 @@ from strop.proxy.wire.messages.content import blocks_in, parts_in, parts_of, tex
 # next, and with it the beginning of every prompt: an engine would compute each anew.
 _BILLING = "x-anthropic-billing-header:"
 
-_REMINDER = re.compile(r"<system-reminder>\n(.*)\n</system-reminder>\s*", re.DOTALL)
+_REMINDER = re.compile(
+    r"<system-reminder>\n((?:(?!</system-reminder>).)*)\n</system-reminder>\s*", re.DOTALL
+)
 
 # What a tool of the vendor's cloud did, before the text that came of it.
 _CLOUD_BLOCKS = frozenset(
