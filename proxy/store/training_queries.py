@@ -18,6 +18,11 @@ from strop.proxy.store.version_records import version_num
 _REVISION: Final = """
 CROSS JOIN feedback_revisions AS r ON r.feedback = f.id AND r.revision = f.revision"""
 _IS_LESSON: Final = "f.state = 'standing' AND f.base = ? AND f.held_out = ?"
+# All that stands on each of `answers`: one that several people rated is one, liked or not by their
+# mean, whose sign is that of the sum.
+_ALL_RATINGS: Final = f"""FROM answers CROSS JOIN feedback AS f
+ON f.completion = answers.completion AND f.choice = answers.choice AND f.state = 'standing'
+{_REVISION} GROUP BY answers.completion, answers.choice"""
 # What nobody has learned, and what only versions beside the lineage have: they are few.
 _FRESH: Final = f"""fresh (num) AS (
     SELECT f.num FROM feedback AS f
@@ -70,20 +75,17 @@ class Fresh:
         As the trainer reads them: one that several people rated is one, good or bad by the mean of
         all that stands on it.
         """
-        # Each rating comes once for every new one of its answer; the sign of the sum is the same.
-        sql = f"""{lineage.OF_VERSION}, {_FRESH}
+        sql = f"""{lineage.OF_VERSION}, {_FRESH}, answers AS (
+    SELECT f.completion, f.choice, max(r.created_ms) AS newest_ms
+    FROM fresh CROSS JOIN feedback AS f ON f.num = fresh.num {_REVISION}
+    WHERE r.created_ms > ? GROUP BY f.completion_num, f.choice
+)
 SELECT count(*) FILTER (WHERE total > 0), count(*) FILTER (WHERE total < 0),
 count(*) FILTER (WHERE is_corrected), count(*), max(newest_ms)
 FROM (
-    SELECT sum(r.rating) AS total, max(r.correction IS NOT NULL) AS is_corrected,
-    max(came.created_ms) AS newest_ms
-    FROM fresh CROSS JOIN feedback AS new ON new.num = fresh.num
-    CROSS JOIN feedback_revisions AS came
-    ON came.feedback = new.id AND came.revision = new.revision
-    CROSS JOIN feedback AS f
-    ON f.completion = new.completion AND f.choice = new.choice AND f.state = 'standing' {_REVISION}
-    WHERE came.created_ms > ? GROUP BY new.completion_num, new.choice
-) AS answers"""
+    SELECT sum(r.rating) AS total, max(r.correction IS NOT NULL) AS is_corrected, newest_ms
+    {_ALL_RATINGS}
+) AS rated"""
         parameters = (version_num(self.active), self.base, self.base, since_ms)
         return Query(sql, parameters, lambda row: FreshCounts(*row))
 
@@ -129,7 +131,7 @@ def live_rates(base: str) -> Query[tuple[str, Rate]]:
 
 
 def rates_before(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
-    """Return the query for how the newest `most` ratings of a version's answers before then are.
+    """Return the query for how the newest `most` rated answers of a version before then are liked.
 
     One rate for each session that has any; see `_rates_beside`.
     """
@@ -137,7 +139,7 @@ def rates_before(version: str, at_ms: int, *, base: str, most: int) -> Query[Rat
 
 
 def rates_from(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]:
-    """Return the query for how the first `most` ratings of a version's answers from then on are.
+    """Return the query for how the first `most` rated answers of a version from then on are liked.
 
     One rate for each session that has any; see `_rates_beside`.
     """
@@ -147,17 +149,19 @@ def rates_from(version: str, at_ms: int, *, base: str, most: int) -> Query[Rate]
 def _rates_beside(
     version: str, side: str, order: str, base: str, at_ms: int, most: int
 ) -> Query[Rate]:
-    # An answer that several people rated is one answer, liked or not by their mean.
-    sql = f"""SELECT count(*) FILTER (WHERE total > 0), count(*)
+    # Of several ratings of an answer the first stands for it, so that no more answers are read.
+    sql = f"""WITH answers AS (
+    SELECT f.completion, f.choice, f.root {_LIKING} AND {side} AND c.version = ? AND NOT EXISTS (
+        SELECT 1 FROM feedback AS before
+        WHERE before.completion = f.completion AND before.choice = f.choice
+        AND before.state = 'standing' AND before.sign <> 0 AND before.num < f.num
+    )
+    ORDER BY f.completion_ms {order} LIMIT ?
+)
+SELECT count(*) FILTER (WHERE total > 0), count(*)
 FROM (
-    SELECT rated.root, sum(r.rating) AS total
-    FROM (
-        SELECT f.id, f.revision, f.root, f.completion_num, f.choice {_LIKING} AND {side}
-        AND c.version = ? ORDER BY f.completion_ms {order} LIMIT ?
-    ) AS rated
-    CROSS JOIN feedback_revisions AS r ON r.feedback = rated.id AND r.revision = rated.revision
-    GROUP BY rated.completion_num, rated.choice HAVING total <> 0
-) AS answers
+    SELECT answers.root, sum(r.rating) AS total {_ALL_RATINGS} HAVING total <> 0
+) AS rated
 GROUP BY root"""
     return Query(sql, (base, at_ms, version, most), lambda row: Rate(*row))
 

@@ -101,7 +101,7 @@ class TrainingStore:
             before: the version of whose answers, asked for until then, the newest count.
             after: the version of whose answers, asked for from then on, the first count.
             base: what both answer for.
-            most: how many ratings are looked at on each side.
+            most: how many rated answers are looked at on each side.
         """
         left = training_queries.rates_before(before, at_ms, base=base, most=most)
         right = training_queries.rates_from(after, at_ms, base=base, most=most)

@@ -48,7 +48,13 @@ def complaint(version: str, own: Sequence[Rate], parent: str, before: Sequence[R
         return None
     correlation = _correlation((own, before))
     rate, was = _rate(own, correlation), _rate(before, correlation)
-    if rate.interval.high >= was.interval.low:
+    # One session that is much larger than the others would decide alone, and hide how much its
+    # answers hang together.
+    worst = max(own, key=lambda one: one.num - one.num_hits)
+    rest = list(own)
+    rest.remove(worst)
+    highest = max(one.interval.high for one in (rate, _rate(rest, correlation)))
+    if highest >= was.interval.low:
         return None
     return (
         f"its answers are liked less than those of {parent}, surely:"

@@ -69,6 +69,36 @@ async def test_fresh_ratings_are_counted_for_the_trigger(store: Store) -> None:
     assert FreshCounts(2, 1, 2, 4, newest.created_ms) == counts
 
 
+async def test_each_choice_is_counted_with_all_that_stands_on_it(store: Store) -> None:
+    """By the sign of the mean."""
+    one, other = first_of_session(1), first_of_session(2)
+    await record(store, one, base=MODEL, choices=(choice(0), choice(1)))
+    await rate(store, one, 1.0, choice=0)
+    await rate(store, one, -0.5, choice=1)
+    await record(store, other, base=MODEL)
+    await rate(store, other, -1.0)
+    await rate(store, other, 0.25)
+
+    counts = await store.training.fresh_counts("base", base=MODEL)
+
+    assert (2, 1, 3) == (counts.good, counts.bad, counts.total)
+
+
+async def test_what_came_late_is_counted_with_what_was_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction too."""
+    answer = first_of_session(1)
+    await record(store, answer, base=MODEL)
+    old = (await rate(store, answer, 1.0, rater="ann", correction="so")).feedback
+    monkeypatch.setattr(storing, "now_ms", lambda: old.created_ms + 1)
+    await rate(store, answer, -0.5, rater="bob")
+
+    counts = await store.training.fresh_counts("base", base=MODEL, since_ms=old.created_ms)
+
+    assert (1, 0, 1, 1) == (counts.good, counts.bad, counts.corrections, counts.total)
+
+
 async def test_an_answer_that_several_people_rated_counts_once(store: Store) -> None:
     """Good or bad by the mean of all that stands on it, also of what was learned: as it is read."""
     id_ = first_of_session(1)

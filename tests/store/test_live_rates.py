@@ -4,7 +4,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from store_values import MODEL, OTHER_MODEL, database_in, first_of_session, rate, record
+from store_values import (
+    MODEL,
+    OTHER_MODEL,
+    choice,
+    database_in,
+    first_of_session,
+    rate,
+    record,
+)
 
 from strop.adapters.rates import Rate
 from strop.proxy.store.records import Revision
@@ -102,3 +110,33 @@ async def test_the_ratings_next_to_a_switch_are_counted_by_session(store: Store)
     _, own = await store.training.rates_around(2000, "base", "v1", base=MODEL, most=200)
 
     assert [Rate(1, 3), Rate(2, 2)] == own
+
+
+async def test_choices_are_liked_as_their_ratings_stand(store: Store) -> None:
+    """Each choice for itself, and each rating as it was revised."""
+    made = {"base": MODEL, "version": "v1", "session": "s", "created_ms": 2000}
+    await record(store, "cmp_two", choices=(choice(0), choice(1)), **made)
+    await rate(store, "cmp_two", 1.0, choice=0)
+    await rate(store, "cmp_two", -0.5, choice=1)
+    await record(store, "cmp_one", **made)
+    given = (await rate(store, "cmp_one", -1.0)).feedback
+    await store.revise(given.id, None, Revision(rating=0.25, original=b"1"))
+
+    _, own = await store.training.rates_around(2000, "base", "v1", base=MODEL, most=200)
+
+    assert [Rate(2, 3)] == own
+
+
+async def test_as_many_answers_count_however_many_people_rate_them(store: Store) -> None:
+    """And all ratings of each."""
+    for number in range(3):
+        id_ = first_of_session(number)
+        await record(store, id_, base=MODEL, version="v1", created_ms=2000 + number)
+        for rater in ("ann", "bob", "cid"):
+            await rate(store, id_, 1.0 if rater == "cid" else -0.25, rater=rater)
+
+    around = store.training.rates_around
+    _, first = await around(2000, "base", "v1", base=MODEL, most=2)
+    newest, _ = await around(3000, "v1", "v2", base=MODEL, most=2)
+
+    assert [Rate(1, 1)] * 2 == first == newest

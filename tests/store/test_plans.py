@@ -49,6 +49,7 @@ ALLOWED: Final = (
     # What no version has learned is what is asked for; the next run learns it.
     ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=? AND learned=?)", "fresh"),
     ("SCAN answers", "fresh"),
+    ("SCAN rated", "fresh"),
     # How people like each version: all of their ratings are counted.
     ("SEARCH f USING INDEX feedback_lessons (base=?)", "GROUP BY c.version"),
     # The ratings next to a switch, up to so many; where a version has fewer, all on its side.

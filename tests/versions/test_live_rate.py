@@ -97,3 +97,24 @@ def test_only_what_the_gate_put_in_its_parents_place_is_followed(
 ) -> None:
     """What a person chose stays; what a rollback went to does too; and a rollback goes home."""
     assert expected == is_followed(activation, version(parent))
+
+
+def test_one_large_session_beside_small_ones_decides_nothing() -> None:
+    """Three of four conversations like the version; of the fourth 40 answers are rated."""
+    own = [Rate(0, 40), *apart(3, 3)]
+
+    assert complaint("v1", own, "base", apart(50, 64)) is None
+    assert complaint("v1", [Rate(0, 40), *apart(0, 20)], "base", apart(50, 64)) is not None
+
+
+@pytest.mark.parametrize(
+    ("own", "before"),
+    [
+        # All bad, beside one session that is all good.
+        ([Rate(0, 5)] * 4, [Rate(200, 200)]),
+        # Sessions are large for an answer, however many are small.
+        ([Rate(0, 97), *apart(0, 3)], [Rate(5, 5)] * 10 + [Rate(0, 5)] * 3),
+    ],
+)
+def test_sessions_at_the_edges_say_little(own: list[Rate], before: list[Rate]) -> None:
+    assert complaint("v1", own, "base", before) is None
