@@ -234,9 +234,7 @@ def _encode_answer(
     if len(fits) != 1:
         return LeftOut.TEXT_DIFFERS
     (ids,) = fits
-    # Cut short, or by a stop string: the model did not end its turn.
-    has_ended = choice.finish_reason == "stop" and not sampling.get("stop")
-    return ids if has_ended else ids[:-1]
+    return ids if prompt.has_ended(choice, sampling) else ids[:-1]
 
 
 def _has_as_many(ids: Sequence[int], counted: int | None) -> bool:

@@ -153,7 +153,7 @@ class _Dialect:
 
 
 def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> Iterator[_Example]:
-    sampling = _json(rated.stored.completion.sampling)
+    sampling = body.parse(rated.stored.completion.sampling)
     for choice in rated.stored.completion.choices:
         given = [f for f in rated.feedback if f.choice == choice.index]
         if given:
@@ -164,16 +164,8 @@ def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> It
                 read.answer(request, _json(choice.message)),
                 sum(f.rating for f in given) / len(given),
                 tuple(read.correction(text) for text in texts),
-                _has_ended(choice, sampling),
+                prompts.has_ended(choice, sampling),
             )
-
-
-def _has_ended(choice: Choice, sampling: object) -> bool:
-    """Return whether the model ended its turn, and not a limit, the client, or its stop string."""
-    if choice.finish_reason in ("tool_calls", "function_call"):
-        return True
-    asked = sampling if isinstance(sampling, dict) else {}
-    return choice.finish_reason == "stop" and not (asked.get("stop") or asked.get("stop_token_ids"))
 
 
 def _chat_prompt(request: Json) -> object:

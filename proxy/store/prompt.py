@@ -44,6 +44,19 @@ def text(completion: Completion, choice: Choice) -> str | None:
     return said if isinstance(said, str) else None
 
 
+def has_ended(choice: Choice, sampling: Mapping[str, object]) -> bool:
+    """Return whether the model ended its turn, and not a limit, the client, or its stop string.
+
+    Args:
+        choice: the answer.
+        sampling: the completion's sampling parameters.
+    """
+    if choice.finish_reason in ("tool_calls", "function_call"):
+        return True
+    has_stops = sampling.get("stop") or sampling.get("stop_token_ids")
+    return choice.finish_reason == "stop" and not has_stops
+
+
 def continuation(asked: Mapping[str, object], message: Mapping[str, object]) -> str | None:
     """Return what a text completion says after its prompt, which `echo` lets it repeat.
 

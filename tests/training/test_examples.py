@@ -286,6 +286,7 @@ def test_commands_are_taken_out_of_what_is_encoded() -> None:
         ("length", {}, False),
         (None, {}, False),
         ("stop", {"stop": ["."]}, False),
+        ("stop", {"stop_token_ids": [7]}, False),
     ],
 )
 def test_an_answer_that_was_cut_has_no_end(
