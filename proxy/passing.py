@@ -102,13 +102,17 @@ async def pass_through(
 
 def _renamed(body: bytes, alias: Alias) -> bytes:
     """Return a request with the engine's own name for its base, where it has one of strop's."""
+    pinned = f"{alias.name}@{BASE}"
+    if alias.name == alias.base.name and f"@{BASE}".encode() not in body:
+        # Texts to embed are long.
+        return body
     try:
         fields = wire_body.parse(body)
     except BadRequest:
         # The engine may be able to read it: it is compressed, for instance.
         return body
     model = fields.get("model")
-    if model == alias.base.name or model not in (alias.name, f"{alias.name}@{BASE}"):
+    if model == alias.base.name or model not in (alias.name, pinned):
         return body
     return wire_body.dumps({**fields, "model": alias.base.name})
 

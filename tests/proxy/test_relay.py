@@ -1039,6 +1039,24 @@ async def test_embeddings_go_under_the_engines_own_name_for_its_base(
     ] == came
 
 
+async def test_the_engines_own_name_may_ask_for_its_base_too(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """As chats do; what only speaks of it goes as it came."""
+    came: list[bytes] = []
+
+    async def handler(call: Call) -> None:
+        came.append(call.request.body)
+        await call.json({"object": "list", "data": []})
+
+    engine.handler = handler
+    spoken_of = b'{ "model": "tiny", "input": "tiny@base" }'
+    for body in (b'{ "model": "tiny@base" }', spoken_of):
+        assert 200 == (await proxy.client.post("/v1/embeddings", content=body)).status_code
+
+    assert [b'{"model":"tiny"}', spoken_of] == came
+
+
 async def test_embeddings_wait_for_the_engine_to_say_its_models(tmp_path: Path) -> None:
     """Before, nobody knows what it calls its base; as for a completion, that is a 503."""
     async with running(settings_for("http://127.0.0.1:9"), tmp_path / "home", ready=False) as proxy:
