@@ -20,7 +20,7 @@ from strop.proxy.store.records import (
     Revision,
 )
 from strop.proxy.store.store import Store
-from strop.proxy.versions.live_rate import MOST_RATINGS
+from strop.proxy.versions.live_rate import MOST_ANSWERS
 
 Run = Callable[[Store, Filled, Spot], Awaitable[object]]
 
@@ -174,7 +174,7 @@ async def _run_steps(store: Store, filled: Filled, spot: Spot) -> None:
 async def _live_rates(store: Store, filled: Filled, spot: Spot) -> None:
     del spot
     await store.training.rates_around(
-        filled.newest_ms - _RECENT_MS, "base", "v1", base=BASE, most=MOST_RATINGS
+        filled.newest_ms - _RECENT_MS, "base", "v1", base=BASE, most=MOST_ANSWERS
     )
 
 

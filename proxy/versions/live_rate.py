@@ -9,12 +9,12 @@ from typing import Final
 from strop.adapters.rates import Rate
 from strop.proxy.store.version_records import Activation, Version
 
-MIN_RATINGS: Final = 20
+MIN_ANSWERS: Final = 20
 """How many of a version's own answers must be rated before it is judged by them."""
 
-MOST_RATINGS: Final = 200
-"""How many ratings are compared at most: the first of a version's answers since it was promoted,
-and the newest of its parent's before that. What people ask, and expect, changes over weeks, and
+MOST_ANSWERS: Final = 200
+"""How many rated answers are compared at most: the first of a version's since it was promoted, and
+the newest of its parent's before that. What people ask, and expect, changes over weeks, and
 that is no fault of a version's; and whoever looks for ever finds a difference at last."""
 
 MIN_SESSIONS: Final = 4
@@ -44,7 +44,7 @@ def complaint(version: str, own: Sequence[Rate], parent: str, before: Sequence[R
         parent: what it was trained on from.
         before: how the last answers of that one were rated before, by session.
     """
-    if len(own) < MIN_SESSIONS or _num(own) < MIN_RATINGS:
+    if len(own) < MIN_SESSIONS or _num(own) < MIN_ANSWERS:
         return None
     correlation = _correlation((own, before))
     rate, was = _rate(own, correlation), _rate(before, correlation)

@@ -27,7 +27,7 @@ from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE, Activation, Version, VersionEvent
 from strop.proxy.versions.activation import Progress, Switched
 from strop.proxy.versions.displaced import START
-from strop.proxy.versions.live_rate import MOST_RATINGS, PROMOTER, complaint, is_followed
+from strop.proxy.versions.live_rate import MOST_ANSWERS, PROMOTER, complaint, is_followed
 from strop.proxy.versions.loading import BUSY, GONE
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class Promoter:
             return
         parent = active.parent or BASE
         before, own = await self._store.training.rates_around(
-            chosen.created_ms, parent, active.id, base=active.base, most=MOST_RATINGS
+            chosen.created_ms, parent, active.id, base=active.base, most=MOST_ANSWERS
         )
         reason = complaint(active.id, own, parent, before)
         # A person who has chosen meanwhile would be rolled back in its place.

@@ -8,6 +8,8 @@ from fake_vllm import FakeVllm
 from running import running, settings_for
 from waiting import until
 
+from strop.proxy.settings import Settings
+
 
 class RootedVllm(FakeVllm):
     """Says of each model where its weights come from.
@@ -22,6 +24,13 @@ class RootedVllm(FakeVllm):
         return [{**card, "root": self.root} for card in super()._cards()]
 
 
+def looked_at_often(engine: FakeEngine, base: Path, **options: object) -> Settings:
+    """Return settings for an engine whose base is trained, and that is checked all the time."""
+    return settings_for(
+        engine.url, engine={"health_interval_s": 0.05, **options}, model={"base": str(base)}
+    )
+
+
 async def test_what_another_model_answers_is_not_of_the_base(
     qwen3: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -31,9 +40,7 @@ async def test_what_another_model_answers_is_not_of_the_base(
     """
     vllm = FakeVllm()
     async with FakeEngine(vllm) as engine:
-        settings = settings_for(
-            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
-        )
+        settings = looked_at_often(engine, qwen3)
         async with running(settings, tmp_path / "home") as proxy:
             serving, trainer = proxy.services.serving, proxy.services.trainer
             reasons, are_promoted = [], []
@@ -64,9 +71,7 @@ async def test_another_name_for_the_same_weights_stays_the_base(
     """The engine says where its weights come from, whatever it is told to call them."""
     vllm = RootedVllm()
     async with FakeEngine(vllm) as engine:
-        settings = settings_for(
-            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
-        )
+        settings = looked_at_often(engine, qwen3)
         async with running(settings, tmp_path / "home") as proxy:
             serving = proxy.services.serving
             before = serving.base
@@ -83,9 +88,7 @@ async def test_the_same_name_for_other_weights_is_not_the_base(qwen3: Path, tmp_
     """As where vLLM starts again with another model under its --served-model-name."""
     vllm = RootedVllm()
     async with FakeEngine(vllm) as engine:
-        settings = settings_for(
-            engine.url, engine={"health_interval_s": 0.05}, model={"base": str(qwen3)}
-        )
+        settings = looked_at_often(engine, qwen3)
         async with running(settings, tmp_path / "home") as proxy:
             serving = proxy.services.serving
             await until(lambda: serving.base)
@@ -112,11 +115,7 @@ async def test_each_of_several_engines_may_say_where_its_weights_are(
     here, there = RootedVllm(), RootedVllm()
     there.root = "/models/tiny"
     async with FakeEngine(here) as engine, FakeEngine(there) as other:
-        settings = settings_for(
-            engine.url,
-            engine={"health_interval_s": 0.05, "replicas": (other.url,)},
-            model={"base": str(qwen3)},
-        )
+        settings = looked_at_often(engine, qwen3, replicas=(other.url,))
         async with running(settings, tmp_path / "home") as proxy:
             serving = proxy.services.serving
             first, second = serving.engine.replicas

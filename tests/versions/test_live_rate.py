@@ -4,7 +4,7 @@ import pytest
 
 from strop.adapters.rates import Rate
 from strop.proxy.store.version_records import Activation, Version
-from strop.proxy.versions.live_rate import MIN_RATINGS, MIN_SESSIONS, complaint, is_followed
+from strop.proxy.versions.live_rate import MIN_ANSWERS, MIN_SESSIONS, complaint, is_followed
 
 
 def version(parent: str | None) -> Version:
@@ -24,7 +24,7 @@ def apart(num_good: int, num: int) -> list[Rate]:
         (apart(2, 20), apart(60, 100), True),
         (apart(10, 20), apart(60, 100), False),
         (apart(2, 20), apart(10, 20), True),
-        (apart(0, MIN_RATINGS - 1), apart(100, 100), False),
+        (apart(0, MIN_ANSWERS - 1), apart(100, 100), False),
         (apart(0, 1000), [], False),
         (apart(90, 100), apart(10, 100), False),
     ],
