@@ -55,6 +55,8 @@ _DIGEST_BYTES = 16
 _TELLING_ID_CHARS: Final = 8
 _NEITHER: Final = re.compile("[^0-9A-Za-z]")
 _COUNT: Final = re.compile("[A-Za-z]*[0-9]{0,4}|[0-9]+")
+# All that opencode sends of it where the model is called mistral, devstral or the like.
+_SENT_ID_CHARS: Final = 9
 # Where the engine gives a call no id: its client has one, and the record none.
 _OURS: Final = re.compile("(?:toolu|call_(?:fc|ctc))_[0-9a-f]{32}(?:_[0-9]+)?")
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
@@ -136,8 +138,8 @@ def canonical(message: object, role: str) -> bytes:
 def call_key(message: object) -> bytes | None:
     """Return what tells the first tool call of `message` from all others, as long as it lives.
 
-    That is its name and its id, whose letters and digits clients send back where they rewrite its
-    arguments: Claude Code adds defaults, trims text, takes a `cd` out of a command. None where
+    That is its name and its id, whose first letters and digits clients send back where they rewrite
+    its arguments: Claude Code adds defaults, trims text, takes a `cd` out of a command. None where
     there is no call, or its id could be another's too: it is short, or counts calls, or a tool's.
     """
     calls = message.get("tool_calls") if isinstance(message, dict) else None
@@ -153,6 +155,9 @@ def call_key(message: object) -> bytes | None:
         return None
     if _COUNT.fullmatch(kept) or _OURS.fullmatch(identity) or _NEITHER.sub("", name) in kept:
         return None
+    # vLLM's begin with `chatcmpl-tool-`: their first nine tell nothing.
+    if not _COUNT.fullmatch(kept[:_SENT_ID_CHARS]):
+        kept = kept[:_SENT_ID_CHARS]
     return _framed(b"call", utf8(name)) + _framed(b"id", utf8(kept))
 
 

@@ -449,6 +449,33 @@ def test_an_id_tells_from_eight_letters_and_digits_on(identity: str, tells: bool
     assert tells == (call_key(assistant(None, call(identity=identity))) is not None)
 
 
+@pytest.mark.parametrize(
+    ("identity", "sent"),
+    [
+        ("call_0a1b2c3d", "call0a1b2"),
+        ("8c1f5e0a-9d3b-4e5f-8a7b-0c1d2e3f4a5b", "8c1f5e0a9"),
+        ("Zz9kLmN0pQrStUvWxYz012345678901a", "Zz9kLmN0p"),
+    ],
+)
+def test_the_first_nine_letters_and_digits_of_an_id_tell(identity: str, sent: str) -> None:
+    """opencode sends these alone where the model is called mistral, and drops old results."""
+    made = assistant(None, call(identity=identity))
+
+    _, tail = extend(read([user("hi")], SALT), made)
+    later = read([user("(dropped)"), assistant(None, call(identity=sent))], SALT)
+
+    assert tail == later.after_tail
+
+
+def test_an_id_that_begins_with_a_long_word_tells_by_its_rest() -> None:
+    """All of vLLM's begin alike."""
+    ids = [f"chatcmpl-tool-{place:016x}" for place in range(2)]
+
+    keys = {call_key(assistant(None, call(identity=identity))) for identity in ids}
+
+    assert len(ids) == len(keys - {None})
+
+
 def test_of_several_calls_the_first_tells() -> None:
     one, other = call(identity="call_0a1B2c3D"), call(identity="call_4e5F6g7H")
 

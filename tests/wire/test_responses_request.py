@@ -213,6 +213,31 @@ def test_what_stood_before_a_command_is_said_with_what_comes_after_it() -> None:
     assert [{"role": "user", "content": told}] == without_commands(found)
 
 
+@pytest.mark.parametrize("before", [[], ["/rl good"]])
+def test_what_strop_has_said_itself_never_reaches_the_model(before: list[str]) -> None:
+    """It is known by its id, also where its client keeps it without the command, behind a call."""
+    called: Fields = {
+        "type": "function_call",
+        "call_id": "c1",
+        "name": "weather",
+        "arguments": "{}",
+    }
+    own = {**says("assistant", "Rated."), "id": f"msg_{DIGITS}_own{'0' * 16}"}
+
+    found = messages(
+        says("user", "Hi"),
+        called,
+        *(says("user", command) for command in before),
+        own,
+        says("user", "And now?"),
+    )
+
+    kept = without_commands(found) or found
+    assert ["user", "assistant", "user"] == [one["role"] for one in kept]
+    assert kept[1]["content"] is None
+    assert "And now?" == kept[2]["content"]
+
+
 def test_users_in_a_row_are_one_message() -> None:
     """Some templates want users and assistants in turn."""
     image = {"type": "input_image", "image_url": "data:,"}

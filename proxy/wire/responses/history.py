@@ -150,7 +150,6 @@ class History:
         last = self._entries[-1] if self._entries else None
         if before is None:
             if is_own(item["id"]) or (isinstance(last, Asked) and last.is_command):
-                # Strop's own words, which leave the history with the command.
                 return
             refuse(f"{path}.id", "an item of an answer that strop has", item["id"], SEND_ALL)
         if not (isinstance(last, Said) and last.answer == answer):
@@ -171,7 +170,8 @@ class History:
             for text in texts_in(content, here):
                 self._note(text)
         elif role == "assistant":
-            self._read_answer(item, content, here)
+            if not is_own(item.get("id")):
+                self._read_answer(item, content, here)
         else:
             refuse(f"{path}.role", "user, assistant, system or developer", role)
 
