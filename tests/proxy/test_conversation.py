@@ -458,7 +458,7 @@ def test_an_id_tells_from_eight_letters_and_digits_on(identity: str, tells: bool
     ],
 )
 def test_the_first_nine_letters_and_digits_of_an_id_tell(identity: str, sent: str) -> None:
-    """opencode sends these alone where the model is called mistral, and drops old results."""
+    """Where the model is called mistral, opencode sends these alone; and it drops old results."""
     made = assistant(None, call(identity=identity))
 
     _, tail = extend(read([user("hi")], SALT), made)
