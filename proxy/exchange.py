@@ -127,9 +127,8 @@ class Exchange:
         others having their turn in between.
 
         Raises:
-            UpstreamDied: the connection closed before the body's end, its framing is broken, or the
-                coding that is unpacked ends too early.
-            UpstreamError: it is not in that coding.
+            UpstreamDied: the connection closed before the body's end, or its framing or the coding
+                that is unpacked is broken.
             UpstreamAborted: `abort` was called.
         """
         answer = self._answer
@@ -171,9 +170,9 @@ class Exchange:
                 self._unpacked = None
             return data
         except coding.BROKEN as error:
-            raise UpstreamError(
-                f"expected what its Content-Encoding says from {self._url}, got: {error}; look at"
-                " the engine's log, or at the proxy before it"
+            raise UpstreamDied(
+                f"expected an answer from {self._url} as its Content-Encoding says, got: {error};"
+                " look at the engine's log, or at the proxy before it"
             ) from error
 
     async def read_all(self, limit: int) -> bytes:

@@ -1,37 +1,28 @@
 """Bytes to and from one engine: a pool of keep-alive HTTP/1.1 connections to one origin.
 
 Does not know what the bytes mean, and sets no deadline but for connecting. It is made for the hot
-path, where httpx's own pool costs several times the rest of the proxy, and is a transport for httpx
-too, so that control calls share its connections.
+path, where httpx's own pool costs several times the rest of the proxy.
 """
 
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import httpx
 
 from strop.proxy.engine_connection import EngineConnection
-from strop.proxy.errors import (
-    ConfigError,
-    UpstreamAborted,
-    UpstreamDied,
-    UpstreamError,
-    UpstreamUnreachable,
-)
+from strop.proxy.errors import ConfigError, UpstreamAborted, UpstreamUnreachable
 from strop.proxy.exchange import Exchange
 from strop.proxy.http1 import request_head
 
-__all__ = ["Exchange", "Upstream"]
+__all__ = ["ADDRESS", "Exchange", "Upstream"]
 
-T = TypeVar("T")
+ADDRESS = "engine.url (or engine.replicas)"
+"""What names a server in the settings, for who has to correct it."""
 
-_OWN_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
 
-
-class Upstream(httpx.AsyncBaseTransport):
+class Upstream:
     """The connections to one origin, for use in one event loop.
 
     There is no limit on their number: a stream holds one for as long as it lasts.
@@ -63,7 +54,7 @@ class Upstream(httpx.AsyncBaseTransport):
         idle_expiry_s: float = 4.0,
         max_idle: int = 64,
         ssl_context: ssl.SSLContext | None = None,
-        advice: str = "start it, or set engine.url",
+        advice: str = f"start it, or set {ADDRESS}",
     ) -> None:
         url = _parse(base_url)
         self.host_header = url.netloc
@@ -127,32 +118,6 @@ class Upstream(httpx.AsyncBaseTransport):
             self._emptied = self._emptied or asyncio.get_running_loop().create_future()
             await self._emptied
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer a request of an `httpx.AsyncClient`, its body streamed.
-
-        Of the client's timeouts `read` counts: for connecting and the head together, then for each
-        piece of the body.
-
-        Raises:
-            httpx.TransportError: in place of strop's own errors.
-        """
-        if f"{request.url.scheme}://{request.url.netloc.decode()}" != self.origin:
-            raise httpx.UnsupportedProtocol(f"expected a URL of {self.origin}, got another origin")
-        headers = [h for h in request.headers.raw if h[0].lower() not in _OWN_HEADERS]
-        body = await request.aread()
-        try:
-            exchange = self.exchange(request.method.encode(), request.url.raw_path, headers, body)
-        except ValueError as error:
-            raise httpx.LocalProtocolError(str(error)) from error
-        timeout_s = request.extensions.get("timeout", {}).get("read")
-        await _as_httpx(exchange.start(), timeout_s)
-        return httpx.Response(
-            exchange.status,
-            headers=exchange.headers,
-            stream=_Body(exchange, timeout_s),
-            extensions={"http_version": b"HTTP/1.1"},
-        )
-
     # What follows is called by exchanges and connections.
 
     def take(self) -> EngineConnection | None:
@@ -201,7 +166,7 @@ class Upstream(httpx.AsyncBaseTransport):
         except TimeoutError as error:
             raise UpstreamUnreachable(
                 f"expected an engine at {self.url}, got no connection within"
-                f" {self._connect_timeout_s:g} s; check that it runs, or set engine.url"
+                f" {self._connect_timeout_s:g} s; check that it runs, or set {ADDRESS}"
             ) from error
         except (OSError, UnicodeError) as error:
             is_plain = isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER"
@@ -213,38 +178,6 @@ class Upstream(httpx.AsyncBaseTransport):
         if not connection.is_lost:
             self._connections.add(connection)
         return connection
-
-
-class _Body(httpx.AsyncByteStream):
-    """An answer's body, as httpx streams it."""
-
-    def __init__(self, exchange: Exchange, timeout_s: float | None) -> None:
-        self._exchange = exchange
-        self._timeout_s = timeout_s
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await _as_httpx(self._exchange.read(), self._timeout_s):
-            yield piece
-
-    async def aclose(self) -> None:
-        self._exchange.close()
-
-
-async def _as_httpx(step: Coroutine[None, None, T], timeout_s: float | None) -> T:
-    """Return what `step` does; its errors, and its being late, become httpx's."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await step
-    except TimeoutError as error:
-        raise httpx.ReadTimeout(f"expected bytes within {timeout_s} s, got none") from error
-    except UpstreamUnreachable as error:
-        is_late = isinstance(error.__cause__, TimeoutError)
-        raise (httpx.ConnectTimeout if is_late else httpx.ConnectError)(str(error)) from error
-    except UpstreamDied as error:
-        is_reset = isinstance(error.__cause__, OSError)
-        raise (httpx.ReadError if is_reset else httpx.RemoteProtocolError)(str(error)) from error
-    except UpstreamError as error:
-        raise httpx.ReadError(str(error)) from error
 
 
 def _parse(base_url: str) -> httpx.URL:

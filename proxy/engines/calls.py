@@ -1,6 +1,6 @@
 """Control calls to one engine: JSON there and back, what it serves, what it says where it refuses.
 
-Not on the hot path: these go through httpx, over the same connections. Knows no engine.
+They go over the connections of the hot path. Knows no engine.
 """
 
 import asyncio
@@ -16,11 +16,14 @@ from strop.proxy.errors import (
     BadRequest,
     EngineNotReady,
     NotFound,
+    UpstreamAborted,
+    UpstreamDied,
     UpstreamError,
     UpstreamUnreachable,
 )
-from strop.proxy.upstream import Upstream
-from strop.proxy.wire.headers import Headers
+from strop.proxy.upstream import ADDRESS, Upstream
+from strop.proxy.wire import body
+from strop.proxy.wire.headers import JSON, Headers
 
 CHECK_TIMEOUT_S = 10.0
 # Reading the weights of a large model from a slow disk.
@@ -33,7 +36,8 @@ NO_COUNT = (
     "this engine can't tell how many tokens a prompt has without answering it; vLLM, llama-server"
     " and strop's own engine can"
 )
-_FRAMING = ("content-encoding", "content-length", "transfer-encoding")
+# Some gateways refuse who doesn't say who it is.
+_HEADERS: Headers = [(b"user-agent", b"strop"), (b"accept-encoding", b"identity")]
 
 Card = Mapping[str, object]
 
@@ -63,30 +67,34 @@ class Calls:
         """Send `fields` as JSON, or `content` as it is; return the answer, a refusal too.
 
         Raises:
-            UpstreamUnreachable: nobody answers there, or not all of it within `timeout_s`.
-            UpstreamError: the answer is longer than `MAX_ANSWER_BYTES`.
+            UpstreamUnreachable: nobody answers there, or not all of it within `timeout_s`; or the
+                key can't be sent.
+            UpstreamError: the answer is longer than `MAX_ANSWER_BYTES`, or in a coding that strop
+                can't read.
         """
-        async with httpx.AsyncClient(
-            transport=_Shared(self._upstream), base_url=self.url, timeout=timeout_s
-        ) as client:
-            try:
-                # httpx's own limit is for each read: an engine could go on for ever.
-                async with (
-                    asyncio.timeout(timeout_s),
-                    client.stream(
-                        method, path, json=fields, content=content, headers=self._credentials
-                    ) as response,
-                ):
-                    return await _whole(response)
-            except (httpx.DecodingError, httpx.ReadTimeout, TimeoutError) as error:
-                is_late = not isinstance(error, httpx.DecodingError)
-                came = f"none within {timeout_s:g} s" if is_late else str(error)
-                raise UpstreamUnreachable(
-                    f"expected an answer from {self.url}{path}, got: {came}"
-                ) from error
-            except httpx.TransportError as error:
-                # `Upstream` has said what it expected, and of whom.
-                raise UpstreamUnreachable(str(error)) from error
+        headers = [*_HEADERS, *self._credentials]
+        if fields is not None:
+            content = body.dumps(fields)
+            headers.append(JSON)
+        target = self._upstream.base_path + path.encode()
+        try:
+            exchange = self._upstream.exchange(method.encode(), target, headers, content or b"")
+        except ValueError as error:
+            raise UpstreamUnreachable(f"can't send engine.key to {self.url}: {error}") from error
+        try:
+            async with asyncio.timeout(timeout_s):
+                await exchange.start()
+                exchange.unpack()
+                whole = await exchange.read_all(MAX_ANSWER_BYTES)
+                return httpx.Response(exchange.status, headers=exchange.headers, content=whole)
+        except TimeoutError as error:
+            raise UpstreamUnreachable(
+                f"expected an answer from {self.url}{path}, got: none within {timeout_s:g} s"
+            ) from error
+        except (UpstreamDied, UpstreamAborted) as error:
+            raise UpstreamUnreachable(error.message) from error
+        finally:
+            exchange.close()
 
     async def hold(self) -> EngineConnection | None:
         """Return a connection on which nothing is asked: it is lost when the engine's process ends.
@@ -152,7 +160,7 @@ class Calls:
         if answer.status_code != httpx.codes.OK:
             is_refused = answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
             is_busy = answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
-            advice = "it may be loading its model" if is_busy else "check engine.url and engine.key"
+            advice = "it may be loading its model" if is_busy else f"check {ADDRESS} and engine.key"
             if is_refused and not self._credentials:
                 advice = (
                     "set engine.key, best as STROP_ENGINE_KEY: strop asks for this list itself, and"
@@ -168,7 +176,7 @@ class Calls:
             return answer, cards
         raise EngineNotReady(
             f"expected an OpenAI list of models from {self.url}/v1/models, got something else;"
-            " check engine.url"
+            f" check {ADDRESS}"
         )
 
     async def list_models(
@@ -224,26 +232,3 @@ def json_of(answer: httpx.Response) -> Any:
         return answer.json()
     except ValueError:
         return None
-
-
-async def _whole(response: httpx.Response) -> httpx.Response:
-    """Return a response with its whole body, in plain bytes."""
-    body = bytearray()
-    async for part in response.aiter_bytes():
-        body += part
-        if len(body) > MAX_ANSWER_BYTES:
-            raise UpstreamError(
-                f"expected at most {MAX_ANSWER_BYTES} bytes from {response.url}, got more"
-            )
-    headers = [(k, v) for k, v in response.headers.multi_items() if k not in _FRAMING]
-    return httpx.Response(response.status_code, headers=headers, content=bytes(body))
-
-
-class _Shared(httpx.AsyncBaseTransport):
-    """An upstream lent to one httpx client, which must not close it."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await self._upstream.handle_async_request(request)
