@@ -155,6 +155,9 @@ class Switch:
     async def in_place(self, traffic: Traffic, former: Release) -> Done:
         """Displace `former` while no request runs; where that fails, load it back.
 
+        Where it is cancelled, as strop stops, the next start finds what the engine holds: to wait
+        for a model might take longer than strop is given.
+
         Raises:
             NotProven, Exception: as `load`. Requests have been let go either way.
         """
@@ -165,7 +168,7 @@ class Switch:
             try:
                 await self._load_and_prove()
                 await self.flip(traffic)
-            except BaseException:
+            except Exception:
                 await self._quietly(target.load(former) for target in self.targets)
                 raise
         finally:

@@ -163,7 +163,8 @@ class Relay:
         call.answer = await exchange.read_all(self._settings.capture.max_answer_bytes)
         call.first_byte_at = monotonic()
         is_ok = exchange.status < 400
-        state: State = "complete" if is_ok else "upstream_error"
+        # The client may have left while the version that a 404 says is lost was loaded for it.
+        state: State = "complete" if is_ok else call.gave_up or "upstream_error"
         body, plan, ask = call.answer, call.plan, incoming.ask
         # In a text completion's logprobs stand tokens for names, among them those searched for.
         num_choices = _num_choices(call) if ask.dialect == "chat" else None

@@ -26,8 +26,6 @@ def comparisons(answers: Sequence[Tokens], ratings: Sequence[float]) -> list[tup
     for same in prompts.values():
         liked = [index for index in same if ratings[index] > 0]
         disliked = [index for index in same if ratings[index] < 0]
-        if not liked or not disliked:
-            continue
         pairs = (
             zip(liked, cycle(disliked), strict=False)
             if len(liked) >= len(disliked)

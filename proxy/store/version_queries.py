@@ -6,6 +6,7 @@ Pure: makes queries and decodes their rows; runs and changes nothing.
 from dataclasses import dataclass
 from typing import Final
 
+from strop.proxy.store import lineage
 from strop.proxy.store.database import Query, Row
 from strop.proxy.store.version_records import (
     BASE,
@@ -55,6 +56,14 @@ class Activated:
 def by_num(num: int) -> Query[Version]:
     """Return the query for one version, unless it was removed."""
     sql = f"SELECT {_COLUMNS} FROM versions WHERE num = ? AND removed_ms IS NULL"
+    return Query(sql, (num,), _decode)
+
+
+def clean_ancestor(num: int | None) -> Query[Version]:
+    """Return the query for the newest of a version and its ancestors that is not stale or gone."""
+    sql = f"""{lineage.OF_VERSION} SELECT {_COLUMNS}
+FROM lineage CROSS JOIN versions ON versions.num = lineage.version
+WHERE stale IS NULL AND removed_ms IS NULL AND state <> 'missing' ORDER BY num DESC LIMIT 1"""
     return Query(sql, (num,), _decode)
 
 

@@ -11,6 +11,7 @@ from strop.proxy.store import activations, version_queries, versions
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.reader import Reader
 from strop.proxy.store.version_records import (
+    BASE,
     Activating,
     Activation,
     EventKind,
@@ -98,6 +99,14 @@ class VersionStore:
         """Show a version no more; see `versions.remove`."""
         remove = partial(versions.remove, id_=id_, actor=actor, now_ms=now_ms())
         await self._writer.submit(remove)
+
+    async def clean_ancestor(self, id_: str) -> str:
+        """Return the newest of a version and its ancestors that is neither stale nor gone.
+
+        The base where there is none; what was removed on the way is passed over.
+        """
+        found = await self._reader.all(version_queries.clean_ancestor(version_num(id_)))
+        return found[0].id if found else BASE
 
     async def get(self, id_: str) -> Version | None:
         """Return a version, or None where there is none of this id, or it was removed."""

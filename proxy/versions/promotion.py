@@ -246,9 +246,4 @@ async def clean_ancestor(store: Store, version: str) -> str:
 
     Relearning starts there.
     """
-    while version != BASE:
-        found = await store.versions.get(version)
-        if found is not None and found.stale is None and found.state != "missing":
-            return version
-        version = (found.parent if found is not None else None) or BASE
-    return BASE
+    return await store.versions.clean_ancestor(version)

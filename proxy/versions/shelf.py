@@ -300,15 +300,17 @@ class Shelf:
         versions = self.store.versions
         activation = await versions.activation()
         run = await self.store.runs.unfinished()
-        # Its weights are compared with until the run is over.
-        named = frozenset([run.parent]) if run and run.parent else frozenset[str]()
+        # There it is trained anew, while what is active is stale or gone.
+        named = {await versions.clean_ancestor(activation.version)}
+        if run is not None and run.parent is not None:
+            # Its weights are compared with until the run is over.
+            named.add(run.parent)
         if base is not None:
+            # They sampled answers whose ratings are still to be learned from.
             named |= await self.store.training.fresh_versions(activation.version, base=base)
         return retention.removable(
             [
-                retention.Held(
-                    row.id, row.num, row.state, row.parent, row.is_kept, row.stale is not None
-                )
+                retention.Held(row.id, row.num, row.state, row.is_kept)
                 for row in await versions.list()
             ],
             active=activation.version,

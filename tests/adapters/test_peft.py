@@ -472,6 +472,20 @@ def test_folding_gives_one_rank_and_one_scale(peft_a: Path) -> None:
             np.testing.assert_array_equal(before.b, module.b)
 
 
+def test_embeddings_fold_as_layers_do() -> None:
+    """To the one rank and the one scale of all, and each computes the same."""
+    layer = peft.LoraModule(np.ones((1, 3), np.float32), np.ones((4, 1), np.float32), 2.0)
+    embedding = peft.LoraModule(np.ones((2, 5), np.float32), np.ones((3, 2), np.float32), 1.0)
+    config = peft.LoraConfig(1, 2.0, rank_pattern={"e": 2})
+
+    folded = peft.folded(peft.Adapter(config, {"a": layer, "b": layer}, {"e": embedding}))
+
+    found = folded.embeddings["e"]
+    assert (2, 4.0, 2.0) == (folded.config.rank, folded.config.alpha, found.scale)
+    assert [(2, 5), (3, 2)] == [found.a.shape, found.b.shape]
+    assert 2.0 * found.b @ found.a == pytest.approx(embedding.b @ embedding.a)
+
+
 def test_a_scale_of_nothing_folds_to_nothing() -> None:
     """An alpha of 0 switches a module off, and stays so."""
     ones = np.ones((2, 2), np.float32)

@@ -431,6 +431,57 @@ def test_the_errors_are_mean_squares() -> None:
     assert {"candidate": 0.25, "parent": 2.25, "base": 2.25} == judgement.errors
 
 
+def evenly_off(apart: float, *errors: float) -> Judgement:
+    """What is said where base and parent lie so far away from the candidate, all on one side.
+
+    The engine's errors, one for each prompt, change their sign from token to token. The prompts
+    have 64 tokens in all.
+    """
+    count = NUM_TOKENS // len(errors)
+    items, measured = [], []
+    for error in errors:
+        ids, there = tuple(range(count)), (-1.0 - apart,) * count
+        items.append(Item((1,), ids, (9.0,) * count, (-1.0,) * count, there, there))
+        off = [error if place % 2 else -error for place in ids]
+        given = ids, tuple(-1.0 + each for each in off)
+        measured.append(Measured(cold=given, warm=given, scored=given[1]))
+    return probes.judge(Probe(tuple(items), "float32"), measured, tolerance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("apart", "error", "outcome"),
+    [
+        (0.49, 0.0, "indistinguishable"),
+        (0.51, 0.0, "proven"),
+        # error² against a quarter of apart² + error².
+        (1.0, 0.57, "proven"),
+        (1.0, 0.58, "indistinguishable"),
+        # 0.6 of the tolerance, and a quarter more with 64 tokens.
+        (9.0, 0.74, "proven"),
+        (9.0, 0.76, "failed"),
+    ],
+)
+def test_the_bounds_are_as_they_are_said(apart: float, error: float, outcome: str) -> None:
+    """With a tolerance of 1 and errors of one size, each bound is a number."""
+    assert outcome == evenly_off(apart, error).outcome
+
+
+def test_one_prompt_of_16_tokens_that_another_version_answers_fails() -> None:
+    """The other three are right, so that all together are nearest to the candidate."""
+    honest = evenly_off(1.0, 0.0, 0.0, 0.0, 0.0)
+    items = [Item((1,), tuple(range(16)), (9.0,) * 16, (-1.0,) * 16, None, (-2.0,) * 16)] * 4
+    given = [(items[0].ids, (at,) * 16) for at in (-1.0, -1.0, -2.0, -1.0)]
+
+    judgement = probes.judge(
+        Probe(tuple(items), "float32"),
+        [Measured(cold=one, warm=one, scored=one[1]) for one in given],
+        tolerance=1.0,
+    )
+
+    assert "proven" == honest.outcome
+    assert ("failed", True) == (judgement.outcome, "prompt 2 as the base" in judgement.reason)
+
+
 def test_a_parent_that_is_the_base_for_some_prompts_is_taken_as_that() -> None:
     """A missing parent means the base, prompt by prompt."""
     rng = random.Random(9)
@@ -441,6 +492,20 @@ def test_a_parent_that_is_the_base_for_some_prompts_is_taken_as_that() -> None:
     measured = [engine.measure(item, cold=item.candidate) for item in probe.items]
 
     assert "proven" == judged(probe, measured, 1e-3).outcome
+
+
+def test_the_parent_is_told_apart_where_the_first_prompt_has_none() -> None:
+    """It is asked of all prompts, and the base stands in for it where it is missing."""
+    rng = random.Random(9)
+    probe = make_probe(rng, to_parent=0.5, to_base=1.0)
+    probe = Probe((replace(probe.items[0], parent=None), *probe.items[1:]), "float32")
+    engine = SimulatedEngine(rng, exact(0))
+
+    measured = [engine.measure(item, cold=parent_of(item)) for item in probe.items]
+
+    judgement = judged(probe, measured, 1e-3)
+    assert {"candidate", "parent", "base"} == judgement.errors.keys()
+    assert ("failed", True) == (judgement.outcome, "serves the parent" in judgement.reason)
 
 
 def test_the_looser_of_two_dtypes_gives_the_tolerance() -> None:

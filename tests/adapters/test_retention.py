@@ -1,7 +1,6 @@
 """Which versions retention gives up."""
 
 import random
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -10,11 +9,9 @@ from hypothesis import strategies as st
 from strop.adapters.retention import Held, removable
 
 
-def version(num: int, state: str = "retired", **changes: Any) -> Held:
-    """Return the version of that number, trained on the one before it."""
-    parent = f"v{num - 1}" if num > 1 else None
-    held = Held(f"v{num}", num, state, parent, is_kept=False, is_stale=False)
-    return replace(held, **changes)
+def version(num: int, state: str = "retired", *, is_kept: bool = False) -> Held:
+    """Return the version of that number."""
+    return Held(f"v{num}", num, state, is_kept)
 
 
 def decide(versions: list[Held], **changes: Any) -> tuple[str, ...]:
@@ -39,8 +36,7 @@ def test_the_newest_few_stay() -> None:
 
 def test_what_is_needed_stays_and_does_not_count() -> None:
     """Active, previous, kept, named by a fresh rating, on an engine: each beside those kept."""
-    versions = [version(num) for num in range(1, 8)]
-    versions[2] = replace(versions[2], is_kept=True)
+    versions = [version(num, is_kept=num == 3) for num in range(1, 8)]
 
     assert ("v4", "v7") == decide(
         versions, active="v1", previous="v2", named=("v5",), on_engines=("v6",)
@@ -48,11 +44,6 @@ def test_what_is_needed_stays_and_does_not_count() -> None:
     assert ("v4",) == decide(
         versions, active="v1", previous="v2", named=("v5",), on_engines=("v6",), keep=1
     )
-
-
-def test_parents_are_not_kept_for_their_children() -> None:
-    """A version is whole; it needs no other to be served or continued from."""
-    assert ("v1", "v2") == decide([version(1), version(2), version(3, "active")], active="v3")
 
 
 def test_what_is_being_written_or_gone_is_left_alone() -> None:
@@ -67,41 +58,13 @@ def test_rejected_versions_go_as_others_do() -> None:
     assert ("v1",) == decide([version(1, "rejected"), version(2, "rejected")], keep=1)
 
 
-def test_a_stale_active_version_keeps_its_last_clean_ancestor() -> None:
-    """Relearning starts from there."""
-    versions = [
-        version(1),
-        version(2),
-        version(3, is_stale=True),
-        version(4, "active", is_stale=True),
-    ]
-
-    assert ("v1", "v3") == decide(versions, active="v4")
-
-
-def test_an_ancestor_that_is_missing_is_not_the_one_to_start_from() -> None:
-    """The one before it is, whose folder is there."""
-    versions = [version(1), version(2, "missing"), version(3, "active", is_stale=True)]
-
-    assert () == decide(versions, active="v3")
-
-
-def test_a_line_of_stale_versions_ends_at_the_base() -> None:
-    """Even where an ancestor is gone, or the records go round in circles."""
-    one = version(1, is_stale=True, parent="v2")
-    two = version(2, "active", is_stale=True)
-
-    assert ("v1",) == decide([one, two], active="v2")
-    assert () == decide([two], active="v2")
-
-
 @given(st.integers(0, 2**32))
 def test_nothing_needed_is_ever_given_up(seed: int) -> None:
     """Whatever there is."""
     rng = random.Random(seed)
     states = ["candidate", "ready", "retired", "rejected", "missing"]
     versions = [
-        version(num, rng.choice(states), is_kept=rng.random() < 0.2, is_stale=rng.random() < 0.3)
+        version(num, rng.choice(states), is_kept=rng.random() < 0.2)
         for num in rng.sample(range(1, 40), rng.randrange(20))
     ]
     ids = [each.id for each in versions] or ["v1"]

@@ -17,9 +17,11 @@ from typing import Any
 import httpx
 import pytest
 import zstandard
+from fake_adapters import Gate
 from fake_engine import SSE, Call, DisconnectedError, FakeEngine, Unanswered
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
+from swapped import swapped
 from waiting import LIMIT_S, until
 
 from strop.proxy import call as relayed
@@ -723,6 +725,28 @@ async def test_a_client_that_leaves_mid_stream_cancels_the_engine_and_keeps_what
     assert "client_cancelled" == row.state
     assert {"role": "assistant", "content": "half"} == json.loads(row.choices[0].message)
     assert array("i", [7]) == row.choices[0].token_ids
+
+
+async def test_a_client_may_leave_while_what_the_engine_lost_is_loaded_for_it(
+    tmp_path: Path,
+) -> None:
+    """The engine's 404 was not for it: it is nobody's error."""
+    loading = Gate()
+    # Too seldom to find out before the request does.
+    async with swapped(tmp_path / "home", health_interval_s=3600) as it:
+        await it.publish()
+        await it.swapper.activate("v1", actor="api")
+        it.fake.restart()
+        it.fake.before_load = loading
+        connections = it.proxy.server.server_state.connections
+        await start_and_leave(it.proxy, it.engine, stream=False, read=False)
+        await loading.reached.wait()
+        await until(lambda: not connections)
+        loading.opened.set()
+
+        row = (await it.proxy.row()).completion
+
+    assert ("client_cancelled", False) == (row.state, row.delivered)
 
 
 async def test_with_finish_the_engine_goes_on_without_its_client(

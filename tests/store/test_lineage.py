@@ -23,6 +23,7 @@ from store_values import (
 
 from strop.proxy.errors import NotFound
 from strop.proxy.store import store as storing
+from strop.proxy.store.held_out import is_held_out
 from strop.proxy.store.records import Feedback, Revision, Scope
 from strop.proxy.store.run_records import FreshCounts
 from strop.proxy.store.store import Store
@@ -177,6 +178,15 @@ async def test_a_session_stays_on_its_side(store: Store) -> None:
     }
 
 
+def test_the_side_of_a_session_never_changes() -> None:
+    """Not with another version of strop either: who is judged by it would have learned from it."""
+    sides = "".join(str(int(is_held_out(f"cmp_{number}"))) for number in range(40))
+    num_held_out = sum(is_held_out(f"cmp_{number}") for number in range(10_000))
+
+    assert "0100000000100000000000010000100000000000" == sides
+    assert 1_547 == num_held_out
+
+
 async def test_a_rating_that_waited_is_learned_from_like_any(store: Store) -> None:
     """It gets its base, its session's side and its freshness when its completion is recorded."""
     root, held_out = first_of_session(1), first_of_session(2, held_out=True)
@@ -249,6 +259,20 @@ async def test_the_versions_that_fresh_ratings_name_are_known(store: Store) -> N
             await version(store, (given.id, 1))
 
     assert {"v2", "base"} == await store.training.fresh_versions("v1", base=MODEL)
+
+
+async def test_a_rating_that_was_learned_and_taken_back_names_no_version(store: Store) -> None:
+    """Whoever rolled back learns nothing from it, so who sampled it isn't kept for that."""
+    id_ = first_of_session(1)
+    await record(store, id_, base=MODEL, version="v7")
+    given = (await rate(store, id_)).feedback
+    await version(store, (given.id, 1))
+    named = await store.training.fresh_versions("base", base=MODEL)
+
+    await store.withdraw(given.id, KEY)
+
+    assert {"v7"} == named
+    assert set() == await store.training.fresh_versions("base", base=MODEL)
 
 
 @pytest.mark.parametrize("how", ["withdrawn", "undone", "superseded", "revised"])
@@ -431,6 +455,21 @@ async def test_other_words_for_the_same_are_learned_already(store: Store) -> Non
     await store.withdraw(again.id, KEY)
     reason = f"v1 learned from {again.id}, which was withdrawn since"
     assert {"v1": reason, "v2": reason} == await stale(store)
+
+
+async def test_other_words_are_learned_by_those_alone_who_learned_what_they_repeat(
+    store: Store,
+) -> None:
+    """Not by a version that learned what the rating said before: it is rolled back to."""
+    given = await learnable(store, 1)
+    await version(store, given, is_active=True)
+    await store.revise(given[0], KEY, BAD)
+    await version(store, (given[0], 2), parent="v1", is_active=True)
+
+    await store.revise(given[0], KEY, Revision(-1.0, b'"bad"', "too long"))
+
+    assert set() == await fresh(store, "v2")
+    assert {(given[0], 3)} == await fresh(store, "v1")
 
 
 async def test_withdrawing_what_was_repeated_since_changes_nothing(store: Store) -> None:

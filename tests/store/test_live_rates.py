@@ -127,6 +127,21 @@ async def test_choices_are_liked_as_their_ratings_stand(store: Store) -> None:
     assert [Rate(2, 3)] == own
 
 
+async def test_an_answer_counts_whichever_of_its_ratings_was_taken_back(store: Store) -> None:
+    """What stands on it decides, though it came later."""
+    for number, value in enumerate((1.0, 0.0)):
+        id_ = first_of_session(number)
+        await record(store, id_, base=MODEL, version="v1", created_ms=2000 + number)
+        first = (await rate(store, id_, value, rater="ann")).feedback
+        await rate(store, id_, -1.0, rater="bob")
+        if value:
+            await store.withdraw(first.id, None)
+
+    _, own = await store.training.rates_around(2000, "base", "v1", base=MODEL, most=9)
+
+    assert [Rate(0, 1)] * 2 == own
+
+
 async def test_as_many_answers_count_however_many_people_rate_them(store: Store) -> None:
     """And all ratings of each."""
     for number in range(3):

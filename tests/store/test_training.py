@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ from store_values import (
     version,
 )
 
-from strop.proxy.store import training_store
-from strop.proxy.store.records import State
+from strop.proxy.store import rated_turns, training_store
+from strop.proxy.store.records import Revision, State
 from strop.proxy.store.run_records import RatedTurn
 from strop.proxy.store.store import Store
+from strop.proxy.store.training_queries import Rated
 
 ROOT = first_of_session(0)
 
@@ -247,6 +249,26 @@ async def test_turns_can_be_left_before_their_end(store: Store) -> None:
     assert 12 == len(await turns(store))
 
 
+async def test_what_goes_while_it_is_read_is_left_out(store: Store) -> None:
+    """The completion, its rated choice, or all that was said of it."""
+    await record(store, ROOT, base=MODEL)
+    given = (await rate(store, ROOT)).feedback
+    ((stored,),) = [one.completions for one in await turns(store)]
+    rated = Rated(ROOT, 0, ROOT)
+
+    found = [
+        rated_turns.assemble([which], said, [], there)
+        for which, said, there in (
+            (rated, [given], {ROOT: stored}),
+            (rated, [given], {}),
+            (rated, [], {ROOT: stored}),
+            (replace(rated, choice=1), [replace(given, choice=1)], {ROOT: stored}),
+        )
+    ]
+
+    assert [1, 0, 0, 0] == [len(one) for one in found]
+
+
 async def test_ratings_of_all_keys_are_learned_from(store: Store) -> None:
     """There is one model for all."""
     mine, theirs = first_of_session(1), first_of_session(2)
@@ -274,6 +296,41 @@ async def test_the_prior_is_over_all_that_stands_and_is_not_held_out(store: Stor
     assert (0.0, 0) == nothing
     assert (1.5, 3) == await store.training.prior(base=MODEL)
     assert (1.0, 1) == await store.training.prior(base=OTHER_MODEL)
+
+
+async def test_ratings_stand_as_they_were_collected_until_one_changes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on asks for all of them, however many."""
+    monkeypatch.setattr(training_store, "_CHOICES_PAGE", 2)
+    given = [await learnable(store, number) for number in range(5)]
+    still_stand = store.training.still_stand
+    stood = await still_stand(given), await still_stand([*given, ("fb_none", 1)])
+
+    await store.withdraw(given[3][0], KEY)
+    await store.revise(given[4][0], KEY, Revision(-1.0, b'"bad"'))
+
+    assert (True, False) == stood
+    assert [True, True, True, False, False] == [await still_stand([one]) for one in given]
+    assert not await still_stand(given)
+    assert await still_stand([*given[:3], (given[4][0], 2)])
+
+
+async def test_completions_are_recorded_until_one_is_deleted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run asks for all that it has collected, however many."""
+    monkeypatch.setattr(training_store, "_CHOICES_PAGE", 2)
+    ids = [f"cmp_{number}" for number in range(5)]
+    for id_ in ids:
+        await record(store, id_, base=MODEL)
+    were_recorded = await store.training.are_recorded(ids)
+
+    await store.deletion.completions([ids[4]])
+
+    assert were_recorded
+    assert not await store.training.are_recorded(ids)
+    assert await store.training.are_recorded(ids[:4])
 
 
 async def test_a_trainer_beside_the_server_reads_what_it_wrote(tmp_path: Path) -> None:

@@ -117,3 +117,6 @@ async def running(
         server.should_exit = True
         await task
         listener.close()
+    # The server only logs what closing raises.
+    if app.failure is not None:
+        raise app.failure

@@ -221,6 +221,18 @@ def test_a_prompt_with_images_is_left_out() -> None:
     assert {LeftOut.NOT_TEXT: 1} == found.left_out
 
 
+def test_a_prompt_whose_messages_are_lists_of_text_is_learned_from() -> None:
+    """As agents send them, and as bare strings."""
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": " this?"}]
+    said: list[Any] = [{"role": "user", "content": parts}, {"role": "user", "content": ["This?"]}]
+
+    found = [
+        make(turn(completion(request=json.dumps({"messages": [one]}).encode()))) for one in said
+    ]
+
+    assert [["rating"], ["rating"]] == [kinds(one) for one in found]
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -365,6 +377,17 @@ def test_an_answer_to_one_of_several_prompts_says_so(request_: bytes) -> None:
     assert {LeftOut.SEVERAL_PROMPTS: 1} == make(turn(asked)).left_out
 
 
+@pytest.mark.parametrize("prompt", ["Hi", ["Hi", "Ho"]])
+def test_a_chat_is_read_by_its_messages_whatever_else_it_has(prompt: object) -> None:
+    """A client may send what only a text completion has; engines don't look at it."""
+    messages = [{"role": "user", "content": "What is a strop?"}]
+    request = json.dumps({"messages": messages, "prompt": prompt}).encode()
+
+    row = only_row(make(turn(completion(prompt_ids=None, request=request))))
+
+    assert b"user:What is a strop?\n" == bytes(row.tokens.ids[: row.tokens.num_prompt].tolist())
+
+
 # Corrections and pairs.
 
 
@@ -477,6 +500,17 @@ def test_a_redacted_correction_is_left_out() -> None:
     assert {"correction: redacted": 1} == found.left_out
 
 
+def test_a_correction_of_an_answer_to_an_image_is_left_out() -> None:
+    """Without the image it would be the answer to another prompt."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    request = {"messages": [{"role": "user", "content": [image]}]}
+
+    found = make(corrected(asked=completion(request=json.dumps(request).encode())))
+
+    assert () == found.examples
+    assert {LeftOut.NOT_TEXT: 1, f"correction: {LeftOut.NOT_TEXT}": 1} == found.left_out
+
+
 def test_a_correction_that_says_the_same_makes_no_pair() -> None:
     """An answer isn't better than itself."""
     said = choice(token_ids=array("i", [*b"A belt.", 256]), logprobs=None)
@@ -523,6 +557,12 @@ def test_nothing_else_is_compared(others: list[RatedTurn]) -> None:
     assert [] == pairs_of(make(rated(1.0, 9, 2), *others))
 
 
+@pytest.mark.parametrize("rating", [1.0, -1.0])
+def test_an_answer_that_is_neither_liked_nor_disliked_is_not_compared(rating: float) -> None:
+    """Neither as the better one, nor as the worse one."""
+    assert [] == pairs_of(make(rated(rating, 9, 2), rated(0.0, 8, 2)))
+
+
 def test_pairs_grow_with_the_answers_and_not_with_their_square() -> None:
     """Two liked and five disliked: five pairs, in which all seven are."""
     liked = [rated(1.0, token, 2) for token in (1, 3)]
@@ -533,6 +573,13 @@ def test_pairs_grow_with_the_answers_and_not_with_their_square() -> None:
     assert 5 == len(found)
     assert {1, 3} == {better[0] for better, _ in found}
     assert {4, 5, 6, 7, 8} == {worse[0] for _, worse in found}
+
+
+def test_each_of_more_liked_answers_is_compared_too() -> None:
+    """Three liked and one disliked: three pairs."""
+    found = pairs_of(make(rated(-1.0, 9, 2), *[rated(1.0, token, 2) for token in (1, 3, 4)]))
+
+    assert [([1, 2], [9, 2]), ([3, 2], [9, 2]), ([4, 2], [9, 2])] == found
 
 
 def test_turns_of_several_answers_are_not_compared() -> None:

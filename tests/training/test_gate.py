@@ -173,6 +173,15 @@ def test_a_margin_that_shrank_rejects() -> None:
     assert "rejected" == verdict.outcome
 
 
+def test_the_margin_is_what_liked_answers_gained_over_disliked_ones() -> None:
+    """The number that people read, and not only its interval."""
+    moved = tuple(held_out([0.1] * 9, [-0.3] * 9))
+
+    (margin,) = (check for check in judge(figures(held_out=moved)).checks if check.name == "margin")
+
+    assert pytest.approx(0.4) == margin.value
+
+
 @pytest.mark.parametrize(
     ("liked", "disliked", "name"), [(-0.03, [], "liked_logprob"), (0.1, [0.13], "margin")]
 )

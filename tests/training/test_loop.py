@@ -79,6 +79,22 @@ def test_a_step_is_the_mean_over_its_units(tmp_path: Path) -> None:
     assert pytest.approx([-0.25, 0.25]) == policy.trained.tolist()
 
 
+def test_figures_are_means_over_the_units_that_have_them(tmp_path: Path) -> None:
+    """One liked answer of two that the mask leaves: the loss is over both, its logprob over one."""
+    policy = ToyPolicy([0.0, 0.0])
+    liked = unit(policy, [1, 0])
+    (whole,) = liked.answers
+    masked = replace(liked, answers=(replace(whole, keep=np.zeros(2, np.bool_)),))
+    once = replace(SCHEDULE, num_steps=1, batch_size=2)
+
+    _, (step,) = run(make_loop(policy, tmp_path, [liked, masked], schedule=once))
+
+    told = {name: step.metrics[name] for name in ("loss", "kept", "logprob_liked", "kl_parent")}
+    ln2 = math.log(2)
+    expected = {"loss": ln2 / 2, "kept": 0.5, "logprob_liked": -ln2, "kl_parent": 0.0}
+    assert pytest.approx(expected) == told
+
+
 @pytest.mark.parametrize("objective", ["topr", "kto", "sft"])
 @pytest.mark.parametrize("max_tokens", [1, 5, 9, 14])
 def test_micro_batches_change_nothing(tmp_path: Path, objective: str, max_tokens: int) -> None:
@@ -195,6 +211,21 @@ def test_only_the_newest_state_is_kept(tmp_path: Path) -> None:
     assert ["state-00000006"] == [path.name for path in tmp_path.iterdir()]
 
 
+def test_what_a_kill_left_of_a_state_is_written_over(tmp_path: Path) -> None:
+    """A run that was killed while it saved goes on, and saves that step again."""
+    policy = ToyPolicy(LOGITS)
+    half = tmp_path / f".{run_folder.STATE_PREFIX}{SCHEDULE.num_steps:08d}"
+    half.mkdir()
+    (half / "half").write_bytes(b"written")
+
+    ending, _ = run(make_loop(policy, tmp_path))
+
+    assert "finished" == ending
+    assert run_folder.states(tmp_path) == [*tmp_path.iterdir()]
+    assert SCHEDULE.num_steps == make_loop(ToyPolicy(LOGITS), tmp_path).resume()
+    assert not (run_folder.states(tmp_path)[0] / "half").exists()
+
+
 def test_the_kl_to_the_parent_ends_a_run_early(tmp_path: Path) -> None:
     """Once the running mean is beyond the stop no further step is taken, after a resume neither."""
     schedule = replace(SCHEDULE, num_steps=50, lr=3.0, kl_stop=0.01)
@@ -251,6 +282,19 @@ def test_a_step_without_a_sample_leaves_the_running_mean_as_it_was(tmp_path: Pat
     assert [means[n - 1] for n in without] == [means[n] for n in without]
     assert means[-1] is not None
     assert means[-1] > 0
+
+
+def test_a_step_of_masked_answers_alone_has_no_kl(tmp_path: Path) -> None:
+    """There is nothing that it could be a mean of."""
+    policy = ToyPolicy(LOGITS)
+    whole = unit(policy, [1, 0])
+    (one,) = whole.answers
+    masked = replace(whole, answers=(replace(one, keep=np.zeros(2, np.bool_)),))
+
+    ending, taken = run(make_loop(policy, tmp_path, [masked]))
+
+    assert "finished" == ending
+    assert all(step.metrics.keys().isdisjoint({"kl_parent", "kl_parent_mean"}) for step in taken)
 
 
 def test_of_a_pair_the_other_answer_counts_as_kl(tmp_path: Path) -> None:

@@ -238,6 +238,16 @@ def test_ktos_reference_point_is_never_below_zero() -> None:
     assert pytest.approx(0.7310586) == kto(liked, (floats(-3.0),)).value
 
 
+def test_ktos_reference_point_leaves_out_what_is_masked() -> None:
+    """An answer without a kept token has no reward, which is not one of 0: z = 2."""
+    kto = make("kto")
+    liked, masked = unit(answer([-2.0, -2.0])), unit(answer([-2.0], keep=[False]))
+
+    kto.prepare([liked, masked], [(floats(-1.0, -1.0),), (floats(-1.0),)])
+
+    assert 2.0 == kto(liked, (floats(-1.0, -1.0),)).metrics["kto_point"]
+
+
 def test_kto_balances_both_sides_by_their_numbers() -> None:
     """One liked and three disliked: lambda = 4 / 2 and 4 / 6, so L = 1 and 1/3 at the start."""
     kto = make("kto")
@@ -331,11 +341,12 @@ def test_where_all_is_masked_there_is_no_loss_and_no_gradient(name: str, advanta
     assert {"kept": 0.0} == loss.metrics
 
 
-def test_a_pair_of_which_one_side_is_masked_compares_nothing() -> None:
-    """It would else push the other one down without limit."""
-    pair = unit(answer([-1.0], keep=[False]), answer([-2.0]), kind="pair")
+@pytest.mark.parametrize("is_kept", [(False, True), (True, False)])
+def test_a_pair_of_which_one_side_is_masked_compares_nothing(is_kept: tuple[bool, bool]) -> None:
+    """It would else push the other one down, or this one up, without limit."""
+    preferred, other = (answer([-1.0], keep=[kept]) for kept in is_kept)
 
-    loss = make("dpo")(pair, (floats(-1.0), floats(-2.0)))
+    loss = make("dpo")(unit(preferred, other, kind="pair"), (floats(-1.0), floats(-2.0)))
 
     assert 0.0 == loss.value
     assert [[0.0], [0.0]] == gradients(loss)
@@ -348,6 +359,20 @@ def test_metrics_are_finite_numbers(name: str) -> None:
 
     assert all(np.isfinite(value) for value in loss.metrics.values())
     assert "kept" in loss.metrics
+
+
+@pytest.mark.parametrize("name", OF_RATINGS)
+def test_the_mean_logprob_is_told_by_whether_the_answer_is_liked(name: str) -> None:
+    """A mild rating too has a side; one of 0 has none."""
+    policy = (floats(-1.0, -2.0), floats(-0.5, -1.5, -3.0))
+
+    told = [
+        {key: value for key, value in metrics.items() if key.startswith("logprob")}
+        for rating in (0.25, -0.25, 0.0)
+        for metrics in [make(name)(unit_for(name, rating=rating), policy).metrics]
+    ]
+
+    assert [{"logprob_liked": -1.6}, {"logprob_disliked": -1.6}, {}] == told
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -118,12 +118,15 @@ def assert_same_weights(expected: Path, folder: Path) -> None:
         np.testing.assert_allclose(other.modules[path].b, module.b, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("step", [1, 9])
+@pytest.mark.parametrize(("step", "objective"), [(1, "topr"), (9, "kto")])
 async def test_a_killed_run_goes_on_where_it_was(
-    home: RatedHome, tmp_path: Path, step: int
+    home: RatedHome, tmp_path: Path, step: int, objective: str
 ) -> None:
-    """After kill -9 it makes the very version that it would have made undisturbed."""
-    run = await home.new_run()
+    """After kill -9 it makes the very version that it would have made undisturbed.
+
+    What an objective knows of all that is learned from, as KTO does, it knows again.
+    """
+    run = await home.new_run(objective=objective)
     expected = await undisturbed(home, run, tmp_path / "copy")
 
     process = await start(home, run)

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
+import fake_probe
 import orjson
 import pytest
 from fake_swapper import FakeSwapper
 from store_values import MODEL, database_in, learnable, rate, record
 
+from strop.adapters.library import Library
 from strop.adapters.rates import Rate
 from strop.proxy.errors import (
     ActivationFailed,
@@ -26,6 +28,7 @@ from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress
 from strop.proxy.versions.loading import BUSY, GONE
+from strop.proxy.versions.probe_job import ProbeJob
 from strop.proxy.versions.promotion import (
     IDLE_S,
     MAX_GONE,
@@ -33,6 +36,7 @@ from strop.proxy.versions.promotion import (
     Promoter,
     clean_ancestor,
 )
+from strop.proxy.versions.shelf import Shelf
 
 DIED = orjson.dumps({"reason": "it died", GONE: True})
 HELD_UP = orjson.dumps({"reason": "answers take too long", BUSY: True})
@@ -144,6 +148,51 @@ async def test_relearning_starts_from_what_is_there(store: Store) -> None:
     await store.versions.mark_missing(v2, "no such folder", actor="start")
 
     assert (v2, v1) == (clean, await clean_ancestor(store, v3))
+
+
+async def test_relearning_starts_behind_what_was_removed(store: Store) -> None:
+    """A version that a person kept is there, though the one between was deleted."""
+    learned = await learnable(store, 1)
+    v1 = await passed(store)
+    v2 = await passed(store, parent=v1)
+    v3 = await passed(store, parent=v2, feedback=learned)
+    await store.versions.activate(v3, actor="api")
+    await store.versions.remove(v2, actor="watch")
+
+    await store.withdraw(learned[0], None)
+
+    assert v1 == await clean_ancestor(store, v3)
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+async def test_what_relearning_starts_from_stays(
+    store: Store, is_removed: bool, tmp_path: Path
+) -> None:
+    """However old it is, and though what came behind it is gone."""
+    learned = await learnable(store, 1)
+    v1 = await passed(store)
+    v2 = await passed(store, parent=v1)
+    v3 = await passed(store, parent=v2, feedback=learned)
+    v4 = await passed(store, parent=v3)
+    await store.versions.activate(v4, actor="api")
+    if is_removed:
+        await store.versions.remove(v2, actor="watch")
+    else:
+        await store.versions.mark_missing(v2, "no such folder", actor="start")
+    shelf = Shelf(
+        store,
+        Library(tmp_path / "adapters"),
+        find_base=lambda: None,
+        probes=ProbeJob(tmp_path, Training(), fake_probe.command()),
+        num_kept=0,
+        converted=tmp_path / "adapters-mlx",
+    )
+    before = await shelf.removable(base=MODEL, on_engines=())
+
+    await store.withdraw(learned[0], None)
+
+    assert (v1, v3) == before
+    assert (v3,) == await shelf.removable(base=MODEL, on_engines=())
 
 
 async def test_a_stale_version_is_not_promoted(store: Store) -> None:

@@ -1,5 +1,6 @@
 """The order of an activation's steps, and what is undone where one of them fails."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,15 +27,22 @@ class Broken(Exception):
 class FakeEffects:
     """Records every effect, and fails where it is told to."""
 
-    def __init__(self, *, fails: str = "", judgement: Judgement = PROVEN) -> None:
+    def __init__(
+        self,
+        *,
+        fails: str = "",
+        error: type[BaseException] = Broken,
+        judgement: Judgement = PROVEN,
+    ) -> None:
         self.recorded: Recorded = []
         self._fails = fails
+        self._error = error
         self._judgement = judgement
 
     def _do(self, what: str) -> None:
         self.recorded.append(what)
         if what == self._fails:
-            raise Broken(what)
+            raise self._error(what)
 
     async def verify(self) -> None:
         self._do("verify")
@@ -133,6 +141,17 @@ async def test_in_place_a_failure_brings_the_former_back_before_requests_go_on(
         await switch_of(effects).in_place(effects, OLD)
 
     assert undone == effects.recorded[effects.recorded.index(fails) + 1 :]
+
+
+@pytest.mark.parametrize("at", ["load v2", "prove v2", "flip to v2"])
+async def test_in_place_a_switch_that_is_cancelled_loads_nothing_back(at: str) -> None:
+    """Strop stops then, and a model may take minutes; its next start sees what the engine holds."""
+    effects = FakeEffects(fails=at, error=asyncio.CancelledError)
+
+    with pytest.raises(asyncio.CancelledError):
+        await switch_of(effects).in_place(effects, OLD)
+
+    assert [at, "let go"] == effects.recorded[-2:]
 
 
 @pytest.mark.parametrize("how", ["beside", "in_place"])
