@@ -13,7 +13,7 @@ from typing import IO, Any, Final, get_args
 
 import click
 
-from strop.proxy.cli import terminal
+from strop.proxy.cli import sessions, terminal
 from strop.proxy.cli.options import examples, home_of, home_option, open_store
 from strop.proxy.errors import ConfigError
 from strop.proxy.store.records import Dialect, ExportFormat, FeedbackFilter
@@ -41,13 +41,15 @@ _LAST_DAY: Final = datetime(9999, 12, 30)  # noqa: DTZ001
     "--dialect", type=click.Choice(get_args(Dialect)), default="chat", show_default=True,
     help="A file of kto, dpo or sft holds one.",
 )  # fmt: skip
-@click.option("--session", help="Of one conversation.")
+@click.option("--session", help="Of one conversation; where keys share its name, with --key.")
+@sessions.key_option
 @click.option("--rater", help="Who rated.")
 @click.option(
     "--since",
     type=click.DateTime(("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S")),
     metavar="DATE",
-    help="Rated then or later, by the local clock, as in 2026-11-21.",
+    help="Rated then or later, by the local clock, as in 2026-11-21. Not all that is new since: a"
+    " rating that is revised, or joins its answer late, keeps the time at which it came.",
 )
 @click.option(
     "--out",
@@ -69,6 +71,7 @@ async def _export(
     format_: ExportFormat,
     dialect: Dialect,
     session: str | None,
+    key: str | None,
     rater: str | None,
     since: datetime | None,
     out: Path | None,
@@ -76,9 +79,11 @@ async def _export(
     since_ms = None
     if since is not None:
         since_ms = int(1000 * min(max(since, _FIRST_DAY), _LAST_DAY).timestamp())
-    wanted = FeedbackFilter(session=session, rater=rater, since_ms=since_ms)
     num_lines = 0
     async with open_store(home) as store:
+        if session and not key:
+            key = await sessions.key_of(store, session)
+        wanted = FeedbackFilter(key_id=key, session=session, rater=rater, since_ms=since_ms)
         with _opened(out) as file:
             is_watched = out is None and sys.stdout.isatty()
             async for line in store.export(format_, wanted, dialect=dialect):

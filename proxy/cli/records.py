@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import click
 
 from strop.proxy import objects
-from strop.proxy.cli import terminal
+from strop.proxy.cli import sessions, terminal
 from strop.proxy.cli.options import (
     completion_argument,
     examples,
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 
-_key_option: Final = click.option(
-    "--key", metavar="KEY_ID", help="Made with one client key; `show` says its id."
-)
-
 
 @click.group(epilog=examples("strop completions list --rated"))
 def completions() -> None:
@@ -62,8 +58,8 @@ def completions() -> None:
     help="How many at most.",
 )
 @click.option("--after", metavar="ID", help="Go on after this one.")
-@click.option("--session", help="Of one conversation.")
-@_key_option
+@click.option("--session", help="Of the conversations of this name, one of each key that has it.")
+@sessions.key_option
 @click.option("--state", type=click.Choice(get_args(State)), help="That ended so.")
 @click.option("--rated/--unrated", default=None, help="With ratings, or without.")
 @json_option
@@ -185,8 +181,8 @@ async def _recorded(store: "Store", identity: str, home: Path) -> StoredCompleti
 )
 @click.argument("named", metavar="[COMPLETION]...", nargs=-1)
 @home_option
-@click.option("--session", help="All of one conversation.")
-@_key_option
+@click.option("--session", help="All of one conversation; where keys share its name, with --key.")
+@sessions.key_option
 @click.option(
     "--older-than",
     type=click.IntRange(0),
@@ -233,10 +229,12 @@ async def _delete_completions(
         if session or key:
             of = f" of {session}" if session else ""
             what = f"all answers{of}" + (f" made with {key}" if key else "")
+            if session and not key:
+                key = await sessions.key_of(store, session)
         elif older_than is not None:
             what = f"the answers older than {older_than} days, where nothing is rated,"
         else:
-            what = _answers(len(ids))
+            what = sessions.answers(len(ids))
         if not is_sure:
             click.confirm(f"Delete {what} for good?", abort=True)
         if session or key:
@@ -247,7 +245,7 @@ async def _delete_completions(
             num = await store.deletion.unrated(before_ms)
         else:
             num = await store.deletion.completions(ids)
-        click.echo(f"Deleted {_answers(num)}.")
+        click.echo(f"Deleted {sessions.answers(num)}.")
         if num and (told := await _forgotten_by_runs(store, home)):
             click.echo(told)
         for one, key_id in sorted({(one.session, one.completion.key_id) for one in found}):
@@ -285,10 +283,6 @@ def _said(one: Feedback) -> str:
         f"{terminal.rating(one.rating)} ({one.state}), choice {one.choice}, by {by}{tags}{because}"
         f"{instead}"
     )
-
-
-def _answers(num: int) -> str:
-    return f"{num} answer{'' if num == 1 else 's'}"
 
 
 def _or_unknown(count: int | None) -> str:

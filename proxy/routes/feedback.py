@@ -76,14 +76,15 @@ async def index(request: Request) -> Response:
 async def export(request: Request) -> Response:
     """GET /v1/feedback/export: every rated completion as JSONL, in a trainer's format."""
     who = caller(request)
-    query = Query(request, "format", "dialect", "session", "rater", "since")
+    of_any_key = ("key_id",) if who.is_admin else ()
+    query = Query(request, "format", "dialect", *of_any_key, "session", "rater", "since")
     format_ = query.one_of("format", FORMATS)
     if format_ is None:
         raise BadRequest(
             f"expected `format` to be one of {', '.join(FORMATS)}; got none", param="format"
         )
     wanted = FeedbackFilter(
-        key_id=_seen_by(who),
+        key_id=query.text("key_id") if who.is_admin else who.key_id,
         session=query.text("session"),
         rater=query.text("rater"),
         since_ms=query.since_ms(),

@@ -10,21 +10,22 @@ the mean of its ratings lies above 0, bad below.
     sft   {"prompt", "completion"}             each good choice, and each correction
 
 Each line says whether its session is `held_out`, as strop measures on those. Each but those of raw
-says whether its answer, or both of a pair, `is_whole`: the model ended it, or a person wrote it.
-Trainers end the turn after any answer, and so teach to stop where one was cut. They pass over
-columns that they don't know.
+names its completion, and what answered; and says whether its answer, or both of a pair, `is_whole`:
+the model ended it, or a person wrote it. Trainers end the turn after any answer, and so teach to
+stop where one was cut. They pass over columns that they don't know.
 
 The last three are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
 list of messages, an answer a list of one; a text completion gives plain strings. One file holds one
 dialect, since a column can't be both. sft has no line of `messages`: on those TRL's loss falls on
 all that was said, by the user and by the model when nobody liked it.
 
-Left out: completions that the engine broke off, which strop doesn't learn from either, and those
-whose prompt holds more than text and tool calls; answers without either; and commands of ours with
-their answers. Messages keep role, content (one string), name, tool calls and tool_call_id; `tools`
-stands beside a chat's prompt. Tools, and the arguments of a call, are strings of JSON: their
-members differ from line to line, and a column has one type. So `tools` is `"null"` where none were
-offered: some readers take their columns from the first line alone.
+Left out: completions that the engine broke off, and what was redacted (prompts, answers and
+corrections), which strop doesn't learn from either; prompts that hold more than text and tool
+calls; answers without either; and commands of ours with their answers. Messages keep role, content
+(one string), name, tool calls and tool_call_id, and what the model thought as `reasoning_content`;
+`tools` stands beside a chat's prompt. Tools, and the arguments of a call, are strings of JSON:
+their members differ from line to line, and a column has one type. So `tools` is `"null"` where none
+were offered: some readers take their columns from the first line alone.
 """
 
 import base64
@@ -46,6 +47,7 @@ from strop.proxy.store.records import (
     StoredCompletion,
 )
 from strop.proxy.wire import body
+from strop.proxy.wire.translation import reasoning_in
 
 Json = dict[str, object]
 
@@ -88,12 +90,20 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
         return
     if completion.state not in binding.TRAINS:
         return
+    if _is_redacted(completion.request, completion.prompt_ids):
+        return
     read = _CHAT if dialect == "chat" else _TEXT
     prompt = read.prompt(request)
     if prompt is None:
         return
     examples = list(_examples(rated, request, prompt, read))
-    beside: Json = {"held_out": rated.is_held_out}
+    beside: Json = {
+        "completion_id": completion.id,
+        "model": completion.model,
+        "version": completion.version,
+        "base": completion.base,
+        "held_out": rated.is_held_out,
+    }
     if dialect == "chat":
         beside["tools"] = body.dumps(request.get("tools") or None).decode()
     for row in _ROWS[format_](examples):
@@ -158,14 +168,24 @@ def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> It
         given = [f for f in rated.feedback if f.choice == choice.index]
         if given:
             # In the order of arrival, each once.
-            texts = dict.fromkeys(f.correction for f in given if f.correction is not None)
+            texts = dict.fromkeys(
+                f.correction
+                for f in given
+                if f.correction is not None and not prompts.is_redacted(f.correction.encode())
+            )
+            is_redacted = _is_redacted(choice.message, choice.token_ids)
             yield _Example(
                 prompt,
-                read.answer(request, _json(choice.message)),
+                None if is_redacted else read.answer(request, _json(choice.message)),
                 sum(f.rating for f in given) / len(given),
                 tuple(read.correction(text) for text in texts),
                 prompts.has_ended(choice, sampling),
             )
+
+
+def _is_redacted(recorded: bytes, ids: "array[int] | None") -> bool:
+    # Whose ids are kept, nothing was taken out of: the mark is what somebody said.
+    return ids is None and prompts.is_redacted(recorded)
 
 
 def _chat_prompt(request: Json) -> object:
@@ -214,6 +234,9 @@ def _message(message: object) -> Json | None:
     for key in ("name", "tool_call_id"):
         if isinstance(message.get(key), str):
             read[key] = message[key]
+    if read["role"] == "assistant" and (thought := reasoning_in(message)):
+        # As chat templates call it.
+        read["reasoning_content"] = thought
     return read
 
 

@@ -808,6 +808,32 @@ def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Pat
     assert keyless.endswith(" strop completions delete --session project --key local\n")
 
 
+def test_a_name_that_keys_share_is_no_one_conversation(home: Path) -> None:
+    """It is neither deleted nor exported before it is said whose is meant."""
+    named = {"session": "conv 1"}
+    one, _, other = record(home, *[{**named, "key_id": "key_a"}] * 2, {**named, "key_id": "key_b"})
+    for id_ in (one, other):
+        run(home, "good", id_)
+    delete = ("completions", "delete", *("--session", "conv 1"), "--yes")
+    export = ("export", "--format", "raw", *("--session", "conv 1"))
+
+    refused = [run(home, *words) for words in (delete, export)]
+    exported = run(home, *export, "--key", "key_b").stdout.splitlines()
+    deleted = run(home, *delete, "--key", "key_b").stdout
+    left = json.loads(run(home, "completions", "list", "--json").stdout)["data"]
+    mine = run(home, *export).stdout.splitlines()
+
+    said = (
+        "Error: 2 conversations are called 'conv 1', one of each key: key_a (2 answers),"
+        " key_b (1 answer); say whose with --key\n"
+    )
+    assert [(2, "", said)] * 2 == [(one.exit_code, one.stdout, one.stderr) for one in refused]
+    assert [other] == [json.loads(line)["id"] for line in exported]
+    assert "Deleted 1 answer.\n" == deleted
+    assert ["key_a"] * 2 == [found["key_id"] for found in left]
+    assert [one] == [json.loads(line)["id"] for line in mine]
+
+
 def test_old_answers_are_deleted_but_for_rated_conversations(home: Path) -> None:
     """The test's answers are of 1970."""
     record(home, {"session": "idle"}, {"session": "idle"})
@@ -890,9 +916,12 @@ def test_an_export_holds_what_was_asked_for(home: Path) -> None:
     assert ([first, second], "") == exported("--since", "0001-01-01")
     assert ([first], "") == exported("--rater", "ann")
     assert ([second], "") == exported("--session", "b", "--since", "2026-01-01T08:00:00")
+    assert ([first, second], "") == exported("--key", "local")
     nothing = "Nothing that is rated makes such a line.\n"
     assert ([], nothing) == exported("--since", "2999-01-01")
     assert ([], nothing) == exported("--session", "b", "--rater", "ann")
+    assert ([], nothing) == exported("--session", "b", "--key", "key_a")
+    assert ([], nothing) == exported("--session", "none")
 
 
 def test_settings_are_shown_with_their_origin(home: Path) -> None:

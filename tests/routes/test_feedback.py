@@ -535,6 +535,10 @@ async def lines(app: Running, query: str, **headers: str) -> list[dict[str, Any]
     assert {bool} >= {type(line.pop("held_out")) for line in found}
     assert {None, False, True} >= {line.pop("is_whole", None) for line in found}
     assert {None, "null"} >= {line.pop("tools", None) for line in found}
+    if "format=raw" not in query:
+        for line in found:
+            for name in ("completion_id", "model", "version", "base"):
+                del line[name]
     return found
 
 
@@ -665,6 +669,22 @@ async def test_a_key_sees_and_rates_only_its_own(keyed: Running) -> None:
     assert [] == await ids(keyed, **AS_BOB)
     assert 1 == len(await lines(keyed, "format=raw", **AS_ALICE))
     assert [] == await lines(keyed, "format=raw", **AS_BOB)
+
+
+async def test_an_admin_exports_what_one_key_said(keyed: Running) -> None:
+    """Where two name a session alike, these are two; nobody else chooses a key."""
+    of_alice, of_bob = [await record_as(keyed, **one) for one in (AS_ALICE, AS_BOB)]
+    for completion, headers in ((of_alice, AS_ALICE), (of_bob, AS_BOB)):
+        await keyed.rate(completion, headers=headers)
+    (alice, _) = [line["key_id"] for line in await lines(keyed, "format=raw", **keyed.admin)]
+
+    one = await lines(keyed, f"format=raw&key_id={alice}", **keyed.admin)
+    refused = await keyed.client.get(
+        f"/v1/feedback/export?format=raw&key_id={alice}", headers=AS_BOB
+    )
+
+    assert [of_alice] == [line["id"] for line in one]
+    assert (400, "invalid_request", "key_id") == error_of(refused)
 
 
 async def test_an_admin_rates_and_sees_everything(keyed: Running) -> None:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 QUESTION = {"role": "user", "content": "What is a strop?"}
 ANSWER = {"role": "assistant", "content": "A leather for blades."}
+REDACTED = "[redacted]"
+ORIGIN = ("completion_id", "model", "version", "base")
 
 
 @pytest.fixture
@@ -27,6 +29,11 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
     made = await Store.open(database_in(tmp_path), synchronous="off")
     yield made
     await made.close()
+
+
+async def lines_of(store: Store, format_: ExportFormat) -> list[dict[str, Any]]:
+    """The lines of chats, whole."""
+    return [json.loads(line) async for line in store.export(format_)]
 
 
 async def rows(
@@ -41,6 +48,9 @@ async def rows(
     assert {bool} >= {type(row.pop("held_out")) for row in found}
     if format_ != "raw":
         assert {bool} >= {type(row.pop("is_whole")) for row in found}
+        for row in found:
+            for name in ORIGIN:
+                del row[name]
     for row in found:
         if row.get("tools") == "null":
             del row["tools"]
@@ -236,7 +246,7 @@ async def test_an_answer_is_whole_where_the_model_ended_it(
     await rate(store, "cmp_1", 1.0, correction="Like so.")
 
     async def said(format_: ExportFormat) -> list[bool]:
-        return [json.loads(line)["is_whole"] async for line in store.export(format_)]
+        return [row["is_whole"] for row in await lines_of(store, format_)]
 
     assert [is_whole] == await said("kto")
     assert [is_whole, True] == await said("sft")
@@ -253,7 +263,7 @@ async def test_a_pair_is_whole_where_both_answers_are(store: Store) -> None:
     for index, value in enumerate((1.0, -1.0, -1.0)):
         await rate(store, "cmp_1", value, choice=index)
 
-    found = [json.loads(line) async for line in store.export("dpo")]
+    found = await lines_of(store, "dpo")
 
     assert [("1", False), ("2", True)] == [
         (row["rejected"][0]["content"], row["is_whole"]) for row in found
@@ -271,6 +281,92 @@ async def test_what_the_engine_did_not_let_the_model_finish_is_in_raw_alone(stor
     assert {"raw": 4, "kto": 1, "dpo": 1, "sft": 2} == found
 
 
+@pytest.mark.parametrize("format_", get_args(ExportFormat))
+async def test_each_line_says_what_answered(store: Store, format_: ExportFormat) -> None:
+    """The completion, the model as it was asked for, the version and its base, named as in raw."""
+    await record(store, "cmp_1", version="v3", base="sha256:0123")
+    await record(store, "cmp_2", model="other")
+    for number in (1, 2):
+        await rate(store, f"cmp_{number}", correction="Like so.")
+
+    found = await lines_of(store, format_)
+
+    names = ("id", *ORIGIN[1:]) if format_ == "raw" else ORIGIN
+    expected = {("cmp_1", "m", "v3", "sha256:0123"), ("cmp_2", "other", "base", None)}
+    assert expected == {tuple(row[name] for name in names) for row in found}
+
+
+async def test_what_was_redacted_is_in_raw_alone(store: Store) -> None:
+    """As in training: of a prompt, an answer or a correction; what is sound beside it stays."""
+    cut: dict[str, Any] = {"prompt_ids": None}
+    hidden = choice(message=says(f"Call {REDACTED}."), token_ids=None, logprobs=None)
+    asked = asks({"role": "user", "content": f"I am {REDACTED}."})
+    text = json.dumps({"prompt": f"I am {REDACTED}"}).encode()
+    worse = choice(1, message=says("No."))
+    await record(store, "cmp_1", request=asked, **cut)
+    await record(store, "cmp_2", choices=(hidden, worse), **cut)
+    await record(store, "cmp_3", **cut)
+    await record(
+        store, "cmp_4", dialect="completions", request=text,
+        choices=(choice(message=b'{"text": " so."}'),), **cut,
+    )  # fmt: skip
+    await rate(store, "cmp_1", correction="Like so.")
+    await rate(store, "cmp_2", correction="Like so.")
+    await rate(store, "cmp_2", -1.0, choice=1)
+    await rate(store, "cmp_3", correction=f"Call {REDACTED}!")
+    await rate(store, "cmp_4")
+
+    raw = await rows(store, "raw")
+
+    assert [("cmp_2", False), ("cmp_3", True)] == [
+        (row["completion_id"], row["label"]) for row in await lines_of(store, "kto")
+    ]
+    assert [] == await rows(store, "dpo")
+    assert [said("Like so."), [ANSWER]] == [row["completion"] for row in await rows(store, "sft")]
+    assert [] == await rows(store, "kto", dialect="completions")
+    assert [f"cmp_{number}" for number in (1, 2, 3, 4)] == [row["id"] for row in raw]
+    assert f"I am {REDACTED}." == raw[0]["request"]["messages"][0]["content"]
+    assert f"Call {REDACTED}." == raw[1]["choices"][0]["message"]["content"]
+    assert f"Call {REDACTED}!" == raw[2]["feedback"][0]["correction"]
+
+
+async def test_who_says_the_mark_is_not_redacted(store: Store) -> None:
+    """Where the ids are kept, nothing was taken out."""
+    answer = choice(message=says(f"It writes {REDACTED}."))
+    asked = asks({"role": "user", "content": f"What is {REDACTED}?"})
+    await record(store, "cmp_1", request=asked, prompt_ids=array("i", [5, 6]), choices=(answer,))
+    await rate(store, "cmp_1")
+
+    (row,) = await rows(store, "kto")
+
+    assert said(f"It writes {REDACTED}.") == row["completion"]
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+async def test_what_the_model_thought_is_part_of_its_answer(store: Store, name: str) -> None:
+    """Beside the content, by the name that chat templates know; of earlier answers too."""
+    earlier = {"role": "assistant", "content": "Hi.", name: "Greet."}
+    user = {**QUESTION, name: "Not a thought."}
+    thought = json.dumps({**ANSWER, name: "A blade needs it."}).encode()
+    only = json.dumps({"role": "assistant", "content": None, name: "Hm"}).encode()
+    await record(
+        store, "cmp_1", request=asks(QUESTION, earlier, user), choices=(choice(message=thought),)
+    )
+    await record(store, "cmp_2", choices=(choice(message=only, finish_reason="length"),))
+    await rate(store, "cmp_1", correction="Like so.")
+    await rate(store, "cmp_2")
+
+    answer = [{**ANSWER, "reasoning_content": "A blade needs it."}]
+    prompt = [
+        QUESTION, {"role": "assistant", "content": "Hi.", "reasoning_content": "Greet."}, QUESTION,
+    ]  # fmt: skip
+    assert [{"prompt": prompt, "completion": answer, "label": True}] == await rows(store, "kto")
+    assert [{"prompt": prompt, "chosen": said("Like so."), "rejected": answer}] == await rows(
+        store, "dpo"
+    )
+    assert [answer, said("Like so.")] == [row["completion"] for row in await rows(store, "sft")]
+
+
 @pytest.mark.parametrize("format_", ["kto", "dpo", "sft"])
 async def test_each_line_has_the_same_members(store: Store, format_: ExportFormat) -> None:
     """Tools too, as JSON, offered or not: readers know no column that comes late."""
@@ -281,7 +377,7 @@ async def test_each_line_has_the_same_members(store: Store, format_: ExportForma
     for number in (1, 2, 3):
         await rate(store, f"cmp_{number}", -1.0, correction="Like so.")
 
-    found = [json.loads(line) async for line in store.export(format_)]
+    found = await lines_of(store, format_)
 
     assert 1 == len({tuple(row) for row in found})
     assert [None, None, tools] == [json.loads(row["tools"]) for row in found]
@@ -489,7 +585,7 @@ async def test_each_line_says_whether_its_session_is_held_out(
     await record(store, "cmp_later", session=f"of {first}")
     await rate(store, "cmp_later", correction="Better than cmp_later.")
 
-    found = [json.loads(line) async for line in store.export(format_)]
+    found = await lines_of(store, format_)
 
     each = 2 if format_ == "sft" else 1
     expected = [is_held_out(root) for root in [*ids[:2], *ids[10:], *ids[2:10], first]]

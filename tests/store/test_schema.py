@@ -1,5 +1,6 @@
 """docs/schema.md says what is in the database, and nothing else."""
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -8,7 +9,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from store_values import completion, database_in, rate, record, version
+from store_values import (
+    MODEL,
+    NOON_MS,
+    choice,
+    completion,
+    database_in,
+    first_of_session,
+    rate,
+    record,
+    version,
+)
 
 from strop.proxy.store import completions, database, pack
 from strop.proxy.store.records import ParentBy, State
@@ -89,8 +100,8 @@ async def test_the_code_on_the_page_reads_a_database(
 ) -> None:
     """The Python prints a stored answer with its ids and logprobs; the SQL runs."""
     store = await Store.open(database_in(tmp_path))
-    await record(store, "cmp_1", session="my session", version="v2")
-    given = (await rate(store, "cmp_1")).feedback
+    await record(store, "cmp_1", session="my session", version="v2", key_id="local")
+    given = (await rate(store, "cmp_1", key_id="local")).feedback
     for _ in range(2):
         await version(store)
     await version(store, (given.id, 1))
@@ -111,7 +122,36 @@ async def test_the_code_on_the_page_reads_a_database(
         [("v2", 1.0, 1)],
         [(1.0, None, "cmp_1")],
         [("cmp_1", None, None, "cmp_1", "complete")],
+        [],
     ] == answers
+
+
+async def test_the_question_for_a_turns_steps_finds_what_training_credits(tmp_path: Path) -> None:
+    """Those before the answer whose turn was rated, and none before one that was rated alone."""
+    store = await Store.open(database_in(tmp_path))
+    ids = [first_of_session(0), "cmp_1", "cmp_2", "cmp_3"]
+    for number, id_ in enumerate(ids):
+        choices = (choice(chain=b"other"), choice(1, chain=b"%d" % number))
+        after = b"%d" % (number - 1) if number else None
+        await record(
+            store, id_, base=MODEL, after=after, starts_turn=number < 2, choices=choices,
+            created_ms=NOON_MS + number,
+        )  # fmt: skip
+    await rate(store, "cmp_2")
+    await rate(store, "cmp_3", scope="turn")
+    (question,) = re.findall(r"```sql\n(WITH RECURSIVE steps.*?)```", PAGE, flags=re.DOTALL)
+
+    turns = [turn async for turn in store.training.fresh_turns("base", base=MODEL)]
+    await store.close()
+    with contextlib.closing(database.connect(database_in(tmp_path))) as connection:
+        found = connection.execute(question).fetchall()
+
+    credited = [
+        (turn.completions[-1].completion.id, step.completion.id, index)
+        for turn in turns
+        for step, index in zip(turn.completions[:-1], turn.choices[:-1], strict=True)
+    ]
+    assert [("cmp_3", "cmp_1", 1), ("cmp_3", "cmp_2", 1)] == found == credited
 
 
 async def test_the_features_on_the_page_are_those_of_an_exported_line(tmp_path: Path) -> None:
