@@ -88,6 +88,10 @@ class Ledger:
         call.state = state
         self._serving.leases.release(call.served)
         self._metrics.completions[state].inc()
+        # A refusal says nothing of the engine, nor does a client that leaves.
+        is_refused = 400 <= call.exchange.status < 500
+        if state == "complete" or (state == "upstream_error" and not is_refused):
+            self._serving.note_end(call.engine, has_failed=state != "complete")
         if self._capture.mode == "off":
             del self._calls[call.incoming.id]
             return None

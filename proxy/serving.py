@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _RETRY_FIRST_S = 0.25
 _RETRY_MOST_S = 5.0
 _UNASKED = "it has not answered yet"
+# One may be due to what was asked; clients ask again twice.
+_NUM_FAILURES = 3
 
 
 class Keeper(Protocol):
@@ -123,6 +125,7 @@ class Serving:
         self._identity: str | None = None
         self._identified: EngineState | None = None
         self._verification = Verification()
+        self._num_failures: dict[Engine, int] = {}
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._let_go: asyncio.Event | None = None
@@ -131,6 +134,15 @@ class Serving:
     def is_ready(self) -> bool:
         """Whether the engine answered its last check, and holds the active version."""
         return self.state is not None and self._alias is not None and self._alias.is_served
+
+    @property
+    def failure(self) -> str:
+        """Why the engine answers no request, though it says that it is ready; empty where it does.
+
+        It is in use all the same: there is none better.
+        """
+        failures = [replica.failure for replica in self.engine.replicas if replica.is_in]
+        return self._verification.failure or (failures[0] if failures and all(failures) else "")
 
     @property
     def alias(self) -> Alias:
@@ -198,8 +210,19 @@ class Serving:
         """Check the engine now: a request could not reach it, or not the one of several given."""
         if engine is not None:
             self.engine.suspect(engine)
+            self._verification.doubt()
             self.note_change()
         self._wake.set()
+
+    def note_end(self, engine: Engine, *, has_failed: bool) -> None:
+        """Note whether an engine has failed at a request; who does so repeatedly is suspect."""
+        if not has_failed:
+            self._num_failures.pop(engine, None)
+            return
+        num_failures = self._num_failures.get(engine, 0) + 1
+        self._num_failures[engine] = num_failures
+        if num_failures % _NUM_FAILURES == 0:
+            self.suspect(engine)
 
     async def wait_until_asked(self, known: str = _UNASKED) -> None:
         """Return once a check of the engine found it ready, or not for another than `known`."""
@@ -230,7 +253,7 @@ class Serving:
                     await self._wake.wait()
 
     async def _check(self) -> None:
-        was_ready = self.is_ready
+        was_ready, was_well = self.is_ready, not self.failure
         try:
             state = await self._ask()
             self._answered(state)
@@ -244,10 +267,14 @@ class Serving:
             self._not_ready(f"its answer could not be read ({error})", was_ready=was_ready)
         else:
             self.state = state
-            if self.is_ready and not was_ready:
+            if self.is_ready and not (was_ready and was_well):
                 served = self.alias.active
                 extra = {"engine": self.engine.label, "model": served.name}
-                log.info("engine ready", extra=extra)
+                if not self.failure:
+                    log.info("engine ready", extra=extra)
+                elif not was_ready:
+                    extra["reason"] = self.failure
+                    log.warning("engine in use, though it fails", extra=extra)
             self.note_change()
 
     async def _ask(self) -> EngineState:

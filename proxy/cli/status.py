@@ -77,11 +77,10 @@ def _model_name(model: dict[str, Any]) -> str:
 
 def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
     engine, model, capture = health["engine"], health["model"], health["capture"]
-    engine_is = "ready" if engine["ready"] else f"not ready: {engine['reason']}"
     capture_is = "writing" if capture["ok"] else f"not writing: {capture['reason']}"
     return [
         ("strop", f"{health['version']} at {url}: {health['status']}"),
-        ("engine", f"{engine['label']} at {engine['url']}: {engine_is}"),
+        ("engine", f"{engine['label']} at {engine['url']}: {_engine_is(engine)}"),
         *(("", f"it falls short: {what}") for what in engine["shortfalls"]),
         *(("", _replica(one)) for one in engine["replicas"]),
         ("model", f"{_model_name(model)} ({model['active'] or 'none active'})"),
@@ -92,9 +91,19 @@ def _health_rows(url: str, health: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _engine_is(engine: dict[str, Any]) -> str:
+    reason = engine["reason"] or ""
+    said = "not ready" if not engine["ready"] else "ready, but it fails" if reason else "ready"
+    # What is said of a replica need not be said twice.
+    is_said = any(one["reason"] and one["reason"] in reason for one in engine["replicas"])
+    return f"{said}: {reason}" if reason and not is_said else said
+
+
 def _replica(one: dict[str, Any]) -> str:
-    state = f"{one['in_flight']} in flight" if one["ready"] else f"left out: {one['reason']}"
-    return f"{one['url']}: {state}"
+    said = f"{one['url']}: {one['in_flight']} in flight"
+    if not one["ready"]:
+        said += ", left out"
+    return f"{said}: {one['reason']}" if one["reason"] else said
 
 
 def _worker(one: dict[str, Any]) -> str:

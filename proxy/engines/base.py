@@ -68,6 +68,7 @@ class Ask:
         served: the engine's name for the version that serves.
         is_rewritten: whether `fields` differ from `raw`.
         is_captured: whether the answer is recorded, so that a snapshot is of use.
+        follows: the completion whose answer the client names as the last of its history.
     """
 
     dialect: Dialect
@@ -76,6 +77,7 @@ class Ask:
     served: str = ""
     is_rewritten: bool = False
     is_captured: bool = True
+    follows: str | None = None
 
     @property
     def is_stream(self) -> bool:
@@ -251,7 +253,7 @@ class Engine(Protocol):
         ...
 
     def suspect(self, engine: "Engine") -> None:
-        """Note that a request could not reach the server of a driver that was picked."""
+        """Note that requests could not reach the server of a driver that was picked, or fail."""
         ...
 
     def plan(self, ask: Ask) -> Plan:
@@ -288,7 +290,8 @@ class Engine(Protocol):
         """Find out what it claims and doesn't deliver: `capabilities` and `shortfalls` then say so.
 
         Raises:
-            UpstreamError: it could not be found out.
+            EngineNotReady: it fails, though it says that it is ready.
+            UpstreamError, UpstreamTimeout: it could not be found out.
         """
         ...
 

@@ -15,7 +15,13 @@ import httpx
 
 from strop.proxy.engines.base import Dialect, Engine
 from strop.proxy.engines.calls import Calls
-from strop.proxy.errors import StropError, UpstreamError
+from strop.proxy.errors import (
+    EngineNotReady,
+    StropError,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 from strop.proxy.wire import chat, completions, sse
 from strop.proxy.wire.answer import Answer
 
@@ -59,10 +65,17 @@ class Found:
 
 @dataclass(slots=True)
 class Verification:
-    """Whether an engine's claims were checked; until they are, it is taken at its word."""
+    """Whether an engine's claims were checked; until they are, it is taken at its word.
+
+    Attributes:
+        failure: why it answers nothing; empty where it answers, or is too busy to.
+    """
 
     is_done: bool = False
+    failure: str = ""
     _retry_at: float = 0.0
+    _doubt_at: float = 0.0
+    _said: tuple[str, ...] = ()
 
     async def attempt(self, engine: Engine, model: str) -> None:
         """Let a driver find out what its engine delivers, and log what is missing.
@@ -77,31 +90,53 @@ class Verification:
             await engine.verify(model)
         except StropError as error:
             self._retry_at = monotonic() + RETRY_S
+            if isinstance(error, EngineNotReady):
+                self.failure = error.message
             log.warning("the engine could not be verified", extra={**at, "reason": error.message})
             return
-        self.is_done = True
+        self.is_done, self.failure = True, ""
         # Each of several was verified before, by itself.
-        for what in () if engine.replicas else engine.shortfalls:
-            log.warning("the engine falls short", extra={**at, "what": what})
+        shortfalls = () if engine.replicas else engine.shortfalls
+        for what in shortfalls:
+            if what not in self._said:
+                log.warning("the engine falls short", extra={**at, "what": what})
+        self._said = shortfalls
+
+    def doubt(self) -> None:
+        """Let the next attempt ask again, since requests failed; once within `RETRY_S`."""
+        if not self.failure and monotonic() >= self._doubt_at:
+            self.is_done, self._retry_at = False, 0.0
+            self._doubt_at = monotonic() + RETRY_S
 
     def forget(self) -> None:
         """What comes back may be another engine, or be started in another way."""
-        self.is_done, self._retry_at = False, 0.0
+        self.is_done, self.failure, self._said = False, "", ()
+        self._retry_at = self._doubt_at = 0.0
 
 
 async def find(calls: Calls, model: str) -> Found:
     """Ask `model` for a few tokens in every way, at once, and return what came.
 
     Raises:
-        UpstreamError: it answered none of it; the message says what it answered.
+        EngineNotReady: it fails at that, or breaks off.
+        UpstreamTimeout: it has no answer within `TIMEOUT_S`.
+        UpstreamError: it refuses all of it. These messages say what it answered.
     """
+    asked = f"expected a token or two from {model} to see what a snapshot can have"
 
     async def get(dialect: Dialect, **fields: object) -> httpx.Response:
         request = {"model": model, **_REQUESTS[dialect], **_SNAPSHOT, **fields}
         path = "/v1/chat/completions" if dialect == "chat" else "/v1/completions"
-        return await calls.ask("POST", path, request, timeout_s=TIMEOUT_S)
+        try:
+            # The limit of the call itself comes later: who is late is told from who breaks off.
+            async with asyncio.timeout(TIMEOUT_S):
+                return await calls.ask("POST", path, request, timeout_s=2 * TIMEOUT_S)
+        except TimeoutError as error:
+            raise UpstreamTimeout(f"{asked}, got none within {TIMEOUT_S:g} s") from error
+        except UpstreamUnreachable as error:
+            raise EngineNotReady(error.message) from error
 
-    said = ""
+    said, has_failed = "", False
     # A model without a chat template answers the second only.
     for dialect in _REQUESTS:
         whole, stream, hidden = await asyncio.gather(
@@ -120,9 +155,8 @@ async def find(calls: Calls, model: str) -> Found:
             )
         answer = refused or stream
         said = f"status {answer.status_code}: {answer.text[:200]}"
-    raise UpstreamError(
-        f"expected a token or two from {model} to see what a snapshot can have, got {said}"
-    )
+        has_failed = has_failed or answer.is_server_error
+    raise (EngineNotReady if has_failed else UpstreamError)(f"{asked}, got {said}")
 
 
 async def loads_adapters(calls: Calls) -> bool:

@@ -4,7 +4,8 @@ Chooses the server of each request, and which servers may be chosen. Opens no co
 no adapter: who does says when a server that came back holds what it should.
 
     out    it doesn't answer, or serves another model
-    back   it answers, and may lack adapter versions: it can be asked, and gets no requests
+    back   it answers, and may lack adapter versions, or fail at what it is asked while another
+           doesn't: it can be asked, and gets no requests
     in     it gets requests, unless one could not reach it: then none until it answers a check
 """
 
@@ -125,7 +126,7 @@ class Replicas:
         return chosen.engine
 
     def suspect(self, engine: object) -> None:
-        """Send no more requests to a server that could not be reached, until it answers a check."""
+        """Send no more requests to a server until it answers a check, and verify it anew then."""
         for replica in self.replicas:
             if replica.engine is engine:
                 replica.is_suspect = True
@@ -188,8 +189,11 @@ class Replicas:
         except StropError as error:
             replica.leave(error.message)
             return
+        if replica.is_suspect:
+            replica.is_suspect = False
+            replica.verification.doubt()
         await replica.verification.attempt(replica.engine, state.models[0])
-        replica.state, replica.is_suspect = state, False
+        replica.state = state
 
 
 def conversation_of(ask: Ask, session: str | None) -> Hashable:

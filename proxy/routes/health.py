@@ -64,7 +64,7 @@ async def health(request: Request) -> Response:
     capture = running.settings.capture.mode
     engine, state = serving.engine, serving.state
     # A store that doesn't write is no loss where nothing is recorded.
-    is_well = serving.is_ready and (store.ok or capture == "off")
+    is_well = serving.is_ready and not serving.failure and (store.ok or capture == "off")
     return json_response(
         {
             "status": "draining" if running.census.is_draining else "ok" if is_well else "degraded",
@@ -74,7 +74,7 @@ async def health(request: Request) -> Response:
                 "label": engine.label,
                 "url": scrub_url(engine.upstream.url),
                 "ready": serving.is_ready,
-                "reason": None if serving.is_ready else serving.reason,
+                "reason": (serving.failure or None) if serving.is_ready else serving.reason,
                 "version": None if state is None else state.version,
                 "models": [] if state is None else list(state.models),
                 "capabilities": asdict(engine.capabilities),
@@ -83,7 +83,7 @@ async def health(request: Request) -> Response:
                     {
                         "url": scrub_url(replica.engine.upstream.url),
                         "ready": replica.is_ready,
-                        "reason": replica.reason or None,
+                        "reason": replica.reason or replica.failure or None,
                         "in_flight": _in_flight(replica, tally),
                     }
                     for replica in engine.replicas

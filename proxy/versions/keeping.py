@@ -7,12 +7,13 @@ displaced where its own is back.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import orjson
 
 from strop.proxy.alias import BASE
 from strop.proxy.engines.base import EngineState
+from strop.proxy.engines.replica import Replica
 from strop.proxy.errors import EngineNotReady, StropError, UnknownModel, VersionNotServed
 from strop.proxy.serving import Serving
 from strop.proxy.store.version_records import Version
@@ -69,9 +70,8 @@ class VersionKeeper:
             self._probing = asyncio.create_task(self._make_probes())
         if loader is None:
             await self._shelf.sweep()
-            for replica in self._serving.engine.replicas:
-                if replica.state is not None:
-                    replica.enter()
+            for replica in self._fit():
+                replica.enter()
             return
         await loader.pairings.check(state, self._serving.base)
         residents = loader.residents
@@ -158,21 +158,37 @@ class VersionKeeper:
             self._serving.suspect()
         return lacking
 
+    def _fit(self) -> Iterator[Replica]:
+        """Give each of several engines that may have requests, and leave out who fails beside it.
+
+        Where all fail there is none better, and people see what their engine answers.
+        """
+        replicas = [one for one in self._serving.engine.replicas if one.state is not None]
+        # Last: the others are in by then, if they can be.
+        for replica in sorted(replicas, key=lambda one: bool(one.failure)):
+            if replica.failure and any(one.is_in and not one.failure for one in replicas):
+                replica.leave(replica.failure, answers=True)
+                self._serving.note_change()
+            else:
+                yield replica
+
     async def _admit(self, loader: Loader, lacking: set[str]) -> None:
         """Let each of several engines have requests that holds what it should, once it does."""
-        for replica in self._serving.engine.replicas:
+        for replica in self._fit():
             url = replica.engine.upstream.url
             control = loader.residents.control.members().get(url)
             if control is None or (replica.is_in and url not in lacking):
                 continue
             if not replica.is_in and time.monotonic() < replica.retry_at:
                 continue
-            replica.leave("it lacks a version", answers=True)
+            if replica.is_in:
+                replica.leave("it lacks a version", answers=True)
+            replica.reason = "it lacks a version"
             try:
                 await loader.bring_up(control)
             except StropError as error:
                 log.warning("an engine stays out", extra={"engine": url, "reason": error.message})
-                replica.leave(error.message, answers=True)
+                replica.reason = error.message
                 replica.retry_at = time.monotonic() + RETRY_S
             else:
                 replica.enter()

@@ -230,6 +230,8 @@ class Loader:
     async def note_failure(self, version: str, actor: str, error: BaseException) -> str:
         """Write down that a version could not be served, and return why."""
         reason = reason_of(version, error)
+        if self.serving.engine.replicas and isinstance(error, UpstreamUnreachable | UpstreamDied):
+            reason += "; or ask again: the others can serve it without one that is gone"
         log.warning("version not served", extra={"version": version, "reason": reason})
         said: dict[str, object] = {"reason": reason}
         if isinstance(error, SwitchingVersions):

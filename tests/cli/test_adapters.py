@@ -539,6 +539,34 @@ async def test_status_says_which_of_the_engine_s_models_answers_under_another_na
     assert ["model", "tinny, the engine's tiny (base)"] in lines
 
 
+async def test_status_says_of_each_replica_what_it_has_in_flight_and_once_why_it_is_left_out(
+    home: Home,
+) -> None:
+    """What still runs there is of interest as well; a reason that stands below needs no more."""
+    async with FakeEngine(FakeVllm()) as one, FakeEngine(FakeVllm()) as other:
+        settings = settings_for(one.url, engine={"replicas": (other.url,)})
+        async with running(settings, home.folder) as proxy:
+            with hold(home.folder, Serves(proxy.url)):
+                first, second = proxy.services.serving.engine.replicas
+                await until(lambda: first.is_ready and second.is_ready)
+                up = await home.strop("status")
+                await one.stop()
+                proxy.services.serving.suspect()
+                await until(lambda: not first.is_in)
+                half = await home.strop("status")
+                await other.stop()
+                proxy.services.serving.suspect()
+                await until(lambda: not proxy.services.serving.is_ready)
+                down = await home.strop("status")
+
+    ups, halves, downs = ([*map(str.strip, said.stdout.splitlines())] for said in (up, half, down))
+    assert {f"{engine.url}: 0 in flight" for engine in (one, other)} <= {*ups}
+    left_out = f"{one.url}: 0 in flight, left out: {first.reason}"
+    assert {left_out, f"{other.url}: 0 in flight"} <= {*halves}
+    assert [left_out] == [line for line in downs if first.reason in line]
+    assert f"engine          vllm at {one.url}: not ready" in downs
+
+
 async def test_a_run_is_watched_and_cancelled(tmp_path: Path) -> None:
     """`strop status` says how far it is, and `strop runs` too."""
     async with serving(tmp_path, "waits") as (home, _):

@@ -100,6 +100,19 @@ async def test_a_count_is_what_an_answer_says_it_read(
     assert usage["input_tokens"] + usage["cache_read_input_tokens"] == counted(found)
 
 
+async def test_a_history_that_ends_in_an_answer_is_counted(proxy: Running) -> None:
+    """An answer can't be begun for the model, but nobody asks for that."""
+    asked = ask(tools=[TOOL])
+    called = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    said = [{"type": "text", "text": "Hello yourself."}, called]
+    answered = {**asked, "messages": [*asked["messages"], {"role": "assistant", "content": said}]}
+
+    short = counted(await proxy.client.post(COUNT, json=asked))
+    long = counted(await proxy.client.post(COUNT, json=answered))
+
+    assert short < long
+
+
 async def test_commands_and_what_they_were_answered_are_not_counted(tmp_path: Path) -> None:
     """The model never reads them."""
     async with fake(FakeVllm(), tmp_path) as proxy:

@@ -213,6 +213,75 @@ async def test_an_engine_that_answers_nothing_is_taken_at_its_word(
     assert "no room" in caplog.records[0].__dict__["reason"]
 
 
+class Dead(FakeVllm):
+    """A vLLM whose engine is dead: its server goes on, and fails at all that it is asked."""
+
+    async def __call__(self, call: Call) -> None:
+        """Say that all is well, and answer nothing."""
+        if call.request.method == "POST":
+            return await call.json({"error": {"message": "EngineCore died"}}, 500)
+        return await super().__call__(call)
+
+
+async def test_an_engine_that_fails_at_everything_is_not_called_ready_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked all the same, there being no other; log and /health say what it fails at."""
+    monkeypatch.setattr(claims, "RETRY_S", 0.0)
+
+    often = {"health_interval_s": 0.05}
+    with caplog.at_level(logging.INFO):
+        async with (
+            FakeEngine(Dead()) as engine,
+            running(settings_for(engine.url, engine=often), tmp_path / "home") as proxy,
+        ):
+            answer = await proxy.chat()
+            health = (await proxy.client.get("/health")).json()
+            ready = await proxy.client.get("/readyz")
+            logged = [one.getMessage() for one in caplog.records]
+            engine.handler = FakeVllm()
+            await until(lambda: "engine ready" in [one.getMessage() for one in caplog.records])
+            after = (await proxy.client.get("/health")).json()
+
+    assert (500, 200) == (answer.status_code, ready.status_code)
+    assert ("degraded", True) == (health["status"], health["engine"]["ready"])
+    assert "EngineCore died" in health["engine"]["reason"]
+    assert "engine in use, though it fails" in logged
+    assert "engine ready" not in logged
+    assert ("ok", None) == (after["status"], after["engine"]["reason"])
+
+
+async def test_an_engine_that_begins_to_fail_is_found_out(tmp_path: Path) -> None:
+    """By the requests that fail there; its list of models says nothing of that."""
+    async with (
+        FakeEngine(FakeVllm()) as engine,
+        running(settings_for(engine.url, engine=SELDOM), tmp_path / "home") as proxy,
+    ):
+        engine.handler = Dead()
+        while (await proxy.client.get("/health")).json()["status"] == "ok":
+            await proxy.chat()
+
+        assert "EngineCore died" in proxy.services.serving.failure
+
+
+async def test_an_engine_in_doubt_is_verified_again_and_what_it_lacks_is_not_said_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor is it asked each time that a request fails."""
+    async with FakeEngine(OldVllm()) as engine:
+        upstream = Upstream(engine.url)
+        driver, verification = Vllm(upstream), claims.Verification()
+        nums = []
+        for _ in range(3):
+            await verification.attempt(driver, "tiny")
+            verification.doubt()
+            nums.append(len(engine.requests))
+        await upstream.aclose()
+
+    assert 0 < nums[0] < nums[1] == nums[2]
+    assert 1 == caplog.text.count("falls short")
+
+
 async def test_an_engine_that_can_not_force_a_token_is_found_out_too() -> None:
     """But for what its logprobs are: a vLLM that decodes by speculation refuses a bias."""
 

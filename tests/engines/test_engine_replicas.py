@@ -1,6 +1,7 @@
 """Several servers behind one name: who gets which request, and who is left out."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import Call, FakeEngine, Handler
+from fake_engine import SSE, Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
 from hypothesis import given
 from hypothesis import strategies as st
 from running import Running, running, settings_for
 from waiting import until
 
+from strop.proxy.engines import claims
 from strop.proxy.engines.base import AdaptersFolder, Ask, EngineState
 from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.replicas import MAX_CONVERSATIONS, SLACK, Replicas, conversation_of
@@ -197,9 +199,11 @@ def test_whatever_a_client_sends_has_a_key(messages: Any, content: Any, prompt: 
 
 
 @asynccontextmanager
-async def two(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[list[FakeEngine], Running]]:
-    """Run a proxy before two engines."""
-    async with FakeEngine(FakeVllm()) as one, FakeEngine(FakeVllm()) as other:
+async def two(
+    tmp_path: Path, fake: Handler | None = None, **options: Any
+) -> AsyncIterator[tuple[list[FakeEngine], Running]]:
+    """Run a proxy before two engines, of which the first may be another fake."""
+    async with FakeEngine(fake or FakeVllm()) as one, FakeEngine(FakeVllm()) as other:
         engine = {"replicas": (other.url,), "health_interval_s": 0.05, **options}
         settings = settings_for(one.url, engine=engine)
         async with running(settings, tmp_path / "home") as proxy:
@@ -210,6 +214,12 @@ def num_completions(engine: FakeEngine) -> int:
     """Return how many requests of clients an engine got; strop's own have one token."""
     asked = [r.json() for r in engine.requests if r.path == "/v1/chat/completions"]
     return sum(one.get("max_tokens") != 1 for one in asked)
+
+
+def num_verified(engine: FakeEngine) -> int:
+    """Return how often an engine was asked for one token, as strop alone does."""
+    asked = [r.json() for r in engine.requests if r.path == "/v1/chat/completions"]
+    return sum(one.get("max_tokens") == 1 for one in asked)
 
 
 async def ready(proxy: Running) -> list[bool]:
@@ -353,3 +363,175 @@ async def test_a_busy_replica_gets_fewer(tmp_path: Path) -> None:
         gate.set()
 
         assert [200] * 8 == [(await stream).status_code for stream in streams]
+
+
+class Failing(FakeVllm):
+    """A vLLM whose engine is dead: its server goes on, and fails at all that it is asked."""
+
+    status = 500
+
+    async def __call__(self, call: Call) -> None:
+        """Say that all is well, and answer nothing."""
+        if call.request.method == "POST":
+            return await call.json({"error": {"message": "EngineCore died"}}, self.status)
+        return await super().__call__(call)
+
+
+class FailingStreams(Failing):
+    """One that says so of a stream in the stream."""
+
+    async def __call__(self, call: Call) -> None:
+        """Begin a stream, and end it with an error."""
+        if call.request.method == "POST" and call.request.json().get("stream"):
+            events = b'data: {"error": {"message": "EngineCore died"}}\n\ndata: [DONE]\n\n'
+            return await call.answer(events, headers=[("content-type", SSE)])
+        return await super().__call__(call)
+
+
+class Full(Failing):
+    """One that takes no more now."""
+
+    status = 429
+
+
+class Breaking(FakeVllm):
+    """One whose connections break off."""
+
+    async def __call__(self, call: Call) -> None:
+        """Say that all is well, and answer nothing."""
+        if call.request.method == "POST":
+            return call.reset()
+        return await super().__call__(call)
+
+
+class Late(FakeVllm):
+    """One that is too busy to answer."""
+
+    async def __call__(self, call: Call) -> None:
+        """Say that all is well, and be long about the rest."""
+        if call.request.method == "POST":
+            return await call.hang()
+        return await super().__call__(call)
+
+
+class Odd(FakeVllm):
+    """One that fails at certain requests."""
+
+    async def __call__(self, call: Call) -> None:
+        """Fail at what is odd."""
+        if b"odd" in call.request.body:
+            return await call.json({"error": {"message": "odd"}}, 500)
+        return await super().__call__(call)
+
+
+def said(caplog: pytest.LogCaptureFixture, message: str) -> list[str]:
+    """Return the addresses that a line was logged of."""
+    return [vars(one)["url"] for one in caplog.records if one.getMessage() == message]
+
+
+@pytest.mark.parametrize(
+    ("fake", "reason"), [(Failing(), "EngineCore died"), (Breaking(), "expected")]
+)
+async def test_a_replica_that_fails_at_everything_is_left_out_until_it_does_not(
+    fake: Handler,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its list of models says nothing of that; the log says once why, and once that it is back."""
+    monkeypatch.setattr(claims, "RETRY_S", 0.0)
+    with caplog.at_level(logging.INFO):
+        async with two(tmp_path, fake) as (engines, proxy):
+            await until(lambda: ready(proxy), lambda now: now == [False, True])
+            health = (await proxy.client.get("/health")).json()
+            answers = [await proxy.chat(f"chat {number}") for number in range(4)]
+            engines[0].handler = FakeVllm()
+            await until(lambda: ready(proxy), all)
+
+    assert reason in health["engine"]["replicas"][0]["reason"]
+    assert ("ok", None) == (health["status"], health["engine"]["reason"])
+    assert [200] * 4 == [answer.status_code for answer in answers]
+    assert [engines[0].url] == said(caplog, "a replica is left out")
+    assert [engines[1].url, engines[0].url] == said(caplog, "a replica serves")
+
+
+@pytest.mark.parametrize("fake", [Failing(), FailingStreams()])
+async def test_a_replica_that_begins_to_fail_is_left_out(fake: Handler, tmp_path: Path) -> None:
+    """Several requests that fail there let it be verified again, at once."""
+    async with two(tmp_path, health_interval_s=3600) as (engines, proxy):
+        await until(lambda: ready(proxy), all)
+        engines[0].handler = fake
+        while await ready(proxy) != [False, True]:
+            await proxy.chat(stream=isinstance(fake, FailingStreams))
+
+        answers = [await proxy.chat(f"chat {number}") for number in range(4)]
+
+    assert [200] * 4 == [answer.status_code for answer in answers]
+
+
+async def test_requests_that_fail_for_what_they_ask_leave_no_replica_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both are verified again, and answer."""
+    async with two(tmp_path, Odd(), health_interval_s=3600) as (engines, proxy):
+        engines[1].handler = Odd()
+        await until(lambda: ready(proxy), all)
+        before = [num_verified(engine) for engine in engines]
+        while any(before[at] == num_verified(engine) for at, engine in enumerate(engines)):
+            await proxy.chat(f"odd {len(engines[0].requests)}")
+        await until(lambda: ready(proxy), all)
+
+    assert [] == said(caplog, "a replica is left out")
+
+
+@pytest.mark.parametrize("fake", [Full(), Late()])
+async def test_a_replica_that_is_too_busy_to_be_verified_is_not_left_out(
+    fake: Handler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """That says nothing of what it can do."""
+    monkeypatch.setattr(claims, "TIMEOUT_S", 0.2)
+    async with two(tmp_path, fake) as (engines, proxy):
+        await until(lambda: ready(proxy), all)
+
+    assert engines[0].url in said(caplog, "the engine could not be verified")
+    assert [] == said(caplog, "a replica is left out")
+
+
+async def test_where_all_replicas_fail_they_are_asked_and_it_is_said(tmp_path: Path) -> None:
+    """There is none better, and people see what the engine answers."""
+    async with two(tmp_path, health_interval_s=3600) as (engines, proxy):
+        await until(lambda: ready(proxy), all)
+        for engine in engines:
+            engine.handler = Failing()
+        answers = [await proxy.chat("chat")]
+        while (health := (await proxy.client.get("/health")).json())["status"] == "ok":
+            answers += [await proxy.chat(f"chat {len(answers)}")]
+        answers += [await proxy.chat("and now?")]
+
+    assert {500} == {answer.status_code for answer in answers}
+    assert "degraded" == health["status"]
+    assert "EngineCore died" in health["engine"]["reason"]
+
+
+@pytest.mark.parametrize("kind", ["openai", "vllm"])
+async def test_of_each_replica_that_goes_and_comes_back_a_line_is_logged(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One for each time, however often it is looked at meanwhile; also if it never was there."""
+    with caplog.at_level(logging.INFO):
+        async with two(tmp_path, kind=kind) as (engines, proxy):
+            await until(lambda: ready(proxy), all)
+            await engines[1].stop()
+            await until(lambda: ready(proxy), lambda now: now == [True, False])
+            num_looks = len(engines[0].requests)
+            await until(lambda: len(engines[0].requests) > num_looks + 4)
+            await engines[1].start()
+            await until(lambda: ready(proxy), all)
+
+    one, other = (engine.url for engine in engines)
+    assert [other] == said(caplog, "a replica is left out")
+    assert [one, other, other] == said(caplog, "a replica serves")

@@ -465,6 +465,28 @@ async def test_a_server_that_is_out_keeps_no_version_from_being_activated(tmp_pa
         assert {"tiny@v1", "tiny@v2"} == {*fakes[1].adapters}
 
 
+async def test_where_a_server_breaks_off_an_activation_it_is_said_that_the_others_can_do_without(
+    tmp_path: Path,
+) -> None:
+    """Who asks again gets the version: what is gone is left out by then."""
+
+    class Breaking(FakeAdapters):
+        """Breaks off where it is to load a version."""
+
+        async def _load(self, call: Call) -> None:
+            call.reset()
+
+    async with two_servers(tmp_path / "home", (FakeAdapters(), Breaking()), 1) as (proxy, driver):
+        with pytest.raises(ActivationFailed, match="; or ask again: the others"):
+            await proxy.services.swapper.activate("v1", actor="api")
+        driver.replicas[1].leave("it is gone", answers=True)
+        driver.replicas[1].retry_at = math.inf
+
+        await proxy.services.swapper.activate("v1", actor="api")
+
+        assert "v1" == (await proxy.chat()).headers["x-strop-adapter"]
+
+
 async def test_while_all_servers_are_out_a_version_is_loaded_on_those_that_answer(
     tmp_path: Path,
 ) -> None:
