@@ -6,11 +6,13 @@ A history is hashed message by message into a chain, salted with the client key'
 stores the chain of its request plus itself, so a later request whose history ends in that choice
 has the same chain, whatever the client did to the messages on the way (see `message`). System and
 developer messages, and what agents say by themselves as a user's, are not in the chain: they change
-and move, and begin no turn.
+and move, and begin no turn. The results of an answer's calls are hashed in the order of the calls:
+clients send them as they come, too.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -69,10 +71,8 @@ def read(messages: Iterable[object], salt: str) -> Conversation:
     before_last: list[Hashed] = []
     last: Hashed | None = None
     after: bytes | None = None
-    for message in messages:
+    for message in _chained(messages):
         role = role_of(message)
-        if role in UNCHAINED or is_context(message):
-            continue
         hashed = _hash(message, role)
         chain = digest(chain + hashed.digest)
         if role == "assistant":
@@ -172,6 +172,43 @@ def _session_in(user_id: object) -> str | None:
         return None
     session = holder.get("session_id") if isinstance(holder, dict) else None
     return session if isinstance(session, str) else None
+
+
+def _chained(messages: Iterable[object]) -> Iterator[object]:
+    """Yield the messages of the chain, in its order."""
+    answer: object = None
+    results: list[dict[str, object]] = []
+    for message in messages:
+        role = role_of(message)
+        if role in UNCHAINED or is_context(message):
+            continue
+        if role == "tool" and isinstance(message, dict):
+            results.append(message)
+            continue
+        yield from _in_order(results, answer)
+        results = []
+        if role == "assistant":
+            answer = message
+        yield message
+    yield from _in_order(results, answer)
+
+
+def _in_order(results: list[dict[str, object]], answer: object) -> list[dict[str, object]]:
+    """Return results in the order of the calls of `answer`; as they are, if one is of none."""
+    calls = answer.get("tool_calls") if len(results) > 1 and isinstance(answer, dict) else None
+    places = {
+        call["id"]: place
+        for place, call in enumerate(calls if isinstance(calls, list) else ())
+        if isinstance(call, dict) and isinstance(call.get("id"), str)
+    }
+    named = [
+        (places[identity], result)
+        for result in results
+        if isinstance(identity := result.get("tool_call_id"), str) and identity in places
+    ]
+    if len(named) < len(results):
+        return results
+    return [result for _, result in sorted(named, key=itemgetter(0))]
 
 
 def _hash(message: object, role: str) -> Hashed:

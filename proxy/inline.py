@@ -23,6 +23,7 @@ _ANSWER = re.compile(
     r"|Took back the rating \S+ \(fb_"
     r"|In this conversation: \d+ good, \d+ bad\."
     r"|There is no answer above that strop has recorded"
+    r"|What was asked last got no answer, "
     r"|There is no rating in this conversation to undo\."
     r"|Nothing is known of this conversation\."
     r"|Could not do that: "

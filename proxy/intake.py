@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from strop.proxy import conversation, inline
 from strop.proxy.auth import Caller
@@ -25,6 +25,9 @@ from strop.proxy.wire import headers as wire_headers
 from strop.proxy.wire.rechunk import rechunk
 
 log = logging.getLogger(__name__)
+
+FOLLOWS: Final = "strop.follows"
+"""Where a scope says, once its body is read, which completion's answer the history ends in."""
 
 RATING_HEADER = b"x-strop-feedback"
 RATING_FOR_HEADER = b"x-strop-feedback-for"
@@ -113,6 +116,7 @@ class Intake:
         fields = wire_body.parse(raw)
         is_rewritten = False
         session = conversation.session_label(headers, path_session, fields)
+        follows: str | None = scope.get(FOLLOWS)
         history: list[object] = []
         command: inline.Command | None = None
         if dialect == "chat":
@@ -127,17 +131,19 @@ class Intake:
         told: wire_headers.Headers = []
         if rated := [value for name, value in headers if name == RATING_HEADER]:
             meant = _text(wire_headers.first(headers, RATING_FOR_HEADER))
-            status = await self.rater.by_header(rated, meant, history, caller.key_id, session)
+            status = await self.rater.by_header(
+                rated, meant, history, caller.key_id, session, follows
+            )
             told.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
         if command is not None:
-            text = await self.rater.by_command(command, history, caller.key_id, session)
+            text = await self.rater.by_command(command, history, caller.key_id, session, follows)
             await _say(inline.MARK + text, fields, told, send)
             return
         incoming = Incoming(
             id=new_id("cmp", created_ms),
             created_ms=created_ms,
             started=started,
-            ask=Ask(dialect, raw, fields, is_rewritten=is_rewritten),
+            ask=Ask(dialect, raw, fields, is_rewritten=is_rewritten, follows=follows),
             key_id=caller.key_id,
             headers=headers,
             query=scope["query_string"],

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from strop.proxy import conversation, objects, ratings, unread
 from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
 from strop.proxy.flights import Flights, withdraw_lost
@@ -38,6 +40,9 @@ SETTLE_INTERVAL_S = 1.0
 _NUM_NEAR = 8
 # How much of an answer is quoted, in characters.
 _MOST_WORDS = 60
+_NO_ANSWER = "There is no answer above that strop has recorded"
+_NOT_ANSWERED = "What was asked last got no answer"
+_UNDO_BY_ID = "In the shell, `strop undo ID` takes back the rating of any answer."
 HELP = (
     "Rate the answer above: /rl good [why], /rl bad [why], /rl undo, /rl status."
     " What you type here is answered by strop and never reaches the model."
@@ -105,6 +110,7 @@ class Rater:
         history: Sequence[object],
         key_id: str,
         session: str | None,
+        follows: str | None,
     ) -> str:
         """Carry out an X-Strop-Feedback header; return what became of it, as one line of ASCII.
 
@@ -117,6 +123,7 @@ class Rater:
             history: the request's messages, inline commands taken out.
             key_id: whose request it is.
             session: what the client calls its conversation, if it does.
+            follows: the completion that it says `history` ends in, if it does.
         """
         try:
             if len(values) > 1:
@@ -124,26 +131,36 @@ class Rater:
                     f"expected one X-Strop-Feedback header, got {len(values)}; send one"
                 )
             said = ratings.parse_header(values[0])
-            named = completion_id(meant) if meant else None
-            reply = (named, 0) if named else await self._reply(history, key_id, session)
+            named = await self.store.id_of(completion_id(meant), key_id) if meant else None
+            reply = await self._reply(history, key_id, session, named or follows)
+            if named is not None and (reply is None or reply[0] != named):
+                reply = named, await self._only_choice(named, key_id)
             if reply is None:
                 return "no-reply; this request's history ends in no answer known here"
             if said.rating is None:
-                undone = await self._undo(await self.store.id_of(reply[0], key_id), key_id)
-                return f"undone {undone.id}" if undone else "nothing-to-undo"
+                # Of this answer alone: clients send a request that failed again by themselves.
+                undone = await self.store.undo_answer(*reply, key_id, rater="", or_above=False)
+                if undone is None:
+                    return f"nothing-to-undo; completion={reply[0]}"
+                return f"undone {await self._described(undone)}"
             new = self._new(
                 reply, key_id, said.rating, said.original, said.comment, said.scope, "header"
             )
             # What a history ends with was found in the store.
             outcome = await self.add(new, is_recorded=named is None)
+            if outcome.outcome != "repeat":
+                self.metrics.feedback.labels("header").inc()
+            return f"{outcome.outcome} {await self._described(outcome.feedback)}"
         except StropError as error:
             return f"error {error.code}; {error.message}"
-        if outcome.outcome != "repeat":
-            self.metrics.feedback.labels("header").inc()
-        return f"{outcome.outcome} {outcome.feedback.id}; completion={outcome.feedback.completion}"
 
     async def by_command(
-        self, command: Command, history: Sequence[object], key_id: str, session: str | None
+        self,
+        command: Command,
+        history: Sequence[object],
+        key_id: str,
+        session: str | None,
+        follows: str | None,
     ) -> str:
         """Carry out an inline command; return what to tell the person.
 
@@ -152,18 +169,17 @@ class Rater:
         if command.verb == "help":
             return HELP
         try:
-            reply = await self._read_last(history, key_id, session)
-            if reply is None:
-                return (
-                    "There is no answer above that strop has recorded, so there is nothing to rate."
-                )
-            if command.verb == "status":
-                return await self._status(reply[0], key_id)
+            read = await self._read_last(history, key_id, session, follows)
             if command.verb == "undo":
-                undone = await self._undo(reply[0], key_id)
-                if undone is None:
-                    return "There is no rating in this conversation to undo."
-                return f"Took back the rating {_name(undone.rating)} ({undone.id})."
+                return await self._undo(read, key_id, session)
+            if read is None:
+                return f"{_NO_ANSWER}, so there is nothing to rate."
+            if command.verb == "status":
+                return await self._status(*read, key_id)
+            completion, choice = read
+            if choice is None:
+                return f"{_NOT_ANSWERED}, so there is nothing to rate."
+            reply = completion, choice
             rating = 1.0 if command.verb == "good" else -1.0
             original = b'"%b"' % command.verb.encode()
             new = self._new(reply, key_id, rating, original, command.comment, "turn", "inline")
@@ -179,46 +195,78 @@ class Rater:
         )
 
     async def _reply(
-        self, history: Sequence[object], key_id: str, session: str | None
+        self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
     ) -> tuple[str, int] | None:
-        found = await self._found(conversation.read(history, key_id), key_id, session)
+        found = await self._found(conversation.read(history, key_id), key_id, session, follows)
         return (found.completion, found.choice) if found else None
 
     async def _found(
-        self, keys: conversation.Conversation, key_id: str, session: str | None
+        self,
+        keys: conversation.Conversation,
+        key_id: str,
+        session: str | None,
+        follows: str | None,
     ) -> Reply | None:
         if keys.after is None or keys.after_tail is None:
             return None
-        return await self.store.find_reply(key_id, keys.after, keys.after_tail, session)
+        return await self.store.find_reply(key_id, keys.after, keys.after_tail, session, follows)
 
     async def _read_last(
-        self, history: Sequence[object], key_id: str, session: str | None
-    ) -> tuple[str, int] | None:
+        self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
+    ) -> tuple[str, int | None] | None:
         """Return the answer that was read before the command, if it is known.
+
+        As its completion and choice, which is None where what was said last got no answer.
 
         The one that the history ends in; but where it ends in a question, or the result of a tool,
         the answer to that, if there was one: agents drop what their users cut off. They may put a
         note of that behind the question, or another question, so the answer to any leading part of
-        what was said since is looked for: to the longest, and of these the newest.
+        what was said since is looked for: to the longest, and of these the newest. What was gone on
+        from was not dropped.
         """
         keys = conversation.read(history, key_id)
         if keys.since:
             # What was cut off a moment ago is on its way into the store.
             await self.flights.landed(key_id)
-        reply = await self._found(keys, key_id, session)
+        reply = await self._found(keys, key_id, session, follows)
         if keys.since:
             # That of the answer above may be another, from which this one was forked.
             label = session or (reply.session if reply else None)
             near = CompletionFilter(session=label) if label else CompletionFilter(key_id)
-            said, dropped, most = _said(history), None, 0
-            for each in (await self.store.list_completions(near, limit=_NUM_NEAR)).data:
+            newest = (await self.store.list_completions(near, limit=_NUM_NEAR)).data
+            said, last, most = _said(history), None, 0
+            for each in newest:
                 found = await self.store.get_completion(each.id)
-                num = _num_answered(found.completion, keys.after, said, key_id) if found else 0
-                if num > most:
-                    dropped, most = each.id, num
-            if dropped is not None:
-                return (dropped, 0)
+                num = _num_asked(found.completion, keys.after, said, key_id) if found else 0
+                if found is not None and num > most:
+                    last, most = found.completion, num
+            if last is not None and all(each.parent != last.id for each in newest):
+                return last.id, 0 if any(map(objects.text_of, last.choices)) else None
         return (reply.completion, reply.choice) if reply else None
+
+    async def _only_choice(self, completion_id: str, key_id: str) -> int:
+        """Return the choice of a completion that has one; 0 where that isn't known yet.
+
+        Raises:
+            BadRequest: it has several.
+        """
+        found = await self.store.get_completion(completion_id)
+        if found is None or found.completion.key_id != key_id:
+            return 0
+        choices = [choice.index for choice in found.completion.choices]
+        if len(choices) > 1:
+            raise BadRequest(
+                f"{completion_id} has the choices {choices}, and this request's history ends in"
+                " none of them; rate one by POST /v1/feedback, with its `choice`"
+            )
+        return choices[0] if choices else 0
+
+    async def _described(self, given: Feedback) -> str:
+        """Return which rating it is, and of what; of which choice, where there are several."""
+        found = await self.store.get_completion(given.completion)
+        has_several = found is not None and len(found.completion.choices) > 1
+        choice = f"; choice={given.choice}" if has_several else ""
+        return f"{given.id}; completion={given.completion}{choice}"
 
     async def _first_words(self, completion_id: str, choice: int) -> str:
         """Return what a person knows the answer by: it may not be the one that they see."""
@@ -228,18 +276,39 @@ class Rater:
         line = " ".join(said.split())
         return line if len(line) <= _MOST_WORDS else line[: _MOST_WORDS - 3].rstrip() + "..."
 
-    async def _undo(self, completion_id: str, key_id: str) -> Feedback | None:
-        found = await self.store.get_completion(completion_id)
-        return await self.store.undo(found.session, key_id, rater="") if found else None
+    async def _undo(
+        self, read: tuple[str, int | None] | None, key_id: str, session: str | None
+    ) -> str:
+        """Take back the rating of the answer that was read, else of the next above it.
 
-    async def _status(self, completion_id: str, key_id: str) -> str:
+        Where that answer isn't known, the newest of the session that the client names.
+        """
+        if read is not None:
+            completion, choice = read
+            undone = await self.store.undo_answer(
+                completion, choice or 0, key_id, rater="", or_above=True
+            )
+        elif session is not None:
+            undone = await self.store.undo(session, key_id, rater="")
+        else:
+            return f"{_NO_ANSWER}, so there is nothing to undo. {_UNDO_BY_ID}"
+        if undone is None:
+            return f"There is no rating in this conversation to undo. {_UNDO_BY_ID}"
+        words = await self._first_words(undone.completion, undone.choice)
+        return (
+            f"Took back the rating {_name(undone.rating)} ({undone.id}) of {undone.completion}:"
+            f' "{words}"'
+        )
+
+    async def _status(self, completion_id: str, choice: int | None, key_id: str) -> str:
         found = await self.store.get_completion(completion_id)
         if found is None:
             return "Nothing is known of this conversation."
         counts = await self.store.feedback_counts(found.session, key_id)
+        above = f"The answer above is {completion_id}, by {found.completion.version}"
         return (
-            f"In this conversation: {counts.good} good, {counts.bad} bad. The answer above is"
-            f" {completion_id}, by {found.completion.version}."
+            f"In this conversation: {counts.good} good, {counts.bad} bad."
+            f" {_NOT_ANSWERED if choice is None else above}."
         )
 
     def _new(
@@ -271,17 +340,18 @@ class Rater:
         )
 
 
-def _num_answered(
+def _num_asked(
     completion: Completion, after: bytes | None, said: Sequence[bytes], key_id: str
 ) -> int:
     """Return how much of `said`, from its beginning, is what this was asked after the same answer.
 
-    None of it where it is not one answer, that somebody can have read.
+    None of it where it has several answers, or one that nobody would read.
     """
     # A session's name is its client's choice, and so may be another key's too.
-    if completion.key_id != key_id or len(completion.choices) != 1:
+    if completion.key_id != key_id or len(completion.choices) > 1:
         return 0
-    if not objects.text_of(completion.choices[0]) or unread.why(completion) is not None:
+    # What an agent asks for by itself is that too where it failed.
+    if unread.why(msgspec.structs.replace(completion, state="complete")) is not None:
         return 0
     messages = (prompt.fields(completion) or {}).get("messages")
     if not isinstance(messages, list) or conversation.read(messages, key_id).after != after:

@@ -128,6 +128,7 @@ def complete(draft: Draft) -> Completion:
         starts_turn=history.starts_turn,
         after=history.after,
         after_tail=history.after_tail,
+        follows=ask.follows,
         choices=tuple(choices),
     )
 

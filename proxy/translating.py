@@ -12,7 +12,7 @@ from typing import Any
 from strop.proxy.call import Receive, Send
 from strop.proxy.errors import SOURCE_HEADER, BadRequest, UpstreamError
 from strop.proxy.ids import digits_of, own_digits
-from strop.proxy.intake import read_body
+from strop.proxy.intake import FOLLOWS, read_body
 from strop.proxy.settings import Server
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.wire import body as wire_body
@@ -90,6 +90,8 @@ class Interpreter:
         self._make_writer, self._left_out = translated.writer, translated.left_out
         self._wants_stream = translated.fields.get("stream") is True
         self._follows = translated.follows
+        if translated.last_answer is not None:
+            self.scope[FOLLOWS] = f"cmp_{translated.last_answer}"
         said = wire_body.dumps(translated.fields)
         return {"type": "http.request", "body": said, "more_body": False}
 
@@ -181,11 +183,12 @@ class Interpreter:
 
 
 def earlier_in(found: StoredCompletion, key_id: str) -> Earlier | None:
-    """Return a whole chat that was asked with this key, as what a later request may go on from."""
+    """Return a chat that was asked with this key, as what a later request may go on from."""
     stored = found.completion
-    is_chat = stored.dialect == "chat" and stored.state == "complete" and bool(stored.choices)
-    if not is_chat or stored.key_id != key_id:
+    if stored.dialect != "chat" or stored.key_id != key_id:
         return None
+    if stored.state != "complete" or not stored.choices:
+        return Earlier(b"", {}, is_whole=False)
     # The request is large, and most that is referred to is an answer alone.
     return Earlier(stored.request, wire_body.parse(stored.choices[0].message))
 

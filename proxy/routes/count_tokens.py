@@ -33,8 +33,7 @@ ROUTES: Final = [Route("/v1/messages/count_tokens", count_tokens, methods=["POST
 
 
 async def _count(request: Request) -> int:
-    # What is only counted says nothing of how long its answer may be.
-    asked = MESSAGES.to_chat({"max_tokens": 1, **await json_object(request)}).fields
+    asked = MESSAGES.to_count(await json_object(request))
     messages = chat.messages_of(asked)
     kept = without_commands(messages)
     serving = services(request).serving

@@ -33,13 +33,16 @@ _HEADERS: Final = [
     (
         "X-Strop-Feedback",
         string(
-            'A rating for an earlier answer, or `undo`, as in `bad; comment="too long"`. Counts on'
-            " requests for completions only."
+            'A rating for an earlier answer, as in `bad; comment="too long"`; or `undo`, to take'
+            " back that, and no other answer's. Counts on requests for completions only."
         ),
     ),
     (
         "X-Strop-Feedback-For",
-        string("The completion that it rates; else the reply that this request's history ends in."),
+        string(
+            "The completion that it is about; else the reply that this request's history ends in."
+            " Of several choices, it is the one that the history ends in."
+        ),
     ),
     ("X-Request-Id", string("Recorded with the completion.")),
 ]
@@ -146,11 +149,20 @@ def paths() -> Schema:
             "get": {
                 "summary": "Rated completions as training data.",
                 "description": "JSON Lines, oldest first. kto, dpo and sft are TRL's formats; raw"
-                " has all that is stored.",
+                " has all that is stored. `since` goes by when a rating came: one that is revised,"
+                " or joins its answer late, keeps that time, so only an export without it is"
+                " complete.",
                 "security": CLIENT,
                 "parameters": [
                     {**query("format", string(enum=list(FORMATS))), "required": True},
                     query("dialect", string(enum=list(DIALECTS), default="chat")),
+                    query(
+                        "key_id",
+                        string(
+                            "Of one client key; with the admin key alone, which else gets those of"
+                            " all keys, also where they name a session alike."
+                        ),
+                    ),
                     query("session", string()),
                     query("rater", string()),
                     since(),

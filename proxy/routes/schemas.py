@@ -236,7 +236,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                     "label": string(),
                     "url": string("Without credentials."),
                     "ready": boolean(),
-                    "reason": or_null(string("Why it is not ready.")),
+                    "reason": or_null(string("Why it is not ready, or what it fails at.")),
                     "version": or_null(string()),
                     "models": array_of(string()),
                     "capabilities": {"type": "object", "description": "What the engine can do."},
@@ -246,7 +246,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
                             {
                                 "url": string("Without credentials."),
                                 "ready": boolean("Whether it is sent requests."),
-                                "reason": or_null(string("Why it is not.")),
+                                "reason": or_null(string("Why it is not, or what it fails at.")),
                                 "in_flight": integer(),
                             }
                         ),

@@ -4,14 +4,15 @@ Does not know how a history becomes a key, or who reads what is written here.
 """
 
 import sqlite3
-from typing import Final
+from collections.abc import Generator
+from typing import Final, NamedTuple
 
 import msgspec
 
 from strop.proxy.errors import Conflict
 from strop.proxy.store import feedback, pack
 from strop.proxy.store.database import Query, Row, storable
-from strop.proxy.store.records import Choice, Completion, Recorded, Reply
+from strop.proxy.store.records import Choice, Completion, ParentBy, Recorded, Reply
 
 TAIL_WINDOW_MS: Final = 24 * 60 * 60 * 1000
 """How long a choice can be found again by its tail key."""
@@ -42,13 +43,36 @@ _INSERT_CHOICE: Final = _insert("choices", CHOICE_COLUMNS)
 
 # CROSS JOIN keeps the order: the choice by its key first, then its completion by id.
 _BY_CHAIN: Final = """
-SELECT h.completion, h.choice, c.session, c.turn
+SELECT h.completion, h.choice, c.session, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
 WHERE h.chain = ? AND c.key_id = ? ORDER BY h.num DESC LIMIT ?"""
 _BY_TAIL: Final = """
-SELECT h.completion, h.choice, c.session, c.turn
+SELECT h.completion, h.choice, c.session, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
 WHERE h.tail = ? AND h.created_ms > ? AND c.key_id = ? LIMIT 2"""
+_BY_ID: Final = """
+SELECT h.completion, h.choice, c.session, c.turn, h.chain, h.tail
+FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
+WHERE h.completion = ? AND c.key_id = ? ORDER BY h.choice"""
+
+
+class Candidate(NamedTuple):
+    """A choice that a history may end in, and its keys."""
+
+    completion: str
+    choice: int
+    session: str
+    turn: str
+    chain: bytes | None
+    tail: bytes | None
+
+    def reply(self, by: ParentBy) -> Reply:
+        """Return it as the one that the history ends in, found in this way."""
+        return Reply(self.completion, self.choice, by, self.session, self.turn)
+
+
+Search = Generator[Query[Candidate], list[Candidate], Reply | None]
+"""Asks for queries to be run, one after the other, and returns what was looked for."""
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -87,7 +111,9 @@ def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
     """
     c = packed.completion
     label = storable(c.session)
-    reply = find_reply(connection, c.key_id, c.after, c.after_tail, label, c.created_ms)
+    reply = _run(
+        connection, find_reply(c.key_id, c.after, c.after_tail, label, c.follows, c.created_ms)
+    )
     if label is not None:
         session, session_by = label, "client"
     elif reply is not None:
@@ -120,52 +146,57 @@ def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
 
 
 def find_reply(
-    connection: sqlite3.Connection,
     key_id: str,
     after: bytes | None,
     after_tail: bytes | None,
     session: str | None,
+    follows: str | None,
     now_ms: int,
-) -> Reply | None:
-    """Return the choice that a history ends in, or None where it is not known.
+) -> Search:
+    """Look for the choice that a history ends in; return None where it is not known.
 
-    By the whole history: the newest choice, of `session` if one is, marked ambiguous if there are
-    several. Else by its tail: only if one choice alone, of the last 24 h, has it. Other keys'
-    choices are never found.
+    The choice of the completion `follows`, which the client names, if the whole history or its tail
+    is that choice's. Else by the whole history: of several, those whose tail it has too, a tool
+    call's id; of these the newest, of `session` if one is, marked ambiguous if it is not alone.
+    Else by its tail: only if one choice alone, of the last 24 h, has it. Other keys' choices are
+    never found.
     """
+    if follows is not None:
+        named = yield Query(_BY_ID, (follows, key_id), lambda row: Candidate(*row))
+        for one in named:
+            if after is not None and one.chain == after:
+                return one.reply("chain")
+        for one in named:
+            if after_tail is not None and one.tail == after_tail:
+                return one.reply("tail")
+    equal: list[Candidate] = []
     if after is not None:
-        rows = reply_by_chain(key_id, after, session).run(connection)
-        if rows:
-            return newest(rows, session)
-    if after_tail is not None:
-        rows = reply_by_tail(key_id, after_tail, now_ms).run(connection)
-        if len(rows) == 1:
-            return rows[0]
-    return None
+        # Two tell that there are several; one of `session` may stand behind them.
+        limit = 2 if session is None else _NUM_OF_A_SESSION
+        equal = yield Query(_BY_CHAIN, (after, key_id, limit), lambda row: Candidate(*row))
+    has_tail = [one for one in equal if after_tail is not None and one.tail == after_tail]
+    if after_tail is not None and len(equal) != 1 and not has_tail:
+        parameters = (after_tail, now_ms - TAIL_WINDOW_MS, key_id)
+        found = yield Query(_BY_TAIL, parameters, lambda row: Candidate(*row))
+        if len(found) == 1 and (not equal or found[0].chain == after):
+            return found[0].reply("chain" if equal else "tail")
+    return _newest(has_tail or equal, session)
 
 
-def reply_by_chain(key_id: str, after: bytes, session: str | None) -> Query[Reply]:
-    """Return the query for a few choices that the whole history ends in, the newest first.
-
-    For two, which tell that there are several; for more where one of `session` is looked for.
-    """
-    parameters = (after, key_id, 2 if session is None else _NUM_OF_A_SESSION)
-    return Query(_BY_CHAIN, parameters, lambda row: Reply(row[0], row[1], "chain", *row[2:]))
+def _newest(equal: list[Candidate], session: str | None) -> Reply | None:
+    """Return the first, or the first of `session` if one is; marked ambiguous if not alone."""
+    same = [one for one in equal if one.session == session] or equal
+    return same[0].reply("chain" if len(same) == 1 else "chain_ambiguous") if same else None
 
 
-def reply_by_tail(key_id: str, after_tail: bytes, now_ms: int) -> Query[Reply]:
-    """Return the query for up to two choices, of the last 24 h, that the tail belongs to."""
-    parameters = (after_tail, now_ms - TAIL_WINDOW_MS, key_id)
-    return Query(_BY_TAIL, parameters, lambda row: Reply(row[0], row[1], "tail", *row[2:]))
-
-
-def newest(replies: list[Reply], session: str | None) -> Reply:
-    """Return the first of `replies`, or of those in `session`; marked ambiguous if not alone."""
-    same = [reply for reply in replies if reply.session == session] or replies
-    first = same[0]
-    if len(same) == 1:
-        return first
-    return Reply(first.completion, first.choice, "chain_ambiguous", first.session, first.turn)
+def _run(connection: sqlite3.Connection, search: Search) -> Reply | None:
+    try:
+        query = next(search)
+        while True:
+            query = search.send(query.run(connection))
+    except StopIteration as end:
+        found: Reply | None = end.value
+        return found
 
 
 def _pack_choice(completion: Completion, choice: Choice) -> Row:

@@ -54,6 +54,8 @@ WHERE state = 'pending' AND completion IN (?, ?) ORDER BY num"""
 _NEWEST_OF_RATER: Final = """
 SELECT id FROM feedback WHERE session = ? AND key_id = ? AND rater = ? AND state = 'standing'
 ORDER BY num DESC LIMIT 1"""
+_ABOVE: Final = """
+SELECT parent, parent_choice FROM completions WHERE id = ? AND parent IS NOT NULL"""
 _INSERT: Final = """
 INSERT INTO feedback (id, created_ms, latest_ms, completion, choice, session, base, root, held_out,
     completion_ms, completion_num, key_id, rater, source, state, revision, sign, idempotency,
@@ -221,6 +223,37 @@ def undo(
     """
     found = connection.execute(_NEWEST_OF_RATER, (session, key_id, rater)).fetchone()
     return None if found is None else withdraw(connection, found[0], key_id, now_ms=now_ms)
+
+
+def undo_answer(
+    connection: sqlite3.Connection,
+    completion: str,
+    choice: int,
+    key_id: str,
+    rater: str,
+    *,
+    or_above: bool,
+    now_ms: int,
+) -> Feedback | None:
+    """Withdraw the rater's standing rating of an answer; None where there is none.
+
+    Args:
+        connection: in a transaction.
+        completion: the answer's, by its own id.
+        choice: which of its choices.
+        key_id: the key that must have given it.
+        rater: whose it is.
+        or_above: whether, where that has none, it is that of the nearest answer above it in its
+            history that has one.
+        now_ms: the time, since the epoch.
+    """
+    answer: tuple[str, int] | None = (completion, choice)
+    while answer is not None:
+        known = _standing(connection, *answer, rater, key_id)
+        if known is not None:
+            return withdraw(connection, known.id, key_id, now_ms=now_ms)
+        answer = connection.execute(_ABOVE, answer[:1]).fetchone() if or_above else None
+    return None
 
 
 def withdraw_lost(connection: sqlite3.Connection, ids: Sequence[str] | None = None) -> int:

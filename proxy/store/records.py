@@ -54,7 +54,8 @@ class Completion(msgspec.Struct, frozen=True):
 
     `request` is the body exactly as the client sent it. `sampling` is the JSON of the sampling
     parameters in force. `after` and `after_tail` identify the history that the request continues
-    (None where it has no assistant message). Times are in milliseconds; `created_ms` since the
+    (None where it has no assistant message); `follows` is the completion that the client says that
+    history ends in, and is not kept. Times are in milliseconds; `created_ms` since the
     epoch, the others durations. `session` is what the client said, None if it said nothing. `base`
     is the identity of the base that answered, None where it isn't known.
     """
@@ -86,6 +87,7 @@ class Completion(msgspec.Struct, frozen=True):
     starts_turn: bool = True
     after: bytes | None = None
     after_tail: bytes | None = None
+    follows: str | None = None
     choices: tuple[Choice, ...] = ()
     base: str | None = None
 

@@ -176,25 +176,38 @@ class Store:
         undo = partial(feedback.undo, session=session, key_id=key_id, rater=rater, now_ms=now_ms())
         return await self._writer.submit(undo)
 
+    async def undo_answer(
+        self, completion: str, choice: int, key_id: str, rater: str, *, or_above: bool
+    ) -> Feedback | None:
+        """Withdraw the rater's rating of an answer; see `feedback.undo_answer`."""
+        undo = partial(
+            feedback.undo_answer,
+            completion=completion,
+            choice=choice,
+            key_id=key_id,
+            rater=rater,
+            or_above=or_above,
+            now_ms=now_ms(),
+        )
+        return await self._writer.submit(undo)
+
     async def find_reply(
         self,
         key_id: str,
         after: bytes | None,
         after_tail: bytes | None,
         session: str | None = None,
+        follows: str | None = None,
     ) -> Reply | None:
         """Return the recorded choice that a history ends in; see `completions.find_reply`."""
-        if after is not None:
-            replies = await self._reader.all(completions.reply_by_chain(key_id, after, session))
-            if replies:
-                return completions.newest(replies, session)
-        if after_tail is not None:
-            replies = await self._reader.all(
-                completions.reply_by_tail(key_id, after_tail, now_ms())
-            )
-            if len(replies) == 1:
-                return replies[0]
-        return None
+        search = completions.find_reply(key_id, after, after_tail, session, follows, now_ms())
+        try:
+            query = next(search)
+            while True:
+                query = search.send(await self._reader.all(query))
+        except StopIteration as end:
+            found: Reply | None = end.value
+            return found
 
     async def id_of(self, name: str, key_id: str | None = None) -> str:
         """Return the id of the one completion whose answer the engine called `name`.

@@ -39,10 +39,14 @@ class Writer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """An earlier completion: the chat request as it was recorded, in JSON, and its answer."""
+    """An earlier completion: the chat request as it was recorded, in JSON, and its answer.
+
+    `is_whole`: the answer was not cut off before its end.
+    """
 
     request: bytes
     answer: Mapping[str, object]
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,14 @@ class Translated:
         writer: makes what writes the answer, given the hexadecimal digits of its id.
         follows: the digits of the answer whose conversation goes on, where the client names one;
             of strop's own answer to a command that begins one, those that stand for nothing.
+        last_answer: the digits of the last answer in the chat, where the client names it.
     """
 
     fields: dict[str, object]
     left_out: tuple[str, ...]
     writer: Callable[[str], Writer]
     follows: str | None = None
+    last_answer: str | None = None
 
 
 NOTHING: Final[Mapping[str, Earlier]] = MappingProxyType({})

@@ -382,6 +382,45 @@ def test_the_chain_depends_on_all_before() -> None:
     assert len(others) + 1 == len(chains)
 
 
+def test_results_are_hashed_in_the_order_of_their_calls() -> None:
+    """An agent may send them as they come, and another way later; so in the tail too."""
+    asked = assistant(None, call(identity="call_a"), call(identity="call_b"))
+    results = [tool("21 degrees", "call_a"), tool("3 passed", "call_b")]
+    before, note = [user("and?"), asked], {"role": "system", "content": "Plan mode."}
+    sent = [[*before, *results], [*before, *results[::-1]], [*before, results[1], note, results[0]]]
+
+    found = [read([*history, assistant("Ok."), user("more")], SALT) for history in sent]
+
+    assert 1 == len({each.chain for each in found})
+    assert 1 == len({each.after_tail for each in found})
+    assert [extend(read(history, SALT), assistant("Ok."))[0] for history in sent] == [
+        each.after for each in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("identities", "names"),
+    [
+        (("call_a", "call_b"), ("call_a", "call_c")),
+        (("call_a", "call_b"), ("call_a", None)),
+        (("call_a", "call_a"), ("call_a", "call_a")),
+        ((None, None), (None, None)),
+        ((["x"], 5), (["x"], 5)),
+    ],
+)
+def test_results_that_are_not_told_apart_count_as_they_stand(
+    identities: tuple[object, object], names: tuple[object, object]
+) -> None:
+    """Swapped, they are another history: which call they belong to is not known."""
+    calls = [{**call(), "id": identity} for identity in identities]
+    results = [{**tool(f"result {n}"), "tool_call_id": one} for n, one in enumerate(names)]
+    before = [user("and?"), assistant(None, *calls)]
+
+    as_sent, swapped = (read([*before, *order], SALT) for order in (results, results[::-1]))
+
+    assert as_sent.chain != swapped.chain
+
+
 def test_a_cut_history_keeps_its_tail() -> None:
     """A truncated or compacted history has the tail of its last answer, and another chain."""
     turn = [user("and the tests?"), assistant("", call()), tool("3 passed"), assistant("Green.")]

@@ -14,7 +14,7 @@ REMINDER = "<system-reminder>\nBe brief.\n</system-reminder>\n"
 STOPPED = "[Request interrupted by user]\n"
 TYPED = "<command-message>rl</command-message>\n<command-name>/rl</command-name>\n"
 CAVEAT = "<local-command-caveat>Not for you.</local-command-caveat>\n"
-TOOK_BACK = "Took back the rating good (fb_01a2)."
+TOOK_BACK = 'Took back the rating good (fb_01a2) of cmp_01a2: "Because."'
 PICTURE = {"type": "image_url", "image_url": {}}
 
 

@@ -17,6 +17,7 @@ from running import Running, running, settings_for
 from store_values import completion
 
 from strop.proxy import flights
+from strop.proxy.inline import without_commands
 
 Message = dict[str, Any]
 
@@ -63,6 +64,11 @@ async def standing(proxy: Running) -> list[tuple[str, float, str | None, str, st
 async def dies(call: Call) -> None:
     """Close the connection without an answer."""
     call.close()
+
+
+async def refuses(call: Call) -> None:
+    """Say that the request is wrong."""
+    await call.json({"error": {"message": "no"}}, 400)
 
 
 @contextlib.asynccontextmanager
@@ -405,6 +411,81 @@ async def test_a_question_that_was_never_answered_leaves_the_answer_above_it(
     assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
 
 
+@pytest.mark.parametrize("num_before", [0, 1], ids=["first", "later"])
+async def test_a_question_that_failed_leaves_no_answer_to_rate(
+    num_before: int, engine: FakeEngine, proxy: Running
+) -> None:
+    """Neither another chat's answer to the same words, nor the one above it."""
+    begun: list[Message] = []
+    for _ in range(num_before):
+        begun, _ = await say(proxy, begun, "hello")
+    history, _ = await say(proxy, begun, "one")
+    history, rated = await say(proxy, history[:-1], "one")
+    await say(proxy, history, "/rl good")
+    engine.handler, answers = refuses, engine.handler
+    system = {"role": "system", "content": "be brief"}
+    asked = [system, *begun, user("one")]
+    failed = await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": asked}
+    )
+    engine.handler = answers
+
+    _, typed = await say(proxy, asked, "/rl bad it failed")
+    _, status = await say(proxy, asked, "/rl status")
+
+    assert 400 == failed.status_code
+    assert "no answer, so there is nothing to rate" in text_of(typed)
+    assert "no answer" in text_of(status)
+    for told in (typed, status):
+        assert [] == without_commands([{"role": "assistant", "content": text_of(told)}])
+    assert [(id_of(rated), 1.0)] == [s[:2] for s in await standing(proxy)]
+
+
+async def test_undo_below_a_question_that_failed_goes_on_to_the_answer_above_it(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Nothing was rated since."""
+    history, rated = await say(proxy, [], "one")
+    await say(proxy, history, "/rl good")
+    engine.handler, answers = refuses, engine.handler
+    asked = [*history, user("two")]
+    await proxy.client.post("/v1/chat/completions", json={"model": "tiny", "messages": asked})
+    engine.handler = answers
+
+    _, undone = await say(proxy, asked, "/rl undo")
+
+    assert id_of(rated) in text_of(undone)
+    assert [] == await standing(proxy)
+
+
+async def test_a_title_that_failed_is_not_the_question_that_did(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """The answer to the same words that the agent dropped is rated."""
+    history, dropped = await say(proxy, [], "one")
+    engine.handler, answers = refuses, engine.handler
+    system = {"role": "system", "content": "Generate a concise, short title."}
+    body = {"messages": [system, *history[:-1]], "response_format": {"type": "json_object"}}
+    await proxy.client.post("/v1/chat/completions", json={"model": "tiny", **body})
+    engine.handler = answers
+
+    await say(proxy, history[:-1], "/rl bad")
+
+    assert [(id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_an_answer_that_was_gone_on_from_was_not_dropped(proxy: Running) -> None:
+    """Another chat began with the same words, and its first question never came here."""
+    history, first = await say(proxy, [], "one")
+    await say(proxy, history, "/rl good")
+    await say(proxy, history, "two")
+
+    _, typed = await say(proxy, [user("one")], "/rl bad")
+
+    assert "nothing to rate" in text_of(typed)
+    assert [(id_of(first), 1.0)] == [s[:2] for s in await standing(proxy)]
+
+
 async def test_a_conversation_goes_on_after_a_command_as_if_it_had_not_been_there(
     engine: FakeEngine, proxy: Running
 ) -> None:
@@ -525,6 +606,50 @@ async def test_a_header_may_name_the_answer(proxy: Running) -> None:
     assert [id_of(second)] == [s[0] for s in await standing(proxy)]
 
 
+async def test_of_several_choices_a_header_rates_the_one_that_the_history_ends_in(
+    proxy: Running,
+) -> None:
+    """Whether it names their completion, by either id, or not; what became of it says which."""
+    asked = [user("one")]
+    answer = await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": asked, "n": 3}
+    )
+    histories = [[*asked, choice["message"]] for choice in answer.json()["choices"]]
+    statuses = []
+
+    for history, name in zip(histories, (None, id_of(answer), answer.json()["id"]), strict=True):
+        named = {} if name is None else {"x_strop_feedback_for": name}
+        _, response = await say(proxy, history, "on", x_strop_feedback="good", **named)
+        statuses.append(response.headers["x-strop-feedback-status"])
+    undo = {"x_strop_feedback": "undo", "x_strop_feedback_for": id_of(answer)}
+    _, undone = await say(proxy, histories[1], "on", **undo)
+
+    page = await proxy.services.store.list_feedback(limit=100)
+    found = {(f.choice, f.state) for f in page.data}
+    assert {(0, "standing"), (1, "withdrawn"), (2, "standing")} == found
+    statuses.append(undone.headers["x-strop-feedback-status"])
+    ends = [f"; completion={id_of(answer)}; choice={index}" for index in (0, 1, 2, 1)]
+    assert ends == [one[one.index(";") :] for one in statuses]
+
+
+@pytest.mark.parametrize("value", ["good", "undo"])
+async def test_a_header_that_names_several_choices_is_refused(value: str, proxy: Running) -> None:
+    """Where the history ends in none of them, which one is meant is nobody's guess."""
+    answer = await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": [user("one")], "n": 2}
+    )
+    history, other = await say(proxy, [], "two")
+
+    _, response = await say(
+        proxy, history, "on", x_strop_feedback=value, x_strop_feedback_for=id_of(answer)
+    )
+
+    status = response.headers["x-strop-feedback-status"]
+    assert status.startswith(f"error invalid_request; {id_of(answer)} has the choices [0, 1]")
+    assert [] == await standing(proxy)
+    assert 200 == other.status_code
+
+
 @pytest.mark.parametrize(
     ("value", "status"),
     [
@@ -569,26 +694,109 @@ async def test_the_same_header_again_is_one_rating(proxy: Running) -> None:
     assert 'strop_feedback_total{source="header"} 1.0' in counted.text.splitlines()
 
 
-async def test_undo_takes_back_the_last_rating_of_this_conversation(proxy: Running) -> None:
-    """By command or by header, and not another conversation's."""
+async def test_undo_takes_back_the_rating_of_the_answer_above_it_then_those_before(
+    proxy: Running,
+) -> None:
+    """It quotes each; another conversation's ratings stand."""
     other, elsewhere = await say(proxy, [], "elsewhere")
     await say(proxy, other, "/rl good")
     history, first = await say(proxy, [], "one")
     history, _ = await say(proxy, history, "/rl good")
     history, second = await say(proxy, history, "two")
     history, _ = await say(proxy, history, "/rl bad")
+    history, _ = await say(proxy, history, "three")
 
-    _, undone = await say(proxy, history, "/rl undo")
-    after_one = await standing(proxy)
-    _, header = await say(proxy, history, "three", x_strop_feedback="undo")
-    _, empty = await say(proxy, history, "/rl undo")
+    undone = [text_of((await say(proxy, history, "/rl undo"))[1]) for _ in range(3)]
 
-    assert text_of(undone).startswith("[strop] Took back the rating bad")
-    assert [(id_of(elsewhere), 1.0), (id_of(first), 1.0)] == [s[:2] for s in after_one]
-    assert header.headers["x-strop-feedback-status"].startswith("undone ")
-    assert "no rating" in text_of(empty)
+    for word, rated, said in zip(("bad", "good"), (second, first), undone, strict=False):
+        words = rated.json()["choices"][0]["message"]["content"].strip()
+        assert said.startswith(f"[strop] Took back the rating {word} (fb_")
+        assert said.endswith(f') of {id_of(rated)}: "{words}"')
+    assert "no rating in this conversation" in undone[2]
     assert [id_of(elsewhere)] == [s[0] for s in await standing(proxy)]
-    assert second.status_code == 200
+
+
+async def test_undo_below_an_answer_leaves_what_came_after_it(proxy: Running) -> None:
+    """An earlier answer's, where its history ends there; and so by a header that names it."""
+    begun, first = await say(proxy, [], "one")
+    history, second = await say(proxy, begun, "two")
+    await say(proxy, begun, "/rl good")
+    await say(proxy, history, "/rl bad")
+
+    await say(proxy, begun, "/rl undo")
+    after_command = await standing(proxy)
+    await say(proxy, begun, "/rl good")
+    await say(proxy, history, "x", x_strop_feedback="undo", x_strop_feedback_for=id_of(first))
+
+    assert [(id_of(second), -1.0)] == [s[:2] for s in after_command]
+    assert [(id_of(second), -1.0)] == [s[:2] for s in await standing(proxy)]
+
+
+async def test_undo_leaves_the_ratings_of_other_branches(proxy: Running) -> None:
+    """Though they share their session, as two agents do whose first words are the same."""
+    begun, first = await say(proxy, [], "one")
+    here, _ = await say(proxy, begun, "two")
+    there, theirs = await say(proxy, begun, "three")
+    await say(proxy, begun, "/rl good")
+    await say(proxy, there, "/rl bad")
+
+    undone = [text_of((await say(proxy, here, "/rl undo"))[1]) for _ in range(2)]
+
+    assert id_of(first) in undone[0]
+    assert "no rating in this conversation" in undone[1]
+    assert [(id_of(theirs), -1.0)] == [s[:2] for s in await standing(proxy)]
+
+
+async def test_a_header_that_undoes_takes_back_one_rating_however_often_it_comes(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """SDKs send a request that failed again by themselves."""
+    history: list[Message] = []
+    ids = []
+    for text in ("one", "two", "three"):
+        history, answer = await say(proxy, history, text)
+        history, _ = await say(proxy, history, "/rl good")
+        ids.append(id_of(answer))
+
+    engine.handler = dies
+    asked = {"model": "tiny", "messages": [*history, user("on")]}
+    statuses = []
+    for _ in range(3):
+        response = await proxy.client.post(
+            "/v1/chat/completions", json=asked, headers={"X-Strop-Feedback": "undo"}
+        )
+        assert 502 == response.status_code
+        statuses.append(response.headers["x-strop-feedback-status"])
+
+    assert statuses[0].startswith("undone fb_")
+    assert statuses[0].endswith(f"; completion={ids[2]}")
+    assert ["nothing-to-undo"] * 2 == [one.partition(";")[0] for one in statuses[1:]]
+    assert ids[:2] == [s[0] for s in await standing(proxy)]
+
+
+async def test_undo_below_an_unknown_answer_goes_by_the_session_that_the_client_names(
+    proxy: Running,
+) -> None:
+    """Where it names none, nothing is taken back, and the answer says how to."""
+    names = {"x-strop-session": "a"}
+    history, first = await say(proxy, [], "one", **names)
+    history, _ = await say(proxy, history, "/rl bad", **names)
+    history, second = await say(proxy, history, "two", **names)
+    await say(proxy, history, "/rl good", **names)
+    rewritten = [user("in short"), {"role": "assistant", "content": "never said here"}]
+
+    _, unnamed = await say(proxy, rewritten, "/rl undo")
+    all_stand = await standing(proxy)
+    _, header = await say(proxy, rewritten, "on", x_strop_feedback="undo", **names)
+    _, named = await say(proxy, rewritten, "/rl undo", **names)
+
+    assert "nothing to undo" in text_of(unnamed)
+    assert "strop undo ID" in text_of(unnamed)
+    assert without_commands([{"role": "assistant", "content": text_of(unnamed)}]) == []
+    assert [id_of(first), id_of(second)] == [s[0] for s in all_stand]
+    assert header.headers["x-strop-feedback-status"].startswith("no-reply")
+    assert id_of(second) in text_of(named)
+    assert [id_of(first)] == [s[0] for s in await standing(proxy)]
 
 
 async def test_status_and_help_say_what_there_is(proxy: Running) -> None:
@@ -647,6 +855,34 @@ async def test_a_rating_finds_its_answer_ten_thousand_completions_later(proxy: R
     assert [(id_of(first), 1.0), (id_of(second), -1.0), (id_of(first), -1.0)] == [
         s[:2] for s in await standing(proxy)
     ]
+
+
+async def test_of_equal_histories_the_one_with_the_same_call_is_rated(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Two agents ask the same, and the model calls the same: only the calls' ids differ."""
+    identities = iter(("call_8c1f5e0a9d3b", "call_77aa12f0be4c"))
+
+    async def calls(request: Call) -> None:
+        function = {"name": "weather", "arguments": "{}"}
+        made = {"id": next(identities), "type": "function", "function": function}
+        message = {"role": "assistant", "content": None, "tool_calls": [made]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        await request.json({"model": "tiny", "choices": [choice]})
+
+    answers, engine.handler = engine.handler, calls
+    (mine, first), (_, twin) = [await say(proxy, [], "weather?") for _ in range(2)]
+    engine.handler = answers
+
+    await say(proxy, mine, "/rl bad")
+    result = {"role": "tool", "tool_call_id": "call_8c1f5e0a9d3b", "content": "21 degrees"}
+    await say(proxy, [*mine, result], "and now?")
+
+    ((rated, value, *_),) = await standing(proxy)
+    assert (id_of(first), -1.0) == (rated, value)
+    own, other, follower = await proxy.rows()
+    assert (id_of(twin), id_of(first)) == (other.completion.id, follower.parent)
+    assert own.session == follower.session != other.session
 
 
 async def test_a_call_that_its_agent_rewrites_is_the_one_that_is_rated(

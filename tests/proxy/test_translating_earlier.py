@@ -1,5 +1,6 @@
 """Clients of /v1/responses may name what was said before, instead of sending it again."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from openai.types.responses import Response
 from running import Running, running, settings_for
 from scripted_models import REPORT, TOOLS
 from scripted_vllm import ScriptedVllm
+from waiting import until
 
 from strop.proxy.inline import MARK
 
@@ -86,6 +88,50 @@ async def test_a_conversation_goes_on_from_a_response(
     rows = await proxy.rows()
     assert [None, rows[0].completion.id, rows[1].completion.id] == [row.parent for row in rows]
     assert 1 == len({row.session for row in rows})
+
+
+async def test_what_the_system_said_in_the_input_stays_where_the_same_instructions_are_sent(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Where others are, nothing tells it from the ones before, and the answer says it is gone."""
+    spoken = [{"role": "developer", "content": "Speak French."}, QUESTION]
+    first = (await ask(proxy, input=spoken, instructions="Be brief.")).json()
+    last, systems, named = first, [], []
+    for instructions in ("Be brief.", None, "Be long."):
+        more: Item = {"instructions": instructions, "previous_response_id": last["id"]}
+        answer = await ask(proxy, input="more", **more)
+        last = answer.json()
+        systems += [one["content"] for one in told(engine) if one["role"] == "system"]
+        named.append(answer.headers.get("x-strop-left-out"))
+
+    assert ["Be brief.\n\nSpeak French."] * 2 + ["Be long."] == systems
+    assert [None, None, "previous_response_id.instructions"] == named
+
+
+@pytest.mark.parametrize("names_items", [False, True], ids=["response", "items"])
+async def test_of_equal_conversations_the_one_that_is_named_goes_on(
+    names_items: bool, proxy: Running
+) -> None:
+    """Two agents with other instructions, which are in no chain, got one answer to one question."""
+    mine, other = [
+        (await ask(proxy, input="hi", instructions=f"You are {name}.")).json() for name in "AB"
+    ]
+
+    async def say(text: str) -> httpx.Response:
+        if not names_items:
+            return await ask(proxy, input=text, previous_response_id=mine["id"])
+        said = [{"role": "user", "content": "hi"}, *mine["output"]]
+        return await ask(proxy, input=[*said, {"role": "user", "content": text}])
+
+    await say("/rl bad")
+    await say("more")
+
+    assert mine["output"][0]["content"] == other["output"][0]["content"]
+    answered, twin, follower = await proxy.rows()
+    (rating,) = (await proxy.services.store.list_feedback(limit=9)).data
+    assert (answered.completion.id, -1.0) == (rating.completion, rating.rating)
+    assert (answered.completion.id, "chain") == (follower.parent, follower.parent_by)
+    assert answered.session == follower.session != twin.session
 
 
 @pytest.mark.parametrize("names_items", [False, True], ids=["response", "items"])
@@ -252,6 +298,34 @@ async def test_what_is_not_recorded_as_it_was_is_not_gone_on_from(
     error = refused.json()["error"]
     assert (400, "previous_response_id") == (refused.status_code, error["param"])
     assert "send the whole conversation in `input`" in error["message"]
+
+
+async def test_an_answer_that_was_cut_off_is_not_gone_on_from(tmp_path: Path) -> None:
+    """Whoever names it is told so, and not that strop doesn't know it."""
+    gate = asyncio.Event()
+
+    async def half(number: int) -> None:
+        if number == 2:
+            await gate.wait()
+
+    vllm = FakeVllm(before_event=half)
+    async with (
+        FakeEngine(vllm) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        body = {"model": "tiny", "input": "hi", "stream": True}
+        async with proxy.client.stream("POST", "/v1/responses", json=body) as response:
+            digits = response.headers["x-strop-completion-id"].removeprefix("cmp_")
+        await until(proxy.rows)
+        gate.set()
+        refused = [
+            await ask(proxy, input="more", previous_response_id=f"resp_{digits}"),
+            await ask(proxy, input=[{"type": "item_reference", "id": f"msg_{digits}"}]),
+        ]
+
+    said = [one.json()["error"] for one in refused]
+    assert ["previous_response_id", "input[0].id"] == [one["param"] for one in said]
+    assert all("cut off" in one["message"] for one in said)
 
 
 async def test_what_another_key_was_answered_is_unknown(tmp_path: Path) -> None:

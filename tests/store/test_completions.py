@@ -264,6 +264,59 @@ async def test_of_equal_histories_that_of_the_clients_own_session_is_followed(
     ]
 
 
+async def test_of_equal_histories_that_of_the_same_call_is_followed(store: Store) -> None:
+    """A call's id is in the tail alone; however many chats of the same words came after it."""
+    for number in range(1, 5):
+        mine = choice(chain=b"x", tail=b"call %d" % number)
+        await record(store, f"cmp_{number}", session=f"s{number}", choices=(mine,))
+
+    followed = [
+        await record(store, f"cmp_a{n}", after=b"x", after_tail=b"call %d" % n) for n in (1, 3, 4)
+    ]
+    labelled = await record(store, "cmp_b", session="s4", after=b"x", after_tail=b"call 2")
+    unknown = await record(store, "cmp_c", after=b"x", after_tail=b"call 9")
+
+    assert ["cmp_1", "cmp_3", "cmp_4"] == [one.parent for one in followed]
+    assert ("cmp_2", "chain") == (labelled.parent, labelled.parent_by)
+    assert ("cmp_4", "chain_ambiguous") == (unknown.parent, unknown.parent_by)
+
+
+async def test_the_tail_of_another_history_is_not_followed_where_equal_ones_are_known(
+    store: Store,
+) -> None:
+    """It says less than the whole history."""
+    for number in (1, 2):
+        await record(store, f"cmp_{number}", choices=(choice(chain=b"x", tail=b"old"),))
+    await record(store, "cmp_3", choices=(choice(chain=b"y", tail=b"t"),))
+
+    found = await record(store, "cmp_4", after=b"x", after_tail=b"t")
+
+    assert ("cmp_2", "chain_ambiguous") == (found.parent, found.parent_by)
+
+
+async def test_of_equal_histories_the_one_that_is_named_is_followed(store: Store) -> None:
+    """By its completion's id, before a session's; a name that fits neither chain nor tail isn't."""
+    for id_, key_id in (("cmp_1", KEY), ("cmp_2", KEY), ("cmp_3", KEY), ("cmp_4", OTHER_KEY)):
+        mine = choice(chain=b"x", tail=b"t")
+        await record(store, id_, key_id=key_id, session=id_, choices=(mine,))
+    await record(store, "cmp_5", choices=(choice(chain=b"y", tail=b"u"),))
+    keys = {"after": b"x", "after_tail": b"t"}
+
+    named = await record(store, "cmp_6", session="cmp_2", follows="cmp_1", **keys)
+    cut = await record(store, "cmp_7", follows="cmp_1", after=b"cut", after_tail=b"t")
+    others = [
+        await record(store, f"cmp_8{name}", follows=name, **keys)
+        for name in ("cmp_4", "cmp_5", "cmp_none")
+    ]
+    found = await store.find_reply(KEY, b"x", b"t", "cmp_2", "cmp_1")
+
+    assert ("cmp_1", "chain") == (named.parent, named.parent_by)
+    assert ("cmp_1", "tail") == (cut.parent, cut.parent_by)
+    assert [("cmp_3", "chain_ambiguous")] * 3 == [(one.parent, one.parent_by) for one in others]
+    assert found is not None
+    assert ("cmp_1", "chain") == (found.completion, found.by)
+
+
 async def test_a_history_never_follows_another_keys_choice(store: Store) -> None:
     """Strangers are never merged, neither by chain nor by tail."""
     await record(store, "cmp_1", key_id=OTHER_KEY, choices=(choice(chain=b"x", tail=b"t"),))

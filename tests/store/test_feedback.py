@@ -421,6 +421,45 @@ async def test_undo_withdraws_the_raters_newest_rating_in_the_session(store: Sto
     assert 3 == len(standing)
 
 
+async def test_an_answers_undo_withdraws_what_the_rater_says_of_it(store: Store) -> None:
+    """Of this choice alone, with this key; again, there is nothing left."""
+    await record(store, "cmp_1", choices=(choice(0, chain=b"0"), choice(1, chain=b"1")))
+    await record(store, "cmp_2", after=b"1")
+    given = (await rate(store, "cmp_1", choice=1)).feedback
+    await rate(store, "cmp_1", choice=0)
+    await rate(store, "cmp_1", choice=1, rater="ann")
+    await rate(store, "cmp_2")
+    answer = ("cmp_1", 1)
+
+    strangers = await store.undo_answer(*answer, OTHER_KEY, "", or_above=False)
+    undone = [await store.undo_answer(*answer, KEY, "", or_above=False) for _ in range(2)]
+
+    assert strangers is None
+    assert [given.id, None] == [one.id if one else None for one in undone]
+    standing = [state for state in (await states(store)).values() if state == "standing"]
+    assert 3 == len(standing)
+
+
+async def test_an_answers_undo_goes_up_its_own_history_at_most(store: Store) -> None:
+    """To the next above it that is rated; past none, and into no other branch."""
+    await record(store, "cmp_1", choices=(choice(0, chain=b"0"), choice(1, chain=b"1")))
+    await record(store, "cmp_2", after=b"1", choices=(choice(chain=b"2"),))
+    await record(store, "cmp_3", after=b"2")
+    await record(store, "cmp_other", after=b"1")
+    first = (await rate(store, "cmp_1", choice=1)).feedback
+    await rate(store, "cmp_1", choice=0)
+    last = (await rate(store, "cmp_3")).feedback
+    await rate(store, "cmp_other")
+
+    alone = await store.undo_answer("cmp_2", 0, KEY, "", or_above=False)
+    undone = [await store.undo_answer("cmp_3", 0, KEY, "", or_above=True) for _ in range(3)]
+
+    assert alone is None
+    assert [last.id, first.id, None] == [one.id if one else None for one in undone]
+    standing = [state for state in (await states(store)).values() if state == "standing"]
+    assert 2 == len(standing)
+
+
 async def test_undo_does_not_bring_back_what_was_superseded(store: Store) -> None:
     """After good, then bad, then undo, nothing stands."""
     await record(store, "cmp_1", session="mine")

@@ -84,6 +84,7 @@ async def _writes(store: Store) -> str:
     undone = await rate(store, "cmp_1")
     await store.withdraw_lost((undone.feedback.id,))
     await store.undo("mine", KEY, "")
+    await store.undo_answer("cmp_2", 0, KEY, "", or_above=True)
     await store.withdraw(undone.feedback.id, KEY)
     kept = (await rate(store, "cmp_2")).feedback
     await store.revise(kept.id, KEY, Revision(-1.0, b'"bad"'))
@@ -136,7 +137,7 @@ async def _versions(store: Store, given: str) -> None:
 
 
 async def _reads(store: Store, given: str) -> None:
-    await store.find_reply(KEY, b"cut", b"t")
+    await store.find_reply(KEY, b"cut", b"t", follows="cmp_1")
     await store.get_completion("cmp_1")
     await store.get_feedback(given)
     await store.list_revisions(given)
@@ -161,6 +162,7 @@ async def _reads(store: Store, given: str) -> None:
 
 
 async def _read_versions(store: Store) -> None:
+    await store.versions.clean_ancestor("v4")
     await store.versions.get("v4")
     await store.versions.list()
     await store.versions.base_names()

@@ -322,6 +322,23 @@ def test_an_error_is_an_openai_error() -> None:
     assert {"error": error} == orjson.loads(RESPONSES.error(400, error))
 
 
+@pytest.mark.parametrize(
+    ("chats", "sent"),
+    [
+        ("max_tokens", "max_output_tokens"),
+        ("response_format", "text.format"),
+        ("temperature", "temperature"),
+        (None, None),
+        (["max_tokens"], ["max_tokens"]),
+    ],
+)
+def test_an_error_names_what_the_client_sent(chats: object, sent: object) -> None:
+    """Whoever refuses it knows it by chat's name."""
+    error = {"message": "no", "param": chats}
+
+    assert {"error": {**error, "param": sent}} == orjson.loads(RESPONSES.error(400, error))
+
+
 names = st.sampled_from(
     [
         *("content", "reasoning", "refusal", "tool_calls", "index", "id", "function", "name"),

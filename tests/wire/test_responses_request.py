@@ -232,7 +232,7 @@ def test_what_strop_has_said_itself_never_reaches_the_model(before: list[str]) -
         says("user", "And now?"),
     )
 
-    kept = without_commands(found) or found
+    kept: list[Any] = without_commands(found) or found
     assert ["user", "assistant", "user"] == [one["role"] for one in kept]
     assert kept[1]["content"] is None
     assert "And now?" == kept[2]["content"]

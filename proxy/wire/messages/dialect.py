@@ -13,7 +13,7 @@ from strop.proxy.wire.members import list_in, object_in, others_in, refuse
 from strop.proxy.wire.messages.answer import MessageWriter, error_body
 from strop.proxy.wire.messages.history import History
 from strop.proxy.wire.messages.tools import tools_in
-from strop.proxy.wire.translation import NOTHING, Earlier, Translated, Translation, stream_members
+from strop.proxy.wire.translation import NOTHING, Earlier, Translated, stream_members
 
 Fields = Mapping[str, object]
 
@@ -71,32 +71,45 @@ class _Messages:
         Raises:
             BadRequest: it is malformed, or asks for what no chat completion can do.
         """
-        left_out: list[str] = []
-        history = History(left_out)
-        history.add_system(fields.get("system"))
-        for position, value in enumerate(chat.messages_of(fields)):
-            path = f"messages[{position}]"
-            history.add(object_in(value, path), path)
-        said = _carried(fields, left_out)
-        said["messages"] = history.finish()
-        said["max_tokens"] = _max_tokens(fields.get("max_tokens"))
-        said |= tools_in(fields, left_out)
-        if stop := _strings(fields.get("stop_sequences"), "stop_sequences"):
-            said["stop"] = stop
-        if (wanted := _output_format(fields, left_out)) is not None:
-            said["response_format"] = wanted
-        said |= stream_members(fields)
-        model = fields.get("model")
-        return Translated(
-            said, tuple(left_out), partial(MessageWriter, model if isinstance(model, str) else "")
-        )
+        return _to_chat(fields)
+
+    def to_count(self, fields: Fields) -> dict[str, object]:
+        """Return the chat whose prompt is to be counted; it may end in an answer.
+
+        Raises:
+            BadRequest: it is malformed, or holds what no chat completion can.
+        """
+        # What is only counted says nothing of how long its answer may be.
+        return _to_chat({"max_tokens": 1, **fields}, may_end_in_answer=True).fields
 
     def error(self, status: int, error: Fields) -> bytes:
         """Return the JSON body that says what the OpenAI error object `error` says."""
         return error_body(status, error)
 
 
-MESSAGES: Final[Translation] = _Messages()
+MESSAGES: Final = _Messages()
+
+
+def _to_chat(fields: Fields, *, may_end_in_answer: bool = False) -> Translated:
+    left_out: list[str] = []
+    history = History(left_out)
+    history.add_system(fields.get("system"))
+    for position, value in enumerate(chat.messages_of(fields)):
+        path = f"messages[{position}]"
+        history.add(object_in(value, path), path)
+    said = _carried(fields, left_out)
+    said["messages"] = history.finish(may_end_in_answer=may_end_in_answer)
+    said["max_tokens"] = _max_tokens(fields.get("max_tokens"))
+    said |= tools_in(fields, left_out)
+    if stop := _strings(fields.get("stop_sequences"), "stop_sequences"):
+        said["stop"] = stop
+    if (wanted := _output_format(fields, left_out)) is not None:
+        said["response_format"] = wanted
+    said |= stream_members(fields)
+    model = fields.get("model")
+    return Translated(
+        said, tuple(left_out), partial(MessageWriter, model if isinstance(model, str) else "")
+    )
 
 
 def _carried(fields: Fields, left_out: list[str]) -> dict[str, object]:

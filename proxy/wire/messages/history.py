@@ -115,13 +115,15 @@ class History:
         else:
             refuse(f"{path}.role", "user, assistant or system", role)
 
-    def finish(self) -> list[Message]:
+    def finish(self, *, may_end_in_answer: bool = False) -> list[Message]:
         """Return the whole chat; no more is added.
 
         Raises:
-            BadRequest: it is empty, or ends with the beginning of an answer.
+            BadRequest: it is empty, or ends with the beginning of an answer, which it may not.
         """
         self._end_turn()
+        if may_end_in_answer:
+            self._end_answer()
         if not self.messages and self._answer is None:
             refuse("messages", "at least one message", [])
         if self._answer is not None:

@@ -21,8 +21,10 @@ from strop.proxy.wire.members import (
 from strop.proxy.wire.responses.history import History
 from strop.proxy.wire.responses.object import Envelope
 from strop.proxy.wire.responses.references import (
+    FINISHED,
     NOTHING_BEFORE,
     SEND_ALL,
+    UNFINISHED,
     answer_before,
     answers_in,
 )
@@ -72,6 +74,12 @@ _REFUSED: Final[Mapping[str, str]] = {
     "prompt": "strop keeps no templates: send the text itself in `instructions` and `input`",
     "n": "a response is one answer: ask several times",
     "messages": "this is the Responses dialect: send `input`, or use /v1/chat/completions",
+}
+# Chat's names of members, and this dialect's.
+_SENT_AS: Final[Mapping[str, str]] = {
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
 }
 _LOGPROBS: Final = "message.output_text.logprobs"
 _EFFORTS: Final = frozenset({"none", "minimal", "low", "medium", "high", "xhigh", "max"})
@@ -133,11 +141,14 @@ class _Responses:
             left_out=(*left_out, *tools.left_out, *history.left_out),
             writer=lambda digits: ResponseWriter(envelope, digits),
             follows=follows,
+            last_answer=history.last_answer,
         )
 
     def error(self, status: int, error: Mapping[str, object]) -> bytes:  # noqa: ARG002
         """Return the JSON body that says what the OpenAI error object `error` says."""
-        return body.dumps({"error": error})
+        named = error.get("param")
+        sent = _SENT_AS.get(named) if isinstance(named, str) else None
+        return body.dumps({"error": {**error, "param": sent} if sent else error})
 
 
 RESPONSES: Final[Translation] = _Responses()
@@ -171,6 +182,8 @@ def _resume(
     before = earlier.get(answer) if answer else None
     if answer is None or before is None:
         refuse("previous_response_id", "a response that strop has", name, SEND_ALL)
+    if not before.is_whole:
+        refuse("previous_response_id", FINISHED, name, UNFINISHED)
     history.resume(before, answer)
     return answer
 

@@ -29,7 +29,13 @@ from strop.proxy.wire.responses.items import (
     call_id,
     is_content,
 )
-from strop.proxy.wire.responses.references import SEND_ALL, answer_of, is_own
+from strop.proxy.wire.responses.references import (
+    FINISHED,
+    SEND_ALL,
+    UNFINISHED,
+    answer_of,
+    is_own,
+)
 from strop.proxy.wire.responses.tools import custom_arguments, function_name
 from strop.proxy.wire.responses.turns import Asked, Said
 from strop.proxy.wire.translation import Earlier
@@ -57,6 +63,12 @@ class History:
         self._entries: list[Said | Asked | dict[str, object]] = []
         self._callers: dict[str, Said] = {}
 
+    @property
+    def last_answer(self) -> str | None:
+        """The digits of the last answer, where its items have ids of ours."""
+        said = (entry.answer for entry in reversed(self._entries) if isinstance(entry, Said))
+        return next(said, None)
+
     def instruct(self, text: str) -> None:
         """Take what the model is told before the conversation."""
         self._instructions.append(text)
@@ -64,8 +76,11 @@ class History:
     def resume(self, before: Earlier, answer: str) -> None:
         """Take a conversation with its answer, of which these are the digits.
 
-        What the model was told before it counts only where nothing was said in its place.
+        What the model was told before it counts where nothing was said in its place. Where the same
+        instructions are, what stood behind them still counts: they and the messages of the system
+        are one text in what was recorded.
         """
+        told: list[str] = []
         for message in list_in(body.parse(before.request).get("messages"), "messages"):
             if not isinstance(message, dict):
                 continue
@@ -78,9 +93,19 @@ class History:
                 self._entries.append(
                     Asked([content if isinstance(content, list) else str(content)])
                 )
-            elif not self._instructions:
-                self._instructions += texts_of(message)
+            else:
+                told += texts_of(message)
+        self._tell_again("\n\n".join(told))
         self._add(Said.of(before.answer, answer))
+
+    def _tell_again(self, told: str) -> None:
+        instructions = "\n\n".join(self._instructions)
+        if not instructions:
+            self._instructions += [told] if told else []
+        elif told.startswith(f"{instructions}\n\n"):
+            self._instructions.append(told[len(instructions) + 2 :])
+        elif told not in ("", instructions):
+            self.left_out.append("previous_response_id.instructions")
 
     def read(self, items: object) -> None:
         """Take a request's `input`.
@@ -152,6 +177,8 @@ class History:
             if is_own(item["id"]) or (isinstance(last, Asked) and last.is_command):
                 return
             refuse(f"{path}.id", "an item of an answer that strop has", item["id"], SEND_ALL)
+        if not before.is_whole:
+            refuse(f"{path}.id", FINISHED, item["id"], UNFINISHED)
         if not (isinstance(last, Said) and last.answer == answer):
             self._add(Said.of(before.answer, answer))
 

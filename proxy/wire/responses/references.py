@@ -21,6 +21,10 @@ SEND_ALL: Final = (
 )
 """What to do where an answer can't be found."""
 
+FINISHED: Final = "an answer that was finished"
+UNFINISHED: Final = "its answer was cut off, or failed: send the whole conversation in `input`"
+"""What to do where an answer has no end."""
+
 
 def answer_of(identity: object) -> str | None:
     """Return the digits of the answer that a response or one of its items is, by its id."""
