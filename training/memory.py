@@ -13,22 +13,23 @@ from pathlib import Path
 
 from strop.training.backends import Choice
 from strop.training.backends.base_files import BaseFiles
+from strop.training.backends.batch import MLP_ROWS, MOST_SCORES
 
 GIB = 2**30
 
 # What torch and MLX take by themselves: libraries and buffers, on a GPU its context.
 _RUNTIME = {"cpu": 400 * 2**20, "cuda": 700 * 2**20, "gpu": 900 * 2**20}
-# Numbers kept per token and block, in units of the hidden and the intermediate size; both from the
-# saved tensors of Llama's blocks with LoRA on seven layers, checked against measured peaks.
-_HIDDEN_UNITS, _INTERMEDIATE_UNITS = 16, 6
+# Numbers held per token of a block in its backward pass, in units of the hidden size, in 32 and 16
+# bits (norms compute in 32), and of the intermediate size: from measured peaks of random models
+# with the ratios of Llama and Qwen3-4B, LoRA on seven layers.
+_HIDDEN_UNITS = {"torch": (16, 26), "mlx": (36, 50)}
+_INTERMEDIATE_UNITS = {"torch": 6, "mlx": 18}
 # Copies of a block's attention scores, which MLX has no fused backward pass for.
 _SCORES = 5
 # Copies of the LoRA: weights, two gradients, two moments, two versions to compare with.
 _LORA_COPIES = 7
 # Logits, their gradient and one temporary; no more of them at once than a chunk.
 _LOGITS_COPIES, _LOGITS_CHUNK = 3, 2**26
-# How many blocks' activations are there at once where blocks are checkpointed.
-_BLOCKS_AT_ONCE = {"torch": 3, "mlx": 1}
 _MARGIN = 1.2
 # Of the container that this process is in, cgroup v2 and v1: a kernel counts memory in one of them.
 _LINUX_FILES = (
@@ -53,7 +54,10 @@ class Estimate:
         lora: the LoRA, its optimizer, and the versions it is compared with.
         runtime: the framework itself.
         per_token: activations for each token of a micro-batch, padding included.
+        per_row: those of an MLP, for each token that goes through it at a time.
+        max_rows: how many these are at most.
         per_pair: attention scores for each pair of positions of one sequence.
+        max_pairs: what the scores take at most.
         per_logits: logits for each answer token of a micro-batch.
         max_logits: what the logits take at most.
     """
@@ -64,15 +68,20 @@ class Estimate:
     lora: int
     runtime: int
     per_token: int
+    per_row: int
+    max_rows: int
     per_pair: int
+    max_pairs: int
     per_logits: int
     max_logits: int
 
     def total(self, num_tokens: int, longest: int) -> int:
         """Return the peak with micro-batches of `num_tokens`, in sequences of up to `longest`."""
-        activations = num_tokens * (self.per_token + longest * self.per_pair)
+        activations = num_tokens * self.per_token + min(num_tokens, self.max_rows) * self.per_row
+        scores = min(num_tokens * longest * self.per_pair, self.max_pairs)
         logits = min(num_tokens * self.per_logits, self.max_logits)
-        return self.weights + self.lora + self.runtime + int(_MARGIN * (activations + logits))
+        held = activations + scores + logits
+        return self.weights + self.lora + self.runtime + int(_MARGIN * held)
 
     def fits(self, free: int, longest: int) -> bool:
         """Return whether a sequence of `longest` tokens fits into `free` bytes alone."""
@@ -148,14 +157,14 @@ def estimate(base: Path, chosen: Choice, *, rank: int, quantize_base: bool = Fal
         # Half a byte and its scales; embedding and head stay as they are.
         outside = files.num_weights - sizes.num_layers * sizes.block_weights
         weights = int(0.56 * (files.num_weights - outside)) + outside * item
-    per_block = (_HIDDEN_UNITS * sizes.hidden + _INTERMEDIATE_UNITS * sizes.intermediate) * item
-    num_scores = sizes.num_heads * _SCORES * item if is_mlx else 0
+    # Checkpointed, one block is there at a time, and what goes into each.
+    num_blocks = 1 if files.is_checkpointed else sizes.num_layers
+    per_token = num_blocks * _HIDDEN_UNITS[chosen.name][not is_wide] * sizes.hidden * item
+    per_row = num_blocks * _INTERMEDIATE_UNITS[chosen.name] * sizes.intermediate * item
     if files.is_checkpointed:
-        # And what goes into each of the others.
-        at_once = _BLOCKS_AT_ONCE[chosen.name]
-        per_token = at_once * per_block + sizes.num_layers * sizes.hidden * item
-    else:
-        per_token, num_scores = sizes.num_layers * per_block, sizes.num_layers * num_scores
+        per_token += sizes.num_layers * sizes.hidden * item
+    per_pair = num_blocks * sizes.num_heads * _SCORES * item if is_mlx else 0
+    most_scores = num_blocks * _SCORES * MOST_SCORES * item
     return Estimate(
         chosen=chosen,
         is_quantized=quantize_base,
@@ -163,7 +172,10 @@ def estimate(base: Path, chosen: Choice, *, rank: int, quantize_base: bool = Fal
         lora=_LORA_COPIES * 4 * rank * sizes.num_layers * sizes.lora_sides,
         runtime=_RUNTIME.get(chosen.device, _RUNTIME["cpu"]),
         per_token=per_token,
-        per_pair=num_scores,
+        per_row=per_row,
+        max_rows=MLP_ROWS if files.is_checkpointed else sys.maxsize,
+        per_pair=per_pair,
+        max_pairs=sys.maxsize if files.text_config.get("attn_logit_softcapping") else most_scores,
         per_logits=_LOGITS_COPIES * 4 * sizes.vocabulary,
         max_logits=_LOGITS_COPIES * 4 * _LOGITS_CHUNK,
     )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ def assert_close(expected: Mapping[str, Floats], found: Mapping[str, Floats], at
     largest = max(float(np.abs(array).max()) for array in expected.values())
     for name, array in expected.items():
         np.testing.assert_allclose(array, found[name], atol=atol * largest, rtol=0, err_msg=name)
+
+
+def peak_bytes(backend: str, policy: Policy, asked: Sequence[Tokens]) -> int:
+    """Return how much memory one micro-batch takes at most, on a CPU, of those to come."""
+    policy.accumulate(asked, pull)
+    if backend == "mlx":
+        return kept_bytes(backend, policy, asked)
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        policy.accumulate(asked, pull)
+    results: Any = profiled.profiler
+    events = [one for one in results.kineto_results.events() if one.name() == "[memory]"]
+    events.sort(key=lambda one: one.start_ns())
+    return int(max(accumulate(one.nbytes() for one in events)))
 
 
 def kept_bytes(backend: str, policy: Policy, asked: Sequence[Tokens]) -> int:

@@ -26,7 +26,7 @@ def make(folder: Path, config: str, **fields: Any) -> Path:
     import transformers
 
     return models._write_random(
-        folder, getattr(transformers, config)(**SIZES, **fields), "float32", 0
+        folder, getattr(transformers, config)(**{**SIZES, **fields}), "float32", 0
     )
 
 

@@ -11,6 +11,7 @@ import models
 import numpy as np
 import pytest
 from backend_cases import (
+    SIZES,
     TOLERANCE,
     UNCLIPPED,
     Open,
@@ -20,11 +21,12 @@ from backend_cases import (
     kept_bytes,
     opened,
     pull,
+    save_random,
     sequences,
     state_of,
 )
 
-from strop.training.backends import base_files, open_policy, torch_model
+from strop.training.backends import base_files, mlx_pieces, open_policy, torch_model
 from strop.training.backends.base import CutShort, OutOfMemory
 from strop.training.sequences import Floats, Tokens
 
@@ -102,6 +104,108 @@ def test_checkpointed_blocks_and_a_head_in_chunks_change_no_gradient(
     assert_close(
         gradients_of(plain, tmp_path / "plain"), gradients_of(saving, tmp_path / "saving"), 1e-5
     )
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_pieces_change_no_gradient(
+    opened: Open,
+    backend: str,
+    qwen3: Path,
+    peft_a: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+) -> None:
+    """Of MLPs, and on MLX of attention: some positions after others, the last ones fewer."""
+    asked = sequences((5, 17), (20, 33))
+    plain = opened(qwen3, peft_a, adamw=UNCLIPPED)
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    for module in (mlx_pieces, torch_model):
+        monkeypatch.setattr(module, "MLP_ROWS", 2 * rows)
+    monkeypatch.setattr(mlx_pieces, "MOST_SCORES", 2 * 4 * 53 * rows)
+    saving = opened(qwen3, peft_a, adamw=UNCLIPPED)
+
+    for policy in (plain, saving):
+        policy.accumulate(asked, pull)
+
+    for expected, found in zip(plain.logprobs(asked), saving.logprobs(asked), strict=True):
+        np.testing.assert_allclose(expected, found, atol=1e-5)
+    assert_close(
+        gradients_of(plain, tmp_path / "plain"), gradients_of(saving, tmp_path / "saving"), 1e-5
+    )
+
+
+EXPERTS = {
+    "Qwen2MoeConfig": {
+        "num_experts": 4,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    },
+    "GptOssConfig": {"num_local_experts": 4, "sliding_window": 16},
+}
+
+
+# What mlx-lm reads of a gpt-oss is quantised.
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [("torch", "Qwen2MoeConfig"), ("mlx", "Qwen2MoeConfig"), ("torch", "GptOssConfig")],
+    indirect=["backend"],
+)
+def test_mlps_with_experts_compute_in_pieces(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Which expert a token goes to is its own matter; some return that too."""
+    import transformers
+
+    config = getattr(transformers, kind)(**SIZES, **EXPERTS[kind], num_experts_per_tok=2)
+    base = save_random(tmp_path / "base", config)
+    asked = sequences((5, 17), (20, 33))
+    plain = opened(base, adamw=UNCLIPPED)
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    for module in (mlx_pieces, torch_model):
+        monkeypatch.setattr(module, "MLP_ROWS", 16)
+    saving = opened(base, adamw=UNCLIPPED)
+
+    for policy in (plain, saving):
+        policy.accumulate(asked, pull)
+
+    assert_close(
+        gradients_of(plain, tmp_path / "plain"), gradients_of(saving, tmp_path / "saving"), 1e-5
+    )
+
+
+@pytest.mark.parametrize("masked", ["causal", "window", "added", "keys", "no", "causal, sinks"])
+def test_attention_in_pieces_is_attention(masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forwards and backwards, under whatever mask a model uses."""
+    import mlx.core as mx
+
+    length, places = 23, np.arange(23)
+    seen = (places[:, None] >= places) & (places[:, None] < places + 6)
+    masks = {
+        "window": mx.array(seen),
+        "added": mx.array(np.where(seen, 0.0, -np.inf)[None, None], mx.float32),
+        "keys": mx.array(places < 15)[None, None, None],
+        "no": None,
+    }
+    options: dict[str, Any] = {"scale": 0.3, "mask": masks.get(masked, "causal")}
+    if masked.endswith("sinks"):
+        options["sinks"] = mx.array([0.5, -1.0, 2.0, 0.0])
+    monkeypatch.setattr(mlx_pieces, "MOST_SCORES", 2 * 4 * length * 5)
+    shapes = [(2, num_heads, length, 8) for num_heads in (4, 2, 2, 4)]
+    *inputs, slopes = (mx.random.normal(shape, key=mx.random.key(sum(shape))) for shape in shapes)
+
+    def computed() -> list[mx.array]:
+        attend = mx.fast.scaled_dot_product_attention
+        found, gradients = mx.vjp(lambda *arrays: attend(*arrays, **options), inputs, [slopes])
+        mx.eval(found, gradients)
+        return [*found, *gradients]
+
+    expected = computed()
+    with mlx_pieces.attention_in_pieces():
+        found = computed()
+
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(np.array(one), np.array(other), atol=1e-5)
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])

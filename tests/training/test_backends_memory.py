@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_cases import backend, kept_bytes, pull, sequences
+import random_models
+from backend_cases import backend, kept_bytes, peak_bytes, pull, sequences
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from strop.configs import demo_model
 from strop.training import memory, presets, room
-from strop.training.backends import Choice, base_files, open_policy
+from strop.training.backends import Choice, base_files, mlx_pieces, open_policy, torch_model
 from strop.training.backends.base import BackendUnavailable
 from strop.training.memory import GIB, Estimate
 from strop.training.room import Room
@@ -31,10 +34,15 @@ SMALL = Estimate(
     lora=100,
     runtime=10,
     per_token=5,
+    per_row=0,
+    max_rows=0,
     per_pair=0,
+    max_pairs=0,
     per_logits=5,
     max_logits=1200,
 )
+
+EMPTY = replace(SMALL, weights=0, lora=0, runtime=0, per_token=0, per_logits=0)
 
 
 def test_a_total_by_hand() -> None:
@@ -46,9 +54,18 @@ def test_a_total_by_hand() -> None:
 
 def test_attention_scores_grow_with_the_longest_sequence() -> None:
     """Where they are kept, two sequences of 10 take less than one of 20."""
-    scores = replace(SMALL, weights=0, lora=0, runtime=0, per_token=0, per_pair=10, per_logits=0)
+    scores = replace(EMPTY, per_pair=10, max_pairs=10**9)
 
     assert 2 * scores.total(20, 10) == scores.total(20, 20)
+
+
+def test_what_comes_in_pieces_grows_up_to_one() -> None:
+    """An MLP's activations, and the scores of an attention."""
+    rows = replace(EMPTY, per_row=10, max_rows=15)
+    pairs = replace(EMPTY, per_pair=10, max_pairs=2000)
+
+    assert [120, 180, 180] == [rows.total(num, num) for num in (10, 15, 1000)]
+    assert [1200, 2400, 2400] == [pairs.total(num, num) for num in (10, 15, 1000)]
 
 
 @given(free=st.integers(0, 200_000), longest=st.integers(1, 500))
@@ -111,6 +128,35 @@ def test_a_closed_policy_holds_no_weights(
         gc.enable()
 
     assert not is_held
+
+
+FREED = """
+import sys, torch
+from pathlib import Path
+from strop.training.backends import base_files, open_policy
+
+base_files._CHECKPOINTED_BYTES = int(sys.argv[2])
+policy = open_policy(Path(sys.argv[1]), backend="torch")
+# glibc maps what is this large by itself, and puts it into its heap from the second time on.
+del (first := [torch.ones(7 * 2**20)])[:]
+held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = held()
+large = [(torch.ones(2 * 2**20), torch.ones(2**10)) for _ in range(20)]
+small = [one for _, one in large]
+del large
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc; glibc's heap alone has holes")
+def test_what_torch_frees_goes_back_where_blocks_are_checkpointed(qwen3: Path) -> None:
+    """Large arrays leave no holes in the heap, where smaller ones stay between them."""
+    left = [
+        int(subprocess.check_output([sys.executable, "-c", FREED, str(qwen3), str(size)]))
+        for size in (0, 2**40)
+    ]
+
+    assert left[0] < 2**23 < 2**26 < left[1]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2**40, 2**29), (2**20, 2**20)])
@@ -201,6 +247,29 @@ def test_the_estimate_is_near_to_what_torch_keeps(llama: Path) -> None:
     assert kept < grown < 4 * kept
 
 
+def test_the_estimate_grows_as_the_peak_does(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a little faster, where blocks are checkpointed and compute in pieces."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    for module in (memory, mlx_pieces, torch_model):
+        monkeypatch.setattr(module, "MLP_ROWS", 32)
+    for module in (memory, mlx_pieces):
+        monkeypatch.setattr(module, "MOST_SCORES", 4 * 32 * 512)
+    sizes = {"hidden_size": 80, "intermediate_size": 304, "head_dim": 32, "num_key_value_heads": 1}
+    base = random_models.make(tmp_path, "Qwen3Config", **sizes)
+    needed = memory.estimate(base, Choice(backend, "cpu", ""), rank=8)
+
+    grown = (
+        peak_bytes(backend, open_policy(base, backend=backend), sequences((8, length - 8)))
+        for length in (256, 512)
+    )
+
+    measured = -next(grown) + next(grown)
+    estimated = needed.total(512, 512) - needed.total(256, 256)
+    assert measured < estimated < 2.5 * measured
+
+
 @pytest.mark.parametrize(
     ("backend", "device", "is_quantized", "advised"),
     [
@@ -214,7 +283,15 @@ def test_what_to_set_where_it_does_not_fit(
     backend: str, device: str, is_quantized: bool, advised: str
 ) -> None:
     """The message has the figures, and what would help on this device."""
-    needed = Estimate(Choice(backend, device, ""), is_quantized, 16 * GIB, GIB, GIB, 2**20, 0, 0, 0)
+    needed = replace(
+        EMPTY,
+        chosen=Choice(backend, device, ""),
+        is_quantized=is_quantized,
+        weights=16 * GIB,
+        lora=GIB,
+        runtime=GIB,
+        per_token=2**20,
+    )
 
     message = needed.advice(12 * GIB, 2048)
 

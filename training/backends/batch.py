@@ -6,11 +6,21 @@ all sequences together.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strop.training.sequences import Floats, Tokens
+
+MLP_ROWS: Final = 2048
+"""How many positions go through an MLP at a time where blocks are checkpointed."""
+
+MOST_SCORES: Final = 2**26
+"""How many attention scores MLX holds a few copies of at a time, if not of one query alone."""
+
+MLPS: Final = ("mlp", "feed_forward")
+"""What transformers and mlx-lm call it in a block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from strop.adapters import mlx_rows, peft
 from strop.adapters.mlx import own_path
-from strop.training.backends import lora, mlx_decoding, mlx_model
+from strop.training.backends import lora, mlx_decoding, mlx_model, mlx_pieces
 from strop.training.backends.base import (
     BASE,
     TRAINED,
@@ -74,13 +74,13 @@ class MlxPolicy:
     def logprobs(self, sequences: Sequence[Tokens], weights: Weights = TRAINED) -> list[Floats]:
         """Return the logprobs of each sequence's answer ids."""
         batch = pad(sequences)
-        with mlx_model.memory_errors(), self._using(weights):
+        with self._computing(weights):
             return batch.split(_to_numpy(self._net.logprobs(batch)))
 
     def accumulate(self, sequences: Sequence[Tokens], gradient: Gradient) -> None:
         """Add one micro-batch to the gradient."""
         batch = pad(sequences)
-        with mlx_model.memory_errors(), self._using(TRAINED):
+        with self._computing(TRAINED):
             trace = self._traced_once if self._checkpointing is None else self._traced_after
             found = trace(batch, gradient)
             if self._gradients is not None:
@@ -225,6 +225,13 @@ class MlxPolicy:
     @cached_property
     def _is_batched(self) -> bool:
         return mlx_rows.rows_are_independent(self._net.model)
+
+    @contextmanager
+    def _computing(self, weights: Weights) -> Iterator[None]:
+        """Compute whole sequences with these weights for the time of the block."""
+        pieces = mlx_pieces.attention_in_pieces()
+        with mlx_model.memory_errors(), self._using(weights), pieces:
+            yield
 
     @contextmanager
     def _using(self, weights: Weights) -> Iterator[None]:

@@ -21,8 +21,9 @@ from strop.adapters.mlx import own_path
 from strop.adapters.rope import flat_rope, turn_partly
 from strop.training.backends.base import BackendUnavailable, CutShort, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
-from strop.training.backends.batch import Batch
+from strop.training.backends.batch import MLPS, Batch
 from strop.training.backends.logit_scales import heads
+from strop.training.backends.mlx_pieces import mlp_in_pieces
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,8 @@ def prepare(model: nn.Module) -> MlxModel:
 class Checkpointing:
     """Keeps only what goes into each block, and computes the rest again in the backward pass.
 
+    There, an MLP computes some positions after others.
+
     Used as a context where a gradient is traced; elsewhere blocks compute as always.
     """
 
@@ -230,6 +233,8 @@ class Checkpointing:
         self.is_on = False
         for block in model.layers:
             block.__class__ = self._checkpointed(type(block))
+            for mlp in (block[name] for name in MLPS if name in block):
+                mlp.__class__ = self._in_pieces(type(mlp))
 
     def __enter__(self) -> None:
         self.is_on = True
@@ -247,6 +252,14 @@ class Checkpointing:
                 return kind.__call__(block, *args, **kwargs)
 
             return mx.checkpoint(inner)(block.trainable_parameters(), *args, **kwargs)
+
+        return type(kind.__name__, (kind,), {"__call__": call})
+
+    def _in_pieces(self, kind: Any) -> type:
+        def call(mlp: Any, x_BTH: mx.array, *args: Any) -> Any:
+            if not self.is_on or args:
+                return kind.__call__(mlp, x_BTH, *args)
+            return mlp_in_pieces(mlp, kind.__call__, x_BTH)
 
         return type(kind.__name__, (kind,), {"__call__": call})
 

@@ -4,6 +4,7 @@ Knows no LoRA, no optimizer and no sampling. Letters: B sequences, T positions, 
 answer tokens, V vocabulary.
 """
 
+import ctypes
 import functools
 import inspect
 import logging
@@ -21,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from strop.training.backends.base import BackendUnavailable, OutOfMemory
 from strop.training.backends.base_files import BaseFiles
-from strop.training.backends.batch import Batch
+from strop.training.backends.batch import MLP_ROWS, MLPS, Batch
 from strop.training.backends.logit_scales import heads
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _CHUNK = 2**26
 # Below, handing work to a second thread costs more than it saves, six times on a busy machine.
 _ONE_THREAD = 5_000_000
+# Of glibc's malloc: from this size on, an array is mapped by itself.
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**22
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -145,6 +148,15 @@ def limit_threads(num_weights: int) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), len(os.sched_getaffinity(0))))
 
 
+def map_large_arrays() -> None:
+    """Let each large array on a CPU be given back as soon as it is freed, where malloc is glibc's.
+
+    By itself it keeps all up to 32 MiB in one heap, whose holes come to several times what is used.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Raise `OutOfMemory` for what torch raises where memory runs out."""
@@ -218,6 +230,7 @@ class TorchModel:
 def prepare(model: Any, device: torch.device, *, is_checkpointed: bool) -> TorchModel:
     """Return a loaded model ready for use, its parts found and tried."""
     if is_checkpointed:
+        map_large_arrays()
         _checkpoint_blocks(model)
     decoder, head = _parts(model, device)
     if head is None:
@@ -231,11 +244,38 @@ def keeps_last(model: Any) -> bool:
 
 
 def _checkpoint_blocks(model: Any) -> None:
-    """Keep only what goes into each block; all else is computed again in the backward pass."""
+    """Keep only what goes into each block; all else is computed again in the backward pass.
+
+    There, an MLP computes some positions after others.
+    """
     for block in _blocks(model):
-        # Of its class: a method of its own would keep the block alive after the model is freed.
-        kind = type(block)
-        block.__class__ = type(kind.__name__, (kind,), {"forward": _checkpointed(kind.forward)})
+        _replace_forward(block, _checkpointed)
+        for mlp in (getattr(block, name, None) for name in MLPS):
+            if isinstance(mlp, torch.nn.Module):
+                _replace_forward(mlp, _in_pieces)
+
+
+def _replace_forward(module: Any, change: Callable[[Callable[..., Any]], Any]) -> None:
+    # Of its class: a method of its own would keep the module alive after the model is freed.
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": change(kind.forward)})
+
+
+def _in_pieces(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(mlp: Any, hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        num_rows = max(1, MLP_ROWS // len(hidden_BTH))
+        if args or kwargs or hidden_BTH.dim() != 3 or num_rows >= hidden_BTH.shape[1]:
+            return forward(mlp, hidden_BTH, *args, **kwargs)
+        again = _checkpointed(functools.partial(forward, mlp))
+        # As a whole is, in one stretch: experts view all positions as one dimension.
+        pieces = [again(one.contiguous()) for one in hidden_BTH.split(num_rows, dim=1)]
+        if isinstance(pieces[0], torch.Tensor):
+            return torch.cat(pieces, dim=1)
+        # Some that have experts return how they chose them, too, which no block passes on.
+        return torch.cat([piece[0] for piece in pieces], dim=1), *pieces[0][1:]
+
+    return call
 
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
