@@ -98,12 +98,11 @@ async def _clean_ancestor(home: Path) -> str:
     """Return what relearning continues; say so where that is what any run would continue."""
     from strop.proxy.versions.displaced import to_continue
     from strop.proxy.versions.pairing import identity_of
-    from strop.proxy.versions.promotion import clean_ancestor
 
     async with open_store(home) as store:
         base = await identity_of(in_force(home), home)
         usual = await to_continue(store.versions, base or "")
-        clean = await clean_ancestor(store, usual)
+        clean = await store.versions.clean_ancestor(usual)
     if clean == usual:
         told = "so there is nothing to relearn: the run continues it, as without --relearn"
         click.echo(f"{usual} isn't stale, {told}", err=True)

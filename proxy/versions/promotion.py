@@ -226,7 +226,7 @@ async def obstacle(
         return "an activation of it failed"
     parent = run.parent or BASE
     # Where a stale version is active, what was relearned takes its place.
-    if active != made.id and parent not in (active, await clean_ancestor(store, active)):
+    if active != made.id and parent not in (active, await store.versions.clean_ancestor(active)):
         return f"it was made from {parent}, and {active} is active now"
     return None
 
@@ -239,11 +239,3 @@ def _is_refused(events: Sequence[VersionEvent]) -> bool:
     details = [orjson.loads(e.detail) for e in events if e.kind == "activation_failed"]
     tried = [detail for detail in details if not detail.get(BUSY)]
     return len(tried) >= MAX_GONE or not all(detail.get(GONE) for detail in tried)
-
-
-async def clean_ancestor(store: Store, version: str) -> str:
-    """Return the newest of a version and its ancestors that is neither stale nor gone.
-
-    Relearning starts there.
-    """
-    return await store.versions.clean_ancestor(version)

@@ -34,7 +34,6 @@ from strop.proxy.versions.promotion import (
     MAX_GONE,
     RETRY_AFTER_S,
     Promoter,
-    clean_ancestor,
 )
 from strop.proxy.versions.shelf import Shelf
 
@@ -143,11 +142,11 @@ async def test_relearning_starts_from_what_is_there(store: Store) -> None:
     v2 = await passed(store, parent=v1)
     v3 = await passed(store, parent=v2, feedback=learned)
     await store.withdraw(learned[0], None)
-    clean = await clean_ancestor(store, v3)
+    clean = await store.versions.clean_ancestor(v3)
 
     await store.versions.mark_missing(v2, "no such folder", actor="start")
 
-    assert (v2, v1) == (clean, await clean_ancestor(store, v3))
+    assert (v2, v1) == (clean, await store.versions.clean_ancestor(v3))
 
 
 async def test_relearning_starts_behind_what_was_removed(store: Store) -> None:
@@ -161,7 +160,7 @@ async def test_relearning_starts_behind_what_was_removed(store: Store) -> None:
 
     await store.withdraw(learned[0], None)
 
-    assert v1 == await clean_ancestor(store, v3)
+    assert v1 == await store.versions.clean_ancestor(v3)
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
