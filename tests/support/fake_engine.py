@@ -268,6 +268,11 @@ class FakeEngine:
 
     async def stop(self) -> None:
         """Listen no longer and break all connections, as a killed engine does."""
+        for listening in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        # Of a connection that is accepted, but not made, asyncio's `close` loses the socket.
+        for _ in ("its transport", "its protocol"):
+            await asyncio.sleep(0)
         self._server.close()
         connections = list(self.open)
         for connection in connections:
