@@ -216,7 +216,8 @@ class Rater:
     ) -> tuple[str, int | None] | None:
         """Return the answer that was read before the command, if it is known.
 
-        As its completion and choice, which is None where what was said last got no answer.
+        As its completion and choice, which is None where what its user said last got no answer.
+        A tool's result without one leaves the answer that called it to be rated.
 
         The one that the history ends in; but where it ends in a question, or the result of a tool,
         the answer to that, if there was one: agents drop what their users cut off. They may put a
@@ -241,7 +242,10 @@ class Rater:
                 if found is not None and num > most:
                     last, most = found.completion, num
             if last is not None and all(each.parent != last.id for each in newest):
-                return last.id, 0 if any(map(objects.text_of, last.choices)) else None
+                if any(map(objects.text_of, last.choices)):
+                    return last.id, 0
+                if keys.starts_turn:
+                    return last.id, None
         return (reply.completion, reply.choice) if reply else None
 
     async def _only_choice(self, completion_id: str, key_id: str) -> int:

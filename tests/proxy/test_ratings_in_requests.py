@@ -197,6 +197,40 @@ async def test_an_answer_to_a_tools_result_that_was_dropped_is_rated(
     assert [(id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
 
 
+async def test_a_tools_result_without_an_answer_leaves_the_call_above_it(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """As where its user cuts a long loop off; but not what they said behind it."""
+    history, first = await say(proxy, [], "one")
+    asked = [*history, {"role": "tool", "tool_call_id": "c", "content": "2"}]
+    interrupted = [asked, [*asked, user("stop")]]
+    engine.handler, answers = refuses, engine.handler
+    for messages in interrupted:
+        await proxy.client.post(
+            "/v1/chat/completions", json={"model": "tiny", "messages": messages}
+        )
+    engine.handler = answers
+
+    told = [text_of((await say(proxy, messages, "/rl bad"))[1]) for messages in interrupted]
+
+    assert told[0].startswith("[strop] Rated the answer above bad")
+    assert "no answer, so there is nothing to rate" in told[1]
+    assert [(id_of(first), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
+async def test_a_dropped_answer_of_several_choices_is_not_rated(proxy: Running) -> None:
+    """Which of them was read is nobody's guess."""
+    asked = [user("one")]
+    await proxy.client.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": asked, "n": 2}
+    )
+
+    _, told = await say(proxy, asked, "/rl bad")
+
+    assert text_of(told).startswith("[strop] There is no answer above")
+    assert [] == await standing(proxy)
+
+
 async def test_of_two_answers_that_were_dropped_the_last_is_rated(proxy: Running) -> None:
     """Each question stands in the history, and no answer behind it."""
     history, _ = await say(proxy, [], "one")
@@ -630,6 +664,44 @@ async def test_of_several_choices_a_header_rates_the_one_that_the_history_ends_i
     statuses.append(undone.headers["x-strop-feedback-status"])
     ends = [f"; completion={id_of(answer)}; choice={index}" for index in (0, 1, 2, 1)]
     assert ends == [one[one.index(";") :] for one in statuses]
+
+
+async def test_of_equal_choices_the_named_completions_is_rated(proxy: Running) -> None:
+    """The newer one's, which it would be by the history alone, is another's."""
+    asked = [user("one")]
+    mine, _ = [
+        await proxy.client.post(
+            "/v1/chat/completions", json={"model": "tiny", "messages": asked, "n": 2}
+        )
+        for _ in range(2)
+    ]
+    history = [*asked, mine.json()["choices"][1]["message"]]
+
+    _, response = await say(
+        proxy, history, "on", x_strop_feedback="good", x_strop_feedback_for=id_of(mine)
+    )
+
+    status = response.headers["x-strop-feedback-status"]
+    assert status.endswith(f"; completion={id_of(mine)}; choice=1")
+
+
+async def test_a_header_says_nothing_of_another_keys_choices(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Not even how many they are."""
+    settings = settings_for(engine.url, server={"client_keys": ("a-key-1", "b-key-1")})
+    async with running(settings, tmp_path / "home") as proxy:
+        theirs = await proxy.client.post(
+            "/v1/chat/completions",
+            json={"model": "tiny", "messages": [user("one")], "n": 2},
+            headers={"authorization": "Bearer a-key-1"},
+        )
+
+        named = {"x_strop_feedback": "good", "x_strop_feedback_for": id_of(theirs)}
+        _, response = await say(proxy, [], "on", authorization="Bearer b-key-1", **named)
+
+    status = response.headers["x-strop-feedback-status"]
+    assert status.startswith("error completion_not_found")
 
 
 @pytest.mark.parametrize("value", ["good", "undo"])

@@ -90,6 +90,16 @@ async def test_a_conversation_goes_on_from_a_response(
     assert 1 == len({row.session for row in rows})
 
 
+async def test_instructions_where_there_were_none_leave_nothing_out(proxy: Running) -> None:
+    """Nothing was told that they would replace."""
+    first = (await ask(proxy, input="hi")).json()
+
+    told_now: Item = {"instructions": "Be brief.", "previous_response_id": first["id"]}
+    answer = await ask(proxy, input="more", **told_now)
+
+    assert "x-strop-left-out" not in answer.headers
+
+
 async def test_what_the_system_said_in_the_input_stays_where_the_same_instructions_are_sent(
     engine: FakeEngine, proxy: Running
 ) -> None:
@@ -117,19 +127,24 @@ async def test_of_equal_conversations_the_one_that_is_named_goes_on(
         (await ask(proxy, input="hi", instructions=f"You are {name}.")).json() for name in "AB"
     ]
 
-    async def say(text: str) -> httpx.Response:
+    async def say(text: str, **headers: str) -> httpx.Response:
         if not names_items:
-            return await ask(proxy, input=text, previous_response_id=mine["id"])
+            return await ask(
+                proxy, input=text, previous_response_id=mine["id"], headers=dict(headers)
+            )
         said = [{"role": "user", "content": "hi"}, *mine["output"]]
-        return await ask(proxy, input=[*said, {"role": "user", "content": text}])
+        return await ask(
+            proxy, input=[*said, {"role": "user", "content": text}], headers=dict(headers)
+        )
 
     await say("/rl bad")
-    await say("more")
+    again = await say("more", **{"x-strop-feedback": "bad"})
 
     assert mine["output"][0]["content"] == other["output"][0]["content"]
     answered, twin, follower = await proxy.rows()
     (rating,) = (await proxy.services.store.list_feedback(limit=9)).data
     assert (answered.completion.id, -1.0) == (rating.completion, rating.rating)
+    assert again.headers["x-strop-feedback-status"].startswith(f"repeat {rating.id};")
     assert (answered.completion.id, "chain") == (follower.parent, follower.parent_by)
     assert answered.session == follower.session != twin.session
 

@@ -276,7 +276,9 @@ async def test_of_equal_histories_that_of_the_same_call_is_followed(store: Store
     labelled = await record(store, "cmp_b", session="s4", after=b"x", after_tail=b"call 2")
     unknown = await record(store, "cmp_c", after=b"x", after_tail=b"call 9")
 
-    assert ["cmp_1", "cmp_3", "cmp_4"] == [one.parent for one in followed]
+    assert [(f"cmp_{n}", "chain") for n in (1, 3, 4)] == [
+        (one.parent, one.parent_by) for one in followed
+    ]
     assert ("cmp_2", "chain") == (labelled.parent, labelled.parent_by)
     assert ("cmp_4", "chain_ambiguous") == (unknown.parent, unknown.parent_by)
 
@@ -315,6 +317,15 @@ async def test_of_equal_histories_the_one_that_is_named_is_followed(store: Store
     assert [("cmp_3", "chain_ambiguous")] * 3 == [(one.parent, one.parent_by) for one in others]
     assert found is not None
     assert ("cmp_1", "chain") == (found.completion, found.by)
+
+
+async def test_a_named_completion_without_a_chain_is_not_followed(store: Store) -> None:
+    """Nothing shows that a history ends in what could not be read."""
+    await record(store, "cmp_1", choices=(choice(chain=None, tail=None),))
+
+    found = await record(store, "cmp_2", follows="cmp_1", after=b"x", after_tail=b"t")
+
+    assert found.parent is None
 
 
 async def test_a_history_never_follows_another_keys_choice(store: Store) -> None:

@@ -444,6 +444,24 @@ def test_a_format_is_carried() -> None:
     assert "response_format" not in chat(text={"format": {"type": "text"}})
 
 
+def test_the_last_answer_is_known_by_its_items_name() -> None:
+    """It alone: an earlier one says nothing of what a history ends in."""
+    first, last = (
+        {
+            "type": "message",
+            "role": "assistant",
+            "id": f"msg_{letter * 32}",
+            "content": [{"type": "output_text", "text": letter}],
+        }
+        for letter in "ab"
+    )
+    unnamed = {name: value for name, value in last.items() if name != "id"}
+    again = {"role": "user", "content": "again"}
+
+    assert "b" * 32 == translated(first, again, last, again).last_answer
+    assert translated(first, again, unnamed, again).last_answer is None
+
+
 def test_hints_to_the_cloud_are_left_out() -> None:
     """Named by their place; what asks for nothing is not named."""
     found = translated(
