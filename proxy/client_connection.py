@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from strop.proxy.errors import BadRequest, BodyTimeout, HeadTooLarge, head_of, render
-from strop.proxy.settings import Server
+from strop.proxy.settings.settings import Server
 
 MAX_HEAD_BYTES = 64 * 1024
 LAST_CALL_S: Final = 0.1

@@ -6,7 +6,7 @@ Runs none, and doesn't know which there are.
 from pathlib import Path
 
 from strop.configs import installation
-from strop.proxy.settings import home_hint
+from strop.proxy.settings.settings import home_hint
 
 
 def to_copy(words: str, home: Path) -> str:

@@ -30,9 +30,9 @@ from strop.proxy.engines.replicas import Replicas
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import ConfigError
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store import layout
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.pairing import base_folder
 
 EMBEDDED_ADAPTERS = 4

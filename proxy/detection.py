@@ -16,7 +16,7 @@ import httpx
 from strop.configs import installation
 from strop.proxy.auth import scrub_url
 from strop.proxy.errors import ConfigError
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 Kind = Literal["vllm", "mlx_server", "ollama", "llama_server", "openai"]
 

@@ -14,7 +14,7 @@ from strop.proxy import run_requests
 from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError, Conflict
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store

@@ -24,7 +24,7 @@ class Serves:
 
     Attributes:
         url: where it listens.
-        asked: the settings that it was started with, as `told_settings` has them.
+        asked: the settings that it was started with, as `settings/told` has them.
         found: those that it serves with: the same, with the engine that it found.
     """
 

@@ -20,7 +20,7 @@ from strop.proxy.app import App
 from strop.proxy.client_connection import ClientConnection
 from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.parts import Front
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 

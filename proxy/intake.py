@@ -17,7 +17,7 @@ from strop.proxy.errors import BadRequest, BodyEncoded, BodyTooLarge, StropError
 from strop.proxy.ids import new_id
 from strop.proxy.rater import Rater
 from strop.proxy.relay import Relay
-from strop.proxy.settings import Server
+from strop.proxy.settings.settings import Server
 from strop.proxy.store.clock import now_ms
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import chat

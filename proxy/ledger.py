@@ -15,7 +15,7 @@ from strop.proxy.errors import StoreUnavailable, StropError
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
 from strop.proxy.serving import Serving
-from strop.proxy.settings import Capture
+from strop.proxy.settings.settings import Capture
 from strop.proxy.store.records import State
 from strop.proxy.store.store import Store
 

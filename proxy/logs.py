@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from strop.proxy.auth import scrub
-from strop.proxy.settings import Log
+from strop.proxy.settings.settings import Log
 
 _PACKAGE = "strop."
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}

@@ -25,7 +25,7 @@ from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
 from strop.proxy.run_requests import NEVER_LEARNED, Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store import database, layout, turns
 from strop.proxy.store.store import Store
 from strop.proxy.tally import Census, OwnCensus

@@ -38,7 +38,7 @@ from strop.proxy.ledger import Ledger
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
 from strop.proxy.serving import Serving
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store.records import State
 from strop.proxy.store.store import Store
 from strop.proxy.wire import headers as wire_headers

@@ -14,7 +14,7 @@ import orjson
 from strop import configs
 from strop.configs import installation
 from strop.proxy.errors import BadRequest, Unavailable
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import Run, RunUpdate
 
 if TYPE_CHECKING:

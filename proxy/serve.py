@@ -22,9 +22,9 @@ from strop.proxy.home import Serves, hold
 from strop.proxy.http_server import Alone, collect_rarely, listen, url_of, uvicorn_config
 from strop.proxy.parts import Control, Services, run_services
 from strop.proxy.routes import routing
-from strop.proxy.settings import Settings, home_hint
+from strop.proxy.settings.settings import Settings, home_hint
+from strop.proxy.settings.told import tell
 from strop.proxy.store import layout
-from strop.proxy.told_settings import tell
 
 log = logging.getLogger(__name__)
 

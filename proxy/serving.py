@@ -14,7 +14,7 @@ from strop.proxy.engines.base import Engine, EngineState
 from strop.proxy.engines.claims import Verification
 from strop.proxy.engines.findings import Findings
 from strop.proxy.errors import EngineNotReady, StropError
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from strop.proxy.alias import Leases
 from strop.proxy.child import Child, last_words
 from strop.proxy.errors import StropError, Unavailable
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store

@@ -13,7 +13,7 @@ from strop.proxy.call import Receive, Send
 from strop.proxy.errors import SOURCE_HEADER, BadRequest, UpstreamError
 from strop.proxy.ids import digits_of, own_digits
 from strop.proxy.intake import FOLLOWS, read_body
-from strop.proxy.settings import Server
+from strop.proxy.settings.settings import Server
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import headers as wire_headers

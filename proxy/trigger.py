@@ -6,8 +6,8 @@ Starts nothing and reads no clock, no store and no load; `trainer` does.
 from dataclasses import dataclass
 from datetime import datetime
 
-from strop.proxy.setting_kinds import parse_hours
-from strop.proxy.settings import Training
+from strop.proxy.settings.kinds import parse_hours
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import FreshCounts
 
 

@@ -11,11 +11,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from strop.proxy import auth, child, settings
+from strop.proxy import auth, child
 from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.errors import ConfigError
 from strop.proxy.routes.health import ROUTES
+from strop.proxy.settings import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"

@@ -16,7 +16,7 @@ from strop.configs import installation
 from strop.proxy.cli import terminal
 from strop.proxy.cli.options import examples, json_option
 from strop.proxy.errors import ConfigError
-from strop.proxy.setting_kinds import is_base_url
+from strop.proxy.settings.kinds import is_base_url
 
 if TYPE_CHECKING:
     from strop.proxy import detection

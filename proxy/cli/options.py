@@ -15,9 +15,9 @@ from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError, UnknownCompletion
 from strop.proxy.home import serving
 from strop.proxy.ids import completion_id
-from strop.proxy.settings import Settings, absolute, find_home, load
+from strop.proxy.settings.settings import Settings, absolute, find_home, load
+from strop.proxy.settings.told import settings_of
 from strop.proxy.store import layout
-from strop.proxy.told_settings import settings_of
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store

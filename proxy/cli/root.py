@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from strop.configs import installation
-from strop.proxy import auth, settings, told_settings
+from strop.proxy import auth
 from strop.proxy.cli import (
     adapters,
     engines,
@@ -39,7 +39,8 @@ from strop.proxy.cli.options import (
 )
 from strop.proxy.errors import ConfigError, StropError
 from strop.proxy.home import serving
-from strop.proxy.service_variables import is_of_a_service
+from strop.proxy.settings import settings, told
+from strop.proxy.settings.service_variables import is_of_a_service
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +276,7 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
     described = resolved.describe()
     serves = serving(folder)
     asked = {} if serves is None else serves.asked
-    others = told_settings.differences(asked, resolved.settings)
+    others = told.differences(asked, resolved.settings)
     if as_json:
         keys = [{"key": key, "value": value, "origin": origin} for key, value, origin in described]
         running = None if serves is None else {"url": serves.url, "differs": others}
@@ -285,7 +286,7 @@ def config(home: Path | None, as_json: bool, **flags: Any) -> None:
         click.echo(terminal.table(described, ("KEY", "VALUE", "FROM")))
         if serves is not None and others:
             click.echo(f"\nstrop at {serves.url} was started with others, until it is restarted:")
-            click.echo(terminal.table([(one, told_settings.words(asked, one)) for one in others]))
+            click.echo(terminal.table([(one, told.words(asked, one)) for one in others]))
     _check(resolved.settings)
 
 

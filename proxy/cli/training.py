@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import click
 
-from strop.proxy import adapter_objects, settings
+from strop.proxy import adapter_objects
 from strop.proxy.cli import terminal
 from strop.proxy.cli.admin_client import call
 from strop.proxy.cli.options import (
@@ -29,6 +29,7 @@ from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import serving, serving_url
 from strop.proxy.run_requests import Wanted, preset
+from strop.proxy.settings import settings
 from strop.proxy.store.run_records import Run
 
 _POLL_S: Final = 0.5

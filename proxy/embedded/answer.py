@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from strop.proxy.embedded.calls import Delta, ToolCall
 from strop.proxy.embedded.channels import Channels
 from strop.proxy.embedded.jobs import Sampled, Scored
-from strop.proxy.embedded.parts import Markup, Parts, Splitter
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.text import Detokenizer, StopStrings, Vocabulary
+from strop.proxy.embedded.text_parts import Markup, Parts, Splitter
+from strop.proxy.embedded.tool_calls import Delta, ToolCall
 
 
 @dataclass(frozen=True, slots=True)

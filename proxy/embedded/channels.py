@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 
-from strop.proxy.embedded.calls import CALL_ERRORS, Calls, Delta, read_call
 from strop.proxy.embedded.harmony import (
     ANALYSIS,
     ENDS,
@@ -23,6 +22,7 @@ from strop.proxy.embedded.harmony import (
     read_header,
 )
 from strop.proxy.embedded.text import Detokenizer, StopStrings
+from strop.proxy.embedded.tool_calls import CALL_ERRORS, Calls, Delta, read_call
 
 # The longest name of a function has 64.
 _MOST_HEADER_CHARS = 256

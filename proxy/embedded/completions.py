@@ -18,9 +18,9 @@ from strop.proxy.embedded.answer import Answer
 from strop.proxy.embedded.engine import Engine, Exchange
 from strop.proxy.embedded.errors import BadRequest, EngineError, Overloaded
 from strop.proxy.embedded.jobs import Event, Job, Sampled, Started
-from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.render import Envelope, Part, Renderer
+from strop.proxy.embedded.text_parts import Markup
 from strop.proxy.wire import sse
 
 _MAX_BODY_BYTES = 64 << 20

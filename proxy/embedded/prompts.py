@@ -18,8 +18,8 @@ from strop.proxy.embedded.forms import Form
 from strop.proxy.embedded.grammar import FORM, Beside, Grammar
 from strop.proxy.embedded.jobs import Job
 from strop.proxy.embedded.loading import LoadedModel
-from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import Prompt, Request
+from strop.proxy.embedded.text_parts import Markup
 
 # What templates raise on messages and arguments that they weren't written for.
 _TEMPLATE_ERRORS = (

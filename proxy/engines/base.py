@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers
 from strop.proxy.wire.restore import Restorer

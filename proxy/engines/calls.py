@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 
-from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.engines.base import EngineState
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import (
@@ -21,7 +20,8 @@ from strop.proxy.errors import (
     UpstreamError,
     UpstreamUnreachable,
 )
-from strop.proxy.upstream import ADDRESS, Upstream
+from strop.proxy.upstream.engine_connection import EngineConnection
+from strop.proxy.upstream.upstream import ADDRESS, Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import JSON, Headers
 

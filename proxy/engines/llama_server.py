@@ -12,7 +12,7 @@ from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, json_of
 from strop.proxy.engines.single import NO_LOGPROBS, SingleServer, has_ids
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import weights
 from strop.proxy.wire.restore import Restore
 

@@ -21,7 +21,7 @@ from strop.proxy.engines.mlx_server_adapters import DEFAULT_MODEL, NOT_NAMED, Ml
 from strop.proxy.engines.single import NO_LOGPROBS, SingleServer, has_ids
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import BadRequest, EngineNotReady, Unavailable, UpstreamError
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import body, weights
 from strop.proxy.wire.rechunk import rechunk
 from strop.proxy.wire.restore import Restore

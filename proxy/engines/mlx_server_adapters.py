@@ -12,10 +12,10 @@ from typing import Any
 
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.peft import InvalidAdapter
-from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
+from strop.proxy.upstream.engine_connection import EngineConnection
 
 DEFAULT_MODEL = "default_model"
 """What the server calls the model of its command line. With it, it ignores `adapters`."""

@@ -15,7 +15,7 @@ from strop.proxy.engines.ollama_models import cards_in, is_ours
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted, listed
 from strop.proxy.errors import BadRequest, EngineNotReady
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import weights
 from strop.proxy.wire.restore import Restore
 

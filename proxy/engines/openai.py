@@ -7,7 +7,7 @@ off-policy for training.
 from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.single import SingleServer
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire.headers import Headers, to_engine
 
 

@@ -27,7 +27,7 @@ from strop.proxy.engines.base import (
 from strop.proxy.engines.findings import Findings, ReplicaFindings
 from strop.proxy.engines.replica import Replica
 from strop.proxy.errors import EngineNotReady, StropError
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire.headers import Headers
 
 MAX_CONVERSATIONS: Final = 10_000

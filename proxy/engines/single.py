@@ -12,7 +12,7 @@ from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.replica import Replica
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import NotFound
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire.headers import Headers, to_engine
 
 NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"

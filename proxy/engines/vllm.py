@@ -14,7 +14,7 @@ from strop.proxy.engines.single import NO_LOGPROBS, SingleServer
 from strop.proxy.engines.vllm_adapters import WITH_ADAPTERS, VllmAdapters
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
 from strop.proxy.errors import BadRequest
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import body, weights
 from strop.proxy.wire.hide import Hide
 from strop.proxy.wire.restore import Restore, Restorer

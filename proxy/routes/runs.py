@@ -14,7 +14,7 @@ from strop.proxy.errors import BadRequest, NotFound
 from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
 from strop.proxy.run_requests import Wanted
-from strop.proxy.settings import KINDS
+from strop.proxy.settings.settings import KINDS
 from strop.proxy.store.run_records import Run
 
 OBJECTIVES: Final = KINDS["training.objective"].choices

@@ -15,7 +15,7 @@ from strop.adapters.identity import identify
 from strop.adapters.probe import Judgement
 from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import StoreUnavailable
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store import layout
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.store import Store

@@ -16,7 +16,7 @@ from strop.adapters.probe import Probe
 from strop.configs import installation
 from strop.proxy import run_requests
 from strop.proxy.child import Child, last_words
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store import layout, run_lock
 
 ProbeCommand = Callable[["ProbeJob", Path, Path, Path], Sequence[str]]

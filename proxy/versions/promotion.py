@@ -21,7 +21,7 @@ from strop.proxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE, Activation, Version, VersionEvent

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body
 from strop.proxy.wire.answer import Answer
-from strop.proxy.wire.calls import CallPlaces
+from strop.proxy.wire.call_places import CallPlaces
 
 
 def messages_of(fields: Mapping[str, object]) -> list[object]:

@@ -9,7 +9,7 @@ from typing import Final
 from strop.proxy.alias import Leases, Served
 from strop.proxy.engines.base import Engine, EngineState
 from strop.proxy.serving import Serving
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.workers.frames import (
     Bring,
     Done,

@@ -9,7 +9,7 @@ import msgspec
 
 from strop.proxy.errors import StropError
 from strop.proxy.serving import View
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store.records import StoreHealth
 
 Held = dict[str, tuple[int, float]]

@@ -26,7 +26,7 @@ from strop.proxy.errors import Unavailable
 from strop.proxy.http_server import Server, collect_rarely, uvicorn_config
 from strop.proxy.parts import Front, run_front
 from strop.proxy.routes import routing
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.tally import note_store, num_lost
 from strop.proxy.workers import sums
 from strop.proxy.workers.door import Arrivals

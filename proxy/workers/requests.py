@@ -11,7 +11,7 @@ from starlette.types import Receive as Receives
 from starlette.types import Send as Sends
 
 from strop.proxy.intake import read_body
-from strop.proxy.settings import Server
+from strop.proxy.settings.settings import Server
 from strop.proxy.workers.frames import Request, Response
 
 

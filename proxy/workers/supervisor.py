@@ -17,7 +17,7 @@ from strop.proxy import configured_engine
 from strop.proxy.errors import StropError
 from strop.proxy.http_server import collect_rarely, say_stopping
 from strop.proxy.parts import Control, run_control
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.workers.census import CrewCensus
 from strop.proxy.workers.crew import Crew
 from strop.proxy.workers.desk import Desk

@@ -35,12 +35,12 @@ from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.home import Serves, hold
-from strop.proxy.settings import Settings, Training
+from strop.proxy.settings.settings import Settings, Training
+from strop.proxy.settings.told import tell
 from strop.proxy.store import layout, run_lock
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
-from strop.proxy.told_settings import tell
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 
 class Home:

@@ -31,12 +31,12 @@ from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
 from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
-from strop.proxy.settings import KINDS, load
+from strop.proxy.settings.settings import KINDS, load
+from strop.proxy.settings.told import tell
 from strop.proxy.store import database, file_lock, run_lock
 from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
-from strop.proxy.told_settings import tell
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
 

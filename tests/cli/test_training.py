@@ -17,9 +17,9 @@ from store_values import database_in
 from strop.configs import demo_model, installation
 from strop.proxy.home import Serves, hold
 from strop.proxy.run_requests import NEVER_LEARNED
-from strop.proxy.settings import load
+from strop.proxy.settings.settings import load
+from strop.proxy.settings.told import tell
 from strop.proxy.store.store import Store
-from strop.proxy.told_settings import tell
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("STROP_")}
 

@@ -14,9 +14,9 @@ from tokenizers import AddedToken
 
 from strop.proxy.embedded.answer import Answer
 from strop.proxy.embedded.jobs import Finish, Sampled, Scored
-from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import parse_chat, parse_completion
 from strop.proxy.embedded.text import Vocabulary
+from strop.proxy.embedded.text_parts import Markup
 
 
 @pytest.fixture(scope="module")

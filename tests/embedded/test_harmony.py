@@ -16,9 +16,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from strop.proxy.embedded import harmony
 from strop.proxy.embedded.answer import Answer
 from strop.proxy.embedded.jobs import Finish, Sampled, Scored
-from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import parse_chat
 from strop.proxy.embedded.text import Vocabulary
+from strop.proxy.embedded.text_parts import Markup
 
 TOOLS = scripted_models.TOOLS
 PROMPT = "<|start|>user<|message|>Hello<|end|><|start|>assistant"

@@ -19,9 +19,9 @@ from strop.proxy.embedded.errors import BadRequest
 from strop.proxy.embedded.grammar import Follower, Grammars
 from strop.proxy.embedded.jobs import Job, Sampled, Scored
 from strop.proxy.embedded.loading import LoadedModel
-from strop.proxy.embedded.parts import Markup
 from strop.proxy.embedded.protocol import parse_chat
 from strop.proxy.embedded.text import Vocabulary
+from strop.proxy.embedded.text_parts import Markup
 
 TOOLS = scripted_models.TOOLS
 HELLO = {"role": "user", "content": "Hello"}

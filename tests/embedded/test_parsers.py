@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("mlx_lm")
 
-from strop.proxy.embedded.calls import Delta
-from strop.proxy.embedded.parts import Markup, Splitter
+from strop.proxy.embedded.text_parts import Markup, Splitter
+from strop.proxy.embedded.tool_calls import Delta
 
 TOOLS = [
     {

@@ -13,9 +13,9 @@ pytest.importorskip("mlx_lm")
 from mlx_lm.tool_parsers import json_tools
 from tokenizers import AddedToken
 
-from strop.proxy.embedded.calls import Delta
-from strop.proxy.embedded.parts import Markup, Splitter
 from strop.proxy.embedded.text import Detokenizer, StopStrings, Vocabulary
+from strop.proxy.embedded.text_parts import Markup, Splitter
+from strop.proxy.embedded.tool_calls import Delta
 
 THINK = ("<think>", "</think>")
 TOOL = ("<tool_call>", "</tool_call>")

@@ -8,7 +8,7 @@ from fake_vllm import FakeVllm
 from running import running, settings_for
 from waiting import until
 
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 
 class RootedVllm(FakeVllm):

@@ -17,7 +17,7 @@ from waiting import LIMIT_S
 
 from strop.proxy.engines.calls import MAX_ANSWER_BYTES, Calls, credentials
 from strop.proxy.errors import EngineNotReady, UpstreamError, UpstreamUnreachable
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 GZIP = [("content-type", "application/json"), ("content-encoding", "gzip")]
 

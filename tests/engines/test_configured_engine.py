@@ -9,7 +9,7 @@ from running import settings_for
 from strop.proxy import detection
 from strop.proxy.configured_engine import make, name_of, with_own_key
 from strop.proxy.errors import UpstreamUnreachable
-from strop.proxy.settings import KINDS, Settings
+from strop.proxy.settings.settings import KINDS, Settings
 
 ENGINES = [kind for kind in KINDS["engine.kind"].choices if kind]
 MANUAL = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")

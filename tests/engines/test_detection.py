@@ -22,7 +22,7 @@ from strop.proxy import detection
 from strop.proxy.cli.root import main
 from strop.proxy.detection import Found, Said
 from strop.proxy.errors import ConfigError
-from strop.proxy.settings import Engine, Model, Settings
+from strop.proxy.settings.settings import Engine, Model, Settings
 
 CARD = {"id": "m", "object": "model"}
 VLLM = Found("vllm", "vLLM", "http://127.0.0.1:8000", "0.32.0", ("m",))

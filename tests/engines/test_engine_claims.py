@@ -18,7 +18,7 @@ from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import UpstreamError, UpstreamUnreachable
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -17,7 +17,7 @@ from waiting import until
 
 from strop.proxy.engines.base import Ask, Capabilities, Engine
 from strop.proxy.errors import BadRequest
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]
 

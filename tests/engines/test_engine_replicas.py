@@ -23,7 +23,7 @@ from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.replicas import MAX_CONVERSATIONS, SLACK, Replicas, conversation_of
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import EngineNotReady
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 
 class Busy(Upstream):

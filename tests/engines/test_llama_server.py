@@ -21,7 +21,7 @@ from strop.adapters.gguf import convert
 from strop.proxy import detection
 from strop.proxy.engines.llama_server import LlamaServer
 from strop.proxy.errors import EngineNotReady
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

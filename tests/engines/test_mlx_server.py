@@ -27,7 +27,7 @@ from strop.proxy.engines.mlx_server import MlxServer, as_openai_error
 from strop.proxy.engines.mlx_server_adapters import MlxServerAdapters
 from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import BadRequest, EngineNotReady, Unavailable, UpstreamError
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.training.tokenizer import BaseTokenizer
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Hello there"}]

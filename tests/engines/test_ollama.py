@@ -19,7 +19,7 @@ from waiting import until
 from strop.proxy.engines.ollama import Ollama, version_of
 from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import EngineNotReady
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 

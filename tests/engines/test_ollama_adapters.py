@@ -22,7 +22,7 @@ from strop.proxy.engines.ollama import Ollama
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.errors import UpstreamError
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 BASE = base_of("tiny")
 

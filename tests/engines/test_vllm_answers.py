@@ -18,7 +18,7 @@ from waiting import until
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.store.records import StoredCompletion
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 # The first test that needs a server waits for it, and for its installation.
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from vllm_pairs import Pair
 
 from strop.proxy.engines.base import Ask
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire.hide import Hide
 
 PAIRS = vllm_pairs.load()

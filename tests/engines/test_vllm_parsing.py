@@ -14,7 +14,7 @@ from vllm_server import KEY, NAME, VllmServer
 
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 

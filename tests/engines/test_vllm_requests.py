@@ -14,7 +14,7 @@ from strop.proxy.embedded.protocol import parse_completion
 from strop.proxy.engines.base import AdaptersFolder, Ask
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import BadRequest
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire.hide import Hide
 from strop.proxy.wire.restore import Restore
 

@@ -22,7 +22,7 @@ from strop.proxy.engines.openai import OpenAI
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import EngineNotReady
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 
 
 @dataclass(frozen=True)

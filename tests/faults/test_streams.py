@@ -28,7 +28,7 @@ NUM_ROUNDS = 5
 OF_ONE_REQUEST = (
     "strop.proxy.relay.Call",
     "strop.proxy.relay.Incoming",
-    "strop.proxy.exchange.Exchange",
+    "strop.proxy.upstream.exchange.Exchange",
     "strop.proxy.wire.tap.Tap",
     "strop.proxy.recording.Draft",
     "strop.proxy.store.records.Completion",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from strop.proxy.logs import JsonFormatter, TextFormatter, set_up
-from strop.proxy.settings import Log
+from strop.proxy.settings.settings import Log
 
 SECRET = "sk-very-secret"
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"

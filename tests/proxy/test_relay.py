@@ -27,7 +27,7 @@ from waiting import LIMIT_S, until
 from strop.proxy import call as relayed
 from strop.proxy import heap
 from strop.proxy import relay as relay_module
-from strop.proxy.exchange import Exchange
+from strop.proxy.upstream.exchange import Exchange
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 PARSED = FakeVllm(has_parser=True)

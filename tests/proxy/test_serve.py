@@ -27,7 +27,7 @@ from strop.proxy.engines.base import EngineState
 from strop.proxy.errors import ConfigError, EngineNotReady, StropError
 from strop.proxy.http_server import listen, url_of
 from strop.proxy.serve import banner, check_is_other, say_when_ready, serve
-from strop.proxy.settings import Log, Model, Settings
+from strop.proxy.settings.settings import Log, Model, Settings
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ from strop.proxy import logs
 from strop.proxy.app import App
 from strop.proxy.errors import StoreUnavailable
 from strop.proxy.http_server import Alone, uvicorn_config
-from strop.proxy.settings import Log, Settings
+from strop.proxy.settings.settings import Log, Settings
 
 @contextlib.asynccontextmanager
 async def services(error):

@@ -18,7 +18,7 @@ from waiting import LIMIT_S, until
 from strop.proxy.alias import Leases, Served
 from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, NotFound, Unavailable
 from strop.proxy.run_requests import Base, Wanted
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run, RunState, RunUpdate
 from strop.proxy.store.store import Store

@@ -16,7 +16,7 @@ from scripted_vllm import ScriptedVllm
 from waiting import LIMIT_S
 
 from strop.proxy.inline import MARK, without_commands
-from strop.proxy.settings import Server
+from strop.proxy.settings.settings import Server
 from strop.proxy.translating import Interpreter
 from strop.proxy.wire.messages.dialect import MESSAGES as TRANSLATION
 

@@ -4,8 +4,8 @@ from datetime import datetime
 
 import pytest
 
-from strop.proxy.setting_kinds import parse_hours
-from strop.proxy.settings import Training
+from strop.proxy.settings.kinds import parse_hours
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import FreshCounts
 from strop.proxy.trigger import Decision, Moment, decide
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fake_engine import Call, FakeEngine, Handler
 
-from strop.proxy.upstream import Exchange, Upstream
+from strop.proxy.upstream.upstream import Exchange, Upstream
 
 LIMIT = 1 << 30
 

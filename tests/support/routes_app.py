@@ -26,10 +26,10 @@ from strop.proxy.ids import new_id
 from strop.proxy.parts import Services, run_services
 from strop.proxy.routes import routing
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.settings import load
+from strop.proxy.settings.settings import load
 from strop.proxy.store import layout
 from strop.proxy.store.records import Choice, Completion
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.probe_job import ProbeCommand
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]

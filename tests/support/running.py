@@ -20,7 +20,7 @@ from strop.proxy.http_server import uvicorn_config
 from strop.proxy.parts import Services, run_services
 from strop.proxy.routes import routing
 from strop.proxy.run_requests import TrainCommand
-from strop.proxy.settings import Capture, Engine, Model, Server, Settings
+from strop.proxy.settings.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.versions.probe_job import ProbeCommand
 

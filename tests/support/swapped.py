@@ -14,9 +14,9 @@ from running import Running, running, settings_for
 from strop.adapters.library import Library
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.settings import Adapters
+from strop.proxy.settings.settings import Adapters
 from strop.proxy.store.version_records import Version
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.probe_job import ProbeCommand
 from strop.proxy.versions.swapping import Swapper
 

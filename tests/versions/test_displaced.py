@@ -16,7 +16,7 @@ from strop.adapters.library import Library
 from strop.configs import demo_model
 from strop.proxy import parts
 from strop.proxy.errors import StoreUnavailable
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_store import VersionStore
 from strop.proxy.versions.displaced import displaced, to_continue

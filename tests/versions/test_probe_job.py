@@ -17,7 +17,7 @@ from strop.adapters import manifest, probe_codec
 from strop.adapters.library import Library
 from strop.proxy import run_requests
 from strop.proxy.child import Child
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.store import Store
 from strop.proxy.versions.probe_job import ProbeJob, command
 from strop.proxy.versions.shelf import Shelf

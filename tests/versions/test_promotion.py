@@ -23,7 +23,7 @@ from strop.proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress

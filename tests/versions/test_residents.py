@@ -13,9 +13,9 @@ from strop.proxy.engines.base import AdapterControl, AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import EngineNotReady, UpstreamError
 from strop.proxy.serving import Serving
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store.store import Store
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.pairing import Pairings
 from strop.proxy.versions.residents import Residents
 

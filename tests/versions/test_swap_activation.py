@@ -33,7 +33,7 @@ from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, EngineNotReady, NotFound
 from strop.proxy.serving import Serving
 from strop.proxy.store import run_lock
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.loading import GONE
 
 

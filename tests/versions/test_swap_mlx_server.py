@@ -19,7 +19,7 @@ from waiting import until
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.proxy.errors import ActivationFailed
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 TEXTS = (
     "def main(argv):\n    return",

@@ -29,7 +29,7 @@ from strop.adapters.library import Library
 from strop.adapters.probe import Probe
 from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.errors import ActivationFailed, Conflict
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 
 NUM_PROMPTS = 3
 NUM_SHARED = 6

@@ -11,7 +11,7 @@ from swapped import swapped
 from waiting import until
 
 from strop.proxy.errors import ActivationFailed
-from strop.proxy.settings import Training
+from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.versions.promotion import Promoter
 

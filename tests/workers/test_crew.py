@@ -19,9 +19,9 @@ from strop.proxy.engines.openai import OpenAI
 from strop.proxy.errors import StropError, Unavailable, UnknownModel
 from strop.proxy.parts import Control
 from strop.proxy.serving import Serving
-from strop.proxy.settings import Settings
+from strop.proxy.settings.settings import Settings
 from strop.proxy.store.records import StoreHealth
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.workers import crew as crew_module
 from strop.proxy.workers import processes as processes_module
 from strop.proxy.workers import supervisor

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from strop.proxy.message import OUTER, texts_of
 from strop.proxy.wire import body, sse
-from strop.proxy.wire.calls import CallPlaces
+from strop.proxy.wire.call_places import CallPlaces
 from strop.proxy.wire.messages.call import Call
 from strop.proxy.wire.translation import choice_in, count_in, reasoning_in
 

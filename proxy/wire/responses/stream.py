@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from strop.proxy.message import texts_of
 from strop.proxy.wire import body, sse
-from strop.proxy.wire.calls import CallPlaces
+from strop.proxy.wire.call_places import CallPlaces
 from strop.proxy.wire.responses.object import Envelope, closed, failed
 from strop.proxy.wire.responses.output import (
     COMPLETED,

@@ -12,8 +12,8 @@ from typing import Any
 from mlx_lm.generate import TextStateMachine
 
 from strop.proxy.embedded import harmony
-from strop.proxy.embedded.calls import CALL_ERRORS, Calls, Delta, read_call
 from strop.proxy.embedded.text import Detokenizer, StopStrings, marker_ids, special_ids
+from strop.proxy.embedded.tool_calls import CALL_ERRORS, Calls, Delta, read_call
 
 _MOST_OPENING_TOKENS = 16  # of a template's opening of an answer, thought marker included
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strop.proxy.http1 import MAX_HEAD_BYTES, Answer, AnswerError, request_head
+from strop.proxy.upstream.http1 import MAX_HEAD_BYTES, Answer, AnswerError, request_head
 
 HOST = b"127.0.0.1:8000"
 CHUNKED = b"transfer-encoding: chunked\r\n"

@@ -5,10 +5,10 @@ Does not know who tells, or how.
 
 from collections.abc import Mapping
 
-from strop.proxy import settings
 from strop.proxy.auth import key_id
-from strop.proxy.setting_kinds import Kind, shown
-from strop.proxy.settings import KINDS, Settings, value_of
+from strop.proxy.settings import settings
+from strop.proxy.settings.kinds import Kind, shown
+from strop.proxy.settings.settings import KINDS, Settings, value_of
 
 Told = dict[str, object]
 """The value of every setting by its key, as `section.key`; of a secret, ids that tell it apart."""

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_type_hints
 
 from strop import configs
-from strop.proxy import setting_paths
 from strop.proxy.auth import host_name, scrub
 from strop.proxy.errors import ConfigError
-from strop.proxy.service_variables import is_of_a_service
-from strop.proxy.setting_kinds import Kind, Range, Secret, is_base_url, parse_hours, shown
+from strop.proxy.settings import paths
+from strop.proxy.settings.kinds import Kind, Range, Secret, is_base_url, parse_hours, shown
+from strop.proxy.settings.service_variables import is_of_a_service
 from strop.proxy.store import layout
 
 HOME_VARIABLE: Final = "STROP_HOME"
@@ -237,10 +237,10 @@ def load(
     ]
     for name, value, origin in given:
         values[name], origins[name] = value, origin
-    for name in values.keys() & setting_paths.NAMES:
+    for name in values.keys() & paths.NAMES:
         is_in_file = origins[name] == str(home / layout.SETTINGS)
         folder = home if is_in_file else Path.cwd()
-        values[name] = setting_paths.resolved(name, str(values[name]), folder)
+        values[name] = paths.resolved(name, str(values[name]), folder)
     settings = of(values)
     _check_forms(settings, origins)
     return Resolved(settings, origins)
@@ -366,7 +366,7 @@ def _check_forms(settings: Settings, origins: Mapping[str, str]) -> None:
     preset = settings.training.preset
     if configs.preset_file(preset) is None:
         expected = f"one of {', '.join(configs.presets())}, or the path of a TOML file"
-        if setting_paths.looks_like_path(setting_paths.PRESET, preset):
+        if paths.looks_like_path(paths.PRESET, preset):
             expected += ", and there is no such file"
         raise wrong("training.preset", expected)
     if settings.training.hours:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from strop.proxy import configured_engine, settings, told_settings
+from strop.proxy import configured_engine
 from strop.proxy.errors import ConfigError
-from strop.proxy.setting_kinds import Kind
-from strop.proxy.settings import KINDS, VARIABLES, Settings, load
+from strop.proxy.settings import settings, told
+from strop.proxy.settings.kinds import Kind
+from strop.proxy.settings.settings import KINDS, VARIABLES, Settings, load
 from strop.proxy.store import layout
 
 MANUAL = resources.files("strop.configs").joinpath("strop.toml").read_text(encoding="utf-8")
@@ -457,13 +458,13 @@ def test_settings_are_told_and_had_again_without_their_secrets(
     one = load(tmp_path, flags={**flags, "capture.redact": ["a", "b"]}).settings
     other = load(tmp_path, flags={**flags, "engine.key": "sk-other"}).settings
 
-    said = json.loads(json.dumps(told_settings.tell(one)))
+    said = json.loads(json.dumps(told.tell(one)))
 
     assert "sk-one" not in json.dumps(said)
-    assert said["engine.key"] != told_settings.tell(other)["engine.key"]
+    assert said["engine.key"] != told.tell(other)["engine.key"]
     (tmp_path / "org/model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    again = told_settings.settings_of({**said, "of.another": "strop"})
+    again = told.settings_of({**said, "of.another": "strop"})
     assert replace(one, engine=replace(one.engine, key="")) == again
     with pytest.raises(ConfigError, match="the strop that serves: log"):
-        told_settings.settings_of({**said, "log.format": "of another release"})
+        told.settings_of({**said, "log.format": "of another release"})

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Protocol
 
-from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamError
-from strop.proxy.http1 import Answer, AnswerError
+from strop.proxy.upstream.engine_connection import EngineConnection
+from strop.proxy.upstream.http1 import Answer, AnswerError
 from strop.proxy.wire import coding
 
 # Unread body bytes above which the connection is no longer read from.

@@ -22,8 +22,8 @@ from loops import on_both_loops
 from waiting import until
 
 from strop.proxy.errors import ConfigError, UpstreamAborted, UpstreamError
-from strop.proxy.exchange import HIGH_WATER_BYTES, SLICE_BYTES, Exchange
-from strop.proxy.upstream import Upstream
+from strop.proxy.upstream.exchange import HIGH_WATER_BYTES, SLICE_BYTES, Exchange
+from strop.proxy.upstream.upstream import Upstream
 
 
 @on_both_loops

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import httpx
 
-from strop.proxy.engine_connection import EngineConnection
 from strop.proxy.errors import ConfigError, UpstreamAborted, UpstreamUnreachable
-from strop.proxy.exchange import Exchange
-from strop.proxy.http1 import request_head
+from strop.proxy.upstream.engine_connection import EngineConnection
+from strop.proxy.upstream.exchange import Exchange
+from strop.proxy.upstream.http1 import request_head
 
 __all__ = ["ADDRESS", "Exchange", "Upstream"]
 

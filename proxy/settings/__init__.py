@@ -1,0 +1,1 @@
+"""What a person sets: each key with its default, where it came from, and what it may be."""
