@@ -7,7 +7,7 @@ from strop.proxy.call import Call, exchange_of
 from strop.proxy.engines.base import Ask, Engine
 from strop.proxy.errors import EngineNotReady, StropError, UpstreamUnreachable
 from strop.proxy.serving import Serving
-from strop.proxy.upstream.upstream import Exchange
+from strop.proxy.upstream.exchange import Exchange
 
 
 class Attempts:

@@ -16,7 +16,7 @@ from strop.proxy.engines.base import Ask, Engine, Plan
 from strop.proxy.recording import Draft
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import State
-from strop.proxy.upstream.upstream import Exchange
+from strop.proxy.upstream.exchange import Exchange
 from strop.proxy.wire.headers import Headers
 from strop.proxy.wire.restore import Split
 from strop.proxy.wire.tap import Tap

@@ -16,7 +16,7 @@ from strop.proxy.intake import read_body
 from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
 from strop.proxy.settings.settings import Settings
-from strop.proxy.upstream.upstream import Exchange
+from strop.proxy.upstream.exchange import Exchange
 from strop.proxy.waiting import until_client_leaves
 from strop.proxy.wire import body as wire_body
 from strop.proxy.wire import headers as wire_headers

@@ -16,8 +16,6 @@ from strop.proxy.upstream.engine_connection import EngineConnection
 from strop.proxy.upstream.exchange import Exchange
 from strop.proxy.upstream.http1 import request_head
 
-__all__ = ["ADDRESS", "Exchange", "Upstream"]
-
 ADDRESS = "engine.url (or engine.replicas)"
 """What names a server in the settings, for who has to correct it."""
 

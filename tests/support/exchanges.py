@@ -6,7 +6,8 @@ from typing import Any
 
 from fake_engine import Call, FakeEngine, Handler
 
-from strop.proxy.upstream.upstream import Exchange, Upstream
+from strop.proxy.upstream.exchange import Exchange
+from strop.proxy.upstream.upstream import Upstream
 
 LIMIT = 1 << 30
 

@@ -14,7 +14,8 @@ from loops import on_both_loops
 from waiting import until
 
 from strop.proxy.errors import UpstreamAborted, UpstreamDied, UpstreamUnreachable
-from strop.proxy.upstream.upstream import Exchange, Upstream
+from strop.proxy.upstream.exchange import Exchange
+from strop.proxy.upstream.upstream import Upstream
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
