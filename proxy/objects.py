@@ -151,10 +151,13 @@ def text_of(choice: Choice) -> str:
 
 def snapshot_of(choice: Choice) -> str:
     """Return in words what is kept of a choice for training."""
-    if choice.token_ids is None:
+    if choice.token_ids is not None:
+        tokens = f"{len(choice.token_ids)} token ids"
+    elif choice.token_texts is not None:
+        tokens = f"no token ids, {len(choice.token_texts)} tokens' texts"
+    else:
         return "no token ids"
-    ids = f"{len(choice.token_ids)} token ids"
-    return f"{ids}, {choice.logprobs_kind} logprobs" if choice.logprobs is not None else ids
+    return f"{tokens}, {choice.logprobs_kind} logprobs" if choice.logprobs is not None else tokens
 
 
 def _snapshot(c: Completion) -> Object:

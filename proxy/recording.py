@@ -17,7 +17,7 @@ from strop.proxy.errors import BadRequest
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import Choice, Completion, LogprobsKind, State
 from strop.proxy.wire import body, chat, completions, sse
-from strop.proxy.wire.answer import Answer, AnsweredChoice, text_of_tokens
+from strop.proxy.wire.answer import Answer, AnsweredChoice
 from strop.proxy.wire.restore import Split
 from strop.proxy.wire.stream_copy import StreamCopy
 
@@ -36,6 +36,10 @@ _PENALTIES = {
     "repetition_penalty": 1,
     "logit_bias": None,
 }
+
+
+# Of an answer's members, those that are parts of what the model sampled, as they are.
+_TEXTS = ("content", "text", "reasoning", "reasoning_content", "thinking")
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -80,7 +84,9 @@ def complete(draft: Draft) -> Completion:
         history = conversation.read(chat.messages_of(ask.fields), draft.key_id)
     else:
         history = conversation.read_prompt(draft.key_id)
-    if draft.capabilities.may_drop_tokens and not _has_each_token(answer, draft):
+    if not draft.capabilities.token_ids or draft.capabilities.may_drop_tokens:
+        answer.read_texts(_pieces(draft))
+    if draft.capabilities.may_drop_tokens and not _has_each_token(answer):
         answer.forget_tokens()
     choices = []
     for choice in sorted(answer.choices.values(), key=lambda c: c.index):
@@ -178,7 +184,7 @@ def _num_tokens(*ids: "array[int] | None") -> int | None:
     return sum(known) if known and len(known) == len(ids) else None
 
 
-def _has_each_token(answer: Answer, draft: Draft) -> bool:
+def _has_each_token(answer: Answer) -> bool:
     """Whether there is a logprob for each token that the engine says it sampled.
 
     Some engines leave out the token that ends a text. What they leave out besides are parts of
@@ -191,11 +197,14 @@ def _has_each_token(answer: Answer, draft: Draft) -> bool:
     num_ended = sum(choice.finish_reason in ("stop", "tool_calls") for choice in choices)
     if not num_missing or num_missing != num_ended:
         return not num_missing
-    messages = [choice.message for choice in choices]
-    if all(_json(message).isascii() for message in messages):
-        return True
-    said = "".join(str(message.get("content") or message.get("text") or "") for message in messages)
-    return said == text_of_tokens(_pieces(draft))
+    return all(_is_said_in("".join(choice.texts), choice.message) for choice in choices)
+
+
+def _is_said_in(text: str, message: dict[str, object]) -> bool:
+    """Whether no character of `message` is missing in the text that the model sampled."""
+    rest = {name: said for name, said in message.items() if name not in _TEXTS}
+    said = (said for name in _TEXTS if isinstance(said := message.get(name), str))
+    return _json(rest).isascii() and all(one.isascii() or one in text for one in said)
 
 
 def _choice(
@@ -210,6 +219,7 @@ def _choice(
         message=message,
         finish_reason=choice.finish_reason,
         token_ids=choice.token_ids if is_whole else None,
+        token_texts=choice.token_texts if logprobs is not None else None,
         logprobs=logprobs,
         logprobs_source="engine" if logprobs is not None else None,
         logprobs_kind=_logprobs_kind(draft) if logprobs is not None else None,

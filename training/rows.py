@@ -40,9 +40,10 @@ class Flag(StrEnum):
     TRUNCATED = "sampled with top_p, top_k or min_p"
     CONSTRAINED = "sampled with penalties, biases or a grammar"
     PROCESSED = "logprobs recomputed: the engine's are processed"
-    NO_LOGPROBS = "logprobs recomputed: the engine gave none"
+    NO_LOGPROBS = "logprobs recomputed: the engine gave none, or not one for each token"
     PROMPT_ENCODED = "prompt ids from its messages"
     ANSWER_ENCODED = "token ids from its text"
+    TOKENS_ENCODED = "token ids from the texts of its tokens"
     PARTIAL = "a part of the turn is left out"
 
 
@@ -65,6 +66,13 @@ class Tokenizer(Protocol):
         """Return an assistant's text; the last id ends the turn.
 
         No part of `text` is read as a special token.
+        """
+        ...
+
+    def encode_tokens(self, texts: Sequence[str]) -> tuple[int, ...] | None:
+        """Return the ids of sampled tokens, given each one's text: that of the last may be empty.
+
+        It ends the turn then. None where a text is not one token's alone.
         """
         ...
 
@@ -130,12 +138,14 @@ def read(completion: Completion, index: int, target: Target) -> Row | LeftOut:
     flags = _sampling_flags(sampling)
     if completion.prompt_ids is None:
         flags.add(Flag.PROMPT_ENCODED)
-    captured = None
-    if choice.token_ids is not None:
-        answer: Sequence[int] | LeftOut = choice.token_ids
-        captured = _captured(choice, flags)
+    sampled: Sequence[int] | None = choice.token_ids
+    if sampled is None and (sampled := _encode_tokens(completion, choice, sampling, target)):
+        flags.add(Flag.TOKENS_ENCODED)
+    if sampled is not None:
+        answer: Sequence[int] | LeftOut = sampled
+        captured = _captured(choice, len(sampled), flags)
     else:
-        answer = _encode_answer(completion, choice, asked, sampling, target)
+        answer, captured = _encode_answer(completion, choice, asked, sampling, target), None
         flags |= {Flag.ANSWER_ENCODED, Flag.NO_LOGPROBS}
     if isinstance(answer, LeftOut):
         return answer
@@ -197,14 +207,29 @@ def join(asked: Sequence[int], answer: Sequence[int], target: Target) -> Tokens 
     return Tokens.of(asked, answer)
 
 
-def _captured(choice: Choice, flags: set[Flag]) -> Floats | None:
-    if choice.logprobs is None or len(choice.logprobs) != len(choice.token_ids or ()):
+def _captured(choice: Choice, num_tokens: int, flags: set[Flag]) -> Floats | None:
+    if choice.logprobs is None or len(choice.logprobs) != num_tokens:
         flags.add(Flag.NO_LOGPROBS)
         return None
     if choice.logprobs_kind != "raw":
         flags.add(Flag.PROCESSED)
         return None
     return np.asarray(choice.logprobs, np.float32)
+
+
+def _encode_tokens(
+    completion: Completion, choice: Choice, sampling: Mapping[str, object], target: Target
+) -> Sequence[int] | None:
+    """Return the ids that the texts of the sampled tokens tell, whatever they say; None: none."""
+    if choice.token_texts is None or target.tokenizer is None:
+        return None
+    texts = choice.token_texts
+    if prompt.has_ended(choice, sampling) and texts[-1]:
+        # What ended the turn shows in no text, and has no entry everywhere.
+        texts = (*texts, "")
+    ids = target.tokenizer.encode_tokens(texts)
+    counted = completion.completion_tokens if len(completion.choices) == 1 else None
+    return ids if ids is not None and _has_as_many(ids, counted) else None
 
 
 def _encode_answer(

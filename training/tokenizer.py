@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from strop.adapters import chat
+from strop.adapters.token_texts import TokenTexts
 from strop.training.backends.base_files import BaseFiles
 
 # What thoughts stand between, in the vocabularies of models that think.
@@ -94,6 +95,17 @@ class BaseTokenizer:
             opening = _closing(prompt)
         return tuple(self._tokenizer.encode(opening, add_special_tokens=False))
 
+    def encode_tokens(self, texts: Sequence[str]) -> tuple[int, ...] | None:
+        """Return the ids of sampled tokens, given each one's text: that of the last may be empty.
+
+        It ends the turn then. None where a text is not one token's alone.
+        """
+        if self._texts is None:
+            return None
+        has_end = bool(texts) and not texts[-1]
+        ids = self._texts.ids_of(texts[:-1] if has_end else texts)
+        return (*ids, self._end_id) if ids is not None and has_end else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens included."""
         text: str = self._tokenizer.decode(
@@ -153,6 +165,12 @@ class BaseTokenizer:
     def _is_thinking(self) -> bool:
         vocabulary = self._tokenizer.get_vocab()
         return any(start in vocabulary and end in vocabulary for start, end in _THINKING)
+
+    @cached_property
+    def _texts(self) -> TokenTexts | None:
+        """None where the tokenizer is of another kind than those of the `tokenizers` package."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return TokenTexts(backend) if backend is not None else None
 
     @cached_property
     def _lead(self) -> str:

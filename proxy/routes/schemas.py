@@ -200,6 +200,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
                     {
                         "index": integer(),
                         "token_ids": or_null(array_of(integer(), "Null where none were given.")),
+                        "token_texts": or_null(
+                            array_of(string(), "Of engines that give these, and no ids.")
+                        ),
                         "logprobs": or_null(
                             array_of(or_null(number()), "Nats, one per sampled token.")
                         ),

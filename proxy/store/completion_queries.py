@@ -6,6 +6,8 @@ Pure: makes queries and decodes their rows; runs and changes nothing.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
 from strop.proxy.store import filters, pack
 from strop.proxy.store.completions import CHOICE_COLUMNS, COMPLETION_COLUMNS
 from strop.proxy.store.database import Query, Row
@@ -128,14 +130,18 @@ def _decode_summary(row: Row) -> CompletionSummary:
     )  # fmt: skip
 
 
+_decode_texts: Final = msgspec.json.Decoder(tuple[str, ...]).decode
+
+
 def _decode_choice(row: Row) -> Choice:
     found = dict(zip(CHOICE_COLUMNS, row, strict=True))
-    ids, logprobs = found["token_ids"], found["logprobs"]
+    ids, texts, logprobs = found["token_ids"], found["token_texts"], found["logprobs"]
     return Choice(
         index=found["choice"],
         message=pack.unpack_bytes(found["message"]),
         finish_reason=found["finish_reason"],
         token_ids=None if ids is None else pack.unpack_ints(ids),
+        token_texts=None if texts is None else _decode_texts(pack.unpack_bytes(texts)),
         logprobs=None if logprobs is None else pack.unpack_floats(logprobs),
         logprobs_source=found["logprobs_source"],
         logprobs_kind=found["logprobs_kind"],

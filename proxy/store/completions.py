@@ -29,7 +29,7 @@ COMPLETION_COLUMNS: Final = (
 )  # fmt: skip
 CHOICE_COLUMNS: Final = (
     "completion", "choice", "created_ms", "finish_reason", "num_tokens", "logprobs_source",
-    "logprobs_kind", "chain", "tail", "token_ids", "logprobs", "message",
+    "logprobs_kind", "chain", "tail", "token_ids", "token_texts", "logprobs", "message",
 )  # fmt: skip
 
 
@@ -200,12 +200,13 @@ def _run(connection: sqlite3.Connection, search: Search) -> Reply | None:
 
 
 def _pack_choice(completion: Completion, choice: Choice) -> Row:
-    ids, logprobs = choice.token_ids, choice.logprobs
+    ids, texts, logprobs = choice.token_ids, choice.token_texts, choice.logprobs
     return (
         completion.id, choice.index, completion.created_ms, storable(choice.finish_reason),
         None if ids is None else len(ids), choice.logprobs_source, choice.logprobs_kind,
         choice.chain, choice.tail,
         None if ids is None else pack.pack_ints(ids),
+        None if texts is None else pack.pack_bytes(msgspec.json.encode(texts)),
         None if logprobs is None else pack.pack_floats(logprobs),
         pack.pack_bytes(choice.message),
     )  # fmt: skip

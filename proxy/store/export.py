@@ -313,6 +313,7 @@ def tokens_of(choice: Choice) -> Json:
     """Return what is kept of a choice for training, as JSON can hold it."""
     return {
         "token_ids": None if choice.token_ids is None else choice.token_ids.tolist(),
+        "token_texts": choice.token_texts,
         "logprobs": _finite(choice.logprobs),
         "logprobs_source": choice.logprobs_source,
         "logprobs_kind": choice.logprobs_kind,

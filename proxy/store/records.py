@@ -33,7 +33,8 @@ class Choice(msgspec.Struct, frozen=True):
     """One of a completion's answers, with its half of the snapshot.
 
     `token_ids` (array 'i') and `logprobs` (array 'f', nats) have one entry per sampled token, the
-    end-of-text token included; None where the engine gave none. `logprobs_kind` is `raw` for the
+    end-of-text token included; None where the engine gave none. `token_texts` has one per logprob
+    where the engine gives texts in place of ids. `logprobs_kind` is `raw` for the
     log-softmax at T = 1, `processed` for one after penalties or temperature.
     `chain` and `tail` identify the conversation that ends in this choice (see `conversation`).
     """
@@ -42,6 +43,7 @@ class Choice(msgspec.Struct, frozen=True):
     message: bytes
     finish_reason: str | None = None
     token_ids: "array[int] | None" = None
+    token_texts: tuple[str, ...] | None = None
     logprobs: "array[float] | None" = None
     logprobs_source: Literal["engine"] | None = None
     logprobs_kind: LogprobsKind | None = None

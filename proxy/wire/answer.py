@@ -72,6 +72,7 @@ class _TextsOfTokens(msgspec.Struct):
 
 
 class _NamedEntry(msgspec.Struct):
+    index: object = 0
     logprobs: _TextsOfTokens | None = None
 
 
@@ -91,7 +92,8 @@ class AnsweredChoice:
     """One choice as it stands, complete or cut off.
 
     `ids` and `values` (logprobs, nats) gather one entry per sampled token; None stands for a hole.
-    `snapshot` is what was read before them, in their place.
+    `texts` has the text of each where `Answer.read_texts` took it. `snapshot` is what was read
+    before them, in their place.
     """
 
     index: int
@@ -99,6 +101,7 @@ class AnsweredChoice:
     finish_reason: str | None = None
     ids: list[int | None] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     snapshot: Snapshot | None = None
 
     def read(self, entry: _Sampled) -> None:
@@ -127,6 +130,12 @@ class AnsweredChoice:
         if found is None:
             return None
         return found if len(self.ids) == len(found) or self.token_ids is None else None
+
+    @property
+    def token_texts(self) -> tuple[str, ...] | None:
+        """A text for each logprob, in place of the id that the engine doesn't give."""
+        has_each = len(self.texts) == len(self.logprobs or ()) > 0
+        return tuple(self.texts) if has_each and self.token_ids is None else None
 
 
 @dataclass(slots=True)
@@ -181,11 +190,21 @@ class Answer:
         self.prompt_ids = snapshot.prompt_ids
         return True
 
+    def read_texts(self, pieces: Iterable[bytes]) -> None:
+        """Take the text of each token that has a logprob, from what `entries` has read."""
+        for piece in pieces:
+            with contextlib.suppress(ValueError, RecursionError):
+                for entry in _decode_named(piece).choices or ():
+                    choice = self.choices.get(_count(entry.index, 0))
+                    if choice is not None and entry.logprobs is not None:
+                        choice.texts += [token.token for token in entry.logprobs.content or ()]
+
     def forget_tokens(self) -> None:
-        """Drop every choice's ids and logprobs: they are not those of the whole answer."""
+        """Drop every choice's tokens: they are not those of the whole answer."""
         for choice in self.choices.values():
             choice.ids.clear()
             choice.values.clear()
+            choice.texts.clear()
 
     def _decode(self, piece: bytes) -> _Body | None:
         try:
@@ -233,14 +252,3 @@ class Answer:
 
 def _count(value: object, known: _Known) -> int | _Known:
     return value if isinstance(value, int) and 0 <= value < _LIMIT else known
-
-
-def text_of_tokens(pieces: Iterable[bytes]) -> str:
-    """Return the text of all tokens that have a logprob, in a body or the chunks of a stream."""
-    texts: list[str] = []
-    for piece in pieces:
-        with contextlib.suppress(ValueError, RecursionError):
-            for entry in _decode_named(piece).choices or ():
-                content = entry.logprobs and entry.logprobs.content
-                texts += [token.token for token in content or ()]
-    return "".join(texts)

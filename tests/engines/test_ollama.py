@@ -12,14 +12,20 @@ import httpx
 import pytest
 from fake_engine import FakeEngine
 from fake_ollama import FakeOllama, base_of
+from fake_ollama_model import FakeOllamaModel
+from models import make_tokenizer
 from openai import AsyncOpenAI, BadRequestError
 from running import Running, running, settings_for
 from waiting import until
 
+from strop.adapters.identity import identify
 from strop.proxy.engines.ollama import Ollama, version_of
 from strop.proxy.engines.wanted import Wanted
 from strop.proxy.errors import EngineNotReady
 from strop.proxy.upstream.upstream import Upstream
+from strop.training import rows
+from strop.training.rows import Target
+from strop.training.tokenizer import BaseTokenizer
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 
@@ -128,9 +134,12 @@ async def test_logprobs_are_kept_only_where_each_token_has_one(
         assert choice.token_ids is None
         if "🙂" in text:
             assert choice.logprobs is None
+            assert choice.token_texts is None
         else:
             assert isinstance(choice.logprobs, array)
             assert num_tokens == len(choice.logprobs) + drops_end
+            assert len(choice.logprobs) == len(choice.token_texts)
+            assert text == "".join(choice.token_texts)
 
 
 async def test_text_that_is_not_ascii_keeps_its_logprobs_where_all_are_there(
@@ -144,6 +153,25 @@ async def test_text_that_is_not_ascii_keeps_its_logprobs_where_all_are_there(
     kept = [choice.logprobs is not None for text, choice, _ in found if "你" in text]
     assert any(kept)
     assert {False} == {choice.logprobs is not None for text, choice, _ in found if "🙂" in text}
+
+
+@pytest.mark.parametrize("drops_end", [False, True], ids=["with end", "without end"])
+async def test_the_tokens_of_thoughts_are_kept_too(
+    drops_end: bool, ollama: FakeOllama, proxy: Running
+) -> None:
+    """With those that part them from the answer, in the order in which they were sampled."""
+    ollama.thinks, ollama.drops_end = True, drops_end
+
+    await answers(proxy, 40)
+
+    kept = set()
+    for row in await proxy.rows():
+        (choice,) = row.completion.choices
+        said = json.loads(choice.message)
+        whole = f"{said['reasoning']}</think>{said['content']}"
+        kept.add((choice.token_texts is not None, "🙂" in whole, whole.isascii()))
+        assert choice.token_texts is None or whole == "".join(choice.token_texts)
+    assert {(True, False, True), (True, False, False), (False, True, False)} == kept
 
 
 async def test_an_id_in_a_body_names_no_answer(proxy: Running) -> None:
@@ -263,6 +291,31 @@ async def test_a_context_overflow_reaches_the_client_as_ollama_words_it(
             )
 
     assert "upstream_error" == (await proxy.row()).completion.state
+
+
+async def test_a_chat_that_ollama_shortens_is_not_learned_from_as_it_was_asked(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """It leaves the oldest messages out and says nothing; the prompt's count tells."""
+    fake = FakeOllamaModel(folder=qwen3, num_context=100)
+    target = Target(identify(qwen3, cache=None), 4096, BaseTokenizer(qwen3))
+    question, answer = {"role": "user", "content": "word " * 9}, {"role": "assistant"}
+    chats = [[question], [question, {**answer, "content": "word " * 90}, question]]
+    async with FakeEngine(fake) as engine:
+        settings = settings_for(
+            engine.url, kind="ollama", model={"base": str(qwen3), "name": "tiny"}
+        )
+        async with running(settings, tmp_path / "home") as proxy:
+            for messages in chats:
+                said = await proxy.chat(messages=messages, max_tokens=4)
+                assert 200 == said.status_code
+
+            whole, shortened = [row.completion for row in await proxy.rows()]
+
+    (prompt, _), (same_prompt, _) = fake.sampled
+    assert prompt == same_prompt
+    assert tuple(make_tokenizer().encode(prompt)) == rows.read_prompt(whole, target)
+    assert rows.LeftOut.PROMPT_DIFFERS == rows.read(shortened, 0, target)
 
 
 async def test_a_client_that_leaves_ends_its_request(ollama: FakeOllama, proxy: Running) -> None:

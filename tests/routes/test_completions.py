@@ -70,6 +70,7 @@ async def test_a_completion_is_shown_with_its_snapshot(app: Running) -> None:
             {
                 "index": 0,
                 "token_ids": [4, 5],
+                "token_texts": None,
                 "logprobs": [-0.5, -0.25],
                 "logprobs_source": "engine",
                 "logprobs_kind": "raw",

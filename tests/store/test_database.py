@@ -92,7 +92,9 @@ async def test_a_database_from_before_versions_keeps_all_that_it_has(
     del known["base"]
     _insert(connection, "completions", known)
     choice_row = completions.pack_completion(made).choices[0]
-    _insert(connection, "choices", dict(zip(completions.CHOICE_COLUMNS, choice_row, strict=True)))
+    answered = dict(zip(completions.CHOICE_COLUMNS, choice_row, strict=True))
+    del answered["token_texts"]
+    _insert(connection, "choices", answered)
     rated = {
         "id": "fb_1", "created_ms": NOON_MS, "completion": "cmp_1", "choice": 0, "session": "mine",
         "key_id": KEY, "rater": "", "source": "api", "state": "standing", "revision": 1,

@@ -540,6 +540,7 @@ async def test_raw_has_all_that_is_stored(store: Store) -> None:
             "message": ANSWER,
             "finish_reason": "stop",
             "token_ids": [7, 11, 2],
+            "token_texts": None,
             "logprobs": [-0.5, None, -0.25],
             "logprobs_source": "engine",
             "logprobs_kind": "raw",

@@ -48,8 +48,9 @@ class FakeOllama:
     Attributes:
         version: what it says it is; adapters load from 0.30.0 on.
         models: by tag, the newest first.
-        num_context: how long a prompt may be.
+        num_context: how long a prompt may be; of a longer chat the oldest messages are left out.
         drops_end: see `fake_ollama_answers.Answer`.
+        thinks: the same.
         has_parser: the same.
         fails_at: the event of a stream at which it fails, after its status of 200.
         before_event: awaited before each event of a stream.
@@ -67,6 +68,7 @@ class FakeOllama:
     models: dict[str, Model] = field(default_factory=lambda: {"tiny:latest": base_of("tiny")})
     num_context: int = 4096
     drops_end: bool = False
+    thinks: bool = False
     has_parser: bool = False
     fails_at: int | None = None
     before_event: Callable[[int], Awaitable[None]] = _at_once
@@ -192,7 +194,9 @@ class FakeOllama:
         made = tuple(digest.removeprefix("sha256:") for digest in adapters.values())
         parameters = tuple(fields.get("parameters", {}).items())
         model = Model(source.base, (*source.adapters, *made), parameters)
-        self.models = {_full(fields["model"]): model, **self.models}
+        tag = _full(fields["model"])
+        self.models.pop(tag, None)
+        self.models = {tag: model, **self.models}
         return None
 
     async def _show(self, call: Call) -> None:
@@ -254,11 +258,24 @@ class FakeOllama:
     async def _chat(self, call: Call) -> None:
         fields = call.request.json()
         try:
-            prompt = self.prompt_of(fake_ollama_messages.read(fields))
+            prompt = self.prompt_of(self._fitting(fake_ollama_messages.read(fields)))
         except fake_ollama_messages.UnreadableError as error:
             return await _refuse(call, 400, str(error), "invalid_request_error")
         await self._complete(call, fields, prompt, is_chat=True)
         return None
+
+    def _fitting(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a chat without its oldest messages, as many as it is too long by.
+
+        What the system says stays, and so does the last message.
+        """
+        kept = messages
+        for start in range(len(messages)):
+            system = [message for message in messages[:start] if message["role"] == "system"]
+            kept = [*system, *messages[start:]]
+            if len(self.vocabulary.encode(self.prompt_of(kept))) <= self.num_context:
+                break
+        return kept
 
     async def _completion(self, call: Call) -> None:
         fields = call.request.json()
@@ -289,9 +306,10 @@ class FakeOllama:
                 )
                 answer = Answer(
                     fields,
-                    said,
+                    said.thinking() if self.thinks else said,
                     is_chat=is_chat,
                     drops_end=self.drops_end,
+                    thinks=self.thinks,
                     has_parser=self.has_parser,
                 )
                 if not fields.get("stream"):

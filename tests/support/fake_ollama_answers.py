@@ -8,7 +8,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -16,7 +16,8 @@ from fake_vllm_answers import VOCABULARY
 
 # A character in three tokens; the end-of-text token is the last.
 _EMOJI = (b" \xf0\x9f", b"\x99", b"\x82")
-PIECES = (*(text.encode() for text in VOCABULARY), *_EMOJI, b"")
+THINK_END = b"</think>"
+PIECES = (*(text.encode() for text in VOCABULARY), *_EMOJI, THINK_END, b"")
 END_ID = len(PIECES) - 1
 
 _numbers = count(1)
@@ -48,6 +49,19 @@ class Sampled:
     logprobs: list[float]
     num_prompt: int
     vocabulary: Vocabulary
+
+    def thinking(self) -> "Sampled":
+        """Return an answer of which the first character's tokens are thoughts."""
+        pieces = self.vocabulary.pieces
+        at = 1
+        while not _is_text(b"".join(pieces[token] for token in self.ids[:at])):
+            at += 1
+        end = pieces.index(THINK_END)
+        return replace(
+            self,
+            ids=[*self.ids[:at], end, *self.ids[at:]],
+            logprobs=[*self.logprobs[:at], -0.25, *self.logprobs[at:]],
+        )
 
     @property
     def reason(self) -> str:
@@ -81,7 +95,7 @@ def sample(weights: str, prompt: str, limit: int | None, vocabulary: Vocabulary)
     whole = [
         token
         for token, piece in enumerate(vocabulary.pieces)
-        if piece and token != vocabulary.end_id and _is_text(piece)
+        if piece not in (b"", THINK_END) and token != vocabulary.end_id and _is_text(piece)
     ]
     for _ in range(chance.randrange(5, 12)):
         is_emoji = vocabulary.has_parts and chance.random() < 0.1
@@ -106,6 +120,7 @@ class Answer:
         sampled: what is said.
         is_chat: which dialect.
         drops_end: as on models with a renderer: no entry for the token that ends the text.
+        thinks: what stands before `THINK_END` are thoughts.
         has_parser: each second token's text is held back until the next.
     """
 
@@ -116,11 +131,13 @@ class Answer:
         *,
         is_chat: bool,
         drops_end: bool,
+        thinks: bool,
         has_parser: bool,
     ) -> None:
         self._sampled = sampled
         self._is_chat = is_chat
         self._drops_end = drops_end
+        self._thinks = thinks
         self._has_parser = has_parser
         self._wants = bool(fields.get("logprobs"))
         self._has_usage = bool((fields.get("stream_options") or {}).get("include_usage"))
@@ -138,7 +155,11 @@ class Answer:
         steps = list(self._sampled.steps(drops_end=self._drops_end))
         text = "".join(said for said, _ in steps)
         entries = [entry for _, found in steps for entry in found]
-        said = {"message": {"role": "assistant", "content": text}} if self._is_chat else {}
+        thoughts: dict[str, str] = {}
+        if self._thinks:
+            thoughts["reasoning"], _, text = text.partition(THINK_END.decode())
+        message = {"role": "assistant", "content": text, **thoughts}
+        said = {"message": message} if self._is_chat else {}
         choice = {
             **({} if self._is_chat else {"text": text}),
             "index": 0,
@@ -150,12 +171,16 @@ class Answer:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield the events of a stream."""
-        held = ""
+        held, is_thought = "", self._thinks
         for number, (text, entries) in enumerate(self._sampled.steps(drops_end=self._drops_end)):
+            if is_thought and text == THINK_END.decode():
+                yield self._event(held, entries, None, is_thought=True)
+                held, is_thought = "", False
+                continue
             held += text
             is_held = not text or (self._has_parser and number % 2 == 0)
             if not is_held:
-                yield self._event(held, entries, None)
+                yield self._event(held, entries, None, is_thought=is_thought)
                 held = ""
             elif self._wants and entries:
                 yield self._event("", entries, None)
@@ -168,8 +193,11 @@ class Answer:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._head, "object": kind}
 
-    def _event(self, text: str, entries: list[Any], reason: str | None) -> dict[str, Any]:
-        delta = {"delta": {"role": "assistant", "content": text}} if self._is_chat else {}
+    def _event(
+        self, text: str, entries: list[Any], reason: str | None, *, is_thought: bool = False
+    ) -> dict[str, Any]:
+        said = {"content": "", "reasoning": text} if is_thought else {"content": text}
+        delta = {"delta": {"role": "assistant", **said}} if self._is_chat else {}
         choice = {
             **({} if self._is_chat else {"text": text}),
             "index": 0,

@@ -36,6 +36,14 @@ class Bytes:
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*self._bytes(text), 256)
 
+    def encode_tokens(self, texts: Sequence[str]) -> tuple[int, ...] | None:
+        """Each token is a byte, and an empty one at the end ends the turn."""
+        has_end = not texts[-1]
+        found = [text.encode() for text in (texts[:-1] if has_end else texts)]
+        if any(len(one) != 1 for one in found):
+            return None
+        return (*(one[0] for one in found), *([256] if has_end else []))
+
     def encode_opening(
         self,
         asked: Sequence[int],  # noqa: ARG002 - this model's prompts all end alike

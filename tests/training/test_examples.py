@@ -268,6 +268,59 @@ def test_text_of_the_same_base_is_encoded_where_the_engine_gave_no_ids() -> None
     assert {Flag.PROMPT_ENCODED, Flag.ANSWER_ENCODED, Flag.NO_LOGPROBS} == row.flags
 
 
+def with_texts(*texts: str, **changes: Any) -> Completion:
+    """A completion of an engine that gives the texts of tokens in place of ids, and thoughts."""
+    message = {"role": "assistant", "content": "Yes", "reasoning": "Hm"}
+    answer = choice(
+        message=json.dumps(message).encode(),
+        token_ids=None,
+        token_texts=texts,
+        logprobs=array("f", [-0.5] * len(texts)),
+        finish_reason=changes.pop("finish_reason", "stop"),
+    )
+    return completion(**({"prompt_ids": None, "choices": (answer,)} | changes))
+
+
+def test_the_texts_of_the_sampled_tokens_are_their_ids() -> None:
+    """Thoughts and all, with the engine's own logprobs."""
+    row = only_row(make(turn(with_texts(*"Hm;Yes", ""))))
+
+    assert [*b"Hm;Yes", 256] == answer_ids(row)
+    assert [-0.5] * 7 == (row.captured is not None and row.captured.tolist())
+    assert {Flag.PROMPT_ENCODED, Flag.TOKENS_ENCODED} == row.flags
+
+
+def test_a_token_that_ends_the_turn_need_not_be_shown() -> None:
+    """It was sampled; its logprob is not known, and so none is taken from the engine."""
+    row = only_row(make(turn(with_texts(*"Hm;Yes"))))
+
+    assert [*b"Hm;Yes", 256] == answer_ids(row)
+    assert row.captured is None
+    assert {Flag.PROMPT_ENCODED, Flag.TOKENS_ENCODED, Flag.NO_LOGPROBS} == row.flags
+
+
+def test_tokens_that_a_limit_cut_off_have_no_end() -> None:
+    """With each logprob."""
+    row = only_row(make(turn(with_texts(*"Hm;Ye", finish_reason="length"))))
+
+    assert list(b"Hm;Ye") == answer_ids(row)
+    assert row.captured is not None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        with_texts("Hm", ";Yes"),
+        with_texts(*"Hm;Yes", completion_tokens=9),
+        with_texts(*"Hm", "", *"Yes"),
+    ],
+    ids=["none's", "others", "within"],
+)
+def test_texts_that_are_not_those_of_the_tokens_are_left_out(asked: Completion) -> None:
+    """Of none in the vocabulary, or of fewer than were sampled; the text alone lacks thoughts."""
+    assert {LeftOut.NO_TOKENS: 1} == make(turn(asked)).left_out
+
+
 def test_sampled_ids_are_kept_where_only_the_prompts_are_missing() -> None:
     """With the engine's logprobs, which then also check the template."""
     row = only_row(make(turn(completion(prompt_ids=None))))

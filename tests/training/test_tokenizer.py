@@ -143,6 +143,20 @@ def test_an_answer_follows_its_prompt_as_the_template_writes_it(tokenizer: BaseT
     assert "\n" == tokenizer.decode(whole[len(ids) :])
 
 
+def test_sampled_tokens_are_known_by_their_texts(tokenizer: BaseTokenizer) -> None:
+    """Thoughts and their ends, as they are shown; an empty text is the end's, and only there."""
+    ids = tokenizer.encode_text("<think>\nIt rains.\n</think>\n\nFour.")
+    texts = [tokenizer.decode([one]) for one in ids]
+    (end,) = tokenizer.encode_answer("")
+
+    assert {"<think>", "</think>"} <= set(texts)
+    assert ids == tokenizer.encode_tokens(texts)
+    assert (*ids, end) == tokenizer.encode_tokens([*texts, ""])
+    assert [None, None] == [
+        tokenizer.encode_tokens(some) for some in (["", *texts], [*texts, "none of these"])
+    ]
+
+
 CLOSED = "<think>\n\n</think>\n\n"
 HEADER = "<|im_start|>assistant\n"
 THOUGHT = """\

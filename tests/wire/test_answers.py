@@ -7,7 +7,6 @@ import pytest
 
 from strop.proxy.errors import BadRequest
 from strop.proxy.wire import body, chat, completions
-from strop.proxy.wire.answer import text_of_tokens
 
 
 def entry(
@@ -288,12 +287,42 @@ def test_an_answer_may_begin_with_a_byte_order_mark() -> None:
     )
 
 
+def test_each_choice_has_the_texts_of_its_tokens() -> None:
+    """In the order they came in, of a stream's chunks as of a body."""
+    chunk = b'{"choices":[{"index":%d,"delta":{},"logprobs":{"content":[%b]}}]}'
+    entry = b'{"token":"%b","logprob":-1}'
+    pieces = [chunk % (one, entry % said) for one, said in ((0, b"a"), (1, b"b"), (0, b"c"))]
+    answer = chat.read_stream(pieces)
+
+    answer.read_texts(pieces)
+
+    assert [("a", "c"), ("b",)] == [one.token_texts for one in answer.choices.values()]
+
+
+def test_a_text_without_a_logprob_is_none_of_a_tokens() -> None:
+    """Nor is one beside an id: that says more."""
+    entries = [b'{"token":"a"}', b'{"token":"a","logprob":-1,"id":7}']
+    found = []
+    for entry in entries:
+        said = b'{"choices":[{"message":{},"logprobs":{"content":[%b]}}]}' % entry
+        answer = chat.read_json(said)
+        answer.read_texts([said])
+        found.append(answer.choices[0].token_texts)
+
+    assert [None, None] == found
+
+
 def test_a_piece_that_is_no_text_has_none() -> None:
     """And costs no record: that a token is missing shows in the text of the others."""
     said = b'{"choices":[{"logprobs":{"content":[{"token":"%b","logprob":-1}]}}]}'
     deep = b'{"deep":%b%b}' % (b"[" * 10_000, b"]" * 10_000)
 
-    assert "ac" == text_of_tokens([said % b"a", said % b"\xff", deep, said % b"c"])
+    pieces = [said % b"a", said % b"\xff", deep, said % b"c"]
+    answer = chat.read_stream(pieces)
+
+    answer.read_texts(pieces)
+
+    assert ["a", "c"] == answer.choices[0].texts
 
 
 def test_a_malformed_snapshot_does_not_cost_the_message() -> None:
