@@ -164,6 +164,7 @@ def _snapshot(c: Completion) -> Object:
     return {
         "sampling": _value(c.sampling),
         "prompt_ids": None if c.prompt_ids is None else c.prompt_ids.tolist(),
+        "prompt_text": c.prompt_text,
         "choices": [{"index": choice.index, **tokens_of(choice)} for choice in c.choices],
     }
 

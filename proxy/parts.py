@@ -20,6 +20,7 @@ from strop.proxy.errors import StoreUnavailable
 from strop.proxy.flights import Elsewhere, Flights, nowhere
 from strop.proxy.intake import Intake
 from strop.proxy.metrics import Metrics
+from strop.proxy.prompts import Prompts
 from strop.proxy.rater import Rater
 from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
@@ -255,6 +256,7 @@ async def _make_control(
         home,
         store,
         Promoter(settings.training, store, swapper),
+        note_prompts=Prompts(store, serving).note,
         base=lambda: _trainable(settings, serving),
         leases=serving.leases,
         command=train_command,

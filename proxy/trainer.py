@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
@@ -50,6 +50,8 @@ class Trainer:
         home: strop's home; each run has a folder under `runs`.
         store: where ratings come from, and how runs are known.
         promoter: what becomes of what a run made.
+        note_prompts: told the parent and the base of each run before it begins, so that what the
+            engine read is known where it gives no ids.
         base: returns the base that can be trained, or why there is none.
         leases: how many answers are running, and when the last one ended.
         command: returns the command line of a run's process.
@@ -66,6 +68,7 @@ class Trainer:
         store: Store,
         promoter: Promoter,
         *,
+        note_prompts: Callable[[str, str], Awaitable[None]],
         base: Callable[[], Base | str],
         leases: Leases,
         command: TrainCommand = run_requests.command,
@@ -75,6 +78,7 @@ class Trainer:
         self._home = home
         self._store = store
         self._promoter = promoter
+        self._note_prompts = note_prompts
         self._base = base
         self._leases = leases
         self._command = command
@@ -244,6 +248,7 @@ class Trainer:
         # Not with parents=True: that gives the outer one the mode that the umask leaves.
         for one in (self._runs_folder, folder):
             one.mkdir(mode=0o700, exist_ok=True)
+        await self._note_prompts(run.parent or BASE, run.base)
         log_path = folder / "output.log"
         command = self._command(self._home, run.id)
         self._child = await Child.start(command, log_path=log_path)

@@ -41,7 +41,7 @@ class Flag(StrEnum):
     CONSTRAINED = "sampled with penalties, biases or a grammar"
     PROCESSED = "logprobs recomputed: the engine's are processed"
     NO_LOGPROBS = "logprobs recomputed: the engine gave none, or not one for each token"
-    PROMPT_ENCODED = "prompt ids from its messages"
+    PROMPT_ENCODED = "prompt ids from its messages, or its text"
     ANSWER_ENCODED = "token ids from its text"
     TOKENS_ENCODED = "token ids from the texts of its tokens"
     PARTIAL = "a part of the turn is left out"
@@ -60,6 +60,13 @@ class Tokenizer(Protocol):
 
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Return the prompt of a text completion."""
+        ...
+
+    def encode_shown(self, text: str) -> Sequence[tuple[int, ...]]:
+        """Return the ways to read a prompt that an engine shows as text.
+
+        What every text begins with is in it, or the engine adds it.
+        """
         ...
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
@@ -170,6 +177,11 @@ def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftO
         return LeftOut.REDACTED if fields is not None else LeftOut.NO_TOKENS
     if target.tokenizer is None:
         return LeftOut.NO_TOKENIZER
+    counted = completion.prompt_tokens if is_own else None
+    if is_own and completion.prompt_text is not None:
+        shown = target.tokenizer.encode_shown(completion.prompt_text)
+        fitting = [ids for ids in shown if counted in (None, len(ids))]
+        return fitting[0] if fitting else LeftOut.PROMPT_DIFFERS
     text = prompt.only_prompt(fields)
     if is_text and not isinstance(text, str):
         return LeftOut.NO_TOKENS
@@ -181,7 +193,7 @@ def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftO
         )
     except ValueError:
         return LeftOut.PROMPT_DIFFERS
-    if is_own and completion.prompt_tokens not in (None, len(ids)):
+    if counted not in (None, len(ids)):
         return LeftOut.PROMPT_DIFFERS
     return ids
 

@@ -68,6 +68,14 @@ class BaseTokenizer:
         """Return the prompt of a text completion."""
         return tuple(self._tokenizer.encode(text))
 
+    def encode_shown(self, text: str) -> tuple[tuple[int, ...], ...]:
+        """Return the ways to read a prompt that an engine shows as text, special tokens in it.
+
+        What every text begins with is in it, or the engine adds it.
+        """
+        whole = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return whole, self.encode_text(text)
+
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """Return an assistant's message as it follows a prompt; the last id ends the turn.
 

@@ -278,6 +278,16 @@ class Engine(Protocol):
         """
         ...
 
+    async def render(self, served: str, chat: Mapping[str, object]) -> str:
+        """Return what the model that the engine calls `served` reads of a chat, as text.
+
+        Raises:
+            NotFound: this engine can't tell.
+            BadRequest: it can't read the chat; the message is its own.
+            UpstreamError: it isn't there, or fails.
+        """
+        ...
+
     async def check(self) -> EngineState:
         """Return what the engine says of itself, once it is ready to answer.
 

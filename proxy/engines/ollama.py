@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from strop.proxy.engines import messages
 from strop.proxy.engines.base import Ask, Capabilities, Dialect, EngineState, Plan
+from strop.proxy.engines.calls import LOAD_TIMEOUT_S
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.ollama_models import cards_in, is_ours
-from strop.proxy.engines.single import SingleServer
+from strop.proxy.engines.single import NO_PROMPT, SingleServer
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted, listed
-from strop.proxy.errors import BadRequest, EngineNotReady
+from strop.proxy.errors import BadRequest, EngineNotReady, NotFound
 from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import weights
 from strop.proxy.wire.restore import Restore
@@ -80,6 +81,7 @@ class Ollama(SingleServer):
         )
         self._chosen = ""
         self._version = ""
+        self._renders = True
 
     def plan(self, ask: Ask) -> Plan:
         """Return the request with logprobs and usage asked for, and what to take out again."""
@@ -138,6 +140,8 @@ class Ollama(SingleServer):
         names = [name for tag in digests for name in _names(tag)]
         self._chosen = self._choice(names)
         first = _full(self._chosen)
+        # What another version can show is to be found out anew.
+        self._renders = self._renders or version != self._version
         self._version = version
         # Another may be pulled under the same name at any time.
         self.capabilities = replace(self.capabilities, dtype=_dtype_of(found[first]))
@@ -150,6 +154,31 @@ class Ollama(SingleServer):
             digest=digests[first],
             synonyms=tuple(name for name in _names(first) if name != self._chosen),
         )
+
+    async def render(self, served: str, chat: Mapping[str, object]) -> str:
+        """Return the prompt that it renders, which may lack the oldest messages of a long chat.
+
+        A version that doesn't know what is asked answers the chat, and is asked no second time.
+        """
+        if not self._renders:
+            raise NotFound(NO_PROMPT)
+        asked = {
+            **chat,
+            **_said_for_it(chat),
+            "model": self._tag_of(served),
+            "stream": False,
+            "max_tokens": 1,
+            "_debug_render_only": True,
+        }
+        said = await self._calls.must(
+            "POST", "/v1/chat/completions", asked, timeout_s=LOAD_TIMEOUT_S
+        )
+        shown = said.get("_debug_info") if isinstance(said, dict) else None
+        text = shown.get("rendered_template") if isinstance(shown, dict) else None
+        if not isinstance(text, str):
+            self._renders = False
+            raise NotFound(NO_PROMPT)
+        return text
 
     async def verify(self, model: str) -> None:  # noqa: ARG002  # the protocol's
         """Say what this Ollama lacks, and strop for it; to ask for a token would load a model."""

@@ -143,6 +143,10 @@ class Replicas:
         """Ask one that answers: all read alike."""
         return await self._first.count_prompt(served, chat)
 
+    async def render(self, served: str, chat: Mapping[str, object]) -> str:
+        """Ask one that answers: all read alike."""
+        return await self._first.render(served, chat)
+
     async def verify(self, model: str) -> None:
         """Do nothing: each is verified as it is checked."""
 

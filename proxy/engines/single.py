@@ -15,6 +15,7 @@ from strop.proxy.errors import NotFound
 from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire.headers import Headers, to_engine
 
+NO_PROMPT = "this engine shows no prompts"
 NO_LOGPROBS = "it accepts `logprobs` and returns none, so what it answers is learned from without"
 
 
@@ -58,6 +59,10 @@ class SingleServer:
     async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
         """Raise NotFound: most engines count what they have read, not what they would read."""
         raise NotFound(NO_COUNT)
+
+    async def render(self, served: str, chat: Mapping[str, object]) -> str:  # noqa: ARG002
+        """Raise NotFound: some engines give the ids of a prompt, and most nothing of it."""
+        raise NotFound(NO_PROMPT)
 
     async def verify(self, model: str) -> None:
         """Claim nothing that would have to be found out."""

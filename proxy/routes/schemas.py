@@ -195,6 +195,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         {
             "sampling": {"type": "object", "description": "The parameters that were asked for."},
             "prompt_ids": or_null(array_of(integer())),
+            "prompt_text": or_null(string("As the engine showed it, where it gives no ids.")),
             "choices": array_of(
                 object_of(
                     {

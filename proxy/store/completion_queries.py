@@ -152,7 +152,7 @@ def _decode_choice(row: Row) -> Choice:
 
 def _decode(row: Row, answers: tuple[Choice, ...]) -> StoredCompletion:
     found = dict(zip(COMPLETION_COLUMNS, row, strict=True))
-    prompt_ids = found["prompt_ids"]
+    prompt_ids, prompt_text = found["prompt_ids"], found["prompt_text"]
     completion = Completion(
         id=found["id"],
         created_ms=found["created_ms"],
@@ -171,6 +171,7 @@ def _decode(row: Row, answers: tuple[Choice, ...]) -> StoredCompletion:
         error=found["error"],
         sampling=found["sampling"].encode(),
         prompt_ids=None if prompt_ids is None else pack.unpack_ints(prompt_ids),
+        prompt_text=None if prompt_text is None else pack.unpack_bytes(prompt_text).decode(),
         prompt_tokens=found["prompt_tokens"],
         completion_tokens=found["completion_tokens"],
         ttft_ms=found["ttft_ms"],

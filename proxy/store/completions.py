@@ -24,8 +24,8 @@ COMPLETION_COLUMNS: Final = (
     "id", "created_ms", "key_id", "dialect", "engine", "model", "served", "version", "state",
     "delivered", "stream", "status", "error", "prompt_tokens", "completion_tokens", "ttft_ms",
     "total_ms", "overhead_ms", "upstream_id", "request_id", "starts_turn", "after", "after_tail",
-    "base", "sampling", "prompt_ids", "request", "session", "session_by", "turn", "parent",
-    "parent_choice", "parent_by",
+    "base", "sampling", "prompt_ids", "prompt_text", "request", "session", "session_by", "turn",
+    "parent", "parent_choice", "parent_by",
 )  # fmt: skip
 CHOICE_COLUMNS: Final = (
     "completion", "choice", "created_ms", "finish_reason", "num_tokens", "logprobs_source",
@@ -94,10 +94,18 @@ def pack_completion(completion: Completion) -> Packed:
         storable(c.upstream_id), storable(c.request_id), c.starts_turn, c.after, c.after_tail,
         c.base, c.sampling.decode("utf-8", "replace"),
         None if c.prompt_ids is None else pack.pack_ints(c.prompt_ids),
+        None if c.prompt_text is None else _pack_text(c.prompt_text),
         pack.pack_bytes(c.request),
     )  # fmt: skip
     num_sampled = sum(len(choice.token_ids or ()) for choice in c.choices)
     return Packed(c, row, tuple(_pack_choice(c, choice) for choice in c.choices), num_sampled)
+
+
+def note_prompt(connection: sqlite3.Connection, id_: str, text: str) -> None:
+    """Keep the prompt of a completion, as its engine shows it; of a deleted one nothing."""
+    connection.execute(
+        "UPDATE completions SET prompt_text = ? WHERE id = ?", (_pack_text(text), id_)
+    )
 
 
 def insert(connection: sqlite3.Connection, packed: Packed) -> Recorded:
@@ -197,6 +205,11 @@ def _run(connection: sqlite3.Connection, search: Search) -> Reply | None:
     except StopIteration as end:
         found: Reply | None = end.value
         return found
+
+
+def _pack_text(text: str) -> bytes:
+    # Engines may spell half a character in JSON.
+    return pack.pack_bytes(text.encode("utf-8", "replace"))
 
 
 def _pack_choice(completion: Completion, choice: Choice) -> Row:

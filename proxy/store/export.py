@@ -295,6 +295,7 @@ def _raw(rated: Rated) -> Json:
         "request": request,
         "request_base64": base64.b64encode(c.request).decode() if request is None else None,
         "prompt_ids": None if c.prompt_ids is None else c.prompt_ids.tolist(),
+        "prompt_text": c.prompt_text,
         "choices": [_raw_choice(choice) for choice in c.choices],
         "feedback": [_raw_feedback(f) for f in rated.feedback],
     }

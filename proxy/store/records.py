@@ -58,8 +58,9 @@ class Completion(msgspec.Struct, frozen=True):
     parameters in force. `after` and `after_tail` identify the history that the request continues
     (None where it has no assistant message); `follows` is the completion that the client says that
     history ends in, and is not kept. Times are in milliseconds; `created_ms` since the
-    epoch, the others durations. `session` is what the client said, None if it said nothing. `base`
-    is the identity of the base that answered, None where it isn't known.
+    epoch, the others durations. `prompt_text` is the prompt as an engine shows it that gives no
+    ids, noted later. `session` is what the client said, None if it said nothing. `base` is the
+    identity of the base that answered, None where it isn't known.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Completion(msgspec.Struct, frozen=True):
     error: str | None = None
     sampling: bytes = b"{}"
     prompt_ids: "array[int] | None" = None
+    prompt_text: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     ttft_ms: float | None = None

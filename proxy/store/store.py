@@ -142,6 +142,10 @@ class Store:
         """
         return self._writer.submit_prepared(partial(_prepared, build), size)
 
+    async def note_prompt(self, id_: str, text: str) -> None:
+        """Keep the prompt of a completion whose engine gave no ids of it, as that shows it."""
+        await self._writer.submit(partial(completions.note_prompt, id_=id_, text=text), len(text))
+
     async def add_feedback(
         self, new: NewFeedback, is_in_flight: Callable[[str], bool]
     ) -> FeedbackOutcome:

@@ -40,6 +40,10 @@ class Trained:
         self.swapper = FakeSwapper(store)
         self.base: Base | str = Base(home / "base", MODEL)
         self.leases = Leases()
+        self.noted: list[tuple[str, str]] = []
+
+    async def note_prompts(self, parent: str, base: str) -> None:
+        self.noted.append((parent, base))
 
     def trainer(
         self, behaviour: str, settings: Training = SETTINGS, *, look_interval_s: float = 0.02
@@ -50,6 +54,7 @@ class Trained:
             self.home,
             self.store,
             Promoter(settings, self.store, self.swapper, follow_interval_s=0),
+            note_prompts=self.note_prompts,
             base=lambda: self.base,
             leases=self.leases,
             command=fake_run.command(behaviour),
@@ -127,6 +132,7 @@ async def test_enough_ratings_start_a_run(training: Trained) -> None:
     assert ("topr", "balanced", None, MODEL, "trigger") == (
         run.objective, run.preset, run.parent, run.base, run.requested_by,
     )  # fmt: skip
+    assert [("base", MODEL)] == training.noted
     assert {
         "base_path": str(training.home / "base"),
         "backend": "auto",

@@ -66,6 +66,7 @@ async def test_a_completion_is_shown_with_its_snapshot(app: Running) -> None:
     assert {
         "sampling": {"temperature": 0.5},
         "prompt_ids": [1, 2, 3],
+        "prompt_text": None,
         "choices": [
             {
                 "index": 0,

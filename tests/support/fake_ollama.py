@@ -51,6 +51,7 @@ class FakeOllama:
         num_context: how long a prompt may be; of a longer chat the oldest messages are left out.
         drops_end: see `fake_ollama_answers.Answer`.
         thinks: the same.
+        renders: whether it knows `_debug_render_only`.
         has_parser: the same.
         fails_at: the event of a stream at which it fails, after its status of 200.
         before_event: awaited before each event of a stream.
@@ -58,6 +59,7 @@ class FakeOllama:
         quantization: what the weights are kept in, as it says.
         create_error: what goes wrong with each model that is to be made.
         streams_anyway: whether models are made with a stream, whatever is asked.
+        counts_cached: whether a native answer counts the tokens of its prompt that were cached.
         cuts_uploads: whether the last byte of what is uploaded gets lost.
         really: what is loaded in truth where a model is asked for.
         num_loads: how often a runner was started.
@@ -69,6 +71,7 @@ class FakeOllama:
     num_context: int = 4096
     drops_end: bool = False
     thinks: bool = False
+    renders: bool = True
     has_parser: bool = False
     fails_at: int | None = None
     before_event: Callable[[int], Awaitable[None]] = _at_once
@@ -76,6 +79,7 @@ class FakeOllama:
     quantization: str = "F32"
     create_error: str | None = None
     streams_anyway: bool = False
+    counts_cached: bool = True
     cuts_uploads: bool = False
     really: Callable[[Model], Model] = lambda model: model
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
@@ -248,7 +252,8 @@ class FakeOllama:
             "response": "".join(text for text, _ in steps),
             "done": True,
             "done_reason": said.reason,
-            "prompt_eval_count": said.num_prompt,
+            # The last token is read again, whatever is cached.
+            "prompt_eval_count": said.num_prompt if self.counts_cached else 1,
             "eval_count": len(said.ids),
         }
         if fields.get("logprobs"):
@@ -301,6 +306,8 @@ class FakeOllama:
         model = self.models[tag]
         try:
             async with self._running(model):
+                if is_chat and self.renders and fields.get("_debug_render_only"):
+                    return await call.json(_rendered(fields["model"], prompt))
                 said = await self.sample(
                     prompt, fields.get("max_tokens"), fields.get("temperature", 1.0)
                 )
@@ -390,6 +397,18 @@ def _full(tag: str) -> str:
 
 def _compact(payload: object) -> bytes:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _rendered(model: str, prompt: str) -> dict[str, Any]:
+    message = {"role": "", "content": ""}
+    return {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": None}],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "_debug_info": {"rendered_template": prompt},
+    }
 
 
 async def _refuse(call: Call, status: int, message: str, kind: str) -> None:

@@ -53,10 +53,12 @@ class Sampled:
     def thinking(self) -> "Sampled":
         """Return an answer of which the first character's tokens are thoughts."""
         pieces = self.vocabulary.pieces
-        at = 1
-        while not _is_text(b"".join(pieces[token] for token in self.ids[:at])):
-            at += 1
-        end = pieces.index(THINK_END)
+        whole = (
+            number
+            for number in range(1, len(self.ids))
+            if _is_text(b"".join(pieces[token] for token in self.ids[:number]))
+        )
+        at, end = next(whole, len(self.ids)), pieces.index(THINK_END)
         return replace(
             self,
             ids=[*self.ids[:at], end, *self.ids[at:]],

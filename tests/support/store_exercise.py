@@ -85,6 +85,7 @@ async def _writes(store: Store) -> str:
     await store.withdraw_lost((undone.feedback.id,))
     await store.undo("mine", KEY, "")
     await store.undo_answer("cmp_2", 0, KEY, "", or_above=True)
+    await store.note_prompt("cmp_1", "user: hello")
     await store.withdraw(undone.feedback.id, KEY)
     kept = (await rate(store, "cmp_2")).feedback
     await store.revise(kept.id, KEY, Revision(-1.0, b'"bad"'))

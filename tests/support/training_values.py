@@ -33,6 +33,9 @@ class Bytes:
     def encode_text(self, text: str) -> tuple[int, ...]:
         return self._bytes(text)
 
+    def encode_shown(self, text: str) -> tuple[tuple[int, ...], ...]:
+        return self._bytes(text), (258, *self._bytes(text))
+
     def encode_answer(self, text: str) -> tuple[int, ...]:
         return (*self._bytes(text), 256)
 

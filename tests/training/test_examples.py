@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,25 @@ def test_text_of_the_same_base_is_encoded_where_the_engine_gave_no_ids() -> None
     assert len(prompt) == row.tokens.num_prompt
     assert row.captured is None
     assert {Flag.PROMPT_ENCODED, Flag.ANSWER_ENCODED, Flag.NO_LOGPROBS} == row.flags
+
+
+@pytest.mark.parametrize(
+    ("counted", "prompt"),
+    [(6, b"asked!"), (7, (258, *b"asked!")), (None, b"asked!"), (8, None)],
+    ids=["all of it", "behind a beginning", "not counted", "another"],
+)
+def test_a_prompt_that_the_engine_shows_is_encoded_as_it_stands(
+    counted: int | None, prompt: Sequence[int] | None
+) -> None:
+    """Not what the base's own template makes of the messages; if it has as many tokens."""
+    found = make(turn(completion(prompt_ids=None, prompt_text="asked!", prompt_tokens=counted)))
+
+    if prompt is None:
+        assert {LeftOut.PROMPT_DIFFERS: 1} == found.left_out
+    else:
+        row = only_row(found)
+        assert [*prompt] == row.tokens.ids[: row.tokens.num_prompt].tolist()
+        assert {Flag.PROMPT_ENCODED} == row.flags
 
 
 def with_texts(*texts: str, **changes: Any) -> Completion:
