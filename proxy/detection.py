@@ -15,6 +15,7 @@ import httpx
 
 from strop.configs import installation
 from strop.proxy.auth import scrub_url
+from strop.proxy.engines.ollama_models import is_ours
 from strop.proxy.errors import ConfigError
 from strop.proxy.settings.settings import Settings
 
@@ -213,10 +214,12 @@ def identify(url: str, said: Mapping[str, Said]) -> Found | None:
     owners = [card.get("owned_by") for card in cards]
     told = _cards(said.get("/api/v0/models", Said(0)))
     embedders = {card["id"] for card in told if card.get("type") == "embeddings"}
-    ids = (str(card["id"]) for card in cards if not card.get("parent"))
-    models = tuple(sorted(ids, key=lambda one: one in embedders))
+    ids = [str(card["id"]) for card in cards if not card.get("parent")]
 
     def found(kind: Kind, label: str, version: object = None) -> Found:
+        # What strop made of a model in Ollama is no model to serve.
+        usable = (one for one in ids if kind != "ollama" or not is_ours(one))
+        models = tuple(sorted(usable, key=lambda one: one in embedders))
         return Found(kind, label, url, version if isinstance(version, str) else None, models)
 
     # Open WebUI, for one, has that path too, and answers the other with a page.

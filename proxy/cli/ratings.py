@@ -149,7 +149,8 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
         new = ratings.parse_feedback(
             {**body, "completion_id": identity}, key_id=key_id, source="cli"
         )
-        redaction = Redaction.of(in_force(home).capture.redact)
+        settings = in_force(home)
+        redaction = Redaction.of(settings.capture.redact)
         try:
             outcome = await store.add_feedback(redaction.feedback(new), _is_in_flight)
         except UnknownCompletion as error:
@@ -160,6 +161,9 @@ async def _rate(identity: str | None, said: Mapping[str, object], home: Path) ->
     click.echo(f"Rated {terminal.rating(given.rating)}: {terminal.described(rated, given.choice)}")
     if passed_over:
         click.echo(f"Passed over, newer: {passed_over}")
+    if settings.model.base and rated.completion.base is None:
+        served = terminal.excerpt(rated.completion.served)
+        click.echo(f"Nothing is learned from it: {served} is not known to be model.base")
     if replaced is not None:
         click.echo(f"It replaces: {_standing(replaced)}")
     click.echo(f"Take it back: {_undo_command(given, home)}")

@@ -26,10 +26,14 @@ from strop.proxy.cli.runs import progress
 from strop.proxy.command_line import to_copy
 from strop.proxy.home import serving_url
 from strop.proxy.store import layout
+from strop.proxy.store.records import CompletionFilter
 from strop.proxy.store.version_records import BASE, Version
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
+
+# Each is read whole, and may be long.
+_NUM_RATED: Final = 32
 
 
 @click.command(epilog=examples("strop status"))
@@ -111,10 +115,11 @@ def _worker(one: dict[str, Any]) -> str:
 
 
 def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("ratings", "{good} good, {bad} bad, {total} in all".format(**stored["ratings"])),
-        ("newest answer", stored["newest"] or "none"),
-    ]
+    rows = [("ratings", "{good} good, {bad} bad, {total} in all".format(**stored["ratings"]))]
+    if stored["unlearned"] is not None and stored["unlearned"]["num"]:
+        said = "{num} of the newest {of} rated answers came from another model than the one that is"
+        rows.append(("", f"{said} trained: nothing is learned there".format(**stored["unlearned"])))
+    return [*rows, ("newest answer", stored["newest"] or "none")]
 
 
 def _version_rows(
@@ -165,8 +170,10 @@ async def _stored(home: Path, base: str | None) -> dict[str, Any]:
         active = next((one for one in versions if one.id == activation.version), None)
         ready = [one.id for one in versions if _could_serve(one, active, base)]
         failure = await _failure(store, ready[0]) if ready else None
+        unlearned = await _unlearned(store, base) if base else None
     return {
         "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
+        "unlearned": unlearned,
         "newest": last.answer.completion.id if last.answer else None,
         "active": activation.version,
         "stale": active.stale if active else None,
@@ -175,6 +182,14 @@ async def _stored(home: Path, base: str | None) -> dict[str, Any]:
         "run": None if run is None else adapter_objects.run(run),
         "last_run": None if last_run is None else adapter_objects.run(last_run),
     }
+
+
+async def _unlearned(store: "Store", base: str) -> dict[str, int]:
+    """Return how many of the newest rated answers `base` has not given, and of how many."""
+    rated = await store.list_completions(CompletionFilter(is_rated=True), limit=_NUM_RATED)
+    found = [await store.get_completion(one.id) for one in rated.data]
+    bases = [one.completion.base for one in found if one is not None]
+    return {"num": sum(one != base for one in bases), "of": len(bases)}
 
 
 async def _failure(store: "Store", version: str) -> str | None:

@@ -7,6 +7,7 @@ former, when nobody asks it any more, and starts another. Read from its source a
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,9 @@ from strop.proxy.engines.calls import LOAD_TIMEOUT_S, Calls, reason_in
 from strop.proxy.engines.ollama_models import Made, OllamaModels, cards_in, tag_for
 from strop.proxy.engines.tokens import TokenText
 from strop.proxy.errors import Unavailable, UpstreamError
+from strop.proxy.upstream.engine_connection import EngineConnection
+
+log = logging.getLogger(__name__)
 
 Convert = Callable[[Path, Path, Path], None]
 """Writes the adapter at the first path, of the base at the second, to a new GGUF file."""
@@ -56,7 +60,10 @@ class OllamaAdapters:
         self._convert = convert
         self._made = OllamaModels(notes)
         self._held: str | None = None
+        self._digest = ""
         self._is_lost = False
+        self._was_out = False
+        self._line: EngineConnection | None = None
         self._model = ""
         self._tokens = TokenText(base)
 
@@ -81,13 +88,17 @@ class OllamaAdapters:
     async def prepare(self, name: str, folder: Path) -> None:
         """Convert `folder`, upload it, and make the model that `name` stands for.
 
+        One that was made of the base as it is now is left as it is.
+
         Raises:
             UpstreamError: it can't be converted, or Ollama doesn't make of it what it should.
         """
         if not self._model:
             raise UpstreamError("Ollama has not answered yet, so its models aren't known")
+        digests = await self._digests()
+        base = digests.get(self._model, "")
         made = self._made.get(name)
-        if made is not None and made.folder == folder and made.tag in await self._tags():
+        if made is not None and (made.folder, made.base) == (folder, base) and made.tag in digests:
             digest = made.tag.rpartition("-")[2]
             if made.tag == tag_for(self._model, name, digest):
                 return await self._verify(made.tag, digest)
@@ -99,7 +110,8 @@ class OllamaAdapters:
         tag = tag_for(self._model, name, digest)
         # Asked about first: a base that isn't there would be downloaded.
         await self._calls.must("POST", "/api/show", {"model": self._model})
-        # Noted first: what is made is found again, whatever happens now.
+        # Noted first: what is made is found again, whatever happens now. Of what base is not known
+        # before it is made: there may be one of that name already.
         await self._made.add(name, Made(tag, folder))
         answer = await self._calls.ask(
             "POST",
@@ -116,14 +128,19 @@ class OllamaAdapters:
         )
         if (why := _why_not_made(answer)) is not None:
             raise UpstreamError(f"Ollama does not make {tag}: {why}")
+        await self._made.add(name, Made(tag, folder, base))
         return await self._verify(tag, digest)
 
     async def load(self, name: str, folder: Path) -> None:
         """Let Ollama load the model of `name` in the place of the one over the same base."""
         await self.prepare(name, folder)
         self._held = None
-        await self._warm(self._made.all()[name].tag)
-        self._held, self._is_lost = name, False
+        if self._line is None or self._line.is_lost:
+            self._line = await self._calls.hold()
+        tag = self._made.all()[name].tag
+        self._digest = (await self._digests()).get(tag, "")
+        await self._warm(tag)
+        self._held, self._is_lost, self._was_out = name, False, False
 
     async def unload(self, name: str) -> None:
         """Delete the model of `name`, and load the base if it was what is loaded.
@@ -137,23 +154,25 @@ class OllamaAdapters:
             await self._warm(self._model)
             self._held = None
         answer = await self._calls.ask("DELETE", "/api/delete", {"model": tag})
-        if answer.is_error and tag in await self._tags():
+        if answer.is_error and tag in await self._digests():
             raise UpstreamError(f"Ollama does not delete {tag}: {answer.text[:200]}")
         await self._made.remove(name)
 
     async def loaded(self) -> Mapping[str, str]:
         """Return the version in use, and the others that Ollama has models for.
 
-        The one in use is left out until it is loaded again where Ollama was started anew, or has
-        loaded it by itself since: it must be proven again.
+        The one in use is left out until it is loaded again where Ollama may have been started anew
+        since, or makes something else of its name: it must be proven again.
         """
-        tags = await self._tags()
+        digests = await self._digests()
         if self._held is not None and not self._is_lost:
-            self._is_lost = not await self._is_in_place(self._made.all()[self._held].tag)
+            tag = self._made.all()[self._held].tag
+            is_same = digests.get(tag, "") == self._digest
+            self._is_lost = not (is_same and await self._is_in_place(tag))
         return {
             name: str(made.folder)
             for name, made in self._made.all().items()
-            if made.tag in tags and not (self._is_lost and name == self._held)
+            if made.tag in digests and not (self._is_lost and name == self._held)
         }
 
     async def generate(
@@ -166,8 +185,8 @@ class OllamaAdapters:
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Return a greedy continuation, up to an end-of-text token: it can't be told to go on.
 
-        The prompt goes as the text that is read as `prompt_ids`, and Ollama counts them; where
-        there is no such text, nothing can be asked and nothing is returned. Ids are found
+        The prompt goes as the text that is read as `prompt_ids`, and Ollama must not count more;
+        where there is no such text, nothing can be asked and nothing is returned. Ids are found
         again by each token's text, up to the first that is a part of a character: it leaves those
         out. It can't be told to leave its cache alone: a version's first answer comes from a
         process just started.
@@ -216,7 +235,8 @@ class OllamaAdapters:
             raise UpstreamError(
                 f"expected counts and logprobs from Ollama, got something else: {error!r}"
             ) from error
-        if read != num_prompt:
+        # The first releases that run llama-server leave out the tokens that they have cached.
+        if read > num_prompt:
             raise UpstreamError(
                 f"expected Ollama to read the prompt as {num_prompt} tokens, got {read}; is"
                 " model.base the model that it serves?"
@@ -250,27 +270,42 @@ class OllamaAdapters:
             )
 
     async def _is_in_place(self, tag: str) -> bool:
-        """Whether a model that `_warm` loaded has been there since, as far as Ollama shows.
+        """Whether what Ollama answers as `tag` is what was proven, as far as it shows.
 
-        One that a request brought back leaves again after minutes. Where only others are loaded,
-        they have pushed it out, and it comes back with the next request.
+        It need not be in memory: the process that was asked then loads the same files again, in
+        the same way. That it is the same one is told by the connection, and by a model that is
+        kept. One that a request brought back leaves again after minutes.
         """
-        said = await self._calls.must("GET", "/api/ps")
-        loaded = cards_in(said)
-        for card in loaded:
-            if card.get("name") == tag:
-                year = re.match(r"\d{4}", str(card.get("expires_at", "")))
-                return year is None or int(year[0]) >= _FOREVER
-        return bool(loaded)
+        is_same_process = self._line is not None and not self._line.is_lost
+        loaded = cards_in(await self._calls.must("GET", "/api/ps"))
+        card = next((card for card in loaded if card.get("name") == tag), None)
+        if card is None:
+            # Others have pushed it out, and it comes back with the next request.
+            return is_same_process or bool(loaded)
+        if _is_kept(card):
+            return True
+        if is_same_process:
+            if not self._was_out:
+                log.info("a version is back that had left Ollama's memory", extra={"model": tag})
+                self._was_out = True
+            await self._warm(tag)
+        return is_same_process
 
     async def _warm(self, tag: str) -> None:
         """Load a model, and keep it: without it the next request pays for that."""
         fields = {"model": tag, "keep_alive": -1, "stream": False}
         await self._calls.must("POST", "/api/generate", fields, timeout_s=LOAD_TIMEOUT_S)
 
-    async def _tags(self) -> frozenset[str]:
+    async def _digests(self) -> Mapping[str, str]:
+        """Return what each of its models is made of, as a digest of all that."""
         cards = cards_in(await self._calls.must("GET", "/api/tags"))
-        return frozenset(str(card.get("name")) for card in cards)
+        return {str(card.get("name")): str(card.get("digest", "")) for card in cards}
+
+
+def _is_kept(card: Mapping[str, object]) -> bool:
+    """Whether a loaded model stays until it is told to leave."""
+    year = re.match(r"\d{4}", str(card.get("expires_at", "")))
+    return year is None or int(year[0]) >= _FOREVER
 
 
 def _why_not_made(answer: httpx.Response) -> str | None:

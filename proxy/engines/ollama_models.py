@@ -18,10 +18,17 @@ _OURS = "-strop"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A model that was made: its name in Ollama, and the folder of the version it is of."""
+    """A model that was made.
+
+    Attributes:
+        tag: its name in Ollama.
+        folder: of the version that it is of.
+        base: Ollama's digest of the model that it was made of; empty where that isn't known.
+    """
 
     tag: str
     folder: Path
+    base: str = ""
 
 
 class OllamaModels:
@@ -54,7 +61,8 @@ class OllamaModels:
         await self._write()
 
     async def _write(self) -> None:
-        text = json.dumps({name: [one.tag, str(one.folder)] for name, one in self._made.items()})
+        made = {name: [one.tag, str(one.folder), one.base] for name, one in self._made.items()}
+        text = json.dumps(made)
 
         def write() -> None:
             scratch = self._file.with_suffix(".new")
@@ -87,6 +95,9 @@ def tag_for(model: str, name: str, digest: str) -> str:
 def _read(file: Path) -> dict[str, Made]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        return {str(name): Made(str(tag), Path(folder)) for name, (tag, folder) in said.items()}
+        return {
+            str(name): Made(str(tag), Path(folder), str(base))
+            for name, (tag, folder, base) in said.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -162,6 +162,11 @@ def _where_instead(path: str, there: Sequence[str]) -> str:
             return f"it is at {meant}: let the base URL of your client end without /v1"
         if meant in there:
             return f"it is at {meant}: let the base URL of your client end in one /v1"
+    if path.startswith("/api/"):
+        return (
+            "Ollama's own API is not spoken here, but OpenAI's, whose base URL ends in /v1 (Open"
+            " WebUI: an OpenAI connection)"
+        )
     if not path.startswith("/v1/"):
         return "/openapi.json lists what there is"
     listed = f"under /v1 are: {', '.join(there)}"

@@ -22,8 +22,10 @@ import orjson
 import pytest
 from click.testing import CliRunner, Result
 from fake_engine import FakeEngine
+from fake_ollama import FakeOllama, base_of
 from fake_vllm import FakeVllm
 from routes_app import completion
+from running import running, settings_for
 
 from strop.configs import installation
 from strop.proxy.cli.root import main
@@ -706,6 +708,18 @@ def test_a_completion_is_shown_to_people_and_programs(home: Path) -> None:
     assert "too long" == found["feedback"][1]["comment"]
 
 
+@pytest.mark.parametrize("member", ["reasoning", "reasoning_content"])
+def test_what_a_model_thought_is_shown_apart_from_its_answer(home: Path, member: str) -> None:
+    """As far as the engine gives it; a thought is no answer."""
+    message = json.dumps({"role": "assistant", member: "A capital.\x1b[2J", "content": "Paris."})
+    (made,) = record(home, {"choices": (Choice(0, message.encode(), "stop"),)})
+
+    shown = run(home, "completions", "show", made).stdout
+
+    thought = "\nthought before answer 0:\nA capital.\N{REPLACEMENT CHARACTER}[2J\n"
+    assert shown.endswith(f"{thought}\nanswer 0 (stop):\nParis.\n")
+
+
 @pytest.mark.parametrize("prefix", ["msg", "resp"])
 def test_an_answer_goes_by_the_id_that_another_dialect_shows(home: Path, prefix: str) -> None:
     """Claude Code and Codex know their answers by these."""
@@ -960,6 +974,30 @@ def test_status_says_that_nothing_runs(home: Path) -> None:
     assert "1 good, 0 bad, 1 in all" in text.stdout
     assert None is json.loads(found.stdout)["health"]
     assert {"good": 1, "bad": 0, "total": 1} == json.loads(found.stdout)["store"]["ratings"]
+
+
+async def test_ratings_of_another_model_are_said_to_teach_nothing(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """By the command that rates, and by `status`: who trains one model may ask another."""
+    home = tmp_path / "home"
+    ollama = FakeOllama(models={tag: base_of(tag) for tag in ("tiny:latest", "llama3.2:latest")})
+    async with FakeEngine(ollama) as engine:
+        settings = settings_for(
+            engine.url, kind="ollama", model={"base": str(qwen3)}, engine={"model": "tiny"}
+        )
+        async with running(settings, home) as proxy:
+            said = []
+            with hold(home, Serves(proxy.url, {}, tell(settings))):
+                for model in ("tiny", "llama3.2", "llama3.2"):
+                    await proxy.chat(model=model)
+                    said.append((await asyncio.to_thread(run, home, "bad")).stdout)
+                shown = await asyncio.to_thread(run, home, "status")
+
+    why = "Nothing is learned from it: llama3.2 is not known to be model.base\n"
+    assert [False, True, True] == [why in one for one in said]
+    assert "0 good, 3 bad, 3 in all\n" in shown.stdout
+    assert "  2 of the newest 3 rated answers came from another model than" in shown.stdout
 
 
 @pytest.fixture

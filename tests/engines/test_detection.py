@@ -62,6 +62,20 @@ def test_each_engine_is_known_by_what_it_says(kind: str | None, said: dict[str, 
     assert kind == (found.kind if found else None)
 
 
+def test_the_models_that_strop_made_in_ollama_are_none_to_serve() -> None:
+    """The newest, which Ollama lists first, is often one of a version."""
+    cards = [CARD | {"id": tag} for tag in ("tiny-strop:v2-0123456789ab", "tiny:latest")]
+    said = {
+        "/v1/models": Said(200, "", {"data": cards}),
+        "/api/version": Said(200, "", {"version": "0.33.0"}),
+    }
+
+    found = detection.identify("http://127.0.0.1:11434", said)
+
+    assert OLLAMA == found
+    assert found.command.endswith(" --model tiny:latest")
+
+
 def test_adapters_are_no_models() -> None:
     """They are listed beside their base."""
     cards = [CARD | {"owned_by": "vllm"}, {"id": "m@v1", "parent": "m"}]

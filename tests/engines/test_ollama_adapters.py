@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -17,7 +18,7 @@ from waiting import until
 from strop.adapters import gguf
 from strop.configs import installation
 from strop.proxy.engines.base import Ask
-from strop.proxy.engines.calls import Calls
+from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.ollama import Ollama
 from strop.proxy.engines.ollama_adapters import OllamaAdapters
 from strop.proxy.engines.ollama_models import is_ours
@@ -42,15 +43,21 @@ def ollama(qwen3: Path) -> FakeOllama:
 
 
 @pytest.fixture
-async def driver(ollama: FakeOllama, qwen3: Path, tmp_path: Path) -> AsyncIterator[Ollama]:
-    """The driver, with a control over `qwen3`, once Ollama has answered."""
+async def engine(ollama: FakeOllama) -> AsyncIterator[FakeEngine]:
+    """Where it listens."""
     async with FakeEngine(ollama) as engine:
-        upstream = Upstream(engine.url)
-        control = make_control(upstream, qwen3, tmp_path)
-        driver = Ollama(upstream, adapters=control)
-        await driver.check()
-        yield driver
-        await upstream.aclose()
+        yield engine
+
+
+@pytest.fixture
+async def driver(engine: FakeEngine, qwen3: Path, tmp_path: Path) -> AsyncIterator[Ollama]:
+    """The driver, with a control over `qwen3`, once Ollama has answered."""
+    upstream = Upstream(engine.url)
+    control = make_control(upstream, qwen3, tmp_path)
+    driver = Ollama(upstream, adapters=control)
+    await driver.check()
+    yield driver
+    await upstream.aclose()
 
 
 def control_of(driver: Ollama) -> OllamaAdapters:
@@ -218,6 +225,20 @@ async def test_a_prompt_that_is_read_otherwise_is_noticed(
         await control_of(driver).generate("tiny", [300, 301], 4, uses_cache=True)
 
 
+async def test_a_count_without_what_was_cached_is_not_taken_for_another_model_s(
+    ollama: FakeOllama, driver: Ollama
+) -> None:
+    """From 0.30.0 until ollama's pull request 16428 that is what it tells of a warm prompt."""
+    ollama.counts_cached = False
+    asked = [
+        await control_of(driver).generate("tiny", [300, 301, 302], 4, uses_cache=True)
+        for _ in range(2)
+    ]
+
+    assert asked[0] == asked[1]
+    assert asked[0][0]
+
+
 async def test_a_base_that_is_gone_is_not_downloaded(
     ollama: FakeOllama, driver: Ollama, peft_a: Path
 ) -> None:
@@ -296,21 +317,98 @@ async def test_a_model_that_was_deleted_behind_strops_back_is_not_loaded(
 async def test_a_version_that_another_model_pushed_out_is_not_lost(
     ollama: FakeOllama, driver: Ollama, peft_a: Path
 ) -> None:
-    """Its next request brings it back, for minutes; it is proven again then, and kept."""
+    """Its next request brings it back, for minutes: the same process, so it is only kept again."""
     control = control_of(driver)
     ollama.models["other:latest"] = base_of("other")
     await control.load("tiny@v1", peft_a)
     tuned = ollama.runner
-    assert tuned is not None
 
-    ollama.runner, ollama.is_kept = ollama.models["other:latest"], False
-    assert ["tiny@v1"] == list(await control.loaded())
+    for runner in (ollama.models["other:latest"], None):
+        ollama.runner, ollama.is_kept = runner, False
+        assert ["tiny@v1"] == list(await control.loaded())
+        assert runner == ollama.runner
+        ollama.runner = tuned
+        assert ["tiny@v1"] == list(await control.loaded())
+
+        assert ollama.is_kept
+
+
+async def test_a_version_that_another_process_brought_back_is_lost(
+    ollama: FakeOllama, engine: FakeEngine, driver: Ollama, peft_a: Path
+) -> None:
+    """Ollama was started anew, which ends all connections: it must be proven again."""
+    control = control_of(driver)
+    await control.load("tiny@v1", peft_a)
+    tuned = ollama.runner
+
+    await engine.stop()
+    ollama.restart()
+    await engine.start()
     ollama.runner = tuned
     assert {} == await control.loaded()
     await control.load("tiny@v1", peft_a)
 
     assert ["tiny@v1"] == list(await control.loaded())
     assert ollama.is_kept
+
+
+async def test_with_a_key_only_a_kept_version_counts_as_never_away(
+    ollama: FakeOllama, engine: FakeEngine, qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """What asks for it may end a silent connection: no other process can be told from this one."""
+    upstream = Upstream(engine.url)
+    control = OllamaAdapters(
+        Calls(upstream, credentials("secret")),
+        base=qwen3,
+        convert=gguf.convert,
+        notes=tmp_path / "ollama-models.json",
+    )
+    control.serves("tiny:latest")
+    ollama.models["other:latest"] = base_of("other")
+    await control.load("tiny@v1", peft_a)
+    tuned = ollama.runner
+
+    assert ["tiny@v1"] == list(await control.loaded())
+    ollama.runner, ollama.is_kept = ollama.models["other:latest"], False
+    assert ["tiny@v1"] == list(await control.loaded())
+    ollama.runner = tuned
+    assert {} == await control.loaded()
+    await control.load("tiny@v1", peft_a)
+    ollama.restart()
+    assert {} == await control.loaded()
+    await upstream.aclose()
+
+
+async def test_a_version_whose_model_was_made_of_something_else_is_lost(
+    ollama: FakeOllama, driver: Ollama, peft_a: Path
+) -> None:
+    """What it is made of has a digest: requests would get what nobody has proven."""
+    control = control_of(driver)
+    await control.load("tiny@v1", peft_a)
+    tag = control.tag_of("tiny@v1") or ""
+
+    ollama.models[tag] = replace(ollama.models[tag], base=base_of("newer").base)
+
+    assert {} == await control.loaded()
+
+
+async def test_a_version_is_made_again_of_a_base_that_was_pulled_again(
+    ollama: FakeOllama, driver: Ollama, peft_a: Path, qwen3: Path, tmp_path: Path
+) -> None:
+    """Under its name, and until it is made; else it would stay on the weights from before."""
+    await control_of(driver).prepare("tiny@v1", peft_a)
+    ollama.models["tiny:latest"] = base_of("newer")
+    later = make_control(driver.upstream, qwen3, tmp_path)
+    later.serves("tiny:latest")
+    ollama.create_error = "no space left on device"
+    with pytest.raises(UpstreamError, match="no space left"):
+        await later.prepare("tiny@v1", peft_a)
+    ollama.create_error = None
+
+    await later.prepare("tiny@v1", peft_a)
+
+    ((_, model),) = ours(ollama)
+    assert base_of("newer").base == model.base
 
 
 async def test_what_was_made_is_known_after_a_restart(

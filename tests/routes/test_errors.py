@@ -78,6 +78,7 @@ async def test_a_base_url_without_its_v1_or_with_two_is_said(
     ("path", "why"),
     [
         ("/v1/responses/resp_1", "only POST /v1/responses is spoken here"),
+        ("/api/chat", "OpenAI's, whose base URL ends in /v1 (Open WebUI: an OpenAI connection)"),
         ("/v1/messages/batches?beta=true", "not a part of Anthropic's Messages API"),
         ("/v1/v1/messages?beta=true", "let the base URL of your client end without /v1"),
         ("/messages", "let the base URL of your client end without /v1"),

@@ -17,7 +17,7 @@ import models
 import probes
 import pytest
 from fake_engine import FakeEngine
-from fake_ollama import Model
+from fake_ollama import Model, base_of
 from fake_ollama_model import FakeOllamaModel, linear_weights
 from ollama_vocabulary import END_ID
 from running import Running, running, settings_for
@@ -352,6 +352,8 @@ async def test_a_restart_between_two_looks_is_noticed_all_the_same(
         num_sampled = len(fake.sampled)
 
         fake.restart()
+        for connection in list(engine.open):
+            connection.reset()
         if is_asked:
             await fake.start_runner(fake.models[tag])
             fake.runner = fake.models[tag]
@@ -359,6 +361,33 @@ async def test_a_restart_between_two_looks_is_noticed_all_the_same(
         await proxy.services.serving.wait_until_ready()
 
         await assert_served_by(proxy, fake, "v1", qwen3, peft_a)
+
+
+async def test_models_that_take_turns_in_memory_cost_no_proofs(
+    qwen3: Path, peft_a: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The version is back as it was proven: from the same files, by the same process."""
+    caplog.set_level("INFO")
+    fake = FakeOllamaModel(folder=qwen3)
+    fake.models["other:latest"] = base_of("other")
+    config = replace(settings("", qwen3).model, name="tiny:latest")
+    async with FakeEngine(fake) as engine:
+        wanted = replace(settings(engine.url, qwen3), model=config)
+        async with running(wanted, tmp_path / "home") as proxy:
+            await shelve(proxy, qwen3, peft_a)
+            await proxy.services.swapper.activate("v1", actor="api")
+            num_sampled = len(fake.sampled)
+
+            for _ in range(3):
+                await proxy.chat(model="other:latest")
+                assert not fake.is_kept
+                answer = await proxy.chat(model="tiny:latest")
+                assert "v1" == answer.headers["x-strop-adapter"]
+                await until(lambda: fake.is_kept)
+
+            assert num_sampled + 6 == len(fake.sampled)
+            assert "has lost" not in caplog.text
+            assert 1 == caplog.text.count("is back")
 
 
 async def test_strop_finds_what_it_made_before_its_restart(
@@ -384,6 +413,24 @@ async def test_strop_finds_what_it_made_before_its_restart(
             (tag,) = ours(fake)
             assert ":v2-" in tag
             await assert_served_by(proxy, fake, "v2", qwen3, peft_b)
+
+
+async def test_after_a_pull_a_version_is_served_over_the_newer_base(
+    qwen3: Path, peft_a: Path, tmp_path: Path
+) -> None:
+    """Once strop starts anew: its model is made of what the base's name stands for then."""
+    fake = FakeOllamaModel(folder=qwen3)
+    async with FakeEngine(fake) as engine:
+        async with running(settings(engine.url, qwen3), tmp_path / "home") as proxy:
+            await shelve(proxy, qwen3, peft_a)
+            await proxy.services.swapper.activate("v1", actor="api")
+        fake.models["tiny:latest"] = base_of("newer")
+        async with running(settings(engine.url, qwen3), tmp_path / "home") as proxy:
+            await assert_served_by(proxy, fake, "v1", qwen3, peft_a)
+
+    assert fake.runner is not None
+    assert (base_of("newer").base, 1) == (fake.runner.base, len(fake.runner.adapters))
+    assert 1 == len(ours(fake))
 
 
 async def test_what_was_made_before_is_served_without_gguf_too(
