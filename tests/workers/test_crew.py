@@ -251,7 +251,7 @@ async def test_leases_are_those_of_all(office: Office) -> None:
 async def test_a_worker_that_hangs_is_killed(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Look after look it says nothing; the other one is left alone."""
+    """After so many looks, not before, it has said nothing; the other one is left alone."""
     monkeypatch.setattr(crew_module, "LOOK_INTERVAL_S", 0.01)
     monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", 0.2)
     (one, _), (_, deaf) = await office.hire(1), await office.hire(2)
@@ -260,7 +260,8 @@ async def test_a_worker_that_hangs_is_killed(
     await until(lambda: (one,) == office.crew.members)
     watching.cancel()
 
-    assert crew_module.HUNG_AFTER_LOOKS == deaf.num_looks
+    # One more may begin before the killed one has ended.
+    assert crew_module.HUNG_AFTER_LOOKS <= deaf.num_looks
 
 
 async def test_a_worker_that_does_not_hurry_is_killed(
