@@ -5,6 +5,7 @@ words for what is missing: its driver does.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ _SNAPSHOT: dict[str, object] = {"max_tokens": 1, "return_token_ids": True}
 # with this bias, it has the logprob 0 where temperature and bias are counted in.
 _FORCED = {"logit_bias": {"0": 100}, "temperature": 1.0}
 _NEARLY_ZERO = 0.01
+# It has no such route, as one for embeddings alone; it is full; who stands before it had to wait.
+_NO_FAILURE = (
+    httpx.codes.NOT_IMPLEMENTED,
+    httpx.codes.SERVICE_UNAVAILABLE,
+    httpx.codes.GATEWAY_TIMEOUT,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,26 +143,32 @@ async def find(calls: Calls, model: str) -> Found:
         except UpstreamUnreachable as error:
             raise EngineNotReady(error.message) from error
 
+    async def special(dialect: Dialect, **fields: object) -> httpx.Response | None:
+        # Few clients ask so, and who fails at that alone does not fail them.
+        with contextlib.suppress(EngineNotReady):
+            answer = await get(dialect, **fields)
+            return answer if answer.status_code == httpx.codes.OK else None
+        return None
+
     said, has_failed = "", False
     # A model without a chat template answers the second only.
     for dialect in _REQUESTS:
-        whole, stream, hidden = await asyncio.gather(
-            get(dialect, **_FORCED),
+        forced, stream, hidden = await asyncio.gather(
+            special(dialect, **_FORCED),
             get(dialect, stream=True, temperature=0.0),
-            get(dialect, include_reasoning=False),
+            special(dialect, include_reasoning=False),
         )
-        if whole.is_client_error:
-            # Some engines can't force a token, as vLLM that decodes by speculation.
-            whole = await get(dialect)
+        # Some engines can't force a token, as vLLM that decodes by speculation.
+        whole = await get(dialect) if forced is None else forced
         refused = next((one for one in (whole, stream) if one.status_code != httpx.codes.OK), None)
         if refused is None and not _read_stream(dialect, stream.content).error:
-            has_hidden = hidden.status_code == httpx.codes.OK
-            return judge(
-                dialect, whole.content, stream.content, hidden.content if has_hidden else b""
-            )
+            said_hidden = b"" if hidden is None else hidden.content
+            return judge(dialect, whole.content, stream.content, said_hidden)
         answer = refused or stream
         said = f"status {answer.status_code}: {answer.text[:200]}"
-        has_failed = has_failed or answer.is_server_error
+        has_failed = has_failed or (
+            answer.is_server_error and answer.status_code not in _NO_FAILURE
+        )
     raise (EngineNotReady if has_failed else UpstreamError)(f"{asked}, got {said}")
 
 

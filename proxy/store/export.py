@@ -21,7 +21,8 @@ all that was said, by the user and by the model when nobody liked it.
 
 Left out: completions that the engine broke off, and what was redacted (prompts, answers and
 corrections), which strop doesn't learn from either; prompts that hold more than text and tool
-calls; answers without either; and commands of ours with their answers. Messages keep role, content
+calls; answers without either; half characters, for which readers refuse the whole file; and
+commands of ours with their answers. Messages keep role, content
 (one string), name, tool calls and tool_call_id, and what the model thought as `reasoning_content`;
 `tools` stands beside a chat's prompt. Tools, and the arguments of a call, are strings of JSON:
 their members differ from line to line, and a column has one type. So `tools` is `"null"` where none
@@ -107,7 +108,8 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
     if dialect == "chat":
         beside["tools"] = body.dumps(request.get("tools") or None).decode()
     for row in _ROWS[format_](examples):
-        yield body.dumps({**row, **beside}) + b"\n"
+        if body.is_text(line := body.dumps({**row, **beside})):
+            yield line + b"\n"
 
 
 def _kto(examples: list[_Example]) -> Iterator[Json]:

@@ -75,6 +75,8 @@ class VersionKeeper:
             return
         await loader.pairings.check(state, self._serving.base)
         residents = loader.residents
+        # Now: a version may take minutes to be loaded.
+        self._leave_out()
         if residents.lock.locked() and self._serving.alias.is_served:
             # Whoever holds it asks the engine too, and finds out as well.
             return
@@ -158,18 +160,25 @@ class VersionKeeper:
             self._serving.suspect()
         return lacking
 
-    def _fit(self) -> Iterator[Replica]:
-        """Give each of several engines that may have requests, and leave out who fails beside it.
+    def _leave_out(self) -> None:
+        """Leave out each of several engines that fails beside one that doesn't.
 
         Where all fail there is none better, and people see what their engine answers.
         """
+        replicas = self._serving.engine.replicas
+        if any(one.is_in and not one.failure for one in replicas):
+            for replica in replicas:
+                if replica.failure and replica.state is not None:
+                    replica.leave(replica.failure, answers=True)
+                    self._serving.note_change()
+
+    def _fit(self) -> Iterator[Replica]:
+        """Give each of several engines that may have requests, and leave out who fails."""
         replicas = [one for one in self._serving.engine.replicas if one.state is not None]
         # Last: the others are in by then, if they can be.
         for replica in sorted(replicas, key=lambda one: bool(one.failure)):
-            if replica.failure and any(one.is_in and not one.failure for one in replicas):
-                replica.leave(replica.failure, answers=True)
-                self._serving.note_change()
-            else:
+            self._leave_out()
+            if not replica.failure or all(one.failure or not one.is_in for one in replicas):
                 yield replica
 
     async def _admit(self, loader: Loader, lacking: set[str]) -> None:

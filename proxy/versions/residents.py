@@ -252,13 +252,27 @@ class Residents:
         if not self.has_one_slot:
             self._show()
         names = {resident.release.name for resident in self._held.values()}
+        replicas = self._serving.engine.replicas
+        out = {one.engine.upstream.url for one in replicas if not one.is_in}
         for label, held in loaded.items():
             strays = [n for n, folder in held.items() if n not in names and is_stray(folder)]
             for name in strays:
                 log.info("unloading a version that is not wanted", extra={"served": name})
-                await members[label].unload(name)
+                try:
+                    await members[label].unload(name)
+                except StropError as error:
+                    if label not in out:
+                        raise
+                    # It gets no requests, and holds up nobody who does.
+                    extra = {"served": name, "engine": label, "reason": error.message}
+                    log.warning("a version could not be unloaded", extra=extra)
         self._show()
         return lacking
+
+    async def has_loaded(self, folder: Path) -> bool:
+        """Return whether an engine that can be asked lists what lies in `folder`."""
+        loaded = await _loaded(self._members())
+        return any(str(folder) in held.values() for held in loaded.values())
 
     def _show(self) -> None:
         """Let the alias say what is held, if it says something else."""

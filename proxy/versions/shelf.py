@@ -23,6 +23,7 @@ from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import storable
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import Version
+from strop.proxy.versions.displaced import to_serve
 from strop.proxy.versions.probe_job import ProbeJob
 
 log = logging.getLogger(__name__)
@@ -300,8 +301,8 @@ class Shelf:
         versions = self.store.versions
         activation = await versions.activation()
         run = await self.store.runs.unfinished()
-        # There it is trained anew, while what is active is stale or gone.
-        named = {await versions.clean_ancestor(activation.version)}
+        # There it is trained anew, while what serves, or waits for its base, is stale or gone.
+        named = {await versions.clean_ancestor(await to_serve(versions))}
         if run is not None and run.parent is not None:
             # Its weights are compared with until the run is over.
             named.add(run.parent)

@@ -168,6 +168,8 @@ class Swapper:
         if loader.residents.get(version) is not None:
             await loader.residents.drop(version)
         await loader.reconcile()
+        if await loader.residents.has_loaded(self._shelf.path_of(version)):
+            raise Conflict(f"a server that fails still lists {version}; end it, or try again later")
         await self._shelf.remove(version, actor=actor)
 
     def loaded(self, version: str) -> list[Loaded]:

@@ -235,9 +235,11 @@ class Crew:
 
     def _suspect(self, url: str | None) -> None:
         assert self._serving is not None
-        replicas = self._serving.engine.replicas
-        found = (one.engine for one in replicas if one.engine.upstream.url == url)
-        self._serving.suspect(next(found, None))
+        engine = self._serving.engine
+        found = [one.engine for one in engine.replicas if one.engine.upstream.url == url]
+        # Of one, whatever its address there: the engine of strop's own has another at each start.
+        alone = None if engine.replicas or url is None else engine
+        self._serving.suspect(found[0] if found else alone)
 
 
 class CrewLeases(Leases):

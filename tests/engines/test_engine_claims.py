@@ -17,7 +17,7 @@ from strop.proxy.engines import claims
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.calls import Calls, credentials
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.errors import UpstreamError, UpstreamUnreachable
+from strop.proxy.errors import EngineNotReady, UpstreamError, UpstreamUnreachable
 from strop.proxy.upstream.upstream import Upstream
 
 Change = Callable[[dict[str, Any]], None]
@@ -238,6 +238,7 @@ async def test_an_engine_that_fails_at_everything_is_not_called_ready_without_a_
             answer = await proxy.chat()
             health = (await proxy.client.get("/health")).json()
             ready = await proxy.client.get("/readyz")
+            await until(lambda: sum(one.path == "/version" for one in engine.requests) > 3)
             logged = [one.getMessage() for one in caplog.records]
             engine.handler = FakeVllm()
             await until(lambda: "engine ready" in [one.getMessage() for one in caplog.records])
@@ -246,7 +247,7 @@ async def test_an_engine_that_fails_at_everything_is_not_called_ready_without_a_
     assert (500, 200) == (answer.status_code, ready.status_code)
     assert ("degraded", True) == (health["status"], health["engine"]["ready"])
     assert "EngineCore died" in health["engine"]["reason"]
-    assert "engine in use, though it fails" in logged
+    assert 1 == logged.count("engine in use, though it fails")
     assert "engine ready" not in logged
     assert ("ok", None) == (after["status"], after["engine"]["reason"])
 
@@ -398,3 +399,111 @@ async def test_what_is_suspected_during_a_check_is_checked_again(tmp_path: Path)
         proxy.services.serving.suspect()
         first.set()
         (await checks.get()).set()
+
+
+async def asked(engine: FakeEngine, verification: claims.Verification, driver: Vllm) -> bool:
+    """Attempt a verification; return whether the engine was asked for it."""
+    before = len(engine.requests)
+    await verification.attempt(driver, "tiny")
+    return len(engine.requests) > before
+
+
+async def test_a_doubt_asks_an_engine_that_was_too_busy_and_not_one_that_is_known_to_fail() -> None:
+    """That one is asked again in its time; what comes back is asked at once, and may be doubted."""
+
+    async def full(call: Call) -> None:
+        await call.json({"error": {"message": "no room"}}, 429)
+
+    async with FakeEngine(Dead()) as engine:
+        upstream = Upstream(engine.url)
+        driver, verification = Vllm(upstream), claims.Verification()
+        failing = [await asked(engine, verification, driver)]
+        verification.doubt()
+        failing.append(await asked(engine, verification, driver))
+        verification.forget()
+        failure = verification.failure
+        engine.handler = full
+        busy = [await asked(engine, verification, driver)]
+        verification.doubt()
+        busy.append(await asked(engine, verification, driver))
+        verification.forget()
+        engine.handler = FakeVllm()
+        well = [await asked(engine, verification, driver)]
+        verification.doubt()
+        well.append(await asked(engine, verification, driver))
+        await upstream.aclose()
+
+    assert ([True, False], "", [True, True], [True, True]) == (failing, failure, busy, well)
+
+
+async def test_what_an_engine_lacks_is_said_again_when_it_comes_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may be another one."""
+    async with FakeEngine(OldVllm()) as engine:
+        upstream = Upstream(engine.url)
+        driver, verification = Vllm(upstream), claims.Verification()
+        for _ in range(2):
+            await verification.attempt(driver, "tiny")
+            verification.forget()
+        await upstream.aclose()
+
+    assert 2 == caplog.text.count("falls short")
+
+
+@pytest.mark.parametrize("statuses", [(500, 400), (400, 500)])
+async def test_an_engine_that_fails_at_what_it_does_not_refuse_fails(
+    statuses: tuple[int, int],
+) -> None:
+    """Of chats and text completions, many have one alone."""
+
+    async def handler(call: Call) -> None:
+        status = statuses["chat" not in call.request.path]
+        await call.json({"error": {"message": "no"}}, status)
+
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        with pytest.raises(EngineNotReady):
+            await Vllm(upstream).verify("tiny")
+        await upstream.aclose()
+
+
+class Partial(FakeVllm):
+    """One that fails at what few clients ask for, or has other work than completions."""
+
+    fails_at = b""
+    status = 500
+
+    async def __call__(self, call: Call) -> None:
+        """Fail at that alone; 0 breaks off."""
+        if call.request.path.endswith("completions") and self.fails_at in call.request.body:
+            if not self.status:
+                return call.reset()
+            return await call.json({"error": {"message": "no"}}, self.status)
+        return await super().__call__(call)
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "status"),
+    [
+        (b"logit_bias", 500),
+        (b"logit_bias", 0),
+        (b"include_reasoning", 0),
+        (b"", 501),
+        (b"", 503),
+        (b"", 504),
+    ],
+)
+async def test_an_engine_is_well_that_fails_at_nothing_which_clients_need(
+    fails_at: bytes, status: int
+) -> None:
+    """It can't force a token; or has embeddings alone (501), is full (503), or late (504)."""
+    fake = Partial()
+    fake.fails_at, fake.status = fails_at, status
+    async with FakeEngine(fake) as engine:
+        upstream = Upstream(engine.url)
+        verification = claims.Verification()
+        await verification.attempt(Vllm(upstream), "tiny")
+        await upstream.aclose()
+
+    assert ("", bool(fails_at)) == (verification.failure, verification.is_done)

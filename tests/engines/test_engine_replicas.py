@@ -535,3 +535,65 @@ async def test_of_each_replica_that_goes_and_comes_back_a_line_is_logged(
     one, other = (engine.url for engine in engines)
     assert [other] == said(caplog, "a replica is left out")
     assert [one, other, other] == said(caplog, "a replica serves")
+
+
+async def test_the_only_replica_that_is_there_may_fail(tmp_path: Path) -> None:
+    """Then it is asked, and said to: of one that is gone nobody knows what it would answer."""
+    async with two(tmp_path, health_interval_s=3600) as (engines, proxy):
+        await until(lambda: ready(proxy), all)
+        await engines[1].stop()
+        engines[0].handler = Failing()
+        number = 0
+        while (health := (await proxy.client.get("/health")).json())["status"] == "ok":
+            await proxy.chat(f"chat {number}")
+            number += 1
+
+    assert "EngineCore died" in health["engine"]["reason"]
+    assert [False, True] == sorted(one["ready"] for one in health["engine"]["replicas"])
+
+
+class Picky(Odd):
+    """One that also refuses certain requests, and is long about others."""
+
+    async def __call__(self, call: Call) -> None:
+        """Refuse what is bad, and never answer what is long."""
+        if b"bad" in call.request.body:
+            return await call.json({"error": {"message": "bad"}}, 400)
+        if b"long" in call.request.body:
+            return await call.hang()
+        return await super().__call__(call)
+
+
+async def test_what_says_nothing_of_an_engine_is_no_reason_to_check_it(tmp_path: Path) -> None:
+    """A few that fail among others, refusals, and clients that leave; three that fail are, once."""
+    async with FakeEngine(Picky()) as engine:
+        settings = settings_for(engine.url, engine={"health_interval_s": 3600})
+        async with running(settings, tmp_path / "home") as proxy:
+            before = num_verified(engine)
+            for text in ("odd", "odd", "even", "odd", "odd", "even", *["bad"] * 3):
+                await proxy.chat(text)
+            asking = [asyncio.create_task(proxy.chat(f"long {number}")) for number in range(3)]
+            await until(lambda: sum(b"long" in one.body for one in engine.requests) == 3)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            states = [row.completion.state for row in await proxy.rows()]
+            num_checks = sum(one.path == "/version" for one in engine.requests)
+            for _ in range(3):
+                await proxy.chat("odd")
+            await until(lambda: num_verified(engine) > before)
+
+    assert 3 == states.count("client_cancelled")
+    assert (1, 2) == (num_checks, sum(one.path == "/version" for one in engine.requests))
+
+
+async def test_a_replica_that_is_left_out_for_its_failures_is_not_asked_at_each_look(
+    tmp_path: Path,
+) -> None:
+    """A dead engine has enough to do."""
+    async with two(tmp_path, Failing()) as (engines, proxy):
+        await until(lambda: ready(proxy), lambda now: now == [False, True])
+        num_asked, num_looks = num_verified(engines[0]), len(engines[0].requests)
+        await until(lambda: len(engines[0].requests) > num_looks + 8)
+
+    assert 0 < num_asked == num_verified(engines[0])

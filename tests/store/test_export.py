@@ -593,3 +593,19 @@ async def test_each_line_says_whether_its_session_is_held_out(
     assert {True, False} == {*expected}
     assert not is_held_out("cmp_later")
     assert [said for said in expected for _ in range(each)] == [row["held_out"] for row in found]
+
+
+@pytest.mark.parametrize("where", ["request", "answer"])
+async def test_half_a_character_keeps_no_reader_from_the_rest(store: Store, where: str) -> None:
+    """JSON may hold half a surrogate pair, as some clients send; readers then refuse the file."""
+    half, whole = "\ud83d", "\U0001f600"
+    asked = asks({"role": "user", "content": half if where == "request" else whole})
+    answer = choice(message=says(half if where == "answer" else whole))
+    await record(store, "cmp_1", request=asked, choices=(answer,))
+    await record(store, "cmp_2", request=asks({"role": "user", "content": whole, "name": "\x00"}))
+    await rate(store, "cmp_1")
+    await rate(store, "cmp_2")
+
+    found = [row["completion_id"] for row in await lines_of(store, "sft")]
+
+    assert ["cmp_2"] == found

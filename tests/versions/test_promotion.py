@@ -9,7 +9,7 @@ import fake_probe
 import orjson
 import pytest
 from fake_swapper import FakeSwapper
-from store_values import MODEL, database_in, learnable, rate, record
+from store_values import MODEL, OTHER_MODEL, database_in, learnable, rate, record
 
 from strop.adapters.library import Library
 from strop.adapters.rates import Rate
@@ -27,6 +27,7 @@ from strop.proxy.settings.settings import Training
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.versions.activation import Progress
+from strop.proxy.versions.displaced import START
 from strop.proxy.versions.loading import BUSY, GONE
 from strop.proxy.versions.probe_job import ProbeJob
 from strop.proxy.versions.promotion import (
@@ -192,6 +193,11 @@ async def test_what_relearning_starts_from_stays(
 
     assert (v1, v3) == before
     assert (v3,) == await shelf.removable(base=MODEL, on_engines=())
+
+    # Another base is served for a while.
+    await store.versions.activate("base", actor=START)
+
+    assert (v3,) == await shelf.removable(base=OTHER_MODEL, on_engines=())
 
 
 async def test_a_stale_version_is_not_promoted(store: Store) -> None:

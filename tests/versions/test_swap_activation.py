@@ -1073,3 +1073,71 @@ async def test_a_stale_version_needs_force_and_a_pin_to_it_does_not(tmp_path: Pa
         await it.swapper.activate("v1", actor="api", force=True)
 
         assert "v1" == await it.served()
+
+
+class Dies(FakeAdapters):
+    """Its engine dies: its server fails at all but the list of models."""
+
+    is_dead = False
+
+    async def __call__(self, call: Call) -> None:
+        """Fail, or answer as before."""
+        if self.is_dead and call.request.method == "POST":
+            return await call.json({"error": {"message": "EngineCore died"}}, 500)
+        return await super().__call__(call)
+
+
+async def test_a_server_that_fails_at_everything_holds_up_no_other(tmp_path: Path) -> None:
+    """Nor what it still lists: only those files stay, since it may read them again."""
+    fakes = FakeAdapters(), Dies()
+    async with two_servers(tmp_path / "home", fakes, 5) as (proxy, driver):
+        swapper, serving = proxy.services.swapper, proxy.services.serving
+        await swapper.activate("v1", actor="api")
+        fakes[1].is_dead = True
+        serving.suspect(driver.replicas[1].engine)
+        await look_until(proxy, lambda: not driver.replicas[1].is_in)
+
+        for version in ("v2", "v3", "v4", "v5"):
+            await swapper.activate(version, actor="api")
+            await until(lambda: len(fakes[0].adapters) <= 2)
+        await look_until(proxy, lambda: not swapper.loaded("v2"))
+        with pytest.raises(Conflict, match="still lists v1"):
+            await swapper.remove("v1", actor="api")
+        await swapper.remove("v2", actor="api")
+
+        assert serving.is_ready
+        assert "v5" == (await proxy.chat()).headers["x-strop-adapter"]
+
+
+async def test_a_server_that_fails_is_left_out_while_a_version_is_loaded(tmp_path: Path) -> None:
+    """That may take minutes."""
+    gate = Gate()
+    fakes = FakeAdapters(before_load=gate), Dies()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, driver):
+        activating = asyncio.create_task(proxy.services.swapper.activate("v1", actor="api"))
+        await gate.reached.wait()
+        fakes[1].is_dead = True
+        proxy.services.serving.suspect(driver.replicas[1].engine)
+
+        await look_until(proxy, lambda: not driver.replicas[1].is_in)
+
+        gate.opened.set()
+        with contextlib.suppress(ActivationFailed):
+            await activating
+
+
+async def test_a_server_that_fails_is_asked_while_no_other_can_be(tmp_path: Path) -> None:
+    """People see what it answers."""
+    fakes = Dies(), FakeAdapters()
+    async with two_servers(tmp_path / "home", fakes, 1) as (proxy, driver):
+        await proxy.services.swapper.activate("v1", actor="api")
+        failing, other = driver.replicas
+        other.leave("it lacks a version", answers=True)
+        other.retry_at = math.inf
+        fakes[0].is_dead = True
+        proxy.services.serving.suspect(failing.engine)
+        await until(lambda: proxy.services.serving.failure)
+
+        answer = await proxy.chat()
+
+        assert (500, True) == (answer.status_code, failing.is_in)

@@ -125,6 +125,27 @@ async def test_each_worker_sends_to_all_replicas(tmp_path: Path) -> None:
     assert [True, False] == after
 
 
+class Dead(FakeAdapters):
+    """Its engine is dead: its server goes on, and fails at all that it is asked."""
+
+    async def __call__(self, call: Call) -> None:
+        """Say that all is well, and answer nothing."""
+        if call.request.method == "POST":
+            return await call.json({"error": {"message": "EngineCore died"}}, 500)
+        return await super().__call__(call)
+
+
+async def test_an_engine_that_begins_to_fail_is_found_out_by_any_worker(tmp_path: Path) -> None:
+    """The process that decides verifies it, as soon as several requests failed."""
+    async with worked(tmp_path, "engine.health_interval_s=3600") as it:
+        (client,) = await it.crowd(1)
+        it.engine.handler = Dead()
+        while (health := await it.health())["status"] == "ok":
+            await ask_on(client, question())
+
+    assert "EngineCore died" in health["engine"]["reason"]
+
+
 async def _ask_often(client: Client) -> list[Answer]:
     return [await ask_on(client, question(stream=number % 2 == 0)) for number in range(12)]
 
