@@ -28,6 +28,7 @@ from routes_app import completion
 from running import running, settings_for
 
 from strop.configs import installation
+from strop.proxy.cli import sessions
 from strop.proxy.cli.root import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
@@ -822,8 +823,11 @@ def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Pat
     assert keyless.endswith(" strop completions delete --session project --key local\n")
 
 
-def test_a_name_that_keys_share_is_no_one_conversation(home: Path) -> None:
-    """It is neither deleted nor exported before it is said whose is meant."""
+def test_a_name_that_keys_share_is_no_one_conversation(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither deleted nor exported before it is said whose is meant; nor is a long one."""
+    monkeypatch.setattr(sessions, "_PAGE", 2)
     named = {"session": "conv 1"}
     one, _, other = record(home, *[{**named, "key_id": "key_a"}] * 2, {**named, "key_id": "key_b"})
     for id_ in (one, other):
