@@ -90,7 +90,7 @@ def is_context(message: object) -> bool:
     text = "".join(texts_of(message)).strip(OUTER)
     if text.startswith(_CONTEXT_BEGIN) and text.endswith(_CONTEXT_END):
         return True
-    is_note = text != "" and is_all_notes(text, NOTES)
+    is_note = text.startswith(tuple(NOTES)) and is_all_notes(text, NOTES)
     return is_note and not any(_other_parts(message.get("content")))
 
 
