@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import msgspec
+
 from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.wire import body
 from strop.proxy.wire.headers import Headers
@@ -57,8 +59,7 @@ class Capabilities:
     dtype: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """A client's request as the relay has read it.
 
     Attributes:
@@ -85,8 +86,7 @@ class Ask:
         return self.fields.get("stream") is True
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What goes to the engine, and what the client gets of its answer.
 
     Attributes:

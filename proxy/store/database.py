@@ -10,12 +10,12 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import aiosqlite
+import msgspec
 
 from strop.proxy.errors import ConfigError, StoreUnavailable
 
@@ -63,8 +63,7 @@ for _type in (bytes, bool, type(None)):
     sqlite3.register_adapter(_type, _as_it_is)
 
 
-@dataclass(frozen=True, slots=True)
-class Query(Generic[T_co]):
+class Query(msgspec.Struct, Generic[T_co], frozen=True):
     """One SELECT, and how each of its rows becomes a value."""
 
     sql: str

@@ -5,7 +5,6 @@ the engine's. Does not know which engine or dialect: a driver says what would no
 """
 
 import re
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -58,8 +57,7 @@ class Restorer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(msgspec.Struct, frozen=True):
     """What to take out of an answer.
 
     Attributes:
