@@ -171,9 +171,9 @@ def nothing_fresh(num_learned: int, num_rated: int) -> str:
 
 def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | None:
     """Return why `learn`, selected from `found`, can't be learned from; None if it can."""
+    left_out = ", ".join(f"{reason}: {num}" for reason, num in found.left_out.most_common())
     if not found.examples:
-        reasons = ", ".join(f"{reason}: {num}" for reason, num in found.left_out.most_common())
-        return f"no rating can be learned from ({reasons})"
+        return f"no rating can be learned from ({left_out})"
     num_good = sum(one.rating > 0 for one in found.examples if one.kind != "pair")
     num_bad = sum(one.rating < 0 for one in found.examples if one.kind != "pair")
     if objective in _COMPARING and not (num_good and num_bad):
@@ -182,6 +182,7 @@ def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | 
         return (
             f"{num_good} good and {num_bad} bad answers, each by the mean of its ratings:"
             f" {objective} compares good ones with bad ones; rate some {missing} ones too{either}"
+            + (f" (left out: {left_out})" if left_out else "")
         )
     if not learn:
         wanted = {"dpo": "pairs: a correction, or a good and a bad answer to the same prompt"}

@@ -290,3 +290,16 @@ def test_a_run_whose_ratings_all_had_to_be_left_out_says_why() -> None:
 
     too_long = "longer than the context, or than fits into memory: 2"
     assert f"no rating can be learned from ({too_long}, redacted: 1)" == reason
+
+
+def test_a_run_without_good_answers_says_what_was_left_out() -> None:
+    """A good one may be among it."""
+    left_out = Counter({str(LeftOut.PROMPT_DIFFERS): 6})
+
+    reason = refusal(Examples((BAD,), left_out), [BAD], "topr")
+
+    assert reason is not None
+    assert reason.endswith(
+        "rate some good ones too, or correct some"
+        " (left out: no prompt ids, and its messages encode to other ones: 6)"
+    )
