@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from strop.training.backends import Choice
+from strop.training.backends import Choice, whole
 from strop.training.backends.base_files import BaseFiles
 from strop.training.backends.batch import MLP_ROWS, MOST_SCORES
 
@@ -24,8 +24,12 @@ _RUNTIME = {"cpu": 400 * 2**20, "cuda": 700 * 2**20, "gpu": 900 * 2**20}
 # with the ratios of Llama and Qwen3-4B, LoRA on seven layers.
 _HIDDEN_UNITS = {"torch": (16, 26), "mlx": (36, 50)}
 _INTERMEDIATE_UNITS = {"torch": 6, "mlx": 18}
-# Copies of a block's attention scores, which MLX has no fused backward pass for.
-_SCORES = 5
+# Copies of a block's attention scores where it holds them, in 32 and 16 bits (torch's softmax is in
+# 32): MLX has no fused backward pass for them, and torch none for some models.
+_SCORES = {"torch": (4, 6), "mlx": (5, 5)}
+# Numbers in float32 that torch holds per token for a head of linear attention, and for each number
+# of its key and value: transformers computes it in chunks.
+_LINEAR, _LINEAR_UNITS = 300, 14
 # Copies of the LoRA: weights, two gradients, two moments, two versions to compare with.
 _LORA_COPIES = 7
 # Logits, their gradient and one temporary; no more of them at once than a chunk.
@@ -56,8 +60,8 @@ class Estimate:
         per_token: activations for each token of a micro-batch, padding included.
         per_row: those of an MLP, for each token that goes through it at a time.
         max_rows: how many these are at most.
-        per_pair: attention scores for each pair of positions of one sequence.
-        max_pairs: what the scores take at most.
+        per_pair: attention scores, or a mask, for each pair of positions of one sequence.
+        max_pairs: what these take at most.
         per_logits: logits for each answer token of a micro-batch.
         max_logits: what the logits take at most.
     """
@@ -163,8 +167,18 @@ def estimate(base: Path, chosen: Choice, *, rank: int, quantize_base: bool = Fal
     per_row = num_blocks * _INTERMEDIATE_UNITS[chosen.name] * sizes.intermediate * item
     if files.is_checkpointed:
         per_token += sizes.num_layers * sizes.hidden * item
-    per_pair = num_blocks * sizes.num_heads * _SCORES * item if is_mlx else 0
-    most_scores = num_blocks * _SCORES * MOST_SCORES * item
+    if not is_mlx and not whole.has_fused_linear(chosen.device):
+        per_token += (
+            num_blocks * 4 * sizes.linear_heads * (_LINEAR + _LINEAR_UNITS * sizes.linear_width)
+        )
+    scores = num_blocks * _SCORES[chosen.name][not is_wide] * item
+    in_pieces = is_mlx and not whole.has_scores_in_mlx(files.text_config)
+    if is_mlx or whole.has_scores_in_torch(files.text_config, chosen.device):
+        per_pair = sizes.num_heads * scores
+    else:
+        # Of one window there is a mask, as bits and as numbers, for all blocks.
+        per_pair = 1 + item if whole.has_windows(files.text_config) else 0
+    has_pieces = files.is_checkpointed and not whole.has_mlps(files)
     return Estimate(
         chosen=chosen,
         is_quantized=quantize_base,
@@ -173,9 +187,9 @@ def estimate(base: Path, chosen: Choice, *, rank: int, quantize_base: bool = Fal
         runtime=_RUNTIME.get(chosen.device, _RUNTIME["cpu"]),
         per_token=per_token,
         per_row=per_row,
-        max_rows=MLP_ROWS if files.is_checkpointed else sys.maxsize,
+        max_rows=MLP_ROWS if has_pieces else sys.maxsize,
         per_pair=per_pair,
-        max_pairs=sys.maxsize if files.text_config.get("attn_logit_softcapping") else most_scores,
+        max_pairs=scores * MOST_SCORES if in_pieces else sys.maxsize,
         per_logits=_LOGITS_COPIES * 4 * sizes.vocabulary,
         max_logits=_LOGITS_COPIES * 4 * _LOGITS_CHUNK,
     )
@@ -243,6 +257,8 @@ class _Sizes:
     num_kv_heads: int
     head_dim: int
     vocabulary: int
+    linear_heads: int
+    linear_width: int
 
     @classmethod
     def of(cls, files: BaseFiles) -> "_Sizes":
@@ -254,18 +270,25 @@ class _Sizes:
 
         hidden = number("hidden_size", "n_embd", "d_model", default=4096)
         intermediate = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
-        heads = number("num_attention_heads", "n_head", default=max(1, hidden // 128))
+        heads = number(
+            *("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+            default=max(1, hidden // 128),
+        )
         if experts := number("num_experts_per_tok", default=0):
             one = number("moe_intermediate_size", "intermediate_size", default=intermediate)
             intermediate = experts * one
         return cls(
             hidden=hidden,
             intermediate=intermediate,
-            num_layers=number("num_hidden_layers", "n_layer", default=32),
+            num_layers=number("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=32),
             num_heads=heads,
             num_kv_heads=number("num_key_value_heads", default=heads),
             head_dim=number("head_dim", default=math.ceil(hidden / heads)),
             vocabulary=number("vocab_size", default=150_000),
+            linear_heads=number("linear_num_value_heads", default=0),
+            linear_width=sum(
+                number(f"linear_{each}_head_dim", default=0) for each in ("key", "value")
+            ),
         )
 
     @property

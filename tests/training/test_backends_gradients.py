@@ -10,6 +10,7 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+import random_models
 from backend_cases import (
     SIZES,
     TOLERANCE,
@@ -106,7 +107,7 @@ def test_checkpointed_blocks_and_a_head_in_chunks_change_no_gradient(
     )
 
 
-@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("rows", [0, 7, 40])
 def test_pieces_change_no_gradient(
     opened: Open,
     backend: str,
@@ -142,13 +143,24 @@ EXPERTS = {
         "shared_expert_intermediate_size": 48,
     },
     "GptOssConfig": {"num_local_experts": 4, "sliding_window": 16},
+    "MixtralConfig": {"num_local_experts": 4},
+    "GraniteMoeConfig": {"num_local_experts": 4},
+    "GraniteMoeSharedConfig": {"num_local_experts": 4, "shared_intermediate_size": 48},
 }
 
 
 # What mlx-lm reads of a gpt-oss is quantised.
 @pytest.mark.parametrize(
     ("backend", "kind"),
-    [("torch", "Qwen2MoeConfig"), ("mlx", "Qwen2MoeConfig"), ("torch", "GptOssConfig")],
+    [
+        ("torch", "Qwen2MoeConfig"),
+        ("mlx", "Qwen2MoeConfig"),
+        ("torch", "GptOssConfig"),
+        ("torch", "MixtralConfig"),
+        ("mlx", "MixtralConfig"),
+        ("torch", "GraniteMoeSharedConfig"),
+        ("mlx", "GraniteMoeConfig"),
+    ],
     indirect=["backend"],
 )
 def test_mlps_with_experts_compute_in_pieces(
@@ -420,3 +432,104 @@ def test_a_gradient_of_the_wrong_length_is_refused(opened: Open, qwen3: Path) ->
     """There must be one dL/dlogprob for each answer token."""
     with pytest.raises(ValueError, match="one value per answer token"):
         opened(qwen3).accumulate(sequences((5, 7)), lambda values: [values[0][:-1]])
+
+
+@pytest.mark.parametrize("backend", ["mlx"], indirect=True)
+def test_attention_whose_mask_is_computed_keeps_its_gradient(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSeek's adds the scores of rotated parts by its mask."""
+    import transformers
+
+    ranks = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    sizes = {**SIZES, **ranks, "num_key_value_heads": 4, "v_head_dim": 16, "head_dim": 8}
+    config = transformers.DeepseekV3Config(**sizes, first_k_dense_replace=2)
+    base = save_random(tmp_path / "base", config)
+    asked = sequences((5, 17), (20, 33))
+    plain = opened(base, adamw=UNCLIPPED)
+    plain.accumulate(asked, pull)
+    monkeypatch.setattr(mlx_pieces, "MOST_SCORES", 2 * 4 * 53 * 7)
+    saving = opened(base, adamw=UNCLIPPED)
+    saving.accumulate(asked, pull)
+
+    assert_close(
+        gradients_of(plain, tmp_path / "plain"), gradients_of(saving, tmp_path / "saving"), 1e-5
+    )
+
+
+def test_many_pieces_add_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits a sum of hundreds would lose what each of them adds."""
+    import mlx.core as mx
+
+    shapes = [(1, 1, 512, 8)] * 4
+    *inputs, slopes = (
+        mx.random.normal(shape, key=mx.random.key(at)) for at, shape in enumerate(shapes)
+    )
+    slopes = slopes * 0.3 + 0.5
+    half = [one.astype(mx.bfloat16) for one in (*inputs, slopes)]
+    monkeypatch.setattr(mlx_pieces, "MOST_SCORES", 512)
+
+    def values(arrays: list[mx.array]) -> Any:
+        attend = mx.fast.scaled_dot_product_attention
+        _, found = mx.vjp(
+            lambda *qkv: attend(*qkv, scale=0.3, mask="causal"), arrays[:3], arrays[3:]
+        )
+        return np.array(found[2].astype(mx.float32))
+
+    expected = values([one.astype(mx.float32) for one in half])
+    with mlx_pieces.attention_in_pieces():
+        found = values(half)
+
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
+@pytest.mark.parametrize("kind", ["Llama4TextConfig", "BloomConfig"])
+def test_mlps_of_their_own_kind_compute_in_pieces_or_whole(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Llama 4's returns all positions as one dimension; Bloom's takes the residual, too."""
+    sizes = {"intermediate_size_mlp": 96, "num_local_experts": 4, "n_layer": 2, "n_head": 4}
+    base = random_models.make(tmp_path / "base", kind, **sizes)
+    asked = sequences((5, 27), (20, 12))
+    plain = opened(base, adamw=UNCLIPPED)
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    monkeypatch.setattr(torch_model, "MLP_ROWS", 16)
+    saving = opened(base, adamw=UNCLIPPED)
+
+    for policy in (plain, saving):
+        policy.accumulate(asked, pull)
+
+    assert_close(
+        gradients_of(plain, tmp_path / "plain"), gradients_of(saving, tmp_path / "saving"), 1e-5
+    )
+
+
+def test_attention_is_whole_again_behind_the_block() -> None:
+    """Also where what is computed fails."""
+    import mlx.core as mx
+
+    attend = mx.fast.scaled_dot_product_attention
+
+    def failing() -> None:
+        with mlx_pieces.attention_in_pieces():
+            assert mx.fast.scaled_dot_product_attention is not attend
+            raise ValueError("fails")
+
+    with pytest.raises(ValueError, match="fails"):
+        failing()
+    assert mx.fast.scaled_dot_product_attention is attend
+
+
+def test_attention_to_other_positions_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal, of more keys than queries."""
+    import mlx.core as mx
+
+    monkeypatch.setattr(mlx_pieces, "MOST_SCORES", 16)
+    queries, keys = mx.random.normal((1, 1, 8, 4)), mx.random.normal((1, 1, 12, 4))
+    options: dict[str, Any] = {"scale": 1.0, "mask": "causal"}
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, keys, **options)
+    with mlx_pieces.attention_in_pieces():
+        found = mx.fast.scaled_dot_product_attention(queries, keys, keys, **options)
+
+    np.testing.assert_allclose(np.array(expected), np.array(found), atol=1e-6)

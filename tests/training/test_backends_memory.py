@@ -1,6 +1,7 @@
 """The estimate of a run's memory, what is free, and what is said where it doesn't fit."""
 
 import gc
+import importlib.util
 import json
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from safetensors.numpy import save_file
 
 from strop.configs import demo_model
 from strop.training import memory, presets, room
-from strop.training.backends import Choice, base_files, mlx_pieces, open_policy, torch_model
+from strop.training.backends import Choice, base_files, mlx_pieces, open_policy, torch_model, whole
 from strop.training.backends.base import BackendUnavailable
+from strop.training.backends.batch import MLP_ROWS
 from strop.training.memory import GIB, Estimate
 from strop.training.room import Room
 
@@ -141,7 +143,7 @@ policy = open_policy(Path(sys.argv[1]), backend="torch")
 del (first := [torch.ones(7 * 2**20)])[:]
 held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 before = held()
-large = [(torch.ones(2 * 2**20), torch.ones(2**10)) for _ in range(20)]
+large = [(torch.ones(2**17), torch.ones(2**10)) for _ in range(320)]
 small = [one for _, one in large]
 del large
 print(held() - before)
@@ -369,3 +371,237 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     """There is nothing to estimate."""
     with pytest.raises(BackendUnavailable, match=r"config\.json"):
         memory.estimate(tmp_path, CPU, rank=8)
+
+
+WIDE = {"hidden_size": 32, "intermediate_size": 1024}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "sizes", "num_sequences"),
+    [
+        ("mlx", "LlamaConfig", {}, 1),
+        ("mlx", "LlamaConfig", {}, 4),
+        ("mlx", "MixtralConfig", EXPERTS, 1),
+        ("torch", "Lfm2Config",
+         {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"] * 3}, 1),
+        ("torch", "LlamaConfig", {}, 4),
+        ("torch", "GraniteMoeSharedConfig", {"shared_intermediate_size": 1024, **EXPERTS}, 1),
+        ("torch", "RecurrentGemmaConfig", {"block_types": ["attention"]}, 1),
+    ],
+    indirect=["backend"],
+)  # fmt: skip
+def test_an_mlp_holds_one_piece_of_all_sequences(
+    backend: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    sizes: dict[str, Any],
+    num_sequences: int,
+) -> None:
+    """By whatever name a block has it."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    base = random_models.make(tmp_path, kind, **WIDE, **sizes)
+    asked = sequences(*[(512 // num_sequences - 4, 4)] * num_sequences)
+    peaks = []
+    for rows in (64, 2048):
+        for module in (mlx_pieces, torch_model):
+            monkeypatch.setattr(module, "MLP_ROWS", rows)
+        peaks.append(peak_bytes(backend, open_policy(base, backend=backend), asked))
+
+    assert peaks[0] < 0.5 * peaks[1]
+
+
+@pytest.mark.parametrize("num_sequences", [1, 4])
+def test_mlx_holds_some_scores_forwards_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_sequences: int
+) -> None:
+    """Of all sequences and heads together."""
+    import mlx.core as mx
+
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 4}
+    base = random_models.make(tmp_path, "LlamaConfig", **sizes, intermediate_size=32)
+    asked = sequences(*[(800 // num_sequences - 4, 4)] * num_sequences)
+    policy = open_policy(base, backend="mlx")
+    peaks = []
+    for most in (8 * 800 * 8, 2**40):
+        monkeypatch.setattr(mlx_pieces, "MOST_SCORES", most)
+        policy.logprobs(asked)
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        policy.logprobs(asked)
+        peaks.append(mx.get_peak_memory() - before)
+        peaks.append(peak_bytes("mlx", policy, asked))
+
+    assert peaks[0] < 0.4 * peaks[2]
+    assert peaks[1] < 0.4 * peaks[3]
+
+
+def test_what_an_estimate_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block where they are checkpointed, else all; more in 16 bits; scores that stay whole."""
+    base = random_models.make(tmp_path / "plain", "Qwen3Config")
+    mlx = Choice("mlx", "cpu", "")
+    plain = memory.estimate(base, mlx, rank=8)
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    saving = memory.estimate(base, mlx, rank=8)
+    config = base / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "bfloat16"}))
+    half = memory.estimate(base, mlx, rank=8)
+
+    assert (plain.max_rows, saving.max_rows) == (sys.maxsize, MLP_ROWS)
+    assert plain.per_row == 3 * saving.per_row
+    assert plain.per_pair == 3 * saving.per_pair
+    assert plain.max_pairs == 3 * saving.max_pairs
+    assert saving.per_token == (36 + 3) * 128 * 4
+    assert half.per_token == (50 + 3) * 128 * 2
+    assert memory.estimate(base, CPU, rank=8).per_pair == 0
+
+
+EAGER_KINDS = {
+    "GptOssConfig": {"num_local_experts": 2, "num_experts_per_tok": 2},
+    "Gemma2Config": {},
+    "BloomConfig": {"n_layer": 3, "n_head": 8},
+    "MptConfig": {"n_layers": 3, "n_heads": 8, "d_model": 64, "max_seq_len": 1024},
+    "DeepseekV3Config": {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8,
+                         "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 3,
+                         "moe_intermediate_size": 16},
+}  # fmt: skip
+
+
+LINEAR = {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 4,
+          "linear_num_value_heads": 8}  # fmt: skip
+
+
+def test_linear_attention_counts_in_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as it takes, or a little more; not where a fused one is installed."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    layers = ["linear_attention"] * 2 + ["full_attention"]
+    base = random_models.make(tmp_path, "Qwen3_5TextConfig", layer_types=layers, **LINEAR)
+    needed = memory.estimate(base, CPU, rank=8)
+    policy = open_policy(base, backend="torch", device="cpu")
+
+    grown = (peak_bytes("torch", policy, sequences((num - 8, 8))) for num in (512, 256))
+
+    measured = next(grown) - next(grown)
+    assert measured < needed.total(512, 512) - needed.total(256, 256) < 2.5 * measured
+    cuda = Choice("torch", "cuda", "")
+    chunked = memory.estimate(base, cuda, rank=8).per_token
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    assert chunked - memory.estimate(base, cuda, rank=8).per_token == 8 * (300 + 14 * 64) * 4
+
+
+@pytest.mark.parametrize("kind", EAGER_KINDS)
+def test_scores_count_where_torch_holds_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as they take, or a little more."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 8}
+    base = random_models.make(tmp_path, kind, **sizes, **EAGER_KINDS[kind])
+    needed = memory.estimate(base, CPU, rank=8)
+    policy = open_policy(base, backend="torch", device="cpu")
+
+    grown = (peak_bytes("torch", policy, sequences((num - 8, 8))) for num in (512, 256))
+
+    measured = next(grown) - next(grown)
+    assert measured < needed.total(512, 512) - needed.total(256, 256) < 2.5 * measured
+
+
+def test_models_that_hold_scores_in_torch_are_known() -> None:
+    """As the installed transformers has them; what has no scores, or isn't a decoder, is left."""
+    others = {
+        "big_bird", "bigbird_pegasus", "blip", "falcon_mamba", "git", "got_ocr2", "mamba",
+        "mamba2", "megatron-bert", "mvp", "prophetnet", "reformer", "rembert", "roformer", "rwkv",
+        "trocr", "xlm", "xlnet", "xlstm",
+    }  # fmt: skip
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    models = Path(configuration_auto.__file__).parents[1]
+
+    def is_eager(model_type: str) -> bool:
+        folder = models / configuration_auto.model_type_to_module_name(model_type)
+        texts = [path.read_text() for path in folder.glob("modeling_*.py")]
+        return texts != [] and not any("_supports_sdpa = True" in text for text in texts)
+
+    found = {*filter(is_eager, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}
+
+    assert found - others <= whole.EAGER
+
+
+def described(folder: Path, *names: str, **config: object) -> Path:
+    """Write what an estimate reads of a model whose weights have these names, to `folder`."""
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: np.ones(4, np.float32) for name in names}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names", "is_whole"),
+    [
+        ("llama", ["layers.0.mlp.up_proj.weight"], False),
+        ("mixtral", ["layers.0.block_sparse_moe.gate.weight"], False),
+        ("nemotron_h", ["layers.0.mixer.up_proj.weight"], True),
+        ("opt", ["layers.0.fc1.weight"], True),
+        ("longcat_flash", ["layers.0.mlps.0.up_proj.weight", "layers.0.mlp.router.weight"], True),
+        ("bloom", ["h.0.mlp.dense_h_to_4h.weight"], True),
+    ],
+)
+def test_an_mlp_counts_whole_where_it_computes_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    names: list[str],
+    is_whole: bool,
+) -> None:
+    """Where a block has it by no name that backends know, or gives it more than positions."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+
+    found = memory.estimate(described(tmp_path, *names, model_type=model_type), CPU, rank=8)
+
+    assert found.max_rows == (sys.maxsize if is_whole else MLP_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_whole"),
+    [
+        ({"model_type": "llama"}, False),
+        ({"model_type": "gemma2", "attn_logit_softcapping": 50.0}, True),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 512}, True),
+        ({"model_type": "deepseek_v2", "kv_lora_rank": 512}, False),
+    ],
+)
+def test_scores_count_whole_where_mlx_computes_them_so(
+    tmp_path: Path, config: dict[str, object], is_whole: bool
+) -> None:
+    """Where a model computes them by itself, or gives them to attention as a mask."""
+    found = memory.estimate(described(tmp_path, "a", **config), Choice("mlx", "cpu", ""), rank=8)
+
+    assert is_whole is (found.max_pairs == sys.maxsize)
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "expected"),
+    [
+        ({"sliding_window": 512}, "cpu", 1 + 4),
+        ({"sliding_window": 512}, "cuda", 1 + 2),
+        ({"sliding_window": 512, "use_sliding_window": False}, "cpu", 0),
+        ({"sliding_window": None}, "cpu", 0),
+        ({"kv_lora_rank": 512}, "cuda", 0),
+        ({"model_type": "gpt_oss", "sliding_window": 128}, "cuda", 6 * 2 * 8),
+    ],
+)
+def test_what_torch_holds_for_each_pair_of_positions(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, object],
+    device: str,
+    expected: int,
+) -> None:
+    """A mask where attention has windows; scores where it isn't fused."""
+    monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
+    base = described(tmp_path, "a", dtype="bfloat16", num_attention_heads=8, **config)
+
+    found = memory.estimate(base, Choice("torch", device, ""), rank=8)
+
+    assert expected == found.per_pair

@@ -100,6 +100,11 @@ class BaseFiles:
         """How many bytes of tensors the weight files hold."""
         return sum(tensor.end - tensor.start for tensor in self._tensors.values())
 
+    @cached_property
+    def part_names(self) -> frozenset[str]:
+        """What modules and their parts are called in the weight files."""
+        return frozenset(part for name in self._tensors for part in name.split("."))
+
     @property
     def is_checkpointed(self) -> bool:
         """Whether backends compute its blocks' activations again in the backward pass.

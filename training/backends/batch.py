@@ -19,7 +19,7 @@ MLP_ROWS: Final = 2048
 MOST_SCORES: Final = 2**26
 """How many attention scores MLX holds a few copies of at a time, if not of one query alone."""
 
-MLPS: Final = ("mlp", "feed_forward")
+MLPS: Final = ("mlp", "feed_forward", "block_sparse_moe", "shared_mlp", "ffn", "mlp_block")
 """What transformers and mlx-lm call it in a block."""
 
 

@@ -36,7 +36,7 @@ def in_pieces(piece: Piece, num_rows: int, axis: int) -> Piece:
     def gradient(primals: Any, slopes: mx.array, _: mx.array) -> tuple[mx.array, ...]:
         x, *shared = primals if isinstance(primals, tuple | list) else (primals,)
         of_x: list[mx.array] = []
-        of_shared = [mx.zeros_like(one) for one in shared]
+        of_shared = [mx.zeros(one.shape, mx.float32) for one in shared]
         pieces = zip(_split(x, num_rows, axis), _split(slopes, num_rows, axis), strict=True)
         for (rows, own), (_rows, own_slopes) in pieces:
             own_slopes, *inputs = _after([*of_x[-1:], *of_shared], own_slopes, own, *shared)
@@ -44,7 +44,8 @@ def in_pieces(piece: Piece, num_rows: int, axis: int) -> Piece:
             of_own, *more = found[1]
             of_x.append(of_own)
             of_shared = [total + part for total, part in zip(of_shared, more, strict=True)]
-        return (mx.concatenate(of_x, axis), *of_shared)
+        sums = (one.astype(like.dtype) for one, like in zip(of_shared, shared, strict=True))
+        return (mx.concatenate(of_x, axis), *sums)
 
     whole: Any = mx.custom_function(computed)
     whole.vjp(gradient)
@@ -64,7 +65,9 @@ def attention_in_pieces() -> Iterator[None]:
     def attention(q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, **options: Any) -> Any:
         num_sequences, num_heads, length, _ = q_BNTD.shape
         num_rows = max(1, MOST_SCORES // (num_sequences * num_heads * length))
-        if num_rows >= length or k_BKTD.shape[2] != length:
+        # A mask that is added may be computed from what is trained, as DeepSeek's is.
+        is_added = isinstance(options.get("mask"), mx.array) and options["mask"].dtype != mx.bool_
+        if num_rows >= length or k_BKTD.shape[2] != length or is_added:
             return attend(q_BNTD, k_BKTD, v_BKTD, **options)
 
         def piece(rows: slice, *arrays: mx.array) -> Any:

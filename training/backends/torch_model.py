@@ -32,7 +32,7 @@ _CHUNK = 2**26
 # Below, handing work to a second thread costs more than it saves, six times on a busy machine.
 _ONE_THREAD = 5_000_000
 # Of glibc's malloc: from this size on, an array is mapped by itself.
-_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**22
+_M_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**18
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -269,11 +269,14 @@ def _in_pieces(forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(mlp, hidden_BTH, *args, **kwargs)
         again = _checkpointed(functools.partial(forward, mlp))
         # As a whole is, in one stretch: experts view all positions as one dimension.
-        pieces = [again(one.contiguous()) for one in hidden_BTH.split(num_rows, dim=1)]
-        if isinstance(pieces[0], torch.Tensor):
-            return torch.cat(pieces, dim=1)
+        owns = hidden_BTH.split(num_rows, dim=1)
+        pieces = [again(one.contiguous()) for one in owns]
         # Some that have experts return how they chose them, too, which no block passes on.
-        return torch.cat([piece[0] for piece in pieces], dim=1), *pieces[0][1:]
+        alone = isinstance(pieces[0], torch.Tensor)
+        firsts = pieces if alone else [piece[0] for piece in pieces]
+        # Llama 4's come back as (B·T, H).
+        whole = torch.cat([a.reshape(b.shape) for a, b in zip(firsts, owns, strict=True)], dim=1)
+        return whole if alone else (whole, *pieces[0][1:])
 
     return call
 
