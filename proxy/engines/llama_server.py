@@ -57,17 +57,10 @@ class LlamaServer(SingleServer):
             restore = Restore(absent=("logprobs",)) if is_chat else Restore(nulls=("logprobs",))
         return Plan.of(ask, self._ids.get(ask.served, ask.served), changes, restore)
 
-    async def render(self, served: str, chat: Mapping[str, object]) -> str:  # noqa: ARG002
-        """Return the prompt that it renders."""
-        return str(await self._calls.read("/apply-template", chat, "prompt"))
-
-    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
         """Return how many tokens it makes of the prompt that it renders."""
-        text = {
-            "content": await self.render(served, chat),
-            "add_special": True,
-            "parse_special": True,
-        }
+        prompt = await self._calls.read("/apply-template", chat, "prompt")
+        text = {"content": prompt, "add_special": True, "parse_special": True}
         return len(await self._calls.read("/tokenize", text, "tokens"))
 
     async def check(self) -> EngineState:
