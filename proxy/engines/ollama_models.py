@@ -96,8 +96,9 @@ def _read(file: Path) -> dict[str, Made]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         return {
-            str(name): Made(str(tag), Path(folder), str(base))
-            for name, (tag, folder, base) in said.items()
+            # Without the base in what earlier versions noted.
+            str(name): Made(str(tag), Path(folder), *map(str, base))
+            for name, (tag, folder, *base) in said.items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -1,6 +1,7 @@
 """Adapter versions on Ollama, against a fake that shares one place in memory between them."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -409,6 +410,25 @@ async def test_a_version_is_made_again_of_a_base_that_was_pulled_again(
 
     ((_, model),) = ours(ollama)
     assert base_of("newer").base == model.base
+
+
+async def test_what_an_earlier_strop_made_is_known(
+    ollama: FakeOllama, driver: Ollama, peft_a: Path, qwen3: Path, tmp_path: Path
+) -> None:
+    """It noted no base: the model is made again when it is next used, and left to nobody."""
+    await control_of(driver).prepare("tiny@v1", peft_a)
+    notes = tmp_path / "ollama-models.json"
+    known = json.loads(notes.read_text())
+    notes.write_text(json.dumps({name: made[:2] for name, made in known.items()}))
+    later = make_control(driver.upstream, qwen3, tmp_path)
+    later.serves("tiny:latest")
+
+    found = await later.loaded()
+    await later.prepare("tiny@v1", peft_a)
+
+    assert {"tiny@v1": str(peft_a)} == found
+    assert known == json.loads(notes.read_text())
+    assert 1 == len(ours(ollama))
 
 
 async def test_what_was_made_is_known_after_a_restart(
