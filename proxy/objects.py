@@ -16,6 +16,7 @@ from strop.proxy.store.records import (
     StoredCompletion,
 )
 from strop.proxy.wire import body
+from strop.proxy.wire.translation import reasoning_in
 
 Object = dict[str, object]
 
@@ -147,6 +148,12 @@ def text_of(choice: Choice) -> str:
         if isinstance(call, dict) and isinstance(function := call.get("function"), dict)
     ]
     return f"[calls {', '.join(names)}]" if names else ""
+
+
+def thoughts_of(choice: Choice) -> str:
+    """Return what the model thought before an answer, as far as the engine gave it."""
+    message = _value(choice.message)
+    return reasoning_in(message) if isinstance(message, dict) else ""
 
 
 def snapshot_of(choice: Choice) -> str:

@@ -27,7 +27,6 @@ from strop.proxy.ids import completion_id
 from strop.proxy.store import layout, run_folder
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.records import (
-    Choice,
     CompletionFilter,
     CompletionSummary,
     Feedback,
@@ -36,7 +35,6 @@ from strop.proxy.store.records import (
     StoredCompletion,
 )
 from strop.proxy.store.run_lock import AlreadyRunning
-from strop.proxy.wire.translation import reasoning_in
 
 if TYPE_CHECKING:
     from strop.proxy.store.store import Store
@@ -161,7 +159,7 @@ async def _show_completion(identity: str, home: Path, as_json: bool) -> None:
     if asked := objects.asked_in(c.request):
         click.echo(f"\nasked:\n{terminal.safe(asked)}")
     for choice in c.choices:
-        if thought := _thought_in(choice):
+        if thought := objects.thoughts_of(choice):
             click.echo(f"\nthought before answer {choice.index}:\n{terminal.safe(thought)}")
         click.echo(f"\nanswer {choice.index} ({choice.finish_reason or 'cut off'}):")
         click.echo(terminal.safe(objects.text_of(choice)))
@@ -287,11 +285,6 @@ def _said(one: Feedback) -> str:
         f"{terminal.rating(one.rating)} ({one.state}), choice {one.choice}, by {by}{tags}{because}"
         f"{instead}"
     )
-
-
-def _thought_in(choice: Choice) -> str:
-    message = json.loads(choice.message)
-    return reasoning_in(message) if isinstance(message, dict) else ""
 
 
 def _or_unknown(count: int | None) -> str:

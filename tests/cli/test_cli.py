@@ -721,6 +721,18 @@ def test_what_a_model_thought_is_shown_apart_from_its_answer(home: Path, member:
     assert shown.endswith(f"{thought}\nanswer 0 (stop):\nParis.\n")
 
 
+def test_an_answer_that_is_nested_too_deeply_to_be_read_is_shown(home: Path) -> None:
+    """As it came, and without thoughts."""
+    deep = b'{"content": %b%b}' % (b"[" * 100_000, b"]" * 100_000)
+    (made,) = record(home, {"choices": (Choice(0, deep, "stop"),)})
+
+    shown = run(home, "completions", "show", made)
+
+    assert 0 == shown.exit_code
+    assert shown.stdout.endswith("]]}\n")
+    assert "thought before" not in shown.stdout
+
+
 @pytest.mark.parametrize("prefix", ["msg", "resp"])
 def test_an_answer_goes_by_the_id_that_another_dialect_shows(home: Path, prefix: str) -> None:
     """Claude Code and Codex know their answers by these."""
