@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import engine_contract
 import openai
 import pytest
 from engine_contract import Case, Started
-from fake_engine import Call, FakeEngine, Unanswered
+from fake_engine import Call, FakeEngine
+from held_answers import HeldAnswers
 from mlx_server_process import mlx_server
 from running import Running, running, settings_for
 from waiting import until
@@ -188,21 +190,23 @@ async def test_an_engines_error_is_an_openai_error_in_its_own_words(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_a_client_that_leaves_is_noticed(
-    stream: bool, started: Started, proxy: Running
+    stream: bool, started: Started, settings: Settings, tmp_path: Path
 ) -> None:
     """The engine loses its connection, and what there was is recorded as what it is."""
-    # More than any of them says in the time that it takes to leave.
-    fields = {"max_tokens": 900, "ignore_eos": True, "stream": stream}
-    if (fake := started.fake) is not None:
-        fake.handler = silent = Unanswered(fake.handler)
-    asked = asyncio.create_task(proxy.chat(model=proxy.services.serving.alias.name, **fields))
-    await until(lambda: proxy.services.relay.num_calls)
-    asked.cancel()
+    async with HeldAnswers(started.url) as wire:
+        # No look at the engine is among what is kept.
+        engine = replace(settings.engine, url=wire.url, health_interval_s=3600.0)
+        settings = replace(settings, engine=engine)
+        async with running(settings, tmp_path / "home") as proxy:
+            wire.hold()
+            name = proxy.services.serving.alias.name
+            asked = asyncio.create_task(proxy.chat(model=name, max_tokens=9, stream=stream))
+            await until(lambda: proxy.services.relay.num_calls)
+            asked.cancel()
 
-    row = (await proxy.row()).completion
-    assert ("client_cancelled", False) == (row.state, row.delivered)
-    if fake is not None:
-        await silent.left.wait()
+            row = (await proxy.row()).completion
+            assert ("client_cancelled", False) == (row.state, row.delivered)
+            await wire.left.wait()
 
 
 async def test_the_weights_are_chosen_by_the_model_name_alone(proxy: Running) -> None:

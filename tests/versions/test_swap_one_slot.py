@@ -252,7 +252,7 @@ async def test_a_pin_of_the_active_version_that_the_engine_lost_is_not_ready(
         await it.swapper.activate(version, actor="api")
         it.fake.load_error = "no more memory"
         it.fake.restart()
-        await until(lambda: not it.proxy.services.serving.is_ready)
+        await until(lambda: "no more memory" in it.proxy.services.serving.alias.why_not)
 
         unpinned = await it.proxy.chat(model="tiny")
         pinned = await it.proxy.chat(model=f"tiny@{version}")
