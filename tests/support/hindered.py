@@ -1,8 +1,9 @@
 """A pytest plugin: a machine on which everything takes its time, at random.
 
 Loaded by `make test-hindered`. Transactions and threads wait before they begin and after they have
-ended, and one process of the tests after the other stands still for a moment. What fails then waits
-too little, holds what it must not, or loses what comes at once. Needs Linux's /proc.
+ended, timers fire late, what comes over a socket is read late, and one process of the tests after
+the other stands still for a moment. What fails then waits too little, holds what it must not, or
+loses what comes at once. Needs Linux's /proc.
 """
 
 import asyncio
@@ -24,6 +25,9 @@ import pytest
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_Loop: Final[Any] = asyncio.base_events.BaseEventLoop
+_Socket: Final[Any] = asyncio.selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+
 SHARE: Final = 0.25
 """Of what begins or ends, how much is hindered."""
 
@@ -39,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hinder this process; the first one, that starts the others, stops them too."""
     sqlite3.connect = functools.partial(sqlite3.connect, factory=_Connection)  # type: ignore[assignment]
     asyncio.to_thread = _hindered(asyncio.to_thread)
+    _Loop.call_at = _late(_Loop.call_at)
+    _Socket._read_ready = _read_late(_Socket._read_ready)
     if not hasattr(config, "workerinput"):
         stopper = subprocess.Popen([sys.executable, __file__, str(os.getpid())])
 
@@ -75,9 +81,39 @@ def _hindered(to_thread: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _late(call_at: Callable[..., Any]) -> Callable[..., Any]:
+    def call_late(loop: Any, when: float, *args: Any, **kwargs: Any) -> Any:
+        return call_at(loop, when + _delay_s(), *args, **kwargs)
+
+    return call_late
+
+
+def _read_late(read_ready: Callable[[Any], None]) -> Callable[[Any], None]:
+    def ready(transport: Any) -> None:
+        delay_s = _delay_s()
+        if not delay_s:
+            read_ready(transport)
+            return
+        # As while its reader has paused it: the bytes stay in the kernel.
+        transport._loop._remove_reader(transport._sock_fd)
+        transport._loop.call_later(delay_s, resume, transport)
+
+    def resume(transport: Any) -> None:
+        if transport.is_reading():
+            read_ready(transport)
+        if transport.is_reading():
+            transport._loop._add_reader(transport._sock_fd, transport._read_ready)
+
+    return ready
+
+
 def _dawdle() -> None:
-    if random.random() < SHARE:
-        time.sleep(random.uniform(0, MOST_S))
+    if delay_s := _delay_s():
+        time.sleep(delay_s)
+
+
+def _delay_s() -> float:
+    return random.uniform(0, MOST_S) if random.random() < SHARE else 0.0
 
 
 def _below(root: int) -> list[int]:
