@@ -28,24 +28,22 @@ class Newest:
 
 
 async def newest(store: "Store") -> Newest:
-    """Return the newest answer that somebody can have read.
+    """Return the newest answer that somebody can have read: the last that ended.
 
     One that was broken off is: who stops a bad answer has seen what there is of it. One of a single
     token is not: so agents count tokens. Nor is one that ended before it began, a title, or a
     summary that an agent goes on from.
     """
     passed_over: dict[str, list[str]] = {}
-    after: str | None = None
-    while True:
-        page = await store.list_completions(limit=_PAGE, after=after)
-        for one in page.data:
-            found = await store.get_completion(one.id)
+    before: int | None = None
+    while ended := await store.list_latest(limit=_PAGE, before=before):
+        for _, id_ in ended:
+            found = await store.get_completion(id_)
             # Else it was deleted in that moment.
             if found is not None:
                 reason = unread.why(found.completion)
                 if reason is None:
                     return Newest(found, passed_over)
-                passed_over.setdefault(reason, []).append(one.id)
-        if not page.has_more:
-            return Newest(None, passed_over)
-        after = page.data[-1].id
+                passed_over.setdefault(reason, []).append(id_)
+        before, _ = ended[-1]
+    return Newest(None, passed_over)

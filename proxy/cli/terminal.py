@@ -28,11 +28,15 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return how long ago something was, in its largest unit."""
-    for unit, length_s in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= length_s:
-            return f"{seconds / length_s:.0f} {unit} ago"
-    return f"{max(seconds, 0):.0f} s ago"
+    """Return how long ago something was, in its largest unit.
+
+    What comes first by a clock that was set back is ahead of it.
+    """
+    how, length_s = ("ago", max(seconds, 0)) if seconds > -1 else ("ahead of the clock", -seconds)
+    for unit, unit_s in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if length_s >= unit_s:
+            return f"{length_s / unit_s:.0f} {unit} {how}"
+    return f"{length_s:.0f} s {how}"
 
 
 def duration(seconds: float) -> str:

@@ -77,6 +77,17 @@ def called(name: str, key_id: str | None) -> Query[str]:
     return Query(f"{sql} LIMIT 2", parameters, lambda row: str(row[0]))
 
 
+def latest(limit: int, before: int | None = None) -> Query[tuple[int, str]]:
+    """Return the query for `num` and id of the last answers that ended, the last one first.
+
+    The clock has no part in it. `before` is the `num` to go on from.
+    """
+    sql = "SELECT num, id FROM completions WHERE num < ? ORDER BY num DESC LIMIT ?"
+    return Query(
+        sql, (NEWEST[1] if before is None else before, limit), lambda row: (row[0], row[1])
+    )
+
+
 def position(id_: str) -> Query[Position]:
     """Return the query for a completion's place in the order of creation."""
     sql = "SELECT created_ms, num FROM completions WHERE id = ?"

@@ -43,8 +43,8 @@ _ADVICE: Final = {
     sqlite3.SQLITE_BUSY: "another program holds its write lock; end that program's transaction",
     sqlite3.SQLITE_LOCKED: "another program holds its write lock; end that program's transaction",
     sqlite3.SQLITE_IOERR: "the disk gave an I/O error; check the volume that holds it",
-    sqlite3.SQLITE_CORRUPT: "the file is damaged; stop strop, then restore it from a backup or run"
-    " `sqlite3 strop.db .recover`",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; stop strop, then run `sqlite3 strop.db .recover`,"
+    " or delete strop.db-wal and strop.db-shm and restore strop.db from a backup",
     sqlite3.SQLITE_NOTADB: "the file is no SQLite database; move it away or restore a backup",
     sqlite3.SQLITE_READONLY: "the file or its folder is read-only; make both writable",
     sqlite3.SQLITE_CANTOPEN: "it can't be opened; its folder must exist and be writable",
@@ -217,8 +217,14 @@ def _restrict(path: Path) -> None:
             file = Path(f"{os.path.realpath(path)}{suffix}")
             with contextlib.suppress(FileNotFoundError):
                 # By name: closing a descriptor of it would drop this process's locks on the file.
-                if file.stat().st_mode & 0o077:
-                    file.chmod(0o600)
+                if (mode := file.stat().st_mode & 0o777) & 0o077:
+                    try:
+                        file.chmod(0o600)
+                    except PermissionError as error:
+                        raise StoreUnavailable(
+                            f"expected {file} to be for its owner alone (0600), got {mode:04o}, and"
+                            " it belongs to another user; make it yours, or run strop as its owner"
+                        ) from error
 
 
 def _pragmas(synchronous: Synchronous) -> Iterator[str]:

@@ -242,6 +242,15 @@ class Store:
             newest, completion_queries.position, limit=limit, after=after
         )
 
+    async def list_latest(
+        self, *, limit: int = 20, before: int | None = None
+    ) -> list[tuple[int, str]]:
+        """Return `num` and id of the last answers that ended, from the one before `before` on.
+
+        In the order in which they were committed, whatever the clock said.
+        """
+        return await self._reader.all(completion_queries.latest(limit, before))
+
     async def get_feedback(self, id_: str) -> Feedback | None:
         """Return a feedback as its current revision says, or None."""
         return await self._reader.first(feedback_queries.by_id(id_))

@@ -11,6 +11,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings.settings import KINDS, load
 from strop.proxy.settings.told import tell
-from strop.proxy.store import database, file_lock, run_lock
+from strop.proxy.store import database, deletion_store, file_lock, run_lock, writer
 from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
@@ -636,6 +637,18 @@ def test_a_terminal_without_a_character_shows_the_rest(home: Path) -> None:
     assert shown.stdout.endswith(b"\nGr\xf6\xdfe ? 2\n")
 
 
+def test_the_newest_is_the_last_that_ended_whatever_the_clock_said(home: Path) -> None:
+    """One that was made before the clock was set back is older, and said to be ahead of it."""
+    later_ms = int(time.time() * 1000) + 3 * 86_400_000
+    ahead, last = record(home, {"created_ms": later_ms}, {"created_ms": 2000})
+
+    good = run(home, "good")
+    other = run(home, "good", ahead)
+
+    assert f"Rated good: {last} (" in good.stdout
+    assert f"Rated good: {ahead} (3 d ahead of the clock)" in other.stdout
+
+
 def test_completions_are_listed_newest_first(home: Path) -> None:
     """With their first words, and the command for those that follow."""
     old, new = record(
@@ -800,6 +813,64 @@ def test_no_run_keeps_what_is_deleted(
     assert f"Deleted 1 answer.\n{id_} {said}\n" == deleted.stdout
     assert [is_left] * 3 == [path.exists() for path in collected]
     assert log.exists()
+
+
+@pytest.mark.parametrize(
+    ("serves", "then"),
+    [(False, "this overwrites it: strop status"), (True, "strop overwrites it, within a minute\n")],
+)
+def test_that_another_program_keeps_what_is_deleted_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch, serves: bool, then: str
+) -> None:
+    """And until when; it has gone from every list, but the command has failed."""
+    monkeypatch.setattr(writer, "EMPTYING_S", 0.01)
+    monkeypatch.setattr(deletion_store, "_PAUSE_S", 0)
+    (made,) = record(home, {"answer": "Paris."})
+
+    with contextlib.ExitStack() as stack:
+        if serves:
+            stack.enter_context(hold(home, Serves("http://127.0.0.1:1", {}, {})))
+        reader = stack.enter_context(contextlib.closing(sqlite3.connect(home / "strop.db")))
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM completions").fetchall()
+        deleted = run(home, "completions", "delete", made, "--yes")
+        is_left = b"Paris." in (home / "strop.db").read_bytes()
+    after = run(home, "completions", "list").stdout
+
+    assert (1, "Deleted 1 answer.\n", True) == (deleted.exit_code, deleted.stdout, is_left)
+    assert f"can still be read in {home / 'strop.db'} and {home / 'strop.db'}-wal" in deleted.stderr
+    assert f"once that has ended, {then}" in deleted.stderr
+    assert "No answers.\n" == after
+    assert b"Paris." not in (home / "strop.db").read_bytes()
+    assert not (home / "strop.db-wal").exists()
+
+
+def test_versions_that_learned_from_what_is_deleted_are_named(home: Path) -> None:
+    """With what to do: they hold some of it until they are removed."""
+    made, other = record(home, {}, {})
+    for id_ in (made, other):
+        run(home, "good", id_)
+    asyncio.run(learn_twice(home, *(one.id for one in feedback(home) if one.completion == made)))
+
+    of_neither = run(home, "completions", "delete", other, "--yes").stdout
+    of_both = run(home, "completions", "delete", made, "--yes").stdout.splitlines()
+
+    assert "Deleted 1 answer.\n" == of_neither
+    assert "v1, v2 learned from it, and may hold some of it until removed:" in of_both[1]
+    at = f" --home {home}"
+    assert of_both[1].endswith(f"strop train --relearn{at}, then strop adapters remove v1{at}")
+    assert 2 == len(of_both)
+
+
+async def learn_twice(home: Path, rating: str) -> None:
+    """Publish a version that learned from a rating, and one that continues it."""
+    store = await Store.open(home / "strop.db")
+    try:
+        for parent, learned in ((None, [(rating, 1)]), ("v1", [])):
+            version = await store.versions.reserve(base="b", parent=parent)
+            await store.versions.publish(version.id, b"{}", learned, state="ready", actor="gate")
+    finally:
+        await store.close()
 
 
 async def begin_run(home: Path) -> str:

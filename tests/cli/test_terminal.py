@@ -26,7 +26,9 @@ def test_a_table_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (-1, "0 s ago"),
+        (-7300, "2 h ahead of the clock"),
+        (-20, "20 s ahead of the clock"),
+        (-0.9, "0 s ago"),
         (0, "0 s ago"),
         (59, "59 s ago"),
         (60, "1 min ago"),
@@ -36,7 +38,7 @@ def test_a_table_may_be_empty() -> None:
     ],
 )
 def test_ages_are_in_their_largest_unit(seconds: float, said: str) -> None:
-    """A clock that was set back is no reason for a negative age."""
+    """Below a second is no sign of a clock that was set back."""
     assert said == terminal.age(seconds)
 
 

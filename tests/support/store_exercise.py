@@ -145,6 +145,8 @@ async def _reads(store: Store, given: str) -> None:
     for asked_for in completion_filters():
         for after in (None, "cmp_1"):
             await store.list_completions(asked_for, after=after)
+    for before in (None, 1):
+        await store.list_latest(before=before)
     for asked in feedback_filters():
         for after in (None, given):
             await store.list_feedback(asked, after=after)
