@@ -5,7 +5,7 @@ Everything goes over HTTP. Knows no question, no rule and no figure.
 
 import contextlib
 import os
-import socket
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 READY_TIMEOUT_S = 120.0
-HOST = "127.0.0.1"
+# The line that it says to its user: it has taken a port that was free.
+_SERVES = re.compile(rb"OPENAI_BASE_URL=(http://\S+)/v1")
 
 
 class DemoFailed(Exception):
@@ -67,18 +68,16 @@ def serve(home: Path, settings: Mapping[str, str]) -> Iterator[Served]:
     """
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    port = _free_port()
     pairs = {"engine.kind": "embedded", **settings}
     command = [*installation.module("strop.proxy.cli"), "serve", "--home", str(home)]
-    command += ["--port", str(port)]
+    command += ["--port", "0"]
     for name, value in pairs.items():
         command += ["--set", f"{name}={value}"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("STROP_")}
     with (home / "serve.log").open("wb") as output:
         child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-    url = f"http://{HOST}:{port}"
     try:
-        _wait_until_ready(url, child, home)
+        url = _url_once_ready(child, home)
         key = (home / "admin.key").read_text(encoding="ascii").strip()
         # A proxy that the environment names for the network doesn't lead back to this machine.
         with httpx.Client(
@@ -96,21 +95,18 @@ def serve(home: Path, settings: Mapping[str, str]) -> Iterator[Served]:
         child.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(url: str, child: "subprocess.Popen[bytes]", home: Path) -> None:
+def _url_once_ready(child: "subprocess.Popen[bytes]", home: Path) -> str:
+    log = home / "serve.log"
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline and child.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == httpx.codes.OK:
-                return
+        if (said := _SERVES.search(log.read_bytes())) is not None:
+            url = said[1].decode()
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/readyz", trust_env=False).status_code == httpx.codes.OK:
+                    return url
         time.sleep(0.1)
-    log = (home / "serve.log").read_text(encoding="utf-8", errors="replace")
-    raise DemoFailed(f"expected strop to serve within {READY_TIMEOUT_S:g} s; its log:\n{log}")
+    text = log.read_text(encoding="utf-8", errors="replace")
+    raise DemoFailed(f"expected strop to serve within {READY_TIMEOUT_S:g} s; its log:\n{text}")
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
