@@ -5,10 +5,11 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from strop.adapters import base_model
+from strop.adapters import base_model, identity
 from strop.adapters.base_model import InvalidBase
 from strop.adapters.identity import identify
 
@@ -118,10 +119,14 @@ def test_a_file_is_not_read_again_while_size_and_time_are_the_same(
     assert before != identify(base, cache=None)
 
 
-def test_a_file_that_changed_just_now_is_not_cached(base: Path, tmp_path: Path) -> None:
+def test_a_file_that_changed_just_now_is_not_cached(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may change again within one tick of the clock, and keep its size."""
     cache = tmp_path / "cache.json"
     flip_a_bit(base / "model.safetensors")
+    now_ns = (base / "model.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(identity, "time", SimpleNamespace(time_ns=lambda: now_ns))
 
     identify(base, cache=cache)
 

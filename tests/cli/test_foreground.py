@@ -15,11 +15,17 @@ from strop.proxy import foreground
 from strop.proxy.store import run_lock
 from strop.proxy.store.store import Store
 
+# It says each time that it waits for the run.
 SCRIPT = """
-import sys
+import subprocess, sys
 from pathlib import Path
 import fake_run
 from strop.proxy import foreground
+wait = subprocess.Popen.wait
+def say_and_wait(process):
+    print("waits", file=sys.stderr, flush=True)
+    return wait(process)
+subprocess.Popen.wait = say_and_wait
 command = fake_run.command("waits")
 foreground.see_through(Path(sys.argv[1]), sys.argv[2], is_quiet=False, command=command)
 """
@@ -67,8 +73,9 @@ async def test_a_run_stops_with_the_command_that_it_was_started_by(tmp_path: Pat
 async def test_an_interrupt_says_what_becomes_of_the_run(tmp_path: Path) -> None:
     """A step may take a minute, and the gate several."""
     async with waiting_run(tmp_path) as (command, run):
-        command.send_signal(signal.SIGINT)
         assert command.stderr is not None
+        assert b"waits\n" == await command.stderr.readline()
+        command.send_signal(signal.SIGINT)
         said = [await command.stderr.readline(), await command.stderr.readline()]
 
     assert f"{run} stops at its next step, to be resumed" in b"".join(said).decode()

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from store_values import KEY, MODEL, NOON_MS, completion, database_in, rate
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.errors import ConfigError, StoreUnavailable
 from strop.proxy.store import completions, database
@@ -220,6 +220,23 @@ def test_a_file_that_others_can_read_is_made_private(tmp_path: Path) -> None:
     assert 0o600 == mode_of(path)
 
 
+def test_a_file_that_is_open_to_others_and_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is wrong with it, its mode and its owner; its folder has no part in it."""
+    path = database_in(tmp_path)
+    path.touch()
+    path.chmod(0o644)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    expected = r"db to be for its owner alone \(0600\), got 0644, .*run strop as its owner"
+    with pytest.raises(StoreUnavailable, match=expected):
+        database.connect(path)
+
+
 def test_what_a_killed_process_left_is_made_private(tmp_path: Path) -> None:
     """SQLite goes on with a WAL and an index that are there, whatever their mode."""
     (tmp_path / "elsewhere").mkdir()
@@ -272,7 +289,7 @@ def test_processes_that_open_a_new_database_together_all_get_it(tmp_path: Path) 
     program = (
         "import sys; from pathlib import Path; from strop.proxy.store import database;"
         "print('ready', flush=True); sys.stdin.readline();"
-        "database.connect(Path(sys.argv[1])).close(); print('done')"
+        "database.connect(Path(sys.argv[1]), busy_timeout_s=240).close(); print('done')"
     )
     workers = [
         subprocess.Popen(
@@ -360,9 +377,9 @@ def test_text_that_sqlite_cannot_hold_is_replaced() -> None:
     assert database.storable(None) is None
 
 
-def threads() -> int:
-    """How many there are, but for those that asyncio lends."""
-    return sum(not one.name.startswith("asyncio") for one in threading.enumerate())
+def threads() -> set[threading.Thread]:
+    """Those that run, but for the ones that asyncio lends."""
+    return {one for one in threading.enumerate() if not one.name.startswith("asyncio")}
 
 
 async def test_a_store_whose_opening_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -372,16 +389,16 @@ async def test_a_store_whose_opening_is_given_up_leaves_nothing_behind(tmp_path:
     other = sqlite3.connect(database_in(tmp_path), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     opening = asyncio.create_task(
-        Store.open(database_in(tmp_path), busy_timeout_s=0.2, is_server=True)
+        Store.open(database_in(tmp_path), busy_timeout_s=LIMIT_S, is_server=True)
     )
-    await until(lambda: threads() >= before + 2)
+    await until(lambda: len(threads() - before) == 2)
 
     opening.cancel()
-    await asyncio.wait([opening])
     other.close()
+    await asyncio.wait([opening])
 
     assert opening.cancelled()
-    assert before == threads()
+    await until(lambda: not threads() - before)
 
 
 async def test_a_reader_whose_opening_is_given_up_is_closed(tmp_path: Path) -> None:
@@ -397,7 +414,7 @@ async def test_a_reader_whose_opening_is_given_up_is_closed(tmp_path: Path) -> N
     await asyncio.wait([opening])
 
     assert opening.cancelled()
-    await until(lambda: threads() <= before)
+    await until(lambda: not threads() - before)
 
 
 async def test_a_store_whose_closing_is_given_up_still_writes_what_waits(tmp_path: Path) -> None:

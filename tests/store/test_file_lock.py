@@ -2,8 +2,8 @@
 
 import fcntl
 import os
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +30,8 @@ def test_who_only_asks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "lock"
     asking = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
     fcntl.flock(asking, fcntl.LOCK_SH)
-    monkeypatch.setattr(time, "sleep", lambda _: os.close(asking))
+    clock = SimpleNamespace(sleep=lambda _: os.close(asking))
+    monkeypatch.setattr(file_lock, "time", clock)
 
     with file_lock.hold(path, b"held"):
         assert b"held" == file_lock.said_by_holder(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from waiting import LIMIT_S
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -26,7 +27,7 @@ def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         async def watched() -> None:
             current = asyncio.get_running_loop()
             current.set_exception_handler(lambda _, context: unhandled.append(context))
-            async with asyncio.timeout(90):  # more than a wait takes, which says for what
+            async with asyncio.timeout(LIMIT_S + 10):  # a wait ends before it
                 await test(**arguments)
             gc.collect()
 

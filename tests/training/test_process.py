@@ -38,12 +38,28 @@ import atexit, os, runpy
 atexit.register(os.abort)
 runpy.run_module("strop.training.run", run_name="__main__", alter_sys=True)
 """
-# What `strop train` does where no strop serves.
+# Takes so many steps, and before the next one waits until it is asked to stop.
+HOLDS = """
+import runpy, time
+from strop.training.loop import Loop
+run = Loop.run
+def run_held(loop, on_step, is_stopping):
+    def is_stopping_held():
+        while loop.step >= {} and not is_stopping():
+            time.sleep(0.01)
+        return is_stopping()
+    return run(loop, on_step, is_stopping_held)
+Loop.run = run_held
+runpy.run_module("strop.training.run", run_name="__main__", alter_sys=True)
+"""
+# What `strop train` does where no strop serves, with a run that holds.
 SEES_THROUGH = """
 import sys
 from pathlib import Path
 from strop.proxy import foreground
-foreground.see_through(Path(sys.argv[1]), sys.argv[2], is_quiet=True)
+def command(home, run):
+    return [sys.executable, "-c", sys.argv[3], "--home", str(home), "--run", run]
+foreground.see_through(Path(sys.argv[1]), sys.argv[2], is_quiet=True, command=command)
 """
 # A machine on which none of these is installed.
 LACKS = """
@@ -129,7 +145,7 @@ async def test_a_killed_run_goes_on_where_it_was(
     run = await home.new_run(objective=objective)
     expected = await undisturbed(home, run, tmp_path / "copy")
 
-    process = await start(home, run)
+    process = await start(home, run, code=HOLDS.format(step + 1))
     await reaches(home, run, step)
     process.kill()
     await process.wait()
@@ -195,7 +211,7 @@ async def test_a_stopped_run_can_be_resumed(
     run = await home.new_run()
     read_end, write_end = os.pipe()
 
-    process = await start(home, run, parent_fd=read_end)
+    process = await start(home, run, code=HOLDS.format(3), parent_fd=read_end)
     os.close(read_end)
     await reaches(home, run, 2)
     stop(process, write_end)
@@ -213,7 +229,7 @@ async def test_a_stopped_run_can_be_resumed(
 
 async def killed(home: RatedHome, run: Run) -> None:
     """Begin a run, and kill it at its second step."""
-    process = await start(home, run)
+    process = await start(home, run, code=HOLDS.format(3))
     await reaches(home, run, 2)
     process.kill()
     await process.wait()
@@ -324,7 +340,7 @@ async def test_a_ctrl_c_stops_a_run_in_the_terminal(home: RatedHome) -> None:
     run = await home.new_run()
 
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SEES_THROUGH, str(home.folder), run.id),
+        *(sys.executable, "-c", SEES_THROUGH, str(home.folder), run.id, HOLDS.format(3)),
         stderr=DEVNULL,
         start_new_session=True,
     )
@@ -341,9 +357,10 @@ async def test_a_run_is_of_low_priority(home: RatedHome) -> None:
     """It gives way to what serves."""
     run = await home.new_run()
 
-    process = await start(home, run)
+    process = await start(home, run, code=HOLDS.format(1))
     await reaches(home, run, 1)
     priority = os.getpriority(os.PRIO_PROCESS, process.pid)
+    process.terminate()
     await process.wait()
 
     assert min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10) == priority

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Sequence
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
 from strop.training import collection, memory, room
 from strop.training.backends import Choice
+from strop.training.loop import Ending, Loop, Step
 from strop.training.run import take
+from strop.training.stopping import Stopping
 
 
 @pytest.fixture
@@ -51,6 +55,24 @@ async def num_fresh(home: RatedHome, version: str = "base") -> int:
 def reasons(run: Run) -> str:
     """What a run says of its end."""
     return " ".join(json.loads(run.reasons))
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, let_go: threading.Event | None = None) -> None:
+    """Keep the next run at its first step until it is asked to stop, or until `let_go` is set."""
+    run = Loop.run
+
+    def run_held(
+        loop: Loop, on_step: Callable[[Step], None], is_stopping: Callable[[], bool]
+    ) -> Ending:
+        def is_stopping_held() -> bool:
+            while loop.step and not (is_stopping() if let_go is None else let_go.is_set()):
+                time.sleep(0.01)
+            return is_stopping()
+
+        monkeypatch.setattr(Loop, "run", run)
+        return run(loop, on_step, is_stopping_held)
+
+    monkeypatch.setattr(Loop, "run", run_held)
 
 
 def of_three(rating: float, other: float) -> Any:
@@ -326,17 +348,21 @@ async def test_a_full_disk_leaves_nothing_half_written(
     assert ("passed", "v2") == (again.state, again.version)
 
 
-async def test_a_rating_withdrawn_during_the_run_makes_the_version_stale(home: RatedHome) -> None:
+async def test_a_rating_withdrawn_during_the_run_makes_the_version_stale(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The version is published, says why it is stale, and is for nobody to promote by itself."""
     await home.rate(30)
     run = await home.new_run()
-    collected = home.folder / "runs" / run.id / "set.npz"
     turns = home.store.training.fresh_turns("base", base=home.base)
     feedback = (await anext(turns)).feedback[0].id
+    is_withdrawn = threading.Event()
+    hold(monkeypatch, is_withdrawn)
 
     taking = asyncio.create_task(over(home, run))
-    await until(collected.exists)
+    await until(lambda: home.store.runs.list_steps(run.id))
     await home.store.withdraw(feedback, None)
+    is_withdrawn.set()
     run = await taking
 
     assert "passed" == run.state
@@ -415,10 +441,13 @@ async def test_one_conversation_that_does_not_fit_into_memory_keeps_no_other_fro
     assert long == await num_fresh(home, "v1")
 
 
-async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
+async def test_a_cancelled_run_leaves_no_version(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ends at the next step, and its ratings stay fresh."""
     await home.rate(200)
     run = await home.new_run()
+    hold(monkeypatch)
 
     taking = asyncio.create_task(over(home, run))
     await until(lambda: home.store.runs.list_steps(run.id))
@@ -433,7 +462,7 @@ async def test_a_cancelled_run_leaves_no_version(home: RatedHome) -> None:
 
 @pytest.mark.parametrize("held_out", [False, True])
 async def test_a_run_begins_anew_where_an_answer_it_collected_is_deleted(
-    home: RatedHome, held_out: bool
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch, held_out: bool
 ) -> None:
     """Its version then knows none of it; one that it is judged by counts too."""
     await home.rate(200)
@@ -442,6 +471,7 @@ async def test_a_run_begins_anew_where_an_answer_it_collected_is_deleted(
     turns = ratings.held_out_turns if held_out else partial(ratings.fresh_turns, "base")
     turn = await anext(turns(base=home.base))
     answer = turn.completions[0].completion.id
+    hold(monkeypatch)
 
     taking = asyncio.create_task(over(home, run))
     await until(lambda: home.store.runs.list_steps(run.id))
@@ -469,8 +499,12 @@ async def test_what_was_deleted_goes_where_a_stop_comes_too(
     await home.rate(200)
     run = await home.new_run()
     turn = await anext(home.store.training.fresh_turns("base", base=home.base))
-    seen = TrainingStore.are_recorded
+    seen, ask, is_to_stop = TrainingStore.are_recorded, Stopping.ask, threading.Event()
     loop = asyncio.get_running_loop()
+
+    def ask_and_let_go(stopping: Stopping) -> None:
+        ask(stopping)
+        is_to_stop.set()
 
     async def are_recorded(self: TrainingStore, completions: Sequence[str]) -> bool:
         is_whole = await seen(self, completions)
@@ -480,6 +514,8 @@ async def test_what_was_deleted_goes_where_a_stop_comes_too(
         return is_whole
 
     monkeypatch.setattr(TrainingStore, "are_recorded", are_recorded)
+    monkeypatch.setattr(Stopping, "ask", ask_and_let_go)
+    hold(monkeypatch, is_to_stop)
     taking = asyncio.create_task(over(home, run))
     await until(lambda: home.store.runs.list_steps(run.id))
     await home.store.deletion.completions([turn.completions[0].completion.id])
@@ -516,6 +552,7 @@ async def test_a_run_begins_anew_once_however_slowly_it_collects(
 
     monkeypatch.setattr(collection, "collect", slowly)
     monkeypatch.setattr(TrainingStore, "are_recorded", are_recorded)
+    hold(monkeypatch)
     taking = asyncio.create_task(over(home, run))
     await until(lambda: home.store.runs.list_steps(run.id))
     await home.store.deletion.completions([turn.completions[0].completion.id])
