@@ -191,7 +191,9 @@ class Trainer:
         decision = await self._decide()
         if decision.is_due:
             return await self.request(Wanted(), actor=TRIGGER)
-        self.decision = decision
+        # A run that was asked for meanwhile is what is waited for: the next look says so.
+        if not self._wake.is_set():
+            self.decision = decision
         return None
 
     async def _decide(self) -> Decision:

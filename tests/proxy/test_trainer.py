@@ -404,8 +404,12 @@ async def test_a_run_whose_parent_is_liked_less_and_rolled_back_is_stopped(
             id_ = f"cmp_of_parent_{number}"
             await record(training.store, id_, base=MODEL, version=parent.id, created_ms=at_ms)
             await rate(training.store, id_, -1.0)
-        run = await training.until("cancelled")
+        # From the base, another one may begin at once.
+        runs = await until(
+            training.store.runs.list, lambda runs: runs.data[-1].state == "cancelled"
+        )
 
+    run = runs.data[-1]
     assert (parent.id, "trigger") == (run.parent, run.requested_by)
     assert ["watch"] == [actor for actor, _ in training.swapper.rolled_back]
 
@@ -658,3 +662,29 @@ async def test_disabled_training_still_takes_requests(training: Trained) -> None
         run = await training.until("rejected")
 
     assert (asked.id, "api") == (run.id, run.requested_by)
+
+
+async def test_what_a_look_finds_says_nothing_of_a_run_that_was_asked_for_meanwhile(
+    training: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it would be told of ratings that are missing for the one after it."""
+    trainer, said = training.trainer("waits"), list[str]()
+    counts, looks, is_asked = training.store.training.fresh_counts, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        looks.set()
+        await is_asked.wait()
+        return await counts(*arguments, **options)
+
+    async def note_prompts(*_: str) -> None:
+        said.append(await trainer.waits_for())
+
+    monkeypatch.setattr(training.store.training, "fresh_counts", slowly)
+    monkeypatch.setattr(trainer, "_note_prompts", note_prompts)
+    async with watching(trainer):
+        await looks.wait()
+        run = await trainer.request(Wanted(), actor="api")
+        is_asked.set()
+        await until(lambda: said)
+
+    assert [f"{run.id} begins next"] == said
