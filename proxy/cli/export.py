@@ -6,13 +6,17 @@ Works whether or not strop runs. Makes no line itself; the store does.
 import asyncio
 import contextlib
 import os
+import stat
 import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final, get_args
 
 import click
 
+from strop.adapters import durable
 from strop.proxy.cli import sessions, terminal
 from strop.proxy.cli.options import examples, home_of, home_option, open_store
 from strop.proxy.errors import ConfigError
@@ -96,14 +100,45 @@ async def _export(
         click.echo("Nothing that is rated makes such a line.", err=True)
 
 
-def _opened(out: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:
-    """Return where to write: standard output, or a file for its owner's eyes, as the store is."""
+@contextlib.contextmanager
+def _opened(out: Path | None) -> Iterator[IO[bytes]]:
+    """Lend where to write: standard output, or a file for its owner's eyes, as the store is.
+
+    A file takes the place of the one before once it is whole. What is no plain file, such as a pipe
+    or a link, is written to.
+    """
     if out is None:
-        return contextlib.nullcontext(sys.stdout.buffer)
+        yield sys.stdout.buffer
+        return
     try:
-        return open(out, "wb", opener=lambda path, flags: os.open(path, flags, 0o600))
+        with contextlib.ExitStack() as stack:
+            to = out
+            try:
+                if _is_replaced(out):
+                    scratch = tempfile.TemporaryDirectory(prefix=".strop-", dir=out.parent)
+                    to = Path(stack.enter_context(scratch)) / "export"
+                file = stack.enter_context(open(to, "wb", opener=_for_its_owner))
+            except OSError as error:
+                raise ConfigError(f"expected to write to {out}: {error.strerror}") from error
+            yield file
+            file.close()
+            if to != out:
+                durable.publish(to, out)
     except OSError as error:
-        raise ConfigError(f"expected to write to {out}: {error.strerror}") from error
+        # The system doesn't say which file it can't write to.
+        error.filename = str(out)
+        raise
+
+
+def _is_replaced(out: Path) -> bool:
+    """Return whether another file takes the place of `out`: not of one that must not be written."""
+    if not os.path.lexists(out):
+        return True
+    return stat.S_ISREG(out.lstat().st_mode) and os.access(out, os.W_OK)
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 COMMANDS: Final = (export,)
