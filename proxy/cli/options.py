@@ -52,6 +52,26 @@ def json_option(command: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def containing_option(command: Any) -> Any:
+    """Add `--containing`."""
+    return click.option(
+        "--containing",
+        metavar="TEXT",
+        callback=_text_given,
+        help="That hold TEXT, in any case: in what was asked, thought, called or answered, or in"
+        " the words of a rating. All are read, which may take a while.",
+    )(command)
+
+
+def _text_given(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    # As an unset variable is in a script, it would be in all.
+    if value is not None and not value.strip():
+        raise click.BadParameter("expected some text, got none")
+    return value
+
+
 def completion_argument(*, required: bool = True) -> Callable[[Any], Any]:
     """Return what adds COMPLETION: by its id, or by that of its answer in another dialect."""
 

@@ -6,6 +6,9 @@ They work whether or not strop runs.
 import asyncio
 import json
 import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -15,6 +18,7 @@ from strop.proxy import objects
 from strop.proxy.cli import sessions, terminal
 from strop.proxy.cli.options import (
     completion_argument,
+    containing_option,
     examples,
     home_of,
     home_option,
@@ -23,6 +27,7 @@ from strop.proxy.cli.options import (
     open_store,
 )
 from strop.proxy.command_line import to_copy
+from strop.proxy.home import serving
 from strop.proxy.ids import completion_id
 from strop.proxy.store import layout, run_folder
 from strop.proxy.store.clock import now_ms
@@ -47,7 +52,13 @@ def completions() -> None:
     """Look at recorded answers, and delete them."""
 
 
-@completions.command("list", epilog=examples("strop completions list --limit 5 --unrated"))
+@completions.command(
+    "list",
+    epilog=examples(
+        "strop completions list --limit 5 --unrated",
+        "strop completions list --containing 'Ann Smith'",
+    ),
+)
 @home_option
 @click.option(
     "--limit",
@@ -62,6 +73,7 @@ def completions() -> None:
 @sessions.key_option
 @click.option("--state", type=click.Choice(get_args(State)), help="That ended so.")
 @click.option("--rated/--unrated", default=None, help="With ratings, or without.")
+@containing_option
 @json_option
 def list_completions(home: Path | None, as_json: bool, **asked: Any) -> None:
     """List answers, newest first."""
@@ -77,9 +89,12 @@ async def _list_completions(
     key: str | None,
     state: State | None,
     rated: bool | None,
+    containing: str | None,
     as_json: bool,
 ) -> None:
-    wanted = CompletionFilter(session=session, key_id=key, state=state, is_rated=rated)
+    wanted = CompletionFilter(
+        session=session, key_id=key, state=state, is_rated=rated, containing=containing
+    )
     async with open_store(home) as store:
         page = await store.list_completions(wanted, limit=limit, after=after)
         if as_json:
@@ -92,7 +107,10 @@ async def _list_completions(
         return
     click.echo(terminal.table(rows, ("COMPLETION", "WHEN", "STATE", "MODEL", "RATED", "ANSWER")))
     if page.has_more:
-        asked = {"limit": limit, "session": session, "key": key, "state": state}
+        asked = {
+            "limit": limit, "session": session, "key": key, "state": state,
+            "containing": containing,
+        }  # fmt: skip
         again = "".join(
             f" --{name} {shlex.quote(str(value))}" for name, value in asked.items() if value
         )
@@ -178,6 +196,7 @@ async def _recorded(store: "Store", identity: str, home: Path) -> StoredCompleti
         "strop completions delete cmp_0198c1d25a7e7f3ab6e1a2c4d5e6f708",
         "strop completions delete --session ses_0198c1d25a7e7f3ab6e1a2c4d5e6f708",
         "strop completions delete --key key_40716899757d",
+        "strop completions delete --containing 'Ann Smith'",
         "strop completions delete --older-than 90 --yes",
     ),
 )
@@ -191,6 +210,7 @@ async def _recorded(store: "Store", identity: str, home: Path) -> StoredCompleti
     metavar="DAYS",
     help="Those from before, of conversations in which no rating stands.",
 )
+@containing_option
 @click.option("--yes", is_flag=True, help="Don't ask.")
 def delete_completions(
     named: tuple[str, ...],
@@ -198,28 +218,30 @@ def delete_completions(
     session: str | None,
     key: str | None,
     older_than: int | None,
+    containing: str | None,
     yes: bool,
 ) -> None:
     """Delete answers for good, with what was asked.
 
-    Their ratings are withdrawn, which makes the versions that learned from them stale. A training
-    run that has collected any of them begins anew. The file stays as large as it is; what is freed
-    is used again.
+    Their ratings are withdrawn, which makes the versions that learned from them stale. Until a
+    version is removed, its probe keeps the prompts that it was made with. A training run that has
+    collected any of them begins anew. The file stays as large as it is; what is freed is used
+    again.
     """
-    whole = bool(session or key)
-    if (bool(named), whole, older_than is not None).count(True) != 1:
+    by_filter = bool(session or key or containing)
+    if (bool(named), by_filter, older_than is not None).count(True) != 1:
         raise click.UsageError(
-            "expected COMPLETION..., --session, --key, both of these, or --older-than"
+            "expected COMPLETION..., --older-than, or any of --session, --key and --containing"
         )
     ids = tuple(map(completion_id, named))
-    asyncio.run(_delete_completions(home_of(home), ids, session, key, older_than, is_sure=yes))
+    wanted = CompletionFilter(session=session, key_id=key, containing=containing)
+    asyncio.run(_delete_completions(home_of(home), ids, wanted, older_than, is_sure=yes))
 
 
 async def _delete_completions(
     home: Path,
     named: tuple[str, ...],
-    session: str | None,
-    key: str | None,
+    wanted: CompletionFilter,
     older_than: int | None,
     *,
     is_sure: bool,
@@ -228,27 +250,37 @@ async def _delete_completions(
         found = [await _recorded(store, one, home) for one in named]
         # One may have been named twice.
         ids = tuple({one.completion.id for one in found})
-        if session or key:
-            of = f" of {session}" if session else ""
-            what = f"all answers{of}" + (f" made with {key}" if key else "")
-            if session and not key:
-                key = await sessions.key_of(store, session)
+        session, key, text = wanted.session, wanted.key_id, wanted.containing
+        of = (f" of {session}" if session else "") + (f" made with {key}" if key else "")
+        if session and not key:
+            key = await sessions.key_of(store, session)
+        if text:
+            holding = await store.list_completions(replace(wanted, key_id=key), limit=sys.maxsize)
+            ids = tuple(one.id for one in holding.data)
+            if not ids:
+                click.echo("No answers.")
+                return
+            what = f"{sessions.answers(len(ids))}{of}, found by {text!r},"
+        elif session or key:
+            what = f"all answers{of}"
         elif older_than is not None:
             what = f"the answers older than {older_than} days, where nothing is rated,"
         else:
             what = sessions.answers(len(ids))
         if not is_sure:
             click.confirm(f"Delete {what} for good?", abort=True)
-        if session or key:
-            num = await store.deletion.all_of(session=session, key_id=key)
+        if (session or key) and not text:
+            done = await store.deletion.all_of(session=session, key_id=key)
         elif older_than is not None:
             # The system's clock begins in 1970, and so does all that is recorded.
             before_ms = max(0, now_ms() - older_than * _DAY_MS)
-            num = await store.deletion.unrated(before_ms)
+            done = await store.deletion.unrated(before_ms)
         else:
-            num = await store.deletion.completions(ids)
-        click.echo(f"Deleted {sessions.answers(num)}.")
-        if num and (told := await _forgotten_by_runs(store, home)):
+            done = await store.deletion.completions(ids)
+        click.echo(f"Deleted {sessions.answers(done.num)}.")
+        if done.learners:
+            click.echo(_kept_by_versions(done.learners, home))
+        if done.num and (told := await _forgotten_by_runs(store, home)):
             click.echo(told)
         for one, key_id in sorted({(one.session, one.completion.key_id) for one in found}):
             # Clients of other keys may name theirs alike.
@@ -257,6 +289,28 @@ async def _delete_completions(
                 all_of = f"completions delete --session {shlex.quote(one)} --key {key_id}"
                 again = to_copy(all_of, home)
                 click.echo(f"Its conversation goes on, and may repeat it: {again}")
+    if not done.is_erased:
+        raise click.ClickException(_not_erased(home))
+
+
+def _kept_by_versions(learners: Sequence[str], home: Path) -> str:
+    relearn = to_copy("train --relearn", home)
+    remove = to_copy(f"adapters remove {learners[0]}", home)
+    return (
+        f"{', '.join(learners)} learned from it, and may hold some of it until removed:"
+        f" {relearn}, then {remove}"
+    )
+
+
+def _not_erased(home: Path) -> str:
+    path = home / layout.DATABASE
+    then = f"this overwrites it: {to_copy('status', home)}"
+    if serving(home) is not None:
+        then = "strop overwrites it, within a minute"
+    return (
+        f"what was deleted can still be read in {path} and {path}-wal, since another program keeps"
+        f" the database busy; once that has ended, {then}"
+    )
 
 
 async def _forgotten_by_runs(store: "Store", home: Path) -> str | None:

@@ -97,7 +97,10 @@ def position(id_: str) -> Query[Position]:
 def newest(
     wanted: CompletionFilter, limit: int, before: Position = NEWEST
 ) -> Query[CompletionSummary]:
-    """Return the query for up to `limit` completions older than `before`, newest first."""
+    """Return the query for up to `limit` completions older than `before`, newest first.
+
+    They are as `wanted` says, but for what they must contain.
+    """
     asked = {
         "c.key_id = ?": wanted.key_id,
         "c.session = ?": wanted.session,

@@ -7,12 +7,15 @@ later in it is held out, or not, as it was before.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
-from strop.proxy.store import feedback
+from strop.proxy.store import feedback, lineage
 from strop.proxy.store.completion_queries import Position
 from strop.proxy.store.database import storable
+
+Gone = tuple[int, set[int]]
+"""How many completions were deleted, and the numbers of the versions that learned from them."""
 
 OLDEST: Final[Position] = (-1, -1)
 """The position that every completion is newer than."""
@@ -37,6 +40,18 @@ WHERE f.key_id = ? AND f.num > ? AND f.state <> 'standing' AND (
     )
 )
 ORDER BY f.num LIMIT ?"""
+# What is as long is written over what was there. Where SQLite moves rows from page to page, as it
+# does when others beside them go, it leaves copies behind that nobody overwrites.
+_BLANK: Final = """
+UPDATE completions SET request = zeroblob(length(request)),
+prompt_ids = CASE WHEN prompt_ids IS NOT NULL THEN zeroblob(length(prompt_ids)) END,
+prompt_text = CASE WHEN prompt_text IS NOT NULL THEN zeroblob(length(prompt_text)) END
+WHERE id = ?"""
+_BLANK_CHOICES: Final = """
+UPDATE choices SET message = zeroblob(length(message)),
+token_ids = CASE WHEN token_ids IS NOT NULL THEN zeroblob(length(token_ids)) END,
+token_texts = CASE WHEN token_texts IS NOT NULL THEN zeroblob(length(token_texts)) END
+WHERE completion = ?"""
 _DELETE: Final = "DELETE FROM completions WHERE id = ? RETURNING session, key_id"
 _OF_SESSION: Final = "SELECT id FROM completions WHERE session = ? LIMIT ?"
 _OF_KEY: Final = "SELECT c.id FROM completions AS c WHERE c.key_id = ? LIMIT ?"
@@ -51,8 +66,8 @@ WHERE f.session = c.session AND +f.key_id = c.key_id AND f.state = 'standing')
 ORDER BY c.created_ms, c.num LIMIT ?"""
 
 
-def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -> int:
-    """Delete the completions among `ids` that are there; return how many.
+def delete(connection: sqlite3.Connection, ids: Collection[str], *, now_ms: int) -> Gone:
+    """Delete the completions among `ids` that are there.
 
     Args:
         connection: in a transaction.
@@ -60,7 +75,11 @@ def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -
         now_ms: the time, since the epoch.
     """
     num_deleted = 0
+    learners: set[int] = set()
     sessions = set()
+    for id_ in ids:
+        connection.execute(_BLANK, (id_,))
+        connection.execute(_BLANK_CHOICES, (id_,))
     for id_ in ids:
         gone = connection.execute(_DELETE, (id_,)).fetchall()
         if not gone:
@@ -70,9 +89,10 @@ def delete(connection: sqlite3.Connection, ids: Iterable[str], *, now_ms: int) -
         sessions.update(gone)
         for (rating,) in connection.execute(_RATINGS, (id_,)).fetchall():
             _forget(connection, rating, _NOTE, now_ms=now_ms)
+            learners |= lineage.heirs(connection, rating)
     for named in sorted(sessions):
         connection.execute(_FORGET_SESSION, (*named, *named))
-    return num_deleted
+    return num_deleted, learners
 
 
 def _forget(connection: sqlite3.Connection, rating: str, note: str, *, now_ms: int) -> None:
@@ -109,8 +129,8 @@ def delete_all_of(
     limit: int,
     *,
     now_ms: int,
-) -> int:
-    """Delete up to `limit` completions of a session, of a key, or of both; return how many.
+) -> Gone:
+    """Delete up to `limit` completions of a session, of a key, or of both.
 
     Raises:
         ValueError: neither is named.
@@ -125,7 +145,7 @@ def delete_all_of(
 
 def delete_unrated(
     connection: sqlite3.Connection, before_ms: int, after: Position, limit: int, *, now_ms: int
-) -> tuple[int, Position | None]:
+) -> tuple[Gone, Position | None]:
     """Delete completions of sessions in which no rating stands, oldest first.
 
     Args:
@@ -136,8 +156,8 @@ def delete_unrated(
         now_ms: the time, since the epoch.
 
     Returns:
-        How many, and the position of the last one; None where there were none.
+        What is gone, and the position of the last one; None where there were none.
     """
     found = connection.execute(_UNRATED, (before_ms, *after, limit)).fetchall()
-    num_deleted = delete(connection, [id_ for id_, *_ in found], now_ms=now_ms)
-    return num_deleted, found[-1][1:] if found else None
+    gone = delete(connection, [id_ for id_, *_ in found], now_ms=now_ms)
+    return gone, found[-1][1:] if found else None

@@ -29,12 +29,15 @@ WITH RECURSIVE lineage (version) AS (
 )"""
 """Begins a query over `lineage`, a version and its ancestors; its parameter is its number."""
 
-_MARK_STALE: Final = """
+_OF_HEIRS: Final = """
 WITH RECURSIVE heirs (version) AS (
     SELECT version FROM version_feedback WHERE feedback = ?
     UNION
     SELECT v.num FROM heirs CROSS JOIN versions AS v ON v.parent = heirs.version
-)
+)"""
+_HEIRS: Final = f"""{_OF_HEIRS}
+SELECT num FROM heirs CROSS JOIN versions ON num = version WHERE removed_ms IS NULL"""
+_MARK_STALE: Final = f"""{_OF_HEIRS}
 UPDATE versions SET stale = ?
 WHERE num IN (SELECT version FROM heirs) AND stale IS NULL AND removed_ms IS NULL
 RETURNING num"""
@@ -97,6 +100,14 @@ def mark_stale(connection: sqlite3.Connection, feedback: str, how: str, *, now_m
     marked = connection.execute(_MARK_STALE, (feedback, reason)).fetchall()
     for (num,) in sorted(marked):
         events.add(connection, num, "stale", "feedback", {"reason": reason}, now_ms)
+
+
+def heirs(connection: sqlite3.Connection, feedback: str) -> set[int]:
+    """Return the numbers of the versions that have learned from `feedback`, whatever it said then.
+
+    Themselves or through an ancestor; those that were removed are left out.
+    """
+    return {num for (num,) in connection.execute(_HEIRS, (feedback,))}
 
 
 def learn(

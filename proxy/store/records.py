@@ -151,7 +151,10 @@ class CompletionSummary:
 
 @dataclass(frozen=True, slots=True)
 class CompletionFilter:
-    """Which completions to list; None asks for nothing. `since_ms` is inclusive."""
+    """Which completions to list; None asks for nothing. `since_ms` is inclusive.
+
+    `containing` is a text that must stand in the conversation, in whatever case; see `containing`.
+    """
 
     key_id: str | None = None
     session: str | None = None
@@ -159,6 +162,7 @@ class CompletionFilter:
     model: str | None = None
     is_rated: bool | None = None
     since_ms: int | None = None
+    containing: str | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):

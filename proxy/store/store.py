@@ -16,6 +16,7 @@ from strop.proxy.errors import StoreUnavailable
 from strop.proxy.store import (
     completion_queries,
     completions,
+    containing,
     export,
     feedback,
     feedback_queries,
@@ -52,6 +53,8 @@ ALL_FEEDBACK: Final = FeedbackFilter()
 
 # Rendered in a thread, between two of the loop's turns: small enough to leave it responsive.
 _EXPORT_PAGE: Final = 16
+# Held packed, all of them.
+_SEARCH_PAGE: Final = 16
 
 
 class Store:
@@ -234,13 +237,27 @@ class Store:
     ) -> Page[CompletionSummary]:
         """Return up to `limit` completions, newest first, from the one after the id `after` on.
 
+        Where they must contain a text, the others are read too, a few at a time.
+
         Raises:
             BadRequest: there is no completion `after`.
         """
-        newest = partial(completion_queries.newest, wanted)
-        return await self._reader.page(
-            newest, completion_queries.position, limit=limit, after=after
+        page = partial(
+            self._reader.page,
+            partial(completion_queries.newest, wanted),
+            completion_queries.position,
         )
+        if wanted.containing is None:
+            return await page(limit=limit, after=after)
+        found: list[CompletionSummary] = []
+        has_more = True
+        while has_more and len(found) <= limit:
+            some = await page(limit=_SEARCH_PAGE, after=after)
+            holding = await self._holding(wanted.containing, [one.id for one in some.data])
+            found += [one for one in some.data if one.id in holding]
+            has_more = some.has_more
+            after = some.data[-1].id if has_more else None
+        return Page(tuple(found[:limit]), len(found) > limit)
 
     async def list_latest(
         self, *, limit: int = 20, before: int | None = None
@@ -319,6 +336,14 @@ class Store:
         rows = await self._reader.all(completion_queries.whole(ids))
         choices = await self._reader.all(completion_queries.choices(ids))
         return await asyncio.to_thread(completion_queries.assemble, rows, choices)
+
+    async def _holding(self, text: str, ids: list[str]) -> set[str]:
+        if not ids:
+            return set()
+        rows = await self._reader.all(containing.requests(ids))
+        choices = await self._reader.all(containing.answers(ids))
+        ratings = await self._reader.all(containing.ratings(ids))
+        return await asyncio.to_thread(containing.holding, text, rows, choices, ratings)
 
 
 def _prepared(build: Callable[[], Completion]) -> Callable[[sqlite3.Connection], Recorded]:

@@ -46,7 +46,10 @@ _FORMER_REASON: Final = """
 SELECT json_extract(detail, '$.former_reason') FROM version_events
 WHERE version = ? AND kind = 'missing' ORDER BY num DESC LIMIT 1"""
 _SET_KEPT: Final = "UPDATE versions SET pinned = ? WHERE num = ?"
-_REMOVE: Final = "UPDATE versions SET removed_ms = ? WHERE num = ?"
+# In a probe stands what people asked; the digest is of that too.
+_REMOVE: Final = """
+UPDATE versions SET removed_ms = ?, manifest = json_remove(manifest, '$.probe', '$.digest')
+WHERE num = ?"""
 
 
 def reserve(
@@ -258,7 +261,9 @@ def set_kept(connection: sqlite3.Connection, id_: str, is_kept: bool) -> Version
 
 
 def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int) -> None:
-    """Show a version no more. What descends from it has still learned what it learned.
+    """Show a version no more, and forget its probe.
+
+    What descends from it has still learned what it learned.
 
     Raises:
         NotFound: there is no such version.

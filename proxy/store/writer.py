@@ -18,6 +18,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from pathlib import Path
@@ -43,6 +44,9 @@ CHECKPOINT_JOBS: Final = 1024
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
 # Nobody can write meanwhile, here or in another process.
 EMPTYING_S: Final = 1.0
+# So often it is tried unasked, and waited for so briefly: other processes delete, too.
+EMPTYING_EVERY_S: Final = 60.0
+EMPTYING_UNASKED_S: Final = 0.05
 # Enough that the write needs fresh pages, so that a full disk shows.
 _FILL_PROBE: Final = "INSERT OR REPLACE INTO write_probe (num, payload) VALUES (1, zeroblob(65536))"
 _EMPTY_PROBE: Final = "DELETE FROM write_probe WHERE num = 1"
@@ -88,6 +92,7 @@ class Writer:
         self._has_given_up = False
         self._num_since_checkpoint = 0
         self._bytes_since_checkpoint = 0
+        self._emptying_due_s = time.monotonic() + EMPTYING_EVERY_S
         self._turn: Turns | contextlib.nullcontext[None] = contextlib.nullcontext()
         self._opened: ThreadFuture[None] = ThreadFuture()
         self._thread = threading.Thread(target=self._run, name="strop-writer", daemon=True)
@@ -164,7 +169,7 @@ class Writer:
         """Take from the WAL what was overwritten in the database, or deleted there, before this.
 
         The future says whether it is gone: not if another program reads, or writes, for longer than
-        EMPTYING_S.
+        EMPTYING_S. Each writer tries again by itself, every EMPTYING_EVERY_S.
 
         Raises:
             StoreUnavailable: too much waits already, or the writer is closed.
@@ -199,7 +204,8 @@ class Writer:
         self._opened.set_result(None)
         try:
             while self._work():
-                pass
+                if time.monotonic() >= self._emptying_due_s:
+                    self._empty_unasked()
         finally:
             self._shut()
 
@@ -266,18 +272,32 @@ class Writer:
             log.warning("a checkpoint failed", extra={"reason": str(error)})
 
     def _prepare_empty(self) -> Operation[bool]:
-        """Bring the WAL into the database, outside a transaction, and cut it off."""
         try:
-            with self._turn:
-                self._wait_for_others(EMPTYING_S)
-                try:
-                    found = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                finally:
-                    self._wait_for_others(self._busy_timeout_s)
+            is_empty = self._empty(EMPTYING_S)
         except sqlite3.Error as error:
             raise database.unavailable(error, self._path) from error
-        is_busy = bool(found[0])
-        return lambda _: not is_busy
+        return lambda _: is_empty
+
+    def _empty_unasked(self) -> None:
+        """Take from the WAL what another process deleted and could not take from it itself."""
+        self._emptying_due_s = time.monotonic() + EMPTYING_EVERY_S
+        try:
+            self._empty(EMPTYING_UNASKED_S)
+        except sqlite3.Error as error:
+            log.warning("a checkpoint failed", extra={"reason": str(error)})
+
+    def _empty(self, seconds: float) -> bool:
+        """Bring the WAL into the database, outside a transaction, and cut it off.
+
+        False where others keep it for longer than `seconds`.
+        """
+        with self._turn:
+            self._wait_for_others(seconds)
+            try:
+                found = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._wait_for_others(self._busy_timeout_s)
+        return not found[0]
 
     def _wait_for_others(self, seconds: float) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")

@@ -493,7 +493,7 @@ async def test_a_prompt_that_is_repeated_is_no_answer(store: Store) -> None:
 class Deleting(Reader):
     """Beside which completions are deleted, just before the choices of one are read."""
 
-    delete: Callable[[], Awaitable[int]]
+    delete: Callable[[], Awaitable[object]]
 
     async def all(self, query: Query[T]) -> list[T]:
         if "FROM choices" in query.sql:

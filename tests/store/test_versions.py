@@ -1,6 +1,7 @@
 """Adapter versions: reserved, published, removed; which is active, and where a rollback goes."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import pytest
 from store_values import MODEL, OTHER_MODEL, database_in, learnable, version
 
 from strop.proxy.errors import Conflict, NotFound
+from strop.proxy.store import database
 from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import (
@@ -234,6 +236,52 @@ async def test_numbers_are_never_given_again(store: Store) -> None:
         await store.versions.remove("v3", actor="cli")
     with pytest.raises(NotFound):
         await store.versions.activate("v3", actor="cli")
+
+
+PROBE = b'{"prompt_ids":[9151,9152,9153]}'
+MANIFEST = b'{"run":"run_1","probe":%b,"created_ms":1,"digest":"of it"}' % PROBE
+
+
+def kept_manifests(folder: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(database_in(folder))) as connection:
+        rows = connection.execute("SELECT manifest FROM versions ORDER BY num").fetchall()
+    return [manifest for (manifest,) in rows]
+
+
+async def test_what_is_removed_keeps_no_probe(store: Store, tmp_path: Path) -> None:
+    """What people asked stands in it; what else is known of the version stays."""
+    for _ in range(2):
+        made = await store.versions.reserve(base=MODEL)
+        await store.versions.publish(made.id, MANIFEST, state="ready", actor="gate")
+
+    await store.versions.remove("v1", actor="cli")
+
+    assert ['{"run":"run_1","created_ms":1}', MANIFEST.decode()] == kept_manifests(tmp_path)
+
+
+async def test_what_was_removed_before_loses_its_probe_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the database is brought up to date; the files have it no more once strop has ended."""
+    scripts = database.migrations()
+    large = MANIFEST.replace(b"[", b"[" + b"9151," * 5000)
+    with monkeypatch.context() as older:
+        older.setattr(database, "migrations", lambda: scripts[:5])
+        connection = database.connect(database_in(tmp_path))
+    row = (1, MODEL, "run", "retired", large.decode())
+    for removed_ms in (2, None):
+        connection.execute(
+            "INSERT INTO versions (created_ms, base, origin, state, manifest, removed_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?)", (*row, removed_ms),
+        )  # fmt: skip
+    connection.close()
+    before = database_in(tmp_path).read_bytes().count(b"9151,")
+
+    await (await Store.open(database_in(tmp_path))).close()
+
+    assert ['{"run":"run_1","created_ms":1}', large.decode()] == kept_manifests(tmp_path)
+    assert before == 2 * database_in(tmp_path).read_bytes().count(b"9151,") > 0
+    assert not Path(f"{database_in(tmp_path)}-wal").exists()
 
 
 async def test_what_is_active_or_being_made_cannot_be_removed(store: Store) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from store_values import database_in
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.errors import NotFound, StoreUnavailable
 from strop.proxy.store import database
@@ -352,14 +352,20 @@ async def test_a_checkpoint_comes_after_so_many_writes(
 
 async def test_a_stall_ends_though_nothing_is_written(writer: Writer) -> None:
     """It may be said when all is written, and where answers must be recorded none comes then."""
-    (thread,) = (one for one in threading.enumerate() if one.name == "strop-writer")
-    assert thread.ident is not None
-    number = thread.ident
+    seen = threading.Event()
+    seen.set()
+    # The thread waits before each of its statements until the reason was seen.
+    await writer.submit(lambda c: c.set_trace_callback(lambda _: seen.wait(LIMIT_S)))
+    number = writer._thread.ident
+    assert number is not None
     await until(lambda: sys._current_frames()[number].f_code.co_name == "_work")
+    seen.clear()
 
     writer.stall("the disk is too slow")
+    said = writer.reason
+    seen.set()
 
-    assert "the disk is too slow" == writer.reason
+    assert "the disk is too slow" == said
     await until(lambda: writer.reason is None)
 
 
@@ -395,6 +401,29 @@ async def test_a_wal_that_cannot_be_emptied_is_said(writer: Writer) -> None:
     with pytest.raises(StoreUnavailable, match="not authorized"):
         await writer.empty_wal()
     await writer.submit(lambda c: c.set_authorizer(None))
+
+
+async def test_a_wal_that_cannot_be_emptied_unasked_hinders_nobody(
+    writer: Writer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is logged and tried again, also while nothing is written."""
+    monkeypatch.setattr(writing, "EMPTYING_EVERY_S", 0.01)
+
+    def refuse(_: int, pragma: str | None, *__: object) -> int:
+        return sqlite3.SQLITE_DENY if pragma == "wal_checkpoint" else sqlite3.SQLITE_OK
+
+    await writer.submit(lambda c: c.set_authorizer(refuse))
+    monkeypatch.setattr(writer, "_emptying_due_s", 0.0)
+    await until(lambda: caplog.text.count("a checkpoint failed") > 1)
+    noted = await writer.submit(note(1))
+    await writer.submit(lambda c: c.set_authorizer(None))
+    await until(lambda: (tmp_path / "strop.db-wal").stat().st_size == 0)
+
+    assert 1 == noted
+    assert (50,) == await writer.submit(lambda c: c.execute("PRAGMA busy_timeout").fetchone())
 
 
 async def test_closing_writes_what_waits(writer: Writer, tmp_path: Path) -> None:
@@ -492,7 +521,7 @@ async def test_opening_can_be_given_up(tmp_path: Path) -> None:
     """The thread finds out by itself, and ends when it is told to."""
     other = sqlite3.connect(database_in(tmp_path), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    writer = Writer(database_in(tmp_path), busy_timeout_s=0.1)
+    writer = Writer(database_in(tmp_path), busy_timeout_s=LIMIT_S)
     opening = asyncio.create_task(writer.open())
     await until(lambda: "strop-writer" in [one.name for one in threading.enumerate()])
 

@@ -41,7 +41,7 @@ def completion_filters() -> Iterator[CompletionFilter]:
     for state, is_rated in itertools.product(("upstream_error", "complete"), (True, False)):
         values = {
             "key_id": KEY, "session": "mine", "model": "m", "since_ms": NOON_MS,
-            "state": state, "is_rated": is_rated,
+            "state": state, "is_rated": is_rated, "containing": "strop",
         }  # fmt: skip
         for given in one_or_two(values, CompletionFilter):
             yield CompletionFilter(**given)
