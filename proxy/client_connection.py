@@ -206,6 +206,10 @@ class ClientConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
+        if self._request_timer is not None:
+            # It waited behind another, and nothing of it was read meanwhile: its time begins here.
+            self._request_timer.cancel()
+            self._await_rest()
         if self._is_ending:
             cycle.keep_alive = False
         if cycle.scope["http_version"] == "1.0":

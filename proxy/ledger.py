@@ -119,12 +119,17 @@ class Ledger:
         if not is_required and self._store.reason is not None:
             # Each answer would wait for what most likely fails.
             return
-        call.durable = self._loop.create_future()
         call.awaits_commit_since = monotonic()
-        if committed.done():
-            call.commit_done(committed)
         try:
-            await call.durable
+            try:
+                await self._until_durable(call, committed)
+            except asyncio.CancelledError:
+                if state != "complete":
+                    raise
+                # The drain is over. A whole answer that is recorded as such is given all the same;
+                # nobody else sees any more that it comes late.
+                async with asyncio.timeout(self._capture.commit_timeout_s):
+                    await self._until_durable(call, committed)
         except Exception as error:
             # Why ever there is no record of it, it is an answer.
             if not is_required:
@@ -134,6 +139,12 @@ class Ledger:
                 f"the answer could not be recorded: {reason}; it is withheld because capture.mode"
                 ' is "required"'
             ) from error
+
+    async def _until_durable(self, call: Call, committed: "asyncio.Future[Any]") -> None:
+        call.durable = self._loop.create_future()
+        if committed.done():
+            call.commit_done(committed)
+        await call.durable
 
     def let_go_if_late(self, call: Call, now: float) -> None:
         """Let whoever awaits the commit of a call that has ended go on without it."""

@@ -12,17 +12,19 @@ from fake_engine import SSE, Call, FakeEngine
 from fake_vllm import FakeVllm
 from faults_client import Answer, Client
 from faults_engine import EVENTS, WHOLE
-from running import Running, running, settings_for
+from running import Running, pass_time, running, settings_for
 from waiting import until
 
-from strop.proxy import http_server
 from strop.proxy.client_connection import MAX_HEAD_BYTES, ClientConnection
+from strop.proxy.http_server import KEEP_ALIVE_S
 
 START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
 GOOD = b'{"model":"tiny","messages":[{"role":"user","content":"hi"}]}'
 STREAM = b'{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]}'
 LIVE = b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 MAX_BODY_BYTES = 400_000
+# Longer than an idle connection is kept.
+BODY_TIMEOUT_S = 2.0 * KEEP_ALIVE_S
 
 
 def post(body: bytes) -> bytes:
@@ -65,12 +67,9 @@ def handler() -> Stoppable:
 
 
 @pytest.fixture
-async def proxy(
-    handler: Stoppable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Running]:
-    """A proxy that keeps an idle connection for a second: the tests wait for its end."""
-    monkeypatch.setattr(http_server, "KEEP_ALIVE_S", 1)
-    server = {"body_timeout_s": 2.0, "max_body_bytes": MAX_BODY_BYTES}
+async def proxy(handler: Stoppable, tmp_path: Path) -> AsyncIterator[Running]:
+    """A proxy whose limits are so long that none is reached before the tests let time pass."""
+    server = {"body_timeout_s": BODY_TIMEOUT_S, "max_body_bytes": MAX_BODY_BYTES}
     async with FakeEngine(handler) as engine:
         settings = settings_for(engine.url, kind="openai", server=server)
         async with running(settings, tmp_path / "home") as proxy:
@@ -85,6 +84,12 @@ async def read(client: Client) -> Answer:
     return answer
 
 
+def connections(proxy: Running) -> list[ClientConnection]:
+    """Return the proxy's ends of its clients' connections."""
+    found = proxy.server.server_state.connections
+    return [one for one in found if isinstance(one, ClientConnection)]
+
+
 async def end_of(client: Client) -> bytes:
     """Return what comes until the proxy closes the connection."""
     async with asyncio.timeout(30):
@@ -93,10 +98,15 @@ async def end_of(client: Client) -> bytes:
 
 async def test_line_ends_keep_no_connection_open(proxy: Running) -> None:
     """They may stand between two requests, and are none."""
-    client = await Client.connect(proxy.url)
+    client, other = await Client.connect(proxy.url), await Client.connect(proxy.url)
     client.send(LIVE)
     answer = await read(client)
     client.send(b"\r\n")
+    # Who is answered later was read later.
+    other.send(LIVE)
+    await read(other)
+    await other.leave()
+    pass_time(KEEP_ALIVE_S)
 
     assert 200 == answer.status
     assert b"" == await end_of(client)
@@ -113,7 +123,11 @@ async def test_the_rest_of_a_body_keeps_no_connection_open(proxy: Running) -> No
     answer = await read(client)
     client.send(START + b"content-length: %d\r\n\r\n" % len(body))
     again = await read(client)
+    pass_time(KEEP_ALIVE_S)
     client.send(body)
+    (connection,) = connections(proxy)
+    await until(lambda: not connection._is_arriving)
+    pass_time(KEEP_ALIVE_S)
 
     assert [413, 200, 413] == [refused.status, answer.status, again.status]
     assert b"" == await end_of(client)
@@ -153,8 +167,7 @@ async def test_a_client_that_asks_twice_and_leaves_is_seen_to_leave(proxy: Runni
     client.send(post(STREAM))
     await client.read_head(Answer())
     client.send(post(GOOD))
-    (connection,) = proxy.server.server_state.connections
-    assert isinstance(connection, ClientConnection)
+    (connection,) = connections(proxy)
     await until(lambda: connection.pipeline)
     await client.leave(is_rude=True)
 
@@ -169,7 +182,9 @@ async def test_a_request_waits_for_the_answer_before_it(proxy: Running, handler:
     await client.read_head(first)
     client.send(post(GOOD)[:-5])
     other.send(post(GOOD)[:-5])
-    # Sent later, and given up.
+    await until(lambda: any(one.pipeline for one in connections(proxy)))
+    await until(lambda: 2 == len(proxy.server.server_state.tasks))
+    pass_time(BODY_TIMEOUT_S)
     late = await read(other)
     client.send(post(GOOD)[-5:])
     handler.goes_on.set()
@@ -181,6 +196,31 @@ async def test_a_request_waits_for_the_answer_before_it(proxy: Running, handler:
     assert 408 == late.status
     assert first.is_answered
     assert WHOLE.partition(b'"logprobs"')[0] in second.body
+
+
+async def test_what_waited_behind_an_answer_has_all_of_its_time(
+    proxy: Running, handler: Stoppable
+) -> None:
+    """From that answer's end, however long it waited."""
+    client, other = await Client.connect(proxy.url), await Client.connect(proxy.url)
+    client.send(post(STREAM))
+    first = Answer()
+    await client.read_head(first)
+    client.send(post(GOOD)[:-5])
+    await until(lambda: any(one.pipeline for one in connections(proxy)))
+    pass_time(0.75 * BODY_TIMEOUT_S)
+    handler.goes_on.set()
+    await client.read_body(first)
+    other.send(LIVE)
+    await read(other)
+    pass_time(0.5 * BODY_TIMEOUT_S)
+    await end_of(other)
+    client.send(post(GOOD)[-5:])
+    second = await read(client)
+    await client.leave()
+    await other.leave()
+
+    assert (True, 200) == (first.is_answered, second.status)
 
 
 async def test_a_request_that_began_before_the_last_answer_ended_has_its_time(
@@ -199,6 +239,7 @@ async def test_a_request_that_began_before_the_last_answer_ended_has_its_time(
     # Another connection, idle from now on, is closed when its time is up.
     idle.send(LIVE)
     await read(idle)
+    pass_time(KEEP_ALIVE_S)
     await end_of(idle)
     handler.goes_on.set()
     await client.read_body(second)
@@ -255,7 +296,7 @@ async def test_a_request_that_crosses_a_stop_is_answered(
     for _ in range(num_before):
         client.send(LIVE)
         await read(client)
-    (connection,) = await until(lambda: list(proxy.server.server_state.connections))
+    (connection,) = await until(lambda: connections(proxy))
     for _ in range(calls_before):
         connection.shutdown()
     os.write(client.writer.get_extra_info("socket").fileno(), LIVE)
@@ -275,7 +316,7 @@ async def test_a_stop_closes_what_asks_for_nothing(came: bytes, proxy: Running) 
     client.send(LIVE)
     await read(client)
     client.send(came)
-    (connection,) = proxy.server.server_state.connections
+    (connection,) = connections(proxy)
     connection.shutdown()
 
     assert b"" == await end_of(client)
@@ -289,7 +330,7 @@ async def test_a_stop_waits_for_no_rest_of_what_was_answered(proxy: Running) -> 
     client = await Client.connect(proxy.url)
     client.send(START + b"content-length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1))
     refused = await read(client)
-    (connection,) = proxy.server.server_state.connections
+    (connection,) = connections(proxy)
     os.write(client.writer.get_extra_info("socket").fileno(), b"x")
     for _ in range(2):
         connection.shutdown()
