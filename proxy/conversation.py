@@ -31,7 +31,7 @@ _TOOL_ROLES = frozenset({"tool", "function"})
 
 
 class Hashed(msgspec.Struct, frozen=True):
-    """One message: its role, the digest of its canonical form, that form's size, and its call."""
+    """One message: its role, the digest of its canonical form and its size, an answer's call."""
 
     role: str
     digest: bytes
@@ -71,8 +71,7 @@ def read(messages: Iterable[object], salt: str) -> Conversation:
     before_last: list[Hashed] = []
     last: Hashed | None = None
     after: bytes | None = None
-    for message in _chained(messages):
-        role = role_of(message)
+    for role, message in _chained(messages):
         hashed = _hash(message, role)
         chain = digest(chain + hashed.digest)
         if role == "assistant":
@@ -174,8 +173,8 @@ def _session_in(user_id: object) -> str | None:
     return session if isinstance(session, str) else None
 
 
-def _chained(messages: Iterable[object]) -> Iterator[object]:
-    """Yield the messages of the chain, in its order."""
+def _chained(messages: Iterable[object]) -> Iterator[tuple[str, object]]:
+    """Yield the messages of the chain, in its order, each with its role."""
     answer: object = None
     results: list[dict[str, object]] = []
     for message in messages:
@@ -185,12 +184,13 @@ def _chained(messages: Iterable[object]) -> Iterator[object]:
         if role == "tool" and isinstance(message, dict):
             results.append(message)
             continue
-        yield from _in_order(results, answer)
-        results = []
+        if results:
+            yield from (("tool", result) for result in _in_order(results, answer))
+            results = []
         if role == "assistant":
             answer = message
-        yield message
-    yield from _in_order(results, answer)
+        yield role, message
+    yield from (("tool", result) for result in _in_order(results, answer))
 
 
 def _in_order(results: list[dict[str, object]], answer: object) -> list[dict[str, object]]:
@@ -213,7 +213,8 @@ def _in_order(results: list[dict[str, object]], answer: object) -> list[dict[str
 
 def _hash(message: object, role: str) -> Hashed:
     form = canonical(message, role)
-    return Hashed(role, digest(form), len(form), call_key(message))
+    call = call_key(message) if role == "assistant" else None
+    return Hashed(role, digest(form), len(form), call)
 
 
 def _tail(start: bytes, before: Sequence[Hashed], last: Hashed) -> bytes:

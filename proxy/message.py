@@ -40,6 +40,8 @@ NOTES: Final = frozenset(
 )
 """What agents say as a user's by themselves, and keep: lines, or tags around the rest."""
 
+_CONTEXT_STARTS: Final = (_CONTEXT_BEGIN, *NOTES)
+
 MALFORMED: Final = "malformed_arguments"
 """Holds a tool call's arguments, as text, where a dialect has to write what is no object as one."""
 
@@ -83,15 +85,22 @@ def text_in(part: object) -> str | None:
     return part if isinstance(part, str) else None
 
 
+def text_of(message: Mapping[str, object]) -> str:
+    """Return the message's text parts as one, without outer whitespace."""
+    content = message.get("content")
+    return (content if isinstance(content, str) else "".join(texts_of(message))).strip(OUTER)
+
+
 def is_context(message: object) -> bool:
     """Whether an agent has put `message` there by itself, as a user's: no person says anything."""
     if not isinstance(message, dict) or role_of(message) != "user":
         return False
-    text = "".join(texts_of(message)).strip(OUTER)
+    text = text_of(message)
+    if not text.startswith(_CONTEXT_STARTS):
+        return False
     if text.startswith(_CONTEXT_BEGIN) and text.endswith(_CONTEXT_END):
         return True
-    is_note = text.startswith(tuple(NOTES)) and is_all_notes(text, NOTES)
-    return is_note and not any(_other_parts(message.get("content")))
+    return is_all_notes(text, NOTES) and not any(_other_parts(message.get("content")))
 
 
 def is_all_notes(text: str, notes: Collection[str]) -> bool:
@@ -119,14 +128,14 @@ def canonical(message: object, role: str) -> bytes:
     form = _framed(b"role", utf8(role))
     if not isinstance(message, dict):
         return form + _framed(b"message", as_json(message))
-    content = message.get("content")
-    text = (content if isinstance(content, str) else "".join(texts_of(message))).strip(OUTER)
+    text = text_of(message)
     if role == "assistant":
         text = _without_thoughts(text)
     elif role == "tool":
         text = _without_reminders(text)
     if text:
         form += _framed(b"text", utf8(_composed(text)))
+    content = message.get("content")
     if not isinstance(content, str):
         form += b"".join(_other_parts(content))
     calls = message.get("tool_calls")
