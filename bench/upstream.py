@@ -1,7 +1,7 @@
 """A fake vLLM: answers at once, or paced, with bytes fixed in advance.
 
-Generates nothing, and looks at nothing of a request but what `answers.Ask` holds. `seed` is taken
-as the pause between two events of a stream in milliseconds. Run as
+Generates nothing, and looks at nothing of a request but what `answers.Ask` holds and its
+X-Request-Id. `seed` is taken as the pause between two events of a stream in milliseconds. Run as
 `python -m bench.upstream PORT`.
 """
 
@@ -32,6 +32,9 @@ _SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\ndate: Fri, 20 Nov 2026 12:00:00 GMT\r\nserver: uvicorn\r\n"
     b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
+# vLLM names its answer by the request's, and by one of its own where there is none.
+_NAME = b"\r\nx-request-id: "
+_MAX_HEAD_BYTES = 2048
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nserver: uvicorn\r\ncontent-length: 0\r\n\r\n"
 _MODELS = orjson.dumps(
     {
@@ -83,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
+        self._name = b""
         self._body: list[bytes] = []
         self._resume: Callable[[], None] | None = None
         self._is_paused = False
@@ -99,6 +103,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; a peer that doesn't speak HTTP is cut off."""
+        at = data.find(_NAME, 0, _MAX_HEAD_BYTES)
+        if at >= 0:
+            self._name = data[at + len(_NAME) :][: len(ID_HOLE)]
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -151,7 +158,7 @@ class Connection(asyncio.Protocol):
             top_logprobs=(fields.get("top_logprobs") or 0) if fields.get("logprobs") else None,
             token_ids=fields.get("return_token_ids") is True,
         )
-        answer = self._journal.next_id()
+        answer, self._name = self._name or self._journal.next_id(), b""
         if not ask.stream:
             head, tail = _json_parts(ask)
             transport.write(b"".join((head, answer, tail)))
