@@ -13,6 +13,7 @@ import msgspec
 
 from strop.proxy.alias import Served
 from strop.proxy.engines.base import Ask, Engine, Plan
+from strop.proxy.ids import digits_of
 from strop.proxy.recording import Draft
 from strop.proxy.redaction import Redaction
 from strop.proxy.store.records import State
@@ -138,12 +139,16 @@ class Call:
 
 
 def exchange_of(incoming: Incoming, engine: Engine, plan: Plan) -> Exchange:
-    """Return the exchange that asks `engine` for what `incoming` asks for; nothing is sent yet."""
+    """Return the exchange that asks `engine` for what `incoming` asks for; nothing is sent yet.
+
+    X-Request-Id is the completion's own: vLLM names its answer by it. So the names by which the
+    store finds completions sort by time as their ids do, and one commit enters them side by side.
+    """
     upstream = engine.upstream
     is_chat = incoming.ask.dialect == "chat"
     target = b"/v1/chat/completions" if is_chat else b"/v1/completions"
     if incoming.query:
         target += b"?" + incoming.query
-    return upstream.exchange(
-        b"POST", upstream.base_path + target, engine.headers(incoming.headers), plan.body
-    )
+    headers = engine.headers(incoming.headers)
+    headers.append((b"x-request-id", digits_of(incoming.id).encode()))
+    return upstream.exchange(b"POST", upstream.base_path + target, headers, plan.body)

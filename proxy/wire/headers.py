@@ -25,8 +25,8 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # Host and Content-Length are the upstream connection's own. Accept-Encoding goes, or the answer
-# that is recorded would be compressed. X-Request-Id is recorded here and not passed on. What says
-# where a request came from, or who sent it, is nobody's business behind the proxy.
+# that is recorded would be compressed. X-Request-Id is recorded here, and strop's own is sent. What
+# says where a request came from, or who sent it, is nobody's business behind the proxy.
 _REQUEST_STAYS = _HOP_BY_HOP | {
     b"host",
     b"content-length",

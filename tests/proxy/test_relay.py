@@ -266,8 +266,11 @@ async def test_a_record_holds_the_request_the_answer_and_its_snapshot(
 
 
 async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) -> None:
-    """The headers that are strop's, the key and the request id stay here; the rest goes on."""
-    await proxy.client.post(
+    """The headers that are strop's, the key and the request id stay here; the rest goes on.
+
+    The engine may name its answer by the request id, so it gets one that nobody else sends.
+    """
+    answer = await proxy.client.post(
         "/v1/chat/completions?api-version=1",
         json={"model": "tiny", "messages": MESSAGES},
         headers={
@@ -313,7 +316,6 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
             "x-authentik-email",
             "forwarded",
             "via",
-            "x-request-id",
             "x-strop-session",
             "cookie",
             "accept-encoding",
@@ -321,6 +323,8 @@ async def test_headers_cross_as_they_should(engine: FakeEngine, proxy: Running) 
         }
         & names
     )
+    own = answer.headers["x-strop-completion-id"].removeprefix("cmp_")
+    assert [own] == [value for name, value in request.headers if name == "x-request-id"]
 
 
 async def test_an_engines_error_passes_through_and_is_recorded(
