@@ -141,8 +141,9 @@ class Call:
 def exchange_of(incoming: Incoming, engine: Engine, plan: Plan) -> Exchange:
     """Return the exchange that asks `engine` for what `incoming` asks for; nothing is sent yet.
 
-    X-Request-Id is the completion's own: vLLM names its answer by it. So the names by which the
-    store finds completions sort by time as their ids do, and one commit enters them side by side.
+    X-Request-Id is the completion's own: vLLM names its answer by it, unless the client has named
+    it. So the names by which the store finds completions sort by time as their ids do, and one
+    commit enters them side by side.
     """
     upstream = engine.upstream
     is_chat = incoming.ask.dialect == "chat"
@@ -150,5 +151,6 @@ def exchange_of(incoming: Incoming, engine: Engine, plan: Plan) -> Exchange:
     if incoming.query:
         target += b"?" + incoming.query
     headers = engine.headers(incoming.headers)
-    headers.append((b"x-request-id", digits_of(incoming.id).encode()))
+    if "request_id" not in incoming.ask.fields:
+        headers.append((b"x-request-id", digits_of(incoming.id).encode()))
     return upstream.exchange(b"POST", upstream.base_path + target, headers, plan.body)

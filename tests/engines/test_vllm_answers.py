@@ -308,6 +308,21 @@ async def test_an_answer_can_be_rated_as_soon_as_it_is_there(
     assert 1 == len(await proxy.rows())
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_an_answer_goes_by_the_id_of_its_completion(path: str, proxy: Running) -> None:
+    """Unless the client has named its request: then by that."""
+    asked = {"prompt": "Hello"} if path == "/v1/completions" else {"messages": HELLO}
+    body = {"model": NAME, "max_tokens": 1, **asked}
+
+    unnamed = await proxy.client.post(path, json=body)
+    named = await proxy.client.post(path, json={**body, "request_id": "mine"})
+
+    own = unnamed.headers["x-strop-completion-id"].removeprefix("cmp_")
+    ids = [answer.json()["id"].partition("-")[2] for answer in (unnamed, named)]
+    # A text completion's has its prompt's number behind it, in some versions.
+    assert [own, "mine"] == [one.removesuffix("-0") for one in ids]
+
+
 async def test_the_engines_own_routes_are_out_of_reach(proxy: Running, vllm: VllmServer) -> None:
     """Those that load weights, pause the server, or answer without a record."""
     async with vllm.client() as engine:

@@ -145,6 +145,8 @@ class FakeVllm:
             )
             return await _refuse(call, message, "BadRequestError", 400, param="top_logprobs")
         dialect = (ChatCompletion if is_chat else TextCompletion)(model, fields, self.has_parser)
+        if (name := call.request.header("x-request-id")) is not None:
+            dialect.id = f"{dialect.prefix}-{name}"
         if not fields.get("stream"):
             return await call.answer(_compact(dialect.whole()))
         await call.head(200, [("content-type", SSE)])
