@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import socket
+import sys
 
 import pytest
 from fake_engine import FakeEngine
@@ -23,3 +24,17 @@ async def test_a_stop_breaks_each_connection_however_far_it_is(steps: int) -> No
 
         with pytest.raises(ConnectionResetError):
             client.recv(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ports are held on Linux alone")
+async def test_a_stopped_engine_keeps_its_port() -> None:
+    """It comes back there: whoever had it meanwhile would be asked in its place."""
+    async with FakeEngine(FakeVllm()) as engine:
+        await engine.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", engine.port), timeout=LIMIT_S)
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", engine.port))
+        await engine.start()
+
+        socket.create_connection(("127.0.0.1", engine.port), timeout=LIMIT_S).close()

@@ -1,11 +1,12 @@
 """The memory of the embedded engine's KV caches: what rows take, who waits, and who goes back."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,15 +15,17 @@ pytest.importorskip("mlx.core")
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import cache as mlx_cache
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.embedded import admission, lora, memory
 from strop.proxy.embedded.engine import Engine, Exchange
 from strop.proxy.embedded.errors import BadRequest, EngineError
-from strop.proxy.embedded.jobs import Sampled, Started
+from strop.proxy.embedded.jobs import Job, Sampled, Started
 from strop.proxy.embedded.memory import Footprint, measure, room
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_completion
+
+T = TypeVar("T")
 
 TOKEN_BYTES = 3 * 2 * 2 * 32 * 4  # of `qwen3`: blocks, keys and values, heads, width, fp32
 MEMORY = 2000 * TOKEN_BYTES  # two rows of 600 tokens, with the 256 that each grows into
@@ -133,10 +136,15 @@ class Answer:
     num_started: int = 0
 
 
+async def jobs_of(engine: Engine, **fields: Any) -> list[Job]:
+    """Return what a greedy request asks of the engine."""
+    body = {"model": "base", "prompt": PROMPT, "ignore_eos": True, "temperature": 0, **fields}
+    return await engine.encode(parse_completion(body))
+
+
 async def start(engine: Engine, **fields: Any) -> Exchange:
     """Hand a greedy request over to the engine."""
-    body = {"model": "base", "prompt": PROMPT, "ignore_eos": True, "temperature": 0, **fields}
-    return engine.open(await engine.encode(parse_completion(body)))
+    return engine.open(await jobs_of(engine, **fields))
 
 
 async def follow(engine: Engine, exchange: Exchange) -> Answer:
@@ -177,13 +185,13 @@ def held(engine: Engine) -> int:
     return num_bytes
 
 
-def watch(engine: Engine) -> list[int]:
-    """Return a list that gets what is held after each step."""
-    seen: list[int] = []
+def watch(engine: Engine, of: Callable[[Engine], T]) -> list[T]:
+    """Return a list that gets `of` the engine after each step."""
+    seen: list[T] = []
     deliver = engine.worker._sink
 
     def look(events: Any) -> None:
-        seen.append(held(engine))
+        seen.append(of(engine))
         deliver(events)
 
     engine.worker._sink = look
@@ -213,7 +221,7 @@ async def test_answers_that_outgrow_the_memory_are_those_of_an_engine_that_has_e
         expected = [await ask(engine, **request) for request in requests]
 
     async with serving(qwen3, most) as engine:
-        seen = watch(engine)
+        seen = watch(engine, held)
         answers = await asyncio.gather(*(ask(engine, **request) for request in requests))
         metrics = engine.metrics()
 
@@ -251,12 +259,12 @@ async def test_who_waits_is_let_in_by_age(qwen3: Path) -> None:
 async def test_who_waits_for_another_answer_to_end_takes_no_memory(qwen3: Path) -> None:
     """It finds in the prefix cache what that one left there, and counts as waiting."""
     async with serving(qwen3, None, max_rows=1) as engine:
-        exchanges = [await start(engine, max_tokens=200) for _ in range(2)]
-        while not engine.metrics()["vllm:num_requests_waiting"]:
-            await exchanges[0].events()
-        metrics = engine.metrics()
+        seen = watch(engine, Engine.metrics)
+        jobs = [await jobs_of(engine, max_tokens=200) for _ in range(2)]
+        exchanges = [engine.open(each) for each in jobs]
         answers = [await follow(engine, each) for each in exchanges]
 
+    metrics = next(one for one in seen if one["vllm:num_requests_waiting"])
     assert (1, 1) == (metrics["vllm:num_requests_running"], metrics["vllm:num_requests_waiting"])
     assert metrics["strop:kv_cache_used_bytes"] <= (len(PROMPT) + 200 + 256) * TOKEN_BYTES
     assert [0, len(PROMPT) - 1] == [answer.cached for answer in answers]
@@ -299,7 +307,7 @@ async def test_several_answers_that_dont_fit_together_are_given_one_after_anothe
         expected = await ask(engine, prompt=prompt, n=n, max_tokens=20)
 
     async with serving(qwen3, MEMORY) as engine:
-        seen = watch(engine)
+        seen = watch(engine, held)
         answer = await ask(engine, prompt=prompt, n=n, max_tokens=20)
 
     assert expected.tokens == answer.tokens
@@ -325,19 +333,31 @@ async def test_the_prefix_cache_gives_way_first(qwen3: Path) -> None:
 
 async def test_who_leaves_the_line_makes_way(qwen3: Path) -> None:
     """A waiting request whose client has gone holds up nobody behind it."""
-    async with serving(qwen3, MEMORY) as engine:
-        first = await start(engine, prompt=[5] * 300, max_tokens=400)
-        gone = await start(engine, prompt=[6] * 1600, max_tokens=10)
-        while not engine.metrics()["vllm:num_requests_waiting"]:
-            await first.events()
-        gone.leave()
-        engine.close(gone)
-        last = await ask(engine, max_tokens=10)
-        is_running = not first.is_complete
-        await follow(engine, first)
+    may_go = threading.Event()
 
-    assert is_running
-    assert 10 == len(last.tokens[0])
+    def stop(engine: Engine) -> tuple[int, int]:
+        """Let the engine stand still while one waits; return how many run, and tokens so far."""
+        if engine.worker.num_waiting:
+            may_go.wait(LIMIT_S)
+        return engine.worker.num_rows, engine.worker.num_generated
+
+    async with serving(qwen3, MEMORY) as engine:
+        seen = watch(engine, stop)
+        sizes = ((300, 400), (1600, 10), (60, 10))
+        first, gone, last = [
+            await jobs_of(engine, prompt=[5] * length, max_tokens=num) for length, num in sizes
+        ]
+        running, waiting = engine.open(first), engine.open(gone)
+        await until(lambda: engine.worker.num_waiting)
+        waiting.leave()
+        engine.close(waiting)
+        behind = engine.open(last)
+        may_go.set()
+        answers = await asyncio.gather(follow(engine, running), follow(engine, behind))
+
+    assert [400, 10] == [len(answer.tokens[0]) for answer in answers]
+    # The last one ran beside the first.
+    assert any(num_rows == 2 and num_tokens < 400 for num_rows, num_tokens in seen)
 
 
 async def test_a_version_that_is_unloaded_answers_who_waits_for_it(
@@ -396,12 +416,10 @@ async def test_who_can_not_be_sent_back_is_told(
         raise RuntimeError("no such row")
 
     async with serving(qwen3, MEMORY, prefix_cache_bytes=0) as engine:
-        first = await start(engine, prompt=[5] * 700, max_tokens=100)
-        second = await start(engine, prompt=[6] * 700, max_tokens=100)
-        await second.events()
+        jobs = [await jobs_of(engine, prompt=[at] * 700, max_tokens=100) for at in (5, 6)]
         with monkeypatch.context() as patch:
             patch.setattr(BatchGenerator, "remove", fail)
-            for exchange in (first, second):
+            for exchange in [engine.open(each) for each in jobs]:
                 with pytest.raises(EngineError, match="no such row"):
                     await follow(engine, exchange)
                 engine.close(exchange)

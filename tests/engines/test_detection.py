@@ -10,13 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner
 from fake_engine import Call, FakeEngine, Handler
 from fake_llama_server import FakeLlamaServer
 from fake_ollama import FakeOllama
 from fake_vllm import FakeVllm
-from running import settings_for
+from running import pass_time, settings_for
+from waiting import LIMIT_S, until
 
 from strop.proxy import detection
 from strop.proxy.cli.root import main
@@ -27,6 +29,12 @@ from strop.proxy.settings.settings import Engine, Model, Settings
 CARD = {"id": "m", "object": "model"}
 VLLM = Found("vllm", "vLLM", "http://127.0.0.1:8000", "0.32.0", ("m",))
 OLLAMA = Found("ollama", "Ollama", "http://127.0.0.1:11434", "0.33.0", ("tiny:latest",))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give up nobody who answers, be it late."""
+    monkeypatch.setattr(detection, "TIMEOUT_S", LIMIT_S)
 
 
 def listed(**card: object) -> Said:
@@ -154,17 +162,8 @@ async def test_all_places_are_asked_and_what_is_no_engine_is_left_out() -> None:
     assert ["0.32.0", "0.33.0", None] == [one.version for one in found]
 
 
-async def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others are still found."""
-    monkeypatch.setattr(detection, "TIMEOUT_S", 1.0)
-
-    async def silent(call: Call) -> None:
-        await call.hang()
-
-    async with engines(silent, FakeVllm()) as urls:
-        found = await detection.find(urls)
-
-    assert ["vllm"] == [one.kind for one in found]
+async def silent(call: Call) -> None:
+    await call.hang()
 
 
 async def endless(call: Call) -> None:
@@ -172,6 +171,29 @@ async def endless(call: Call) -> None:
     while True:
         await call.chunk(b"tick\n")
         await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("handler", [silent, endless])
+async def test_a_server_that_never_answers_is_given_up(
+    handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are still found."""
+    answered: list[str] = []
+    ask = detection._ask
+
+    async def noted(client: httpx.AsyncClient, url: str) -> Said | None:
+        said = await ask(client, url)
+        answered.append(url)
+        return said
+
+    monkeypatch.setattr(detection, "_ask", noted)
+    async with engines(handler, FakeVllm()) as urls:
+        finding = asyncio.create_task(detection.find(urls))
+        await until(lambda: len(answered) == len(detection._PATHS))
+        pass_time(2 * detection.TIMEOUT_S)
+        found = await finding
+
+    assert ["vllm"] == [one.kind for one in found]
 
 
 async def huge(call: Call) -> None:
@@ -184,7 +206,7 @@ async def deep(call: Call) -> None:
     await call.answer(b"[" * 200_000, headers=[("content-type", "application/json")])
 
 
-@pytest.mark.parametrize("handler", [endless, huge, deep])
+@pytest.mark.parametrize("handler", [huge, deep])
 async def test_a_port_that_speaks_something_else_holds_nobody_up(handler: Handler) -> None:
     """Whatever listens there; the others are still found."""
     async with engines(handler, FakeVllm()) as urls:

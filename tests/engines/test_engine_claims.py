@@ -11,7 +11,7 @@ import pytest
 from fake_engine import SSE, Call, FakeEngine, Handler
 from fake_vllm import FakeVllm
 from running import running, settings_for
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.engines import claims
 from strop.proxy.engines.base import AdaptersFolder
@@ -331,11 +331,15 @@ async def _hanging(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("handler", "came"),
-    [(_garbled, "decompressing"), (_broken, "HTTP"), (_hanging, "none within 0.2 s")],
+    ("handler", "limit_s", "came"),
+    [
+        (_garbled, LIMIT_S, "decompressing"),
+        (_broken, LIMIT_S, "HTTP"),
+        (_hanging, 0.2, "none within 0.2 s"),
+    ],
 )
 async def test_an_answer_that_can_not_be_had_is_the_engines_error(
-    handler: Handler, came: str
+    handler: Handler, limit_s: float, came: str
 ) -> None:
     """Whatever a proxy before it does to its answers; the reason is said once."""
     async with FakeEngine(handler) as engine:
@@ -343,7 +347,7 @@ async def test_an_answer_that_can_not_be_had_is_the_engines_error(
         with pytest.raises(
             UpstreamUnreachable, match=f"^expected an answer from.*{came}"
         ) as caught:
-            await Calls(upstream, []).ask("GET", "/v1/models", timeout_s=0.2)
+            await Calls(upstream, []).ask("GET", "/v1/models", timeout_s=limit_s)
         await upstream.aclose()
 
     assert caught.value.message.startswith(f"expected an answer from {engine.url}")

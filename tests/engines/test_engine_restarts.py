@@ -14,6 +14,7 @@ import httpx
 import pytest
 from waiting import LIMIT_S, until
 
+from strop.configs import installation
 from strop.proxy.engines.embedded import EngineProcess, hold_port
 
 NOBODY = 65_534
@@ -28,9 +29,16 @@ async def unknown() -> None:
     ("sig", "is_for_memory"), [(signal.SIGKILL, True), (signal.SIGUSR1, False)]
 )
 async def test_an_engine_that_was_killed_is_said_to_lack_memory(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, sig: signal.Signals, is_for_memory: bool
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    sig: signal.Signals,
+    is_for_memory: bool,
 ) -> None:
     """On a small machine that is why, and an exit code of -9 tells it to few."""
+    # One that doesn't end by itself before.
+    asleep = (sys.executable, "-c", "import time; time.sleep(600)")
+    monkeypatch.setattr(installation, "module", lambda _: asleep)
     process = EngineProcess("no-model", name="none", log_path=tmp_path / "log")
     keeping = asyncio.create_task(process.keep_alive(unknown))
     pid = await until(lambda: process.pid)

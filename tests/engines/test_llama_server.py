@@ -92,8 +92,10 @@ async def test_a_text_completion_comes_through_too(url: str, proxy: Running, str
     assert len(choice.token_ids) == len(choice.logprobs or ())
 
 
-async def test_it_is_found_by_what_it_says(url: str) -> None:
+async def test_it_is_found_by_what_it_says(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`strop engines` names its driver."""
+    monkeypatch.setattr(detection, "TIMEOUT_S", LIMIT_S)
+
     (found,) = await detection.find([url])
 
     assert "llama_server" == found.kind

@@ -14,6 +14,7 @@ from fake_mlx_server import FakeMlxServer
 from fake_ollama import FakeOllama
 from openai import AsyncOpenAI
 from running import Running, running, settings_for
+from waiting import LIMIT_S
 
 from strop.proxy import configured_engine
 from strop.proxy.engines.base import Ask, Engine
@@ -52,7 +53,7 @@ async def test_an_answer_comes_through_as_it_is_and_is_recorded(
     async with (
         FakeEngine(KINDS[kind]()) as engine,
         running(settings_for(engine.url, kind=kind), tmp_path / "home") as proxy,
-        httpx.AsyncClient(base_url=engine.url) as direct,
+        httpx.AsyncClient(base_url=engine.url, timeout=LIMIT_S) as direct,
     ):
         path = "/v1/chat/completions" if dialect == "chat" else "/v1/completions"
         asked: Any = {"prompt": "a"}
@@ -112,16 +113,15 @@ async def test_an_engine_that_is_away_at_the_start_is_served_once_it_comes(
     kind: str, tmp_path: Path
 ) -> None:
     """Until then requests are refused at once, and the reason says where it was looked for."""
-    engine = FakeEngine(KINDS[kind]())
-    await engine.start()
-    await engine.stop()
-    settings = settings_for(engine.url, kind=kind, engine={"health_interval_s": 0.01})
-    async with running(settings, tmp_path / "home", ready=False) as proxy:
-        refused = await proxy.chat()
-        await engine.start()
-        await proxy.services.serving.wait_until_ready()
-        served = await proxy.chat(model=await alias_of(proxy))
+    async with FakeEngine(KINDS[kind]()) as engine:
         await engine.stop()
+        settings = settings_for(engine.url, kind=kind, engine={"health_interval_s": 0.01})
+        async with running(settings, tmp_path / "home", ready=False) as proxy:
+            await proxy.services.serving.wait_until_asked()
+            refused = await proxy.chat()
+            await engine.start()
+            await proxy.services.serving.wait_until_ready()
+            served = await proxy.chat(model=await alias_of(proxy))
 
     assert (503, "engine_not_ready") == (refused.status_code, refused.json()["error"]["code"])
     assert engine.url in refused.text
@@ -166,11 +166,9 @@ async def test_an_engine_that_restarts_while_requests_run_breaks_only_those(
 async def test_a_client_that_leaves_is_recorded_as_such(kind: str, tmp_path: Path) -> None:
     """With what there was."""
     handler = KINDS[kind]()
-    started = asyncio.Event()
 
     async def hang(number: int) -> None:
         if number == 2:
-            started.set()
             await asyncio.Event().wait()
 
     handler.before_event = hang
@@ -178,9 +176,12 @@ async def test_a_client_that_leaves_is_recorded_as_such(kind: str, tmp_path: Pat
         FakeEngine(handler) as engine,
         running(settings_for(engine.url, kind=kind), tmp_path / "home") as proxy,
     ):
-        left = asyncio.create_task(proxy.chat(model=await alias_of(proxy), stream=True))
-        await started.wait()
-        left.cancel()
+        messages = [{"role": "user", "content": "hi"}]
+        asked = {"model": await alias_of(proxy), "messages": messages, "stream": True}
+        async with proxy.client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+            said, pieces = b"", answer.aiter_bytes()
+            while b"data: {" not in said:
+                said += await anext(pieces)
 
         completion = (await proxy.row()).completion
         assert "client_cancelled" == completion.state

@@ -16,7 +16,7 @@ from mlx_server_process import mlx_server
 from openai import AsyncOpenAI, NotFoundError
 from running import Running, running, settings_for
 from transformers import AutoTokenizer
-from waiting import LIMIT_S
+from waiting import LIMIT_S, until
 
 from strop import configs
 from strop.adapters import mlx
@@ -368,8 +368,10 @@ async def test_its_model_goes_by_its_folders_name(server: str, proxy: Running) -
     assert all(one["id"].startswith("qwen3") for one in listed)
 
 
-async def test_it_is_found_by_what_it_says(server: str) -> None:
+async def test_it_is_found_by_what_it_says(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`strop engines` names its driver."""
+    monkeypatch.setattr(detection, "TIMEOUT_S", LIMIT_S)
+
     (found,) = await detection.find([server])
 
     assert "mlx_server" == found.kind
@@ -572,6 +574,7 @@ async def test_a_server_that_was_restarted_has_lost_its_version(
         before = await one.control.loaded()
 
         await engine.stop()
+        await until(lambda: not one.upstream.num_connections)
         await engine.start()
         fake = engine.handler = FakeMlxServer()
 

@@ -16,7 +16,7 @@ from fake_ollama_model import FakeOllamaModel
 from models import make_tokenizer
 from openai import AsyncOpenAI, BadRequestError
 from running import Running, running, settings_for
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.adapters.identity import identify
 from strop.proxy.engines.ollama import Ollama, version_of
@@ -83,7 +83,7 @@ async def test_a_client_gets_what_ollama_sends_unasked(
     ollama.has_parser = has_parser
     body = {"model": "tiny", "messages": MESSAGES, **fields, "stream": stream}
 
-    async with httpx.AsyncClient(base_url=engine.url) as direct:
+    async with httpx.AsyncClient(base_url=engine.url, timeout=LIMIT_S) as direct:
         expected = await direct.post("/v1/chat/completions", json=body)
     relayed = await proxy.client.post("/v1/chat/completions", json=body)
 
@@ -100,7 +100,7 @@ async def test_a_text_completion_comes_through_too(
     """Its logprobs are asked for by a number."""
     body = {"model": "tiny", "prompt": "a", "stream": stream}
 
-    async with httpx.AsyncClient(base_url=engine.url) as direct:
+    async with httpx.AsyncClient(base_url=engine.url, timeout=LIMIT_S) as direct:
         expected = await direct.post("/v1/completions", json=body)
     relayed = await proxy.client.post("/v1/completions", json=body)
 

@@ -343,6 +343,7 @@ async def test_a_version_that_another_process_brought_back_is_lost(
     tuned = ollama.runner
 
     await engine.stop()
+    await until(lambda: not driver.upstream.num_connections)
     ollama.restart()
     await engine.start()
     ollama.runner = tuned

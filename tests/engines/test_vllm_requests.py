@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import running, settings_for
+from waiting import LIMIT_S
 
 from strop.proxy.embedded.protocol import parse_completion
 from strop.proxy.engines.base import AdaptersFolder, Ask
@@ -39,7 +40,7 @@ async def test_events_with_what_a_client_asked_for_reach_it(
     async with (
         FakeEngine(FakeVllm(has_parser=True)) as engine,
         running(settings_for(engine.url), tmp_path / "home") as proxy,
-        httpx.AsyncClient(base_url=engine.url) as direct,
+        httpx.AsyncClient(base_url=engine.url, timeout=LIMIT_S) as direct,
     ):
         expected = await direct.post("/v1/chat/completions", json=body)
         relayed = await proxy.client.post("/v1/chat/completions", json=body)

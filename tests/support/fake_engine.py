@@ -11,14 +11,18 @@ the test's own loop on 127.0.0.1. Knows no engine's dialect; vLLM's is in `fake_
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
 import struct
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal, Self, cast
+
+from ports import held_port
 
 Headers = Sequence[tuple[str, str]]
 Framing = Literal["length", "chunked", "close"]
@@ -260,11 +264,14 @@ class FakeEngine:
         self._changed.set()
 
     async def start(self) -> None:
-        """Listen; on the port it had before, if it was stopped."""
+        """Listen; on the port it had before, if it was stopped: it keeps that meanwhile."""
+        if not self.port:
+            held = contextlib.ExitStack()
+            self.port = held.enter_context(held_port(self.host))
+            weakref.finalize(self, held.close)
         self._server = await asyncio.get_running_loop().create_server(
             lambda: _Connection(self), self.host, self.port, ssl=self._ssl, backlog=1024
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Listen no longer and break all connections, as a killed engine does."""

@@ -37,7 +37,7 @@ class Serve:
         """Return once it serves: then it says where."""
         assert self.process.stdout is not None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(LIMIT_S):
                 async for line in self.process.stdout:
                     if found := re.search(rb"OPENAI_BASE_URL=(http://[^/]+)/v1", line):
                         self.url = found[1].decode()

@@ -18,7 +18,8 @@ class HeldAnswers:
         self.url = ""
         self.left = asyncio.Event()
         self._engine = urlsplit(url)
-        self._is_held = False
+        self._let_go = asyncio.Event()
+        self._let_go.set()
 
     async def __aenter__(self) -> Self:
         """Listen."""
@@ -32,7 +33,11 @@ class HeldAnswers:
 
     def hold(self) -> None:
         """Keep what the engine says from here on."""
-        self._is_held = True
+        self._let_go.clear()
+
+    def let_go(self) -> None:
+        """Pass on what was kept, and what comes."""
+        self._let_go.set()
 
     async def _connect(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         host, port = self._engine.hostname, self._engine.port
@@ -42,7 +47,7 @@ class HeldAnswers:
             with contextlib.suppress(ConnectionError):
                 while data := await client.read(65536):
                     forth.write(data)
-            if self._is_held:
+            if not self._let_go.is_set():
                 self.left.set()
         finally:
             answers.cancel()
@@ -52,6 +57,6 @@ class HeldAnswers:
     async def _answer(self, engine: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await engine.read(65536):
-                if not self._is_held:
-                    back.write(data)
+                await self._let_go.wait()
+                back.write(data)
             back.close()

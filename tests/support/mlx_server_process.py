@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-from ports import free_port
+from ports import held_port
 
 START_TIMEOUT_S = 90.0
 
@@ -23,7 +23,10 @@ def mlx_server(model: Path, *options: str, hub: Path, port: int = 0) -> Iterator
 
     `hub` is its hub cache; where there is no such folder, its list of models is broken.
     """
-    port = port or free_port()
+    if not port:
+        with held_port() as own, mlx_server(model, *options, hub=hub, port=own) as url:
+            yield url
+        return
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from waiting import LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ProxyProcess:
             self.base_url.removesuffix("/v1") + path,
             params=query,
             headers={"authorization": f"Bearer {admin_key}"},
+            timeout=LIMIT_S,
         )
         assert 200 == answer.status_code, answer.text
         return answer.json()

@@ -16,6 +16,7 @@ import fake_probe
 import httpx
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
+from running import SELDOM_S
 from starlette.types import Message
 
 from strop.proxy import run_requests
@@ -160,8 +161,9 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Start a strop in `home`; `flags` are settings, as in `server__client_keys=[...]`.
 
-    Where `vllm` is given, it loads adapters.
+    Where `vllm` is given, it loads adapters. A ready engine is checked as in `running`.
     """
+    flags = {"engine__health_interval_s": SELDOM_S, **flags}
     adapters = None
     if vllm is not None:
         adapters = AdaptersFolder(home / layout.ADAPTERS)

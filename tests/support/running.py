@@ -6,7 +6,8 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 import fake_probe
 import httpx
@@ -23,6 +24,9 @@ from strop.proxy.run_requests import TrainCommand
 from strop.proxy.settings.settings import Capture, Engine, Model, Server, Settings
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.versions.probe_job import ProbeCommand
+
+SELDOM_S: Final = 3600.0
+"""How long after a check an engine that is ready is checked again, unless a test says."""
 
 
 @dataclass
@@ -61,13 +65,29 @@ def settings_for(
     capture: dict[str, Any] | None = None,
     model: dict[str, Any] | None = None,
 ) -> Settings:
-    """Return settings for an engine at `url`, with a few changed."""
+    """Return settings for an engine at `url`, with a few changed.
+
+    One that is ready is checked again where a request says that it may not be, and else not by
+    itself: tests count what it is asked, and let it answer all alike.
+    """
     return Settings(
         server=Server(**(server or {})),
-        engine=Engine(**{"kind": kind, "url": url, **(engine or {})}),
+        engine=Engine(
+            **{"kind": kind, "url": url, "health_interval_s": SELDOM_S, **(engine or {})}
+        ),
         capture=Capture(**(capture or {})),
         model=Model(**(model or {})),
     )
+
+
+def pass_time(seconds: float) -> None:
+    """Let the test's loop be so much later, for good: what was to come by then comes now.
+
+    So a limit need not be short to be reached, and nothing that is to come before it can be late.
+    """
+    loop = asyncio.get_running_loop()
+    ahead = loop.time() + seconds - monotonic()
+    loop.time = lambda: monotonic() + ahead  # type: ignore[method-assign]
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from running import Running, running, settings_for
 from strop.adapters.library import Library
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
-from strop.proxy.settings.settings import Adapters
+from strop.proxy.settings.settings import Adapters, Training
 from strop.proxy.store.version_records import Version
 from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.probe_job import ProbeCommand
@@ -76,6 +76,7 @@ async def swapped(
     health_interval_s: float = 0.05,
     capture: dict[str, Any] | None = None,
     probe_command: ProbeCommand | None = None,
+    training: Training | None = None,
 ) -> AsyncIterator[Swapped]:
     """Run a proxy behind a fake engine; behind `engine`, if one runs already.
 
@@ -101,6 +102,7 @@ async def swapped(
                 model={"base": str(base)} if base else {},
             ),
             adapters=Adapters(swap_hold_s=hold_s, keep=num_kept),
+            training=training or Training(),
         )
         proxy = await stack.enter_async_context(
             running(settings, home, ready=ready, driver=driver, probe_command=probe_command)

@@ -133,7 +133,9 @@ async def worked(
         said = ("engine.health_interval_s=0.05", *settings)
         async with started(home, *behind(engine.url, *said), *options) as proxy:
             await proxy.wait_until_ready()
-            limits = httpx.Limits(max_keepalive_connections=1 if is_steady else 0)
+            limits = httpx.Limits(
+                max_keepalive_connections=1 if is_steady else 0, keepalive_expiry=None
+            )
             async with httpx.AsyncClient(
                 base_url=proxy.url, timeout=LIMIT_S, limits=limits
             ) as client:

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,6 +18,8 @@ from strop.proxy.upstream.upstream import Upstream
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+# A port that is given to nobody.
+NOBODY = "http://127.0.0.1:1"
 
 
 def leave(call: Call, way: str) -> None:
@@ -304,14 +305,12 @@ async def test_connection_lost_before_it_is_used_is_not_counted() -> None:
 @on_both_loops
 async def test_unreachable_engine_is_named_without_secrets() -> None:
     """The error says where the engine was expected, and not what was asked of it."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    upstream = Upstream(f"http://127.0.0.1:{port}/base")
+    upstream = Upstream(f"{NOBODY}/base")
 
     with pytest.raises(UpstreamUnreachable) as caught:
         await started(upstream, target=b"/base/v1/x?key=hunter2")
 
-    assert f"http://127.0.0.1:{port}/base" in caught.value.message
+    assert f"{NOBODY}/base" in caught.value.message
     assert "hunter2" not in caught.value.message
     assert 0 == upstream.num_connections
 
@@ -319,13 +318,11 @@ async def test_unreachable_engine_is_named_without_secrets() -> None:
 async def test_what_to_do_about_an_unreachable_engine_is_as_given() -> None:
     """Nobody can start the one that strop starts itself; another may be one of several."""
     advice = r"; start it, or set engine\.url \(or engine\.replicas\)$"
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
 
     with pytest.raises(UpstreamUnreachable, match=advice):
-        await started(Upstream(url))
+        await started(Upstream(NOBODY))
     with pytest.raises(UpstreamUnreachable, match=r"; wait a little$"):
-        await started(Upstream(url, advice="wait a little"))
+        await started(Upstream(NOBODY, advice="wait a little"))
 
 
 @on_both_loops
@@ -359,9 +356,7 @@ async def test_connecting_has_a_time_limit() -> None:
 @on_both_loops
 async def test_dead_exchange_stays_dead() -> None:
     """After its error an exchange gives the same one again, and aborting it changes nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    exchange = Upstream(f"http://127.0.0.1:{port}").exchange(b"GET", b"/", [], b"")
+    exchange = Upstream(NOBODY).exchange(b"GET", b"/", [], b"")
 
     with pytest.raises(UpstreamUnreachable):
         await exchange.start()

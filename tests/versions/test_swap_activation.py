@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fake_adapters
 import fake_probe
@@ -669,6 +670,8 @@ async def test_a_client_that_leaves_while_its_pin_is_loaded_costs_no_record(
         asked = asyncio.create_task(it.proxy.chat(model="tiny@v1"))
         await gate.reached.wait()
         asked.cancel()
+        # Strop hears of it before the version is loaded.
+        await until(lambda: not it.proxy.server.server_state.connections)
         gate.opened.set()
 
         await until(lambda: it.swapper.loaded("v1"))
@@ -930,11 +933,15 @@ async def test_an_import_goes_on_without_the_one_who_asked(
     qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
     """Else its number would be a candidate's that nobody makes, and nobody can remove."""
-    async with swapped(tmp_path / "home", base=qwen3) as it:
-        versions = it.proxy.services.store.versions
+
+    def command(*job: Any) -> Sequence[str]:
+        asking.cancel()
+        return fake_probe.command()(*job)
+
+    async with swapped(tmp_path / "home", base=qwen3, probe_command=command) as it:
         asking = asyncio.create_task(it.swapper.import_adapter(peft_a, actor="cli"))
-        await until(versions.list)
-        assert asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
 
         await until(lambda: it.version("v1"), lambda row: row.state != "candidate")
 

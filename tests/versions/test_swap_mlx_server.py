@@ -10,8 +10,9 @@ from typing import Any
 import models
 import probes
 import pytest
+from held_answers import HeldAnswers
 from mlx_server_process import mlx_server
-from ports import free_port
+from ports import held_port
 from running import Running, running, settings_for
 from shelved import copy_of, publish
 from waiting import until
@@ -35,8 +36,10 @@ def server(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         yield url
 
 
-def settings(url: str, base: Path) -> Settings:
-    return settings_for(url, kind="mlx_server", model={"base": str(base), "name": "tiny"})
+def settings(url: str, base: Path, **engine: Any) -> Settings:
+    """Return settings, with a few of the engine's."""
+    model = {"base": str(base), "name": "tiny"}
+    return settings_for(url, kind="mlx_server", engine=engine, model=model)
 
 
 async def shelve(proxy: Running, base: Path, adapter: Path, probed: Path | None = None) -> str:
@@ -118,18 +121,24 @@ async def test_requests_meanwhile_wait_and_none_fails(
     server: str, qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
     """Those under way finish on the version that they began with."""
-    async with running(settings(server, qwen3), tmp_path / "home") as proxy:
+    async with (
+        HeldAnswers(server) as wire,
+        running(settings(wire.url, qwen3), tmp_path / "home") as proxy,
+    ):
         await shelve(proxy, qwen3, peft_a)
         leases = proxy.services.serving.leases
 
         async def ask(number: int) -> Any:
             return await proxy.chat(f"question {number}", max_tokens=200, stream=number % 2 == 0)
 
+        # None ends before all have begun.
+        wire.hold()
         before = [asyncio.create_task(ask(number)) for number in range(4)]
         await until(lambda: leases.total == 4)
         switching = asyncio.create_task(proxy.services.swapper.activate("v1", actor="api"))
         await until(lambda: proxy.services.serving.is_held)
         after = [asyncio.create_task(ask(number)) for number in range(4)]
+        wire.let_go()
         await switching
 
         served = [one.headers["x-strop-adapter"] for one in await asyncio.gather(*before, *after)]
@@ -140,11 +149,12 @@ async def test_after_the_server_restarts_the_active_version_is_proven_again(
     qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
     """It would load it by itself, and nothing would have shown that it did."""
-    hub, port = tmp_path / "hub", free_port()
+    hub = tmp_path / "hub"
     hub.mkdir()
-    with contextlib.ExitStack() as first:
+    with held_port() as port, contextlib.ExitStack() as first:
         url = first.enter_context(mlx_server(qwen3, hub=hub, port=port))
-        async with running(settings(url, qwen3), tmp_path / "home") as proxy:
+        often = settings(url, qwen3, health_interval_s=0.1)
+        async with running(often, tmp_path / "home") as proxy:
             await shelve(proxy, qwen3, peft_a)
             await proxy.services.swapper.activate("v1", actor="api")
             (before,) = proxy.services.swapper.loaded("v1")

@@ -352,8 +352,12 @@ async def test_a_restart_between_two_looks_is_noticed_all_the_same(
         num_sampled = len(fake.sampled)
 
         fake.restart()
+        upstream = proxy.services.serving.engine.upstream
+        lines = set(upstream._connections)
         for connection in list(engine.open):
             connection.reset()
+        # Strop hears of the end before anything is loaded again.
+        await until(lambda: not lines & upstream._connections)
         if is_asked:
             await fake.start_runner(fake.models[tag])
             fake.runner = fake.models[tag]

@@ -129,8 +129,11 @@ async def test_a_promotion_that_answers_hold_up_is_tried_again(tmp_path: Path) -
     async def first_event(_: int) -> None:
         await gate("")
 
-    fake = FakeAdapters()
-    async with swapped(tmp_path / "home", fake=fake, num_adapters=1, hold_s=0.2) as it:
+    fake, manual = FakeAdapters(), Training(promote="manual")
+    # By hand: strop's own promoter looks now and then.
+    async with swapped(
+        tmp_path / "home", fake=fake, num_adapters=1, hold_s=0.2, training=manual
+    ) as it:
         store = it.proxy.services.store
         run = await store.runs.create(
             objective="topr", preset="balanced", parent=None, base=BASE, requested_by="test"
@@ -187,34 +190,36 @@ async def test_a_restarted_engine_gets_the_active_version_again(tmp_path: Path) 
         assert [] == it.fake.displaced
 
 
+class Slow(FakeAdapters):
+    """Takes its time to say that it lacks a version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+
+    async def _complete(self, call: Call, *, is_chat: bool) -> None:
+        if is_chat and call.request.json()["model"] != self.base:
+            await self.gate("")
+        await super()._complete(call, is_chat=is_chat)
+
+
 async def test_a_request_whose_version_was_lost_and_then_replaced_may_be_sent_again(
     tmp_path: Path,
 ) -> None:
     """The engine's 404 is for good, to a client; this passes."""
-    gate = Gate()
-
-    class Slow(FakeAdapters):
-        """Takes its time to say that it lacks a version."""
-
-        async def _complete(self, call: Call, *, is_chat: bool) -> None:
-            if is_chat and call.request.json()["model"] != self.base:
-                await gate("")
-            await super()._complete(call, is_chat=is_chat)
-
+    fake = Slow()
     # Too seldom to find out before the request does.
-    async with swapped(
-        tmp_path / "home", fake=Slow(), num_adapters=1, health_interval_s=3600
-    ) as it:
+    async with swapped(tmp_path / "home", fake=fake, num_adapters=1, health_interval_s=3600) as it:
         for _ in range(2):
             await it.publish()
         await it.swapper.activate("v1", actor="api")
         it.fake.restart()
         asking = asyncio.create_task(it.proxy.chat())
-        await gate.reached.wait()
+        await fake.gate.reached.wait()
         switching = asyncio.create_task(it.swapper.activate("v2", actor="api"))
         await until(lambda: it.swapper.progress and it.swapper.progress.step == "draining")
 
-        gate.opened.set()
+        fake.gate.opened.set()
         answer = await asking
         await switching
 
@@ -228,19 +233,25 @@ async def test_requests_that_find_their_version_gone_do_not_wait_for_each_other(
     tmp_path: Path,
 ) -> None:
     """It is loaded and proven again, once, and then they are answered."""
+    fake = Slow()
     # Too seldom to find out before the requests do.
-    async with swapped(tmp_path / "home", num_adapters=1, health_interval_s=3600, hold_s=5.0) as it:
+    async with swapped(tmp_path / "home", fake=fake, num_adapters=1, health_interval_s=3600) as it:
         await it.publish()
         await it.swapper.activate("v1", actor="api")
+        leases = it.proxy.services.serving.leases
         it.fake.restart()
+        asking = [asyncio.create_task(it.proxy.chat()) for _ in range(4)]
+        # Who comes once it is known would not be served.
+        await until(lambda: leases.count("v1") == 4)
 
-        answers = await asyncio.gather(*(it.proxy.chat() for _ in range(4)))
+        fake.gate.opened.set()
+        answers = await asyncio.gather(*asking)
 
         assert [(200, "v1")] * 4 == [
             (answer.status_code, answer.headers["x-strop-adapter"]) for answer in answers
         ]
         assert ["tiny@v1"] * 2 == it.fake.loads
-        assert 0 == it.proxy.services.serving.leases.total
+        assert 0 == leases.total
 
 
 async def test_a_pin_of_the_active_version_that_the_engine_lost_is_not_ready(

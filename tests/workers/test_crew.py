@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import settings_for
-from waiting import until
+from waiting import LIMIT_S, until
 
 from strop.proxy.alias import Alias
 from strop.proxy.engines.openai import OpenAI
@@ -290,11 +290,10 @@ async def test_a_machine_that_slept_kills_no_worker(
     watching = asyncio.create_task(office.crew.watch())
     await until(lambda: slow.num_looks >= 2)
     slow.is_deaf = False
-    await until(lambda: slow.num_looks >= 4)
+    await until(lambda: member.looks or not office.crew.members)
     watching.cancel()
 
     assert (member,) == office.crew.members
-    assert member.looks is not None
 
 
 def _processes(
@@ -420,6 +419,7 @@ async def test_what_is_in_flight_is_asked_of_the_others(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that says nothing may have it: then nobody knows."""
+    monkeypatch.setattr(crew_module, "ANSWER_TIMEOUT_S", LIMIT_S)
     (asker, _), (_, other) = await office.hire(1), await office.hire(2)
     other.in_flight["cmp_1"] = "key_1"
 
