@@ -5,7 +5,10 @@ Works whether or not strop runs. Makes no line itself; the store does.
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -104,37 +107,60 @@ async def _export(
 def _opened(out: Path | None) -> Iterator[IO[bytes]]:
     """Lend where to write: standard output, or a file for its owner's eyes, as the store is.
 
-    A file takes the place of the one before once it is whole. What is no plain file, such as a pipe
-    or a link, is written to.
+    A file takes the place of the one before once it is whole.
     """
     if out is None:
         yield sys.stdout.buffer
         return
     try:
         with contextlib.ExitStack() as stack:
-            to = out
+            # Else what is written first would be left there.
+            former = signal.signal(signal.SIGTERM, _end)
+            stack.callback(signal.signal, signal.SIGTERM, former)
             try:
-                if _is_replaced(out):
-                    scratch = tempfile.TemporaryDirectory(prefix=".strop-", dir=out.parent)
-                    to = Path(stack.enter_context(scratch)) / "export"
-                file = stack.enter_context(open(to, "wb", opener=_for_its_owner))
+                first = _first(out, stack)
+                file = stack.enter_context(open(first, "wb", opener=_for_its_owner))
             except OSError as error:
                 raise ConfigError(f"expected to write to {out}: {error.strerror}") from error
             yield file
             file.close()
-            if to != out:
-                durable.publish(to, out)
+            if first != out:
+                _replace(out, first)
     except OSError as error:
         # The system doesn't say which file it can't write to.
         error.filename = str(out)
         raise
 
 
-def _is_replaced(out: Path) -> bool:
-    """Return whether another file takes the place of `out`: not of one that must not be written."""
-    if not os.path.lexists(out):
-        return True
-    return stat.S_ISREG(out.lstat().st_mode) and os.access(out, os.W_OK)
+def _first(out: Path, stack: contextlib.ExitStack) -> Path:
+    """Return where to write first: to `out` itself, where no other file should take its place.
+
+    Such are pipes, devices and links, files of others, and those with a second name.
+    """
+    if os.path.lexists(out):
+        found = out.lstat()
+        is_own = (found.st_uid, found.st_nlink) == (os.geteuid(), 1)
+        if not stat.S_ISREG(found.st_mode) or not is_own or not os.access(out, os.W_OK):
+            return out
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".strop-", dir=out.parent)
+    except PermissionError:
+        return out
+    return Path(stack.enter_context(scratch)) / "export"
+
+
+def _replace(out: Path, new: Path) -> None:
+    try:
+        durable.publish(new, out)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # It was mounted there by itself, as into a container.
+        shutil.copyfile(new, out)
+
+
+def _end(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
 
 
 def _for_its_owner(path: str, flags: int) -> int:

@@ -1,10 +1,13 @@
 """The file that `strop export --out` writes: whole, or as it was."""
 
 import asyncio
+import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,13 @@ from strop.proxy.cli.root import main
 from strop.proxy.store.records import NewFeedback
 from strop.proxy.store.store import Store
 
-# Every Python that finds this runs it first: Ctrl-C comes when the file to be is opened.
+# Every Python that finds this runs it first: the signal comes when the file to be is opened.
 AT_THE_OPENING = """
-import os, signal, sys
+import os, sys
 
 def interrupt(event, arguments):
     if event == "open" and "/exports/" in str(arguments[0]) and arguments[1] == "w":
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), {})
 
 sys.addaudithook(interrupt)
 """
@@ -89,9 +92,13 @@ def test_on_a_full_disk_the_one_before_stays(home: Path, out: Path) -> None:
     assert [out] == [*out.parent.iterdir()]
 
 
-def test_ctrl_c_leaves_the_one_before(home: Path, out: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+def test_a_signal_leaves_the_one_before(
+    sig: signal.Signals, home: Path, out: Path, tmp_path: Path
+) -> None:
     """And nothing beside it."""
-    (tmp_path / "sitecustomize.py").write_text(AT_THE_OPENING, encoding="utf-8")
+    code = AT_THE_OPENING.format(int(sig))
+    (tmp_path / "sitecustomize.py").write_text(code, encoding="utf-8")
     words = ["export", "--format", "raw", "--out", str(out), "--home", str(home)]
 
     ended = subprocess.run(
@@ -103,7 +110,7 @@ def test_ctrl_c_leaves_the_one_before(home: Path, out: Path, tmp_path: Path) -> 
         timeout=LIMIT_S,
     )
 
-    assert (130, "") == (ended.returncode, ended.stdout)
+    assert (128 + sig, "") == (ended.returncode, ended.stdout)
     assert "before\n" == out.read_text(encoding="utf-8")
     assert [out] == [*out.parent.iterdir()]
 
@@ -131,6 +138,62 @@ def test_through_a_link_it_is_written_to_what_the_link_names(home: Path, out: Pa
     assert 0 == done.exit_code
     assert link.is_symlink()
     assert 50_000 < out.stat().st_size
+
+
+def test_a_file_with_two_names_keeps_both(home: Path, out: Path) -> None:
+    """Neither is left with what was there before."""
+    other = out.with_name("other")
+    other.hardlink_to(out)
+
+    done = export(home, out)
+
+    assert 0 == done.exit_code
+    assert 50_000 < other.stat().st_size
+    assert 0o644 == out.stat().st_mode & 0o777
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the system's owner can give files away")
+def test_a_file_of_another_user_stays_theirs(home: Path, out: Path) -> None:
+    """Root exports for somebody."""
+    os.chown(out, 65534, 65534)
+
+    done = export(home, out)
+
+    assert (0, 65534) == (done.exit_code, out.stat().st_uid)
+    assert 50_000 < out.stat().st_size
+
+
+def test_a_file_of_ones_own_in_a_folder_that_is_not_is_written(
+    home: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be made beside it."""
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+
+    done = export(home, out)
+
+    assert 0 == done.exit_code
+    assert 50_000 < out.stat().st_size
+
+
+def test_a_file_that_is_mounted_by_itself_is_written(
+    home: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one is into a container: no other can take its place."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+    done = export(home, out)
+
+    assert 0 == done.exit_code
+    assert 50_000 < out.stat().st_size
+    assert [out] == [*out.parent.iterdir()]
 
 
 def test_into_a_pipe_it_is_written_as_to_standard_output(home: Path) -> None:
