@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from routes_app import completion
 from waiting import LIMIT_S
 
+from strop.proxy.cli import export as writing
 from strop.proxy.cli.root import main
 from strop.proxy.store.records import NewFeedback
 from strop.proxy.store.store import Store
@@ -115,11 +116,16 @@ def test_a_signal_leaves_the_one_before(
     assert [out] == [*out.parent.iterdir()]
 
 
-def test_what_must_not_be_written_is_refused(home: Path, out: Path) -> None:
-    """A file that is protected, also where its folder isn't; and what has no place."""
-    out.chmod(0o444)
-    if os.access(out, os.W_OK):
-        pytest.skip("the system's owner may write to all")
+def test_what_must_not_be_written_is_refused(
+    home: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is protected, also where its folder isn't."""
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+
+    def refuse(path: str, _flags: int) -> int:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(writing, "_for_its_owner", refuse)
 
     failed = export(home, out)
 
