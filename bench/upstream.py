@@ -105,7 +105,8 @@ class Connection(asyncio.Protocol):
         """Feed the parser; a peer that doesn't speak HTTP is cut off."""
         at = data.find(_NAME, 0, _MAX_HEAD_BYTES)
         if at >= 0:
-            self._name = data[at + len(_NAME) :][: len(ID_HOLE)]
+            start = at + len(_NAME)
+            self._name = data[start : start + len(ID_HOLE)]
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:

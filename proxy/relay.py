@@ -262,9 +262,11 @@ class Relay:
 
     async def _cancelled(self, call: Call, send: Send) -> None:
         """End a call whose task was cancelled, because strop stops."""
-        call.error = "strop stopped"
-        with contextlib.suppress(StoreUnavailable):
-            await self._ledger.commit(call, call.gave_up or "shutdown")
+        # One that has ended waited for its record, and longer than it may.
+        if call.state is None:
+            call.error = "strop stopped"
+            with contextlib.suppress(StoreUnavailable):
+                await self._ledger.commit(call, call.gave_up or "shutdown")
         error = ShuttingDown("strop is stopping and the answer was cut off; ask again shortly")
         await self._answer_error(call, error, send)
 

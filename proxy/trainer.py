@@ -160,6 +160,9 @@ class Trainer:
                 await self._child.stop()
 
     def _wait(self, reason: str) -> None:
+        # A run that was asked for meanwhile is what is waited for: the next look says so.
+        if self._wake.is_set():
+            return
         # Said once in the log: so a look sets no other decision before it is sure of it.
         if reason != self.decision.says:
             log.warning("training waits", extra={"reason": reason})
@@ -191,7 +194,7 @@ class Trainer:
         decision = await self._decide()
         if decision.is_due:
             return await self.request(Wanted(), actor=TRIGGER)
-        # A run that was asked for meanwhile is what is waited for: the next look says so.
+        # As in `_wait`.
         if not self._wake.is_set():
             self.decision = decision
         return None

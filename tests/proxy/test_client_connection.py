@@ -223,6 +223,23 @@ async def test_what_waited_behind_an_answer_has_all_of_its_time(
     assert (True, 200) == (first.is_answered, second.status)
 
 
+async def test_what_waited_and_never_comes_is_a_408(proxy: Running, handler: Stoppable) -> None:
+    """Its time begins anew, and ends."""
+    client = await Client.connect(proxy.url)
+    client.send(post(STREAM))
+    first = Answer()
+    await client.read_head(first)
+    client.send(post(GOOD)[:-5])
+    await until(lambda: any(one.pipeline for one in connections(proxy)))
+    handler.goes_on.set()
+    await client.read_body(first)
+    pass_time(BODY_TIMEOUT_S)
+    second = await read(client)
+    await client.leave()
+
+    assert (True, 408) == (first.is_answered, second.status)
+
+
 async def test_a_request_that_began_before_the_last_answer_ended_has_its_time(
     proxy: Running, handler: Stoppable
 ) -> None:

@@ -818,6 +818,30 @@ async def test_an_answer_that_is_whole_when_the_drain_ends_is_given(
         assert b"shutting_down" not in answer.content
 
 
+async def test_who_stops_strop_twice_does_not_wait_for_the_disk(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """What waits for its record is told."""
+    settings = settings_for(engine.url, server={"drain_s": 0.0})
+    async with running(settings, tmp_path / "home") as proxy:
+        disk = threading.Event()
+        writing = proxy.services.store._writer.submit(lambda _connection: disk.wait())
+        asking = asyncio.create_task(proxy.chat())
+        await until(lambda: any(one.state for one in proxy.services.relay._ledger.calls))
+        (task,) = proxy.server.server_state.tasks
+        proxy.server.should_exit = True
+        await until(task.cancelling)
+        await asyncio.sleep(0)
+        task.cancel()
+        try:
+            answer = await asking
+        finally:
+            disk.set()
+            await writing
+
+        assert (503, "shutting_down") == (answer.status_code, answer.json()["error"]["code"])
+
+
 async def test_a_draining_proxy_takes_nothing_new(proxy: Running) -> None:
     """On a connection that was open before."""
     proxy.services.relay.is_draining = True

@@ -664,10 +664,13 @@ async def test_disabled_training_still_takes_requests(training: Trained) -> None
     assert (asked.id, "api") == (run.id, run.requested_by)
 
 
+@pytest.mark.parametrize("is_due", [False, True])
 async def test_what_a_look_finds_says_nothing_of_a_run_that_was_asked_for_meanwhile(
-    training: Trained, monkeypatch: pytest.MonkeyPatch
+    is_due: bool, training: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waits for it would be told of ratings that are missing for the one after it."""
+    """Whoever waits for it would be told of the one after it, and what that lacks."""
+    if is_due:
+        await training.rate(3, 1)
     trainer, said = training.trainer("waits"), list[str]()
     counts, looks, is_asked = training.store.training.fresh_counts, asyncio.Event(), asyncio.Event()
 
