@@ -29,7 +29,8 @@ _SUMMARY: Final = """
 c.id, c.created_ms, c.key_id, c.session, c.turn, c.parent, c.dialect, c.engine, c.model, c.version,
 c.state, c.delivered, c.stream, c.status, c.prompt_tokens, c.completion_tokens, c.total_ms,
 (SELECT count(*) FROM choices AS h WHERE h.completion = c.id),
-(SELECT count(*) FROM feedback AS f WHERE f.completion = c.id AND f.state = 'standing')"""
+(SELECT count(*) FROM feedback AS f WHERE f.completion = c.id AND f.state = 'standing'),
+c.num"""
 _IS_RATED: Final = """EXISTS
 (SELECT 1 FROM feedback AS f WHERE f.completion = c.id AND f.state = 'standing')"""
 _IS_ALIAS: Final = "NOT EXISTS (SELECT 1 FROM completions WHERE id = ?)"
@@ -127,6 +128,14 @@ def newest(
     return Query(sql, (*place, *values, limit), _decode_summary)
 
 
+def newest_placed(
+    wanted: CompletionFilter, limit: int, before: Position = NEWEST
+) -> Query[tuple[Position, CompletionSummary]]:
+    """Return the query of `newest`, for each with its position."""
+    query = newest(wanted, limit, before)
+    return Query(query.sql, query.parameters, lambda row: ((row[1], row[-1]), query.decode(row)))
+
+
 def _places(ids: Sequence[str]) -> str:
     return ", ".join("?" * len(ids))
 
@@ -135,7 +144,7 @@ def _decode_summary(row: Row) -> CompletionSummary:
     (
         id_, created_ms, key_id, session, turn, parent, dialect, engine, model, version, state,
         delivered, stream, status, prompt_tokens, completion_tokens, total_ms, num_choices,
-        num_feedback,
+        num_feedback, _,
     ) = row  # fmt: skip
     return CompletionSummary(
         id_, created_ms, key_id, session, turn, parent, dialect, engine, model, version, state,

@@ -7,7 +7,7 @@ later in it is held out, or not, as it was before.
 """
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from strop.proxy.store import feedback, lineage
@@ -27,6 +27,32 @@ _FORGET: Final = """
 UPDATE feedback_revisions SET comment = NULL, correction = NULL, tags = '[]' WHERE feedback = ?"""
 _FORGET_CLIENT: Final = """
 UPDATE feedback SET rater = '', idempotency = NULL, digest = x'' WHERE id = ?"""
+# What is as long is written over what was there. Where SQLite moves rows from page to page, as it
+# does when others beside them go, it leaves copies behind that nobody overwrites.
+_BLANK: Final = """
+UPDATE completions SET request = zeroblob(length(request)),
+prompt_ids = zeroblob(length(prompt_ids)), prompt_text = zeroblob(length(prompt_text)),
+sampling = printf('%*s', length(CAST(sampling AS BLOB)), ''),
+error = printf('%*s', length(CAST(error AS BLOB)), ''),
+request_id = printf('%*s', length(CAST(request_id AS BLOB)), '')
+WHERE id = ?"""
+_BLANK_CHOICES: Final = """
+UPDATE choices SET message = zeroblob(length(message)), token_ids = zeroblob(length(token_ids)),
+token_texts = zeroblob(length(token_texts))
+WHERE completion = ?"""
+_BLANK_WORDS: Final = """
+UPDATE feedback_revisions SET comment = printf('%*s', length(CAST(comment AS BLOB)), ''),
+correction = printf('%*s', length(CAST(correction AS BLOB)), ''),
+tags = '[' || printf('%*s', length(CAST(tags AS BLOB)) - 2, '') || ']'
+WHERE feedback = ?"""
+# Each is unique: the end of the rating's own id stands in for it. Short ones may meet all the same.
+_BLANK_CLIENT: Final = """
+UPDATE OR IGNORE feedback SET
+rater = substr(printf('%*s', length(CAST(rater AS BLOB)), id),
+    -length(CAST(rater AS BLOB)), length(CAST(rater AS BLOB))),
+idempotency = substr(printf('%*s', length(CAST(idempotency AS BLOB)), id),
+    -length(CAST(idempotency AS BLOB)), length(CAST(idempotency AS BLOB)))
+WHERE id = ?"""
 # The plus: of a session there is less than of a key.
 _FORGET_SESSION: Final = """
 UPDATE feedback SET session = NULL WHERE session = ? AND +key_id = ?
@@ -40,18 +66,6 @@ WHERE f.key_id = ? AND f.num > ? AND f.state <> 'standing' AND (
     )
 )
 ORDER BY f.num LIMIT ?"""
-# What is as long is written over what was there. Where SQLite moves rows from page to page, as it
-# does when others beside them go, it leaves copies behind that nobody overwrites.
-_BLANK: Final = """
-UPDATE completions SET request = zeroblob(length(request)),
-prompt_ids = CASE WHEN prompt_ids IS NOT NULL THEN zeroblob(length(prompt_ids)) END,
-prompt_text = CASE WHEN prompt_text IS NOT NULL THEN zeroblob(length(prompt_text)) END
-WHERE id = ?"""
-_BLANK_CHOICES: Final = """
-UPDATE choices SET message = zeroblob(length(message)),
-token_ids = CASE WHEN token_ids IS NOT NULL THEN zeroblob(length(token_ids)) END,
-token_texts = CASE WHEN token_texts IS NOT NULL THEN zeroblob(length(token_texts)) END
-WHERE completion = ?"""
 _DELETE: Final = "DELETE FROM completions WHERE id = ? RETURNING session, key_id"
 _OF_SESSION: Final = "SELECT id FROM completions WHERE session = ? LIMIT ?"
 _OF_KEY: Final = "SELECT c.id FROM completions AS c WHERE c.key_id = ? LIMIT ?"
@@ -74,31 +88,29 @@ def delete(connection: sqlite3.Connection, ids: Collection[str], *, now_ms: int)
         ids: of completions.
         now_ms: the time, since the epoch.
     """
-    num_deleted = 0
-    learners: set[int] = set()
-    sessions = set()
-    for id_ in ids:
-        connection.execute(_BLANK, (id_,))
+    # What is said of one in flight waits for it.
+    there = [id_ for id_ in ids if connection.execute(_BLANK, (id_,)).rowcount]
+    for id_ in there:
         connection.execute(_BLANK_CHOICES, (id_,))
-    for id_ in ids:
-        gone = connection.execute(_DELETE, (id_,)).fetchall()
-        if not gone:
-            # What is said of one in flight waits for it.
-            continue
-        num_deleted += 1
-        sessions.update(gone)
-        for (rating,) in connection.execute(_RATINGS, (id_,)).fetchall():
-            _forget(connection, rating, _NOTE, now_ms=now_ms)
-            learners |= lineage.heirs(connection, rating)
+    ratings = [one for id_ in there for (one,) in connection.execute(_RATINGS, (id_,)).fetchall()]
+    _forget(connection, ratings, _NOTE, now_ms=now_ms)
+    learners = set[int]().union(*(lineage.heirs(connection, rating) for rating in ratings))
+    sessions = {named for id_ in there for named in connection.execute(_DELETE, (id_,)).fetchall()}
     for named in sorted(sessions):
         connection.execute(_FORGET_SESSION, (*named, *named))
-    return num_deleted, learners
+    return len(there), learners
 
 
-def _forget(connection: sqlite3.Connection, rating: str, note: str, *, now_ms: int) -> None:
-    feedback.withdraw(connection, rating, None, now_ms=now_ms, note=note)
-    connection.execute(_FORGET, (rating,))
-    connection.execute(_FORGET_CLIENT, (rating,))
+def _forget(
+    connection: sqlite3.Connection, ratings: Sequence[str], note: str, *, now_ms: int
+) -> None:
+    for rating in ratings:
+        connection.execute(_BLANK_WORDS, (rating,))
+        connection.execute(_BLANK_CLIENT, (rating,))
+    for rating in ratings:
+        feedback.withdraw(connection, rating, None, now_ms=now_ms, note=note)
+        connection.execute(_FORGET, (rating,))
+        connection.execute(_FORGET_CLIENT, (rating,))
 
 
 def forget_said_with(
@@ -117,8 +129,7 @@ def forget_said_with(
         The `num` of the last one; None where there were none.
     """
     found = connection.execute(_KEPT_BY_KEY, (storable(key_id), after, limit)).fetchall()
-    for _, rating in found:
-        _forget(connection, rating, _NOTE_OF_KEY, now_ms=now_ms)
+    _forget(connection, [rating for _, rating in found], _NOTE_OF_KEY, now_ms=now_ms)
     return found[-1][0] if found else None
 
 

@@ -5,22 +5,26 @@ Does not know why they go, or who asked for it.
 """
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from strop.proxy.store import deletion
+from strop.proxy.store.batch import Operation
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.completion_queries import Position
 from strop.proxy.store.deletion import Gone
 from strop.proxy.store.version_records import version_id
 from strop.proxy.store.writer import Writer
 
+T = TypeVar("T")
+
 _BATCH: Final = 64
 # So often it is tried to empty the WAL, which also fails where another process does that just now.
-_NUM_TRIES: Final = 3
-_PAUSE_S: Final = 0.5
+_NUM_TRIES: Final = 20
+_PAUSE_S: Final = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,9 @@ class Deleted:
         num: how many completions.
         learners: the versions that learned from them, themselves or through an ancestor, and
             weren't removed.
-        is_erased: whether what stood there is overwritten in the file and gone from the WAL. Not
-            while another program keeps the database busy; a strop that serves does it later.
+        is_erased: whether what stood there is overwritten in the file and gone from the WAL, if
+            anything was deleted. Not while another program keeps the database busy; a strop that
+            serves does it later.
     """
 
     num: int
@@ -54,10 +59,11 @@ class DeletionStore:
     async def completions(self, ids: Sequence[str]) -> Deleted:
         """Delete the completions among `ids` that are there."""
         gone = []
-        for start in range(0, len(ids), _BATCH):
-            batch = tuple(ids[start : start + _BATCH])
-            delete = partial(deletion.delete, ids=batch, now_ms=now_ms())
-            gone.append(await self._writer.submit(delete))
+        # As they stand in the file, nearly: fewer of those that go later are moved before.
+        ordered = sorted(set(ids))
+        for start in range(0, len(ordered), _BATCH):
+            batch = ordered[start : start + _BATCH]
+            gone.append(await self._delete(partial(deletion.delete, ids=batch, now_ms=now_ms())))
         return await self._erased(gone)
 
     async def all_of(self, *, session: str | None = None, key_id: str | None = None) -> Deleted:
@@ -72,18 +78,19 @@ class DeletionStore:
         delete = partial(
             deletion.delete_all_of, session=session, key_id=key_id, limit=_BATCH, now_ms=now_ms()
         )
-        while (some := await self._writer.submit(delete))[0]:
+        while (some := await self._delete(delete))[0]:
             gone.append(some)
+        has_forgotten = False
         if session is None and key_id is not None:
-            await self._forget_said_with(key_id)
-        return await self._erased(gone)
+            has_forgotten = await self._forget_said_with(key_id)
+        return await self._erased(gone, has_forgotten=has_forgotten)
 
     async def unrated(self, before_ms: int) -> Deleted:
         """Delete what is older than `before_ms`, of sessions in which no rating stands."""
         gone = []
         after: Position | None = deletion.OLDEST
         while after is not None:
-            some, after = await self._writer.submit(
+            some, after = await self._delete(
                 partial(
                     deletion.delete_unrated,
                     before_ms=before_ms,
@@ -95,10 +102,11 @@ class DeletionStore:
             gone.append(some)
         return await self._erased(gone)
 
-    async def _forget_said_with(self, key_id: str) -> None:
-        after: int | None = 0
-        while after is not None:
-            after = await self._writer.submit(
+    async def _forget_said_with(self, key_id: str) -> bool:
+        """Return whether there was anything."""
+        after, has_forgotten = 0, False
+        while True:
+            last = await self._delete(
                 partial(
                     deletion.forget_said_with,
                     key_id=key_id,
@@ -107,11 +115,26 @@ class DeletionStore:
                     now_ms=now_ms(),
                 )
             )
+            if last is None:
+                return has_forgotten
+            after, has_forgotten = last, True
 
-    async def _erased(self, gone: Sequence[Gone]) -> Deleted:
+    def _delete(self, delete: Operation[T]) -> "asyncio.Future[T]":
+        def run(connection: sqlite3.Connection) -> T:
+            before = connection.total_changes
+            done = delete(connection)
+            if connection.total_changes > before:
+                # Before the commit: whoever is killed after it has left word.
+                self._writer.leave_word()
+            return done
+
+        return self._writer.submit(run)
+
+    async def _erased(self, gone: Sequence[Gone], *, has_forgotten: bool = False) -> Deleted:
+        num = sum(some for some, _ in gone)
         learners = set[int]().union(*(some for _, some in gone))
-        named = tuple(map(version_id, sorted(learners)))
-        return Deleted(sum(num for num, _ in gone), named, await self._erase())
+        is_erased = not (num or has_forgotten) or await self._erase()
+        return Deleted(num, tuple(map(version_id, sorted(learners))), is_erased)
 
     async def _erase(self) -> bool:
         for _ in range(_NUM_TRIES):
@@ -119,4 +142,6 @@ class DeletionStore:
                 return True
             # Meanwhile others can write.
             await asyncio.sleep(_PAUSE_S)
+        # Who has emptied it meanwhile, but before the last of this, has taken the word away.
+        self._writer.leave_word()
         return False

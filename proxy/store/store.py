@@ -100,7 +100,9 @@ class Store:
             ConfigError: the file is another program's, or a newer strop's.
             StoreUnavailable: it can't be opened.
         """
-        writer = Writer(path, synchronous=synchronous, busy_timeout_s=busy_timeout_s)
+        writer = Writer(
+            path, synchronous=synchronous, busy_timeout_s=busy_timeout_s, is_server=is_server
+        )
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(writer.aclose)
             await writer.open()
@@ -242,22 +244,12 @@ class Store:
         Raises:
             BadRequest: there is no completion `after`.
         """
-        page = partial(
-            self._reader.page,
-            partial(completion_queries.newest, wanted),
-            completion_queries.position,
+        if wanted.containing is not None:
+            return await self._search(wanted, wanted.containing, limit, after)
+        newest = partial(completion_queries.newest, wanted)
+        return await self._reader.page(
+            newest, completion_queries.position, limit=limit, after=after
         )
-        if wanted.containing is None:
-            return await page(limit=limit, after=after)
-        found: list[CompletionSummary] = []
-        has_more = True
-        while has_more and len(found) <= limit:
-            some = await page(limit=_SEARCH_PAGE, after=after)
-            holding = await self._holding(wanted.containing, [one.id for one in some.data])
-            found += [one for one in some.data if one.id in holding]
-            has_more = some.has_more
-            after = some.data[-1].id if has_more else None
-        return Page(tuple(found[:limit]), len(found) > limit)
 
     async def list_latest(
         self, *, limit: int = 20, before: int | None = None
@@ -336,6 +328,22 @@ class Store:
         rows = await self._reader.all(completion_queries.whole(ids))
         choices = await self._reader.all(completion_queries.choices(ids))
         return await asyncio.to_thread(completion_queries.assemble, rows, choices)
+
+    async def _search(
+        self, wanted: CompletionFilter, text: str, limit: int, after: str | None
+    ) -> Page[CompletionSummary]:
+        page = partial(self._reader.page, position=completion_queries.position, limit=_SEARCH_PAGE)
+        newest = partial(completion_queries.newest_placed, wanted)
+        some = await page(newest, after=after)
+        found: list[CompletionSummary] = []
+        while True:
+            holding = await self._holding(text, [one.id for _, one in some.data])
+            found += [one for _, one in some.data if one.id in holding]
+            if not some.has_more or len(found) > limit:
+                return Page(tuple(found[:limit]), len(found) > limit)
+            # By its place: meanwhile the last of these may have been deleted.
+            before, _ = some.data[-1]
+            some = await page(partial(newest, before=before), after=None)
 
     async def _holding(self, text: str, ids: list[str]) -> set[str]:
         if not ids:

@@ -46,9 +46,11 @@ _FORMER_REASON: Final = """
 SELECT json_extract(detail, '$.former_reason') FROM version_events
 WHERE version = ? AND kind = 'missing' ORDER BY num DESC LIMIT 1"""
 _SET_KEPT: Final = "UPDATE versions SET pinned = ? WHERE num = ?"
-# In a probe stands what people asked; the digest is of that too.
+# In a probe stands what people asked; the digest is of that too. Of a manifest that is damaged
+# nothing can be told.
 _REMOVE: Final = """
-UPDATE versions SET removed_ms = ?, manifest = json_remove(manifest, '$.probe', '$.digest')
+UPDATE versions SET removed_ms = ?, manifest = CASE WHEN json_valid(manifest)
+THEN json_remove(manifest, '$.probe', '$.digest') ELSE '{}' END
 WHERE num = ?"""
 
 

@@ -42,11 +42,11 @@ RETRY_S: Final = 1.0
 # Some 8,000 pages of WAL. Fewer checkpoints write a page that changes often fewer times.
 CHECKPOINT_JOBS: Final = 1024
 CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
-# Nobody can write meanwhile, here or in another process.
-EMPTYING_S: Final = 1.0
-# So often it is tried unasked, and waited for so briefly: other processes delete, too.
+# So long emptying the WAL waits for others: nobody can write meanwhile, here or in another process.
+EMPTYING_S: Final = 0.05
+# So often whoever serves looks for the word of a process that couldn't empty it.
 EMPTYING_EVERY_S: Final = 60.0
-EMPTYING_UNASKED_S: Final = 0.05
+_UNERASED: Final = "-unerased"
 # Enough that the write needs fresh pages, so that a full disk shows.
 _FILL_PROBE: Final = "INSERT OR REPLACE INTO write_probe (num, payload) VALUES (1, zeroblob(65536))"
 _EMPTY_PROBE: Final = "DELETE FROM write_probe WHERE num = 1"
@@ -55,12 +55,13 @@ _EMPTY_PROBE: Final = "DELETE FROM write_probe WHERE num = 1"
 class Writer:
     """Runs operations in the order of their submission, and acknowledges them once durable.
 
-    All but `close` belongs to the loop that opened the writer.
+    All but `close` and `leave_word` belongs to the loop that opened the writer.
 
     Args:
         path: the database.
         synchronous: SQLite's own; `full` survives a power cut, `normal` a killed process.
         busy_timeout_s: how long a batch waits for another program's write lock.
+        is_server: whether to empty the WAL for other processes, which leave word where they can't.
         max_queued: how many operations may wait.
         max_queued_bytes: how many bytes, as the submitters say, may wait.
     """
@@ -71,12 +72,15 @@ class Writer:
         *,
         synchronous: Synchronous = "full",
         busy_timeout_s: float = 5.0,
+        is_server: bool = False,
         max_queued: int = 10_000,
         max_queued_bytes: int = 256 * 1024 * 1024,
     ) -> None:
         self._path = path
         self._synchronous: Synchronous = synchronous
         self._busy_timeout_s = busy_timeout_s
+        self._is_server = is_server
+        self._unerased = path.with_name(path.name + _UNERASED)
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
         self._loop = asyncio.get_running_loop()
@@ -92,7 +96,8 @@ class Writer:
         self._has_given_up = False
         self._num_since_checkpoint = 0
         self._bytes_since_checkpoint = 0
-        self._emptying_due_s = time.monotonic() + EMPTYING_EVERY_S
+        # At once: a strop that has ended since may have been left word.
+        self._emptying_due_s = 0.0
         self._turn: Turns | contextlib.nullcontext[None] = contextlib.nullcontext()
         self._opened: ThreadFuture[None] = ThreadFuture()
         self._thread = threading.Thread(target=self._run, name="strop-writer", daemon=True)
@@ -169,12 +174,25 @@ class Writer:
         """Take from the WAL what was overwritten in the database, or deleted there, before this.
 
         The future says whether it is gone: not if another program reads, or writes, for longer than
-        EMPTYING_S. Each writer tries again by itself, every EMPTYING_EVERY_S.
+        EMPTYING_S.
 
         Raises:
             StoreUnavailable: too much waits already, or the writer is closed.
         """
         return self.submit_prepared(self._prepare_empty)
+
+    def leave_word(self) -> None:
+        """Let the process that serves empty the WAL, in this one's place; any thread may.
+
+        Raises:
+            StoreUnavailable: that can't be written.
+        """
+        try:
+            self._unerased.touch(0o600)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{self._unerased} can't be made: {error.strerror}; its folder must be writable"
+            ) from error
 
     def close(self) -> None:
         """Write what waits, checkpoint, close the database. Blocks; may be called again.
@@ -204,8 +222,8 @@ class Writer:
         self._opened.set_result(None)
         try:
             while self._work():
-                if time.monotonic() >= self._emptying_due_s:
-                    self._empty_unasked()
+                if self._is_server and time.monotonic() >= self._emptying_due_s:
+                    self._empty_for_others()
         finally:
             self._shut()
 
@@ -273,31 +291,35 @@ class Writer:
 
     def _prepare_empty(self) -> Operation[bool]:
         try:
-            is_empty = self._empty(EMPTYING_S)
+            is_empty = self._empty()
         except sqlite3.Error as error:
             raise database.unavailable(error, self._path) from error
         return lambda _: is_empty
 
-    def _empty_unasked(self) -> None:
+    def _empty_for_others(self) -> None:
         """Take from the WAL what another process deleted and could not take from it itself."""
         self._emptying_due_s = time.monotonic() + EMPTYING_EVERY_S
         try:
-            self._empty(EMPTYING_UNASKED_S)
-        except sqlite3.Error as error:
+            if self._unerased.exists():
+                self._empty()
+        except (sqlite3.Error, OSError) as error:
             log.warning("a checkpoint failed", extra={"reason": str(error)})
 
-    def _empty(self, seconds: float) -> bool:
+    def _empty(self) -> bool:
         """Bring the WAL into the database, outside a transaction, and cut it off.
 
-        False where others keep it for longer than `seconds`.
+        False where others keep it for longer than EMPTYING_S.
         """
         with self._turn:
-            self._wait_for_others(seconds)
+            self._wait_for_others(EMPTYING_S)
             try:
                 found = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self._wait_for_others(self._busy_timeout_s)
-        return not found[0]
+        is_empty = not found[0]
+        if is_empty:
+            self._unerased.unlink(missing_ok=True)
+        return is_empty
 
     def _wait_for_others(self, seconds: float) -> None:
         self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")

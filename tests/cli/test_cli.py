@@ -845,6 +845,22 @@ def test_that_another_program_keeps_what_is_deleted_is_said(
     assert not (home / "strop.db-wal").exists()
 
 
+def test_that_another_program_reads_is_no_matter_where_nothing_is_deleted(home: Path) -> None:
+    """Say, a backup beside what is deleted each night."""
+    record(home, {})
+
+    with contextlib.closing(sqlite3.connect(home / "strop.db")) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM completions").fetchall()
+        reader.execute("INSERT INTO write_probe VALUES (7, x'00')")
+        reader.commit()
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM completions").fetchall()
+        deleted = run(home, "completions", "delete", "--older-than", "3000", "--yes")
+
+    assert (0, "Deleted 0 answers.\n", "") == (deleted.exit_code, deleted.stdout, deleted.stderr)
+
+
 def test_versions_that_learned_from_what_is_deleted_are_named(home: Path) -> None:
     """With what to do: they hold some of it until they are removed."""
     made, other = record(home, {}, {})

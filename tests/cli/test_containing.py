@@ -82,6 +82,15 @@ def test_what_is_deleted_is_what_is_listed(home: Path) -> None:
     assert [none] == listed(home)
 
 
+def test_all_that_hold_it_go_however_many(home: Path) -> None:
+    """More than a list shows at once."""
+    record(home, *[{"request": asking("José")}] * 120)
+
+    done = run(home, "delete", "--containing", "josé", "--yes")
+
+    assert "Deleted 120 answers.\n" == done.stdout
+
+
 def test_where_nothing_holds_it_nothing_is_asked(home: Path) -> None:
     """Neither by the list nor by the deletion."""
     (made,) = record(home, {})

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import random
 import sqlite3
+from array import array
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from store_values import (
 from waiting import until
 
 from strop.proxy.errors import UnknownCompletion
-from strop.proxy.store import deletion_store, rated_turns, training_queries, writer
+from strop.proxy.store import deletion, deletion_store, rated_turns, training_queries, writer
 from strop.proxy.store.deletion_store import Deleted
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, StoredCompletion
 from strop.proxy.store.store import Store
@@ -156,6 +158,26 @@ async def test_who_learned_from_it_is_named(store: Store) -> None:
 
     assert Deleted(0, (), is_erased=True) == none
     assert Deleted(1, ("v1", "v3"), is_erased=True) == done
+
+
+async def test_who_learned_from_any_of_it_is_named(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is more than what one transaction deletes."""
+    monkeypatch.setattr(deletion_store, "_BATCH", 1)
+    for number in range(1, 4):
+        await version(store, await learnable(store, number))
+
+    done = await store.deletion.completions([first_of_session(number) for number in (3, 1)])
+
+    assert ("v1", "v3") == done.learners
+
+
+async def test_what_is_named_twice_counts_once(store: Store) -> None:
+    """However it is named."""
+    await record(store, "cmp_1")
+
+    assert 1 == (await store.deletion.completions(["cmp_1", "cmp_1"])).num
 
 
 async def test_a_session_is_deleted_whole(store: Store) -> None:
@@ -301,16 +323,82 @@ async def test_nor_where_rows_were_moved_while_others_went(tmp_path: Path) -> No
         store = await Store.open(database_in(folder), synchronous="off")
         ids = [f"cmp_{number:032}" for number in range(200)]
         deleted = ids[:40]
-        said = [{"request": b'{"prompt": "%b"}' % SECRET}] * 40 + [{}] * 160
+        secret = {
+            "request": b'{"prompt": "%b"}' % SECRET,
+            "sampling": b'{"stop": "%b"}' % SECRET,
+            "error": SECRET.decode(),
+        }
+        said: list[dict[str, Any]] = [secret] * 40 + [{}] * 160
         await asyncio.gather(
             *(record(store, id_, **one) for id_, one in zip(ids, said, strict=True))
         )
+        for number, id_ in enumerate(deleted):
+            await rate(store, id_, rater=SECRET.decode(), comment=SECRET.decode() * number)
         random.Random(seed).shuffle(deleted)
         await store.deletion.completions(deleted)
         await store.close()
         left.append(traces(folder)["strop.db"])
 
     assert [0] * 8 == left
+
+
+@pytest.mark.parametrize("has_more", [True, False])
+async def test_it_is_overwritten_before_anything_goes(store: Store, has_more: bool) -> None:
+    """All of it, as long as it was: SQLite may copy what stands beside what goes."""
+    said: dict[str, Any] = {"rater": "ann", "idempotency": "my-id", "comment": "why"}
+    more: dict[str, Any] = {"error": "h\u00e9", "request_id": "r-1", "prompt_text": "so"}
+    some: dict[str, Any] = {"correction": "s\u00f6", "tags": ("style",)}
+    texts = ("so",) * 3 if has_more else None
+    answer = choice(token_ids=array("i", [1, 2, 3]) if has_more else None, token_texts=texts)
+    for id_ in ("cmp_1", "cmp_2"):
+        await record(store, id_, choices=(answer,), **(more if has_more else {}))
+        await rate(store, id_, **said | {"idempotency": id_}, **(some if has_more else {}))
+    as_it_was = await store._writer.submit(columns)
+    seen: list[list[bytes | None]] = []
+
+    def watch(connection: sqlite3.Connection) -> None:
+        connection.create_function("look", 0, lambda: seen.append(columns(connection)))
+        connection.execute(
+            "CREATE TEMP TRIGGER watch BEFORE UPDATE OF state ON main.feedback"
+            " BEGIN SELECT look(); END"
+        )
+
+    await store._writer.submit(watch)
+    await store.deletion.completions(["cmp_1", "cmp_2"])
+
+    before = list(map(_num_bytes, as_it_was))
+    assert before == list(map(_num_bytes, seen[0]))
+    assert [] == [one for one, was in zip(seen[0], as_it_was, strict=True) if one == was and was]
+
+
+async def test_raters_of_short_names_hinder_nothing(store: Store) -> None:
+    """What stands in for one may stand in for another, and each rates an answer once."""
+    await record(store, "cmp_1")
+    for rater in "abcdefghijklmnopqrst":
+        await rate(store, "cmp_1", rater=rater)
+
+    assert 1 == (await store.deletion.completions(["cmp_1"])).num
+
+    withdrawn = (await store.list_feedback(FeedbackFilter(state="withdrawn"))).data
+    assert [""] * 20 == [one.rater for one in withdrawn]
+
+
+def columns(connection: sqlite3.Connection) -> list[bytes | None]:
+    """What of people's words and ids is kept of anything."""
+    found: list[bytes | None] = []
+    for table, names in (
+        ("completions", "request prompt_ids prompt_text sampling error request_id"),
+        ("choices", "message token_ids token_texts"),
+        ("feedback", "rater idempotency"),
+        ("feedback_revisions", "comment correction"),
+    ):
+        held = ", ".join(f"CAST({name} AS BLOB)" for name in names.split())
+        found += [one for row in connection.execute(f"SELECT {held} FROM {table}") for one in row]
+    return found
+
+
+def _num_bytes(held: bytes | None) -> int:
+    return len(held or b"")
 
 
 def traces(folder: Path) -> dict[str, int]:
@@ -368,13 +456,64 @@ async def test_what_a_reader_keeps_goes_when_it_has_ended(
         size_bytes = wal.stat().st_size
         await record(server, "cmp_2")
 
-    await until(lambda: wal.stat().st_size == 0)
+    await until(lambda: not (tmp_path / "strop.db-unerased").exists())
+    size_in_the_end = wal.stat().st_size
     after = traces(tmp_path)
     await server.close()
 
     assert Deleted(1, (), is_erased=False) == done
-    assert size_bytes > 0
+    assert size_bytes > 0 == size_in_the_end
     assert {"strop.db": 0, "strop.db-wal": 0, "strop.db-shm": 0} == after
+
+
+async def test_what_a_command_deleted_that_was_killed_goes_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves word before it commits."""
+    monkeypatch.setattr(writer, "EMPTYING_EVERY_S", 0.01)
+    unerased = tmp_path / "strop.db-unerased"
+    command = await Store.open(database_in(tmp_path))
+    await record(command, "cmp_1", request=b'{"prompt": "%b"}' % SECRET)
+
+    await command.deletion._delete(partial(deletion.delete, ids=["cmp_no"], now_ms=0))
+    without_any = unerased.exists()
+    await command.deletion._delete(partial(deletion.delete, ids=["cmp_1"], now_ms=0))
+    is_left = unerased.exists()
+    server = await Store.open(database_in(tmp_path), is_server=True)
+    await until(lambda: not unerased.exists())
+    after = traces(tmp_path)
+    await server.close()
+    await command.close()
+
+    assert (False, True) == (without_any, is_left)
+    assert {"strop.db": 0, "strop.db-wal": 0, "strop.db-shm": 0} == after
+
+
+async def test_nothing_is_to_be_erased_where_nothing_was_deleted(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads meanwhile; words that are forgotten count."""
+    monkeypatch.setattr(writer, "EMPTYING_S", 0.01)
+    monkeypatch.setattr(deletion_store, "_PAUSE_S", 0)
+    with contextlib.closing(sqlite3.connect(database_in(tmp_path), isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM completions").fetchall()
+        await record(store, "cmp_1")
+
+        nothing = [
+            await store.deletion.completions(["cmp_no"]),
+            await store.deletion.unrated(0),
+            await store.deletion.all_of(key_id=OTHER_KEY),
+        ]
+        await store.add_feedback(rating("cmp_no", key_id=OTHER_KEY, comment="why"), always)
+        words = await store.deletion.all_of(key_id=OTHER_KEY)
+        # Another process has emptied the WAL, before the last of this was in it.
+        (tmp_path / "strop.db-unerased").unlink()
+        await store.deletion._erase()
+
+    assert (tmp_path / "strop.db-unerased").exists()
+    assert [Deleted(0, (), is_erased=True)] * 3 == nothing
+    assert Deleted(0, (), is_erased=False) == words
 
 
 async def test_what_is_said_of_an_answer_in_flight_waits_for_it(store: Store) -> None:

@@ -259,6 +259,16 @@ async def test_what_is_removed_keeps_no_probe(store: Store, tmp_path: Path) -> N
     assert ['{"run":"run_1","created_ms":1}', MANIFEST.decode()] == kept_manifests(tmp_path)
 
 
+async def test_a_manifest_that_is_damaged_goes_whole(store: Store, tmp_path: Path) -> None:
+    """What stands in it can't be told; it hinders nothing."""
+    await version(store)
+    await store._writer.submit(lambda c: c.execute("UPDATE versions SET manifest = '{\"probe'"))
+
+    await store.versions.remove("v1", actor="cli")
+
+    assert ["{}"] == kept_manifests(tmp_path)
+
+
 async def test_what_was_removed_before_loses_its_probe_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,17 +279,18 @@ async def test_what_was_removed_before_loses_its_probe_too(
         older.setattr(database, "migrations", lambda: scripts[:5])
         connection = database.connect(database_in(tmp_path))
     row = (1, MODEL, "run", "retired", large.decode())
-    for removed_ms in (2, None):
+    damaged = (*row[:-1], '{"probe')
+    for removed in ((*row, 2), (*row, None), (*damaged, 2)):
         connection.execute(
             "INSERT INTO versions (created_ms, base, origin, state, manifest, removed_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?)", (*row, removed_ms),
+            " VALUES (?, ?, ?, ?, ?, ?)", removed,
         )  # fmt: skip
     connection.close()
     before = database_in(tmp_path).read_bytes().count(b"9151,")
 
     await (await Store.open(database_in(tmp_path))).close()
 
-    assert ['{"run":"run_1","created_ms":1}', large.decode()] == kept_manifests(tmp_path)
+    assert ['{"run":"run_1","created_ms":1}', large.decode(), "{}"] == kept_manifests(tmp_path)
     assert before == 2 * database_in(tmp_path).read_bytes().count(b"9151,") > 0
     assert not Path(f"{database_in(tmp_path)}-wal").exists()
 

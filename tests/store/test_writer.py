@@ -1,6 +1,7 @@
 """The one writer: group commit, and what happens when the store fails."""
 
 import asyncio
+import fcntl
 import sqlite3
 import sys
 import threading
@@ -12,8 +13,9 @@ from store_values import database_in
 from waiting import LIMIT_S, until
 
 from strop.proxy.errors import NotFound, StoreUnavailable
-from strop.proxy.store import database
+from strop.proxy.store import database, turns
 from strop.proxy.store import writer as writing
+from strop.proxy.store.turns import Turns
 from strop.proxy.store.writer import Writer
 
 Operation = Callable[[sqlite3.Connection], int]
@@ -23,7 +25,13 @@ Operation = Callable[[sqlite3.Connection], int]
 async def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Writer]:
     """A writer with a table of notes, that waits little and retries fast."""
     monkeypatch.setattr(writing, "RETRY_S", 0.02)
-    made = Writer(database_in(tmp_path), busy_timeout_s=0.05, max_queued=50, max_queued_bytes=1000)
+    made = Writer(
+        database_in(tmp_path),
+        busy_timeout_s=0.05,
+        is_server=True,
+        max_queued=50,
+        max_queued_bytes=1000,
+    )
     await made.open()
     await made.submit(lambda c: c.execute("CREATE TABLE notes (note INTEGER UNIQUE, text BLOB)"))
     yield made
@@ -379,12 +387,15 @@ async def test_emptying_the_wal_waits_no_longer_than_it_may(
     other.execute("BEGIN")
     other.execute("SELECT * FROM notes").fetchall()
     await writer.submit(note(1))
+    writer.leave_word()
 
     kept = await writer.empty_wal()
     size_bytes = wal.stat().st_size
+    is_left = (tmp_path / "strop.db-unerased").exists()
     other.close()
     emptied = await writer.empty_wal()
 
+    assert is_left
     assert (False, True) == (kept, emptied)
     assert size_bytes > 0 == wal.stat().st_size
     assert [1] == notes_in(tmp_path)
@@ -403,6 +414,96 @@ async def test_a_wal_that_cannot_be_emptied_is_said(writer: Writer) -> None:
     await writer.submit(lambda c: c.set_authorizer(None))
 
 
+async def test_the_wal_is_emptied_where_word_was_left_by_who_serves_alone(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: what is written in place of what was there takes less time."""
+    monkeypatch.setattr(writing, "EMPTYING_EVERY_S", 0.0)
+    monkeypatch.setattr(writer, "_emptying_due_s", 0.0)
+    unerased = tmp_path / "strop.db-unerased"
+    emptied: list[str] = []
+    await writer.submit(lambda c: c.set_trace_callback(emptied.append))
+
+    # Once a batch is acknowledged, what came after the one before it is over.
+    for number in range(3):
+        await writer.submit(note(number))
+    undisturbed = len([sql for sql in emptied if "TRUNCATE" in sql])
+    writer.leave_word()
+    await until(lambda: not unerased.exists())
+    for number in range(3, 6):
+        await writer.submit(note(number))
+    await writer.submit(lambda c: c.set_trace_callback(None))
+
+    assert (0, 1) == (undisturbed, len([sql for sql in emptied if "TRUNCATE" in sql]))
+
+    worker = Writer(database_in(tmp_path))
+    await writer.aclose()
+    await worker.open()
+    worker.leave_word()
+    for number in range(6, 9):
+        await worker.submit(note(number))
+    await worker.aclose()
+
+    assert unerased.exists()
+    assert 0o600 == unerased.stat().st_mode & 0o777
+
+
+async def test_word_that_cannot_be_left_is_said(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is the store's own."""
+    monkeypatch.setattr(writer, "_unerased", tmp_path / "nowhere" / "strop.db-unerased")
+
+    with pytest.raises(StoreUnavailable, match="its folder must be writable"):
+        writer.leave_word()
+
+
+async def test_emptying_waits_briefly_and_writing_as_long_as_before(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can write while it waits."""
+    monkeypatch.setattr(writing, "EMPTYING_S", 0.013)
+    asked: list[str] = []
+    await writer.submit(lambda c: c.set_trace_callback(asked.append))
+
+    await writer.empty_wal()
+    await writer.submit(lambda c: c.set_trace_callback(None))
+
+    assert [
+        "PRAGMA busy_timeout = 13",
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        "PRAGMA busy_timeout = 50",
+    ] == [sql for sql in asked if sql.startswith("PRAGMA")]
+
+
+async def test_the_wal_is_emptied_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several write."""
+    monkeypatch.setattr(writing, "RETRY_S", 0.02)
+    path = database_in(tmp_path)
+    turns.begin(path)
+    writer, other = Writer(path, is_server=True), Turns(path)
+    await writer.open()
+    with other:
+        writer.leave_word()
+        monkeypatch.setattr(writer, "_emptying_due_s", 0.0)
+        await until(lambda: _is_held(path.with_name("strop.db-next")))
+        is_left = (tmp_path / "strop.db-unerased").exists()
+    await until(lambda: not (tmp_path / "strop.db-unerased").exists())
+    other.close()
+    await writer.aclose()
+
+    assert is_left
+
+
+def _is_held(lock: Path) -> bool:
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 async def test_a_wal_that_cannot_be_emptied_unasked_hinders_nobody(
     writer: Writer,
     tmp_path: Path,
@@ -417,6 +518,7 @@ async def test_a_wal_that_cannot_be_emptied_unasked_hinders_nobody(
 
     await writer.submit(lambda c: c.set_authorizer(refuse))
     monkeypatch.setattr(writer, "_emptying_due_s", 0.0)
+    writer.leave_word()
     await until(lambda: caplog.text.count("a checkpoint failed") > 1)
     noted = await writer.submit(note(1))
     await writer.submit(lambda c: c.set_authorizer(None))
