@@ -127,7 +127,7 @@ async def _post(engine: httpx.AsyncClient, path: str, content: bytes) -> str:
 def masked(answer: str) -> str:
     """Return an answer without what differs between any two: ids and its time."""
     answer = re.sub(r'"created":\d+', '"created":0', answer)
-    answer = re.sub(r'"(chatcmpl-tool|chatcmpl|cmpl)-[0-9a-f]{16}', r'"\1-0', answer)
+    answer = re.sub(r'"(chatcmpl-tool|chatcmpl|cmpl)-(?:[0-9a-f]{16}){1,2}', r'"\1-0', answer)
     return re.sub(r'"system_fingerprint":"[^"]+"', '"system_fingerprint":"vllm"', answer)
 
 
