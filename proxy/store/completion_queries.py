@@ -4,6 +4,7 @@ Pure: makes queries and decodes their rows; runs and changes nothing.
 """
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -126,6 +127,11 @@ def newest(
     where = " AND ".join([*places, *conditions])
     sql = f"SELECT {_SUMMARY} FROM completions AS c WHERE {where} {_ORDER}"
     return Query(sql, (*place, *values, limit), _decode_summary)
+
+
+def keys_of(session: str) -> Query[str]:
+    """Return the query for the key of each completion of the sessions called `session`."""
+    return Query("SELECT key_id FROM completions WHERE session = ?", (session,), itemgetter(0))
 
 
 def newest_placed(

@@ -7,6 +7,7 @@ connection of their own that can't write; neither keeps a transaction open.
 import asyncio
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -259,6 +260,10 @@ class Store:
         In the order in which they were committed, whatever the clock said.
         """
         return await self._reader.all(completion_queries.latest(limit, before))
+
+    async def count_by_key(self, session: str) -> Counter[str]:
+        """Return how many completions of the sessions called `session` each key has."""
+        return Counter(await self._reader.all(completion_queries.keys_of(session)))
 
     async def get_feedback(self, id_: str) -> Feedback | None:
         """Return a feedback as its current revision says, or None."""

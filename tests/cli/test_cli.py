@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,10 @@ from click.testing import CliRunner, Result
 from fake_engine import FakeEngine
 from fake_ollama import FakeOllama, base_of
 from fake_vllm import FakeVllm
-from routes_app import completion
+from recorded_home import empty_home, record
 from running import running, settings_for
 
 from strop.configs import installation
-from strop.proxy.cli import sessions
 from strop.proxy.cli.root import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
@@ -38,7 +36,7 @@ from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings.settings import KINDS, load
 from strop.proxy.settings.told import tell
 from strop.proxy.store import database, deletion_store, file_lock, run_lock, writer
-from strop.proxy.store.records import Choice, Completion, Feedback, NewFeedback
+from strop.proxy.store.records import Choice, Feedback, NewFeedback
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
 
@@ -48,34 +46,12 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home with an empty store."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    record(folder)
-    return folder
+    return empty_home(tmp_path)
 
 
 def run(home: Path, *arguments: str, **options: Any) -> Result:
     """Run a command with this home."""
     return CliRunner(env={"STROP_HOME": str(home)}).invoke(main, arguments, **options)
-
-
-def record(home: Path, *made: dict[str, Any]) -> list[str]:
-    """Put completions into the home's store; return their ids."""
-
-    async def commit() -> list[str]:
-        store = await Store.open(home / "strop.db")
-        try:
-            completions = [completion(**one) for one in made]
-            committed = [store.commit_completion(partial(_same, one), 1000) for one in completions]
-            return [recorded.id for recorded in await asyncio.gather(*committed)]
-        finally:
-            await store.close()
-
-    return asyncio.run(commit())
-
-
-def _same(made: Completion) -> Completion:
-    return made
 
 
 def feedback(home: Path) -> list[Feedback]:
@@ -921,11 +897,8 @@ def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Pat
     assert keyless.endswith(" strop completions delete --session project --key local\n")
 
 
-def test_a_name_that_keys_share_is_no_one_conversation(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is neither deleted nor exported before it is said whose is meant; nor is a long one."""
-    monkeypatch.setattr(sessions, "_PAGE", 2)
+def test_a_name_that_keys_share_is_no_one_conversation(home: Path) -> None:
+    """It is neither deleted nor exported before it is said whose is meant."""
     named = {"session": "conv 1"}
     one, _, other = record(home, *[{**named, "key_id": "key_a"}] * 2, {**named, "key_id": "key_b"})
     for id_ in (one, other):

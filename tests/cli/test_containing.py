@@ -1,43 +1,21 @@
 """Answers that hold a name: listed, and forgotten."""
 
-import asyncio
 import json
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from routes_app import completion
+from recorded_home import empty_home, record
 
 from strop.proxy.cli.root import main
-from strop.proxy.store.store import Store
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home with an empty store."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    record(folder)
-    return folder
-
-
-def record(home: Path, *made: dict[str, Any]) -> list[str]:
-    """Put completions into the home's store, one after the other; return their ids."""
-
-    async def commit() -> list[str]:
-        store = await Store.open(home / "strop.db")
-        try:
-            completions = [completion(**one) for one in made]
-            for one in completions:
-                await store.commit_completion(partial(lambda one: one, one), 1000)
-        finally:
-            await store.close()
-        return [one.id for one in completions]
-
-    return asyncio.run(commit())
+    return empty_home(tmp_path)
 
 
 def run(home: Path, *arguments: str, **options: Any) -> Result:

@@ -150,6 +150,7 @@ async def _reads(store: Store, given: str) -> None:
     for asked in feedback_filters():
         for after in (None, given):
             await store.list_feedback(asked, after=after)
+    await store.count_by_key("mine")
     await store.feedback_counts()
     await store.feedback_counts("mine", KEY)
     for key_id in (None, KEY):
