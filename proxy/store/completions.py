@@ -17,8 +17,8 @@ from strop.proxy.store.records import Choice, Completion, ParentBy, Recorded, Re
 TAIL_WINDOW_MS: Final = 24 * 60 * 60 * 1000
 """How long a choice can be found again by its tail key."""
 
-_NUM_OF_A_SESSION: Final = 16
-"""Among how many of the newest equal histories the one of a session is looked for."""
+_NUM_EQUAL: Final = 64
+"""Among how many of the newest equal histories that of the request's own conversation is sought."""
 
 COMPLETION_COLUMNS: Final = (
     "id", "created_ms", "key_id", "dialect", "engine", "model", "served", "version", "state",
@@ -43,15 +43,15 @@ _INSERT_CHOICE: Final = _insert("choices", CHOICE_COLUMNS)
 
 # CROSS JOIN keeps the order: the choice by its key first, then its completion by id.
 _BY_CHAIN: Final = """
-SELECT h.completion, h.choice, c.session, c.turn, h.chain, h.tail
+SELECT h.completion, h.choice, c.session, c.session_by, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
 WHERE h.chain = ? AND c.key_id = ? ORDER BY h.num DESC LIMIT ?"""
 _BY_TAIL: Final = """
-SELECT h.completion, h.choice, c.session, c.turn, h.chain, h.tail
+SELECT h.completion, h.choice, c.session, c.session_by, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
 WHERE h.tail = ? AND h.created_ms > ? AND c.key_id = ? LIMIT 2"""
 _BY_ID: Final = """
-SELECT h.completion, h.choice, c.session, c.turn, h.chain, h.tail
+SELECT h.completion, h.choice, c.session, c.session_by, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
 WHERE h.completion = ? AND c.key_id = ? ORDER BY h.choice"""
 
@@ -62,6 +62,7 @@ class Candidate(NamedTuple):
     completion: str
     choice: int
     session: str
+    session_by: str
     turn: str
     chain: bytes | None
     tail: bytes | None
@@ -165,7 +166,8 @@ def find_reply(
 
     The choice of the completion `follows`, which the client names, if the whole history or its tail
     is that choice's. Else by the whole history: of several, those whose tail it has too, a tool
-    call's id; of these the newest, of `session` if one is, marked ambiguous if it is not alone.
+    call's id; of these the newest of `session`, or without one of those for which no session was
+    named either; else the newest; marked ambiguous if it is not alone.
     Else by its tail: only if one choice alone, of the last 24 h, has it. Other keys' choices are
     never found.
     """
@@ -179,9 +181,7 @@ def find_reply(
                 return one.reply("tail")
     equal: list[Candidate] = []
     if after is not None:
-        # Two tell that there are several; one of `session` may stand behind them.
-        limit = 2 if session is None else _NUM_OF_A_SESSION
-        equal = yield Query(_BY_CHAIN, (after, key_id, limit), lambda row: Candidate(*row))
+        equal = yield Query(_BY_CHAIN, (after, key_id, _NUM_EQUAL), lambda row: Candidate(*row))
     has_tail = [one for one in equal if after_tail is not None and one.tail == after_tail]
     if after_tail is not None and len(equal) != 1 and not has_tail:
         parameters = (after_tail, now_ms - TAIL_WINDOW_MS, key_id)
@@ -192,8 +192,15 @@ def find_reply(
 
 
 def _newest(equal: list[Candidate], session: str | None) -> Reply | None:
-    """Return the first, or the first of `session` if one is; marked ambiguous if not alone."""
-    same = [one for one in equal if one.session == session] or equal
+    """Return the first of the same conversation, else the first; marked if it is not alone.
+
+    What has no name of its client's is none of a conversation that has one.
+    """
+    if session is None:
+        same = [one for one in equal if one.session_by != "client"]
+    else:
+        same = [one for one in equal if one.session == session]
+    same = same or equal
     return same[0].reply("chain" if len(same) == 1 else "chain_ambiguous") if same else None
 
 

@@ -264,6 +264,42 @@ async def test_of_equal_histories_that_of_the_clients_own_session_is_followed(
     ]
 
 
+async def test_of_equal_histories_one_without_a_session_is_followed_without_one(
+    store: Store,
+) -> None:
+    """What a named conversation asks alike, an evaluation's for one, is another's."""
+    await record(store, "cmp_1", choices=(choice(chain=b"x"),))
+    for number in range(2, 20):
+        await record(store, f"cmp_{number}", session="eval", choices=(choice(chain=b"x"),))
+
+    followed = await record(store, "cmp_a", after=b"x", choices=(choice(chain=b"y"),))
+    again = await record(store, "cmp_b", after=b"x")
+    replied = await store.find_reply(KEY, b"x", None)
+    labelled = await record(store, "cmp_c", session="eval", after=b"x")
+    unnamed = await record(store, "cmp_d", after=b"y")
+
+    assert ("cmp_1", "chain", "ses_1") == (followed.parent, followed.parent_by, followed.session)
+    assert ("cmp_1", "chain") == (again.parent, again.parent_by)
+    assert replied is not None
+    assert ("cmp_1", "chain") == (replied.completion, replied.by)
+    assert ("cmp_19", "chain_ambiguous") == (labelled.parent, labelled.parent_by)
+    assert ("cmp_a", "ses_1") == (unnamed.parent, unnamed.session)
+
+
+async def test_a_named_history_is_followed_without_a_name_where_there_is_no_other(
+    store: Store,
+) -> None:
+    """A client need not say the name each time; its conversation goes on."""
+    await record(store, "cmp_1", session="mine", choices=(choice(chain=b"x"),))
+    unnamed = await record(store, "cmp_2", after=b"x", choices=(choice(chain=b"y"),))
+    await record(store, "cmp_3", session="eval", choices=(choice(chain=b"y"),))
+
+    followed = await record(store, "cmp_4", after=b"y")
+
+    assert ("cmp_1", "mine") == (unnamed.parent, unnamed.session)
+    assert ("cmp_2", "chain", "mine") == (followed.parent, followed.parent_by, followed.session)
+
+
 async def test_of_equal_histories_that_of_the_same_call_is_followed(store: Store) -> None:
     """A call's id is in the tail alone; however many chats of the same words came after it."""
     for number in range(1, 5):
