@@ -95,6 +95,10 @@ class VersionStore:
         """Say whether retention must keep a version; see `versions.set_kept`."""
         return await self._writer.submit(partial(versions.set_kept, id_=id_, is_kept=is_kept))
 
+    async def refuse_needed(self, id_: str) -> None:
+        """Raise where a version can't be removed; see `versions.refuse_needed`."""
+        await self._writer.submit(partial(versions.refuse_needed, id_=id_))
+
     async def remove(self, id_: str, *, actor: str) -> None:
         """Show a version no more; see `versions.remove`."""
         remove = partial(versions.remove, id_=id_, actor=actor, now_ms=now_ms())

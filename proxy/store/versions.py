@@ -262,10 +262,8 @@ def set_kept(connection: sqlite3.Connection, id_: str, is_kept: bool) -> Version
     return _by_num(connection, known.num)
 
 
-def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int) -> None:
-    """Show a version no more, and forget its probe.
-
-    What descends from it has still learned what it learned.
+def refuse_needed(connection: sqlite3.Connection, id_: str) -> Version:
+    """Return a version that may be removed.
 
     Raises:
         NotFound: there is no such version.
@@ -277,20 +275,22 @@ def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int)
         raise Conflict(f"{id_} is active; activate another version first, or roll back")
     if known.state == "candidate":
         raise Conflict(f"{id_} is being made; cancel its run first")
-    refuse_kept(known)
+    if known.is_kept:
+        raise Conflict(f"{id_} is kept; let it go first (`adapters keep {id_} --release`)")
     for run in run_queries.unfinished().run(connection):
         if run.parent == id_:
             raise Conflict(f"{run.id} continues {id_}; wait for it, or cancel it")
+    return known
+
+
+def remove(connection: sqlite3.Connection, id_: str, *, actor: str, now_ms: int) -> None:
+    """Show a version no more, and forget its probe; raises as `refuse_needed`.
+
+    What descends from it has still learned what it learned.
+    """
+    known = refuse_needed(connection, id_)
     connection.execute(_REMOVE, (now_ms, known.num))
     events.add(connection, known.num, "removed", actor, {}, now_ms)
-
-
-def refuse_kept(known: Version) -> None:
-    """Raise Conflict where a version is kept: whoever removes it has to let it go first."""
-    if known.is_kept:
-        raise Conflict(
-            f"{known.id} is kept; let it go first (`adapters keep {known.id} --release`)"
-        )
 
 
 def add_event(

@@ -27,7 +27,6 @@ from strop.proxy.metrics import Metrics
 from strop.proxy.serving import Serving
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.version_records import Version
-from strop.proxy.store.versions import refuse_kept
 from strop.proxy.versions.activation import Loaded, Progress, Switched, Wish
 from strop.proxy.versions.displaced import displaced
 from strop.proxy.versions.keeping import VersionKeeper
@@ -157,10 +156,10 @@ class Swapper:
             await self._remove(loader, version, actor)
 
     async def _remove(self, loader: Loader, version: str, actor: str) -> None:
-        row = await loader.row(version)
-        if row.state == "active" or version == self._serving.alias.active.version:
+        # All of it first: what is refused must not have been unloaded.
+        await self._versions.refuse_needed(version)
+        if version == self._serving.alias.active.version:
             raise Conflict(f"{version} is active; activate another version first")
-        refuse_kept(row)
         num_leases = self._serving.leases.count(version)
         if num_leases:
             raise Conflict(f"{num_leases} requests hold {version}; try again when they ended")

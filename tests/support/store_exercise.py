@@ -128,6 +128,7 @@ async def _versions(store: Store, given: str) -> None:
     await versions.mark_missing("v3", "gone", actor="api")
     await versions.mark_found("v3", actor="api")
     await versions.add_event("v4", "unloaded", actor="api")
+    await versions.refuse_needed("v3")
     await versions.remove("v3", actor="api")
     # The second rating takes the place of the first, which a version has learned.
     same = await rate(store, first_of_session(1), comment="again")

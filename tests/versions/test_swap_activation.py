@@ -34,6 +34,7 @@ from strop.proxy.engines.vllm import Vllm
 from strop.proxy.errors import ActivationFailed, BadRequest, Conflict, EngineNotReady, NotFound
 from strop.proxy.serving import Serving
 from strop.proxy.store import run_lock
+from strop.proxy.store.run_records import RunUpdate
 from strop.proxy.upstream.upstream import Upstream
 from strop.proxy.versions.loading import GONE
 
@@ -761,6 +762,30 @@ async def test_a_version_is_removed_from_the_engine_before_its_files_go(tmp_path
         assert await it.proxy.services.store.versions.get(first) is None
         with pytest.raises(NotFound):
             await it.swapper.remove(first, actor="api")
+
+
+async def test_what_is_not_removed_stays_loaded(tmp_path: Path) -> None:
+    """A run goes on from it, or somebody keeps it."""
+    async with swapped(tmp_path / "home") as it:
+        first, second = await it.publish(), await it.publish()
+        await it.swapper.activate(first, actor="api")
+        await it.swapper.activate(second, actor="api")
+        store = it.proxy.services.store
+        row = await store.versions.get(first)
+        assert row is not None
+        run = await store.runs.create(
+            objective="topr", preset="balanced", parent=first, base=row.base, requested_by="api"
+        )
+
+        with pytest.raises(Conflict, match=f"{run.id} continues v1"):
+            await it.swapper.remove(first, actor="api")
+        await store.runs.update(run.id, RunUpdate(state="cancelled"))
+        await store.versions.set_kept(first, True)
+        with pytest.raises(Conflict, match="v1 is kept"):
+            await it.swapper.remove(first, actor="api")
+
+        assert [] == it.fake.unloaded
+        assert ("v1", "v2") == it.library.versions_on_disk()
 
 
 async def test_a_version_is_removed_while_its_folder_can_not_be(
