@@ -7,6 +7,7 @@ them. It takes adapters only when it is started, so it serves no versions. Measu
 
 from collections.abc import Mapping
 from dataclasses import replace
+from urllib.parse import quote
 
 from strop.proxy.engines.base import Ask, Capabilities, EngineState, Plan
 from strop.proxy.engines.calls import LOAD_TIMEOUT_S, json_of
@@ -57,10 +58,11 @@ class LlamaServer(SingleServer):
             restore = Restore(absent=("logprobs",)) if is_chat else Restore(nulls=("logprobs",))
         return Plan.of(ask, self._ids.get(ask.served, ask.served), changes, restore)
 
-    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:  # noqa: ARG002
+    async def count_prompt(self, served: str, chat: Mapping[str, object]) -> int:
         """Return how many tokens it makes of the prompt that it renders."""
-        prompt = await self._calls.read("/apply-template", chat, "prompt")
-        text = {"content": prompt, "add_special": True, "parse_special": True}
+        model = self._ids.get(served, served)
+        prompt = await self._calls.read("/apply-template", {**chat, "model": model}, "prompt")
+        text = {"model": model, "content": prompt, "add_special": True, "parse_special": True}
         return len(await self._calls.read("/tokenize", text, "tokens"))
 
     async def check(self) -> EngineState:
@@ -84,7 +86,8 @@ class LlamaServer(SingleServer):
         )
         gives_ids = has_ids(said)
         missing = [] if gives_ids else [NO_LOGPROBS]
-        loras = json_of(await self._calls.ask("GET", "/lora-adapters"))
+        named = quote(self._ids.get(model, model), safe="")
+        loras = json_of(await self._calls.ask("GET", f"/lora-adapters?model={named}"))
         if isinstance(loras, list) and any(one.get("scale") for one in loras):
             missing.append(_OTHER_WEIGHTS)
         self.shortfalls = tuple(missing)

@@ -36,7 +36,7 @@ async def fake(handler: Callable[[Call], Any], home: Path, **engine: Any) -> Asy
 
 @pytest.fixture(
     params=[
-        *("fake_vllm", "fake_llama_server"),
+        *("fake_vllm", "fake_llama_server", "fake_llama_router"),
         pytest.param("embedded", marks=pytest.mark.engine),
         pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(900)]),
         pytest.param("llama_server", marks=pytest.mark.llamacpp),
@@ -50,8 +50,9 @@ async def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         case "fake_vllm":
             async with fake(FakeVllm(), tmp_path) as proxy:
                 yield proxy
-        case "fake_llama_server":
-            async with fake(FakeLlamaServer(), tmp_path, kind="llama_server") as proxy:
+        case "fake_llama_server" | "fake_llama_router":
+            others = ("/models/b.gguf",) if request.param == "fake_llama_router" else ()
+            async with fake(FakeLlamaServer(others), tmp_path, kind="llama_server") as proxy:
                 yield proxy
         case "embedded":
             settings = settings_for(engine_process.shared(qwen3).url, model=model)

@@ -190,8 +190,9 @@ async def test_it_is_not_ready_while_it_reads_its_model(tmp_path: Path) -> None:
         (FakeLlamaServer(gives_logprobs=False), "returns none"),
         (FakeLlamaServer(lora_scale=1.0), "--lora"),
         (FakeLlamaServer(lora_scale=0.0), ""),
+        (FakeLlamaServer(others=("/models/b.gguf",), lora_scale=1.0), "--lora"),
     ],
-    ids=["all", "no logprobs", "adapter", "adapter off"],
+    ids=["all", "no logprobs", "adapter", "adapter off", "adapter of a router's"],
 )
 async def test_what_it_claims_and_does_not_do_is_said(
     handler: FakeLlamaServer, expected: str

@@ -13,8 +13,9 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-from fake_engine import SSE, Call
+from fake_engine import SSE, Call, Request
 from fake_vllm_answers import END_ID, Choice, Token, sample
 
 MODEL_PATH = "/models/tiny.gguf"
@@ -30,7 +31,8 @@ class FakeLlamaServer:
     """The handler.
 
     Attributes:
-        others: the ids of further models, as a router lists them.
+        others: the ids of further models, as a router lists them. A router takes each request by
+            the model that it names.
         key: the API key that everything but `/health` and `/v1/models` asks for.
         is_loading: as while the model is being read.
         lora_scale: of the adapter that it was started with; None where there is none.
@@ -54,6 +56,8 @@ class FakeLlamaServer:
         is_open = request.path in ("/health", "/v1/models", "/props")
         if self.key and not is_open and not is_let_in:
             return await _refuse(call, 401, "Invalid API Key", "authentication_error")
+        if self.others and (wrong := self._misrouted(request)):
+            return await _refuse(call, *wrong)
         match (request.method, request.path):
             case ("GET", "/health"):
                 await _answer(call, {"status": "ok"})
@@ -81,6 +85,20 @@ class FakeLlamaServer:
                 await self._complete(call, is_chat=False)
             case _:
                 await _refuse(call, 404, "File Not Found", "not_found_error")
+        return None
+
+    def _misrouted(self, request: Request) -> tuple[int, str, str] | None:
+        """Return how a router refuses a request that names no model, or one that it hasn't."""
+        if request.method == "POST":
+            named = request.json().get("model", "")
+        elif request.path == "/lora-adapters":
+            named = parse_qs(urlsplit(request.target).query).get("model", [""])[0]
+        else:
+            return None
+        if not named:
+            return 400, "model name is missing from the request", "invalid_request_error"
+        if named not in (MODEL_PATH, *self.others):
+            return 404, "model not found", "not_found_error"
         return None
 
     async def _complete(self, call: Call, *, is_chat: bool) -> None:
