@@ -5,7 +5,6 @@ Asked for before a run, since few answers are rated. Encodes nothing.
 
 import logging
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
 
 from strop.proxy.errors import BadRequest, NotFound, UpstreamError, UpstreamUnreachable
 from strop.proxy.serving import Serving
@@ -15,9 +14,6 @@ from strop.proxy.store.run_records import RatedTurn
 from strop.proxy.store.store import Store
 
 log = logging.getLogger(__name__)
-
-_MOST_HELD_OUT: Final = 512
-"""Of how many held-out turns the prompts are asked for; a run looks at no more of the newest."""
 
 
 class Prompts:
@@ -54,16 +50,10 @@ class Prompts:
         """Yield the chats that are learned from, or judged by, and whose prompts nobody knows."""
         seen: set[str] = set()
         ratings = self._store.training
-        async for turn in ratings.fresh_turns(parent, base=base):
-            for completion in _unknown_in(turn, seen):
-                yield completion
-        num_held_out = 0
-        async for turn in ratings.held_out_turns(base=base):
-            for completion in _unknown_in(turn, seen):
-                yield completion
-            num_held_out += 1
-            if num_held_out == _MOST_HELD_OUT:
-                break
+        for turns in (ratings.fresh_turns(parent, base=base), ratings.held_out_turns(base=base)):
+            async for turn in turns:
+                for completion in _unknown_in(turn, seen):
+                    yield completion
 
     async def _shown(self, completion: Completion) -> str | None:
         """Return the prompt of a chat; None where the engine doesn't take it any more.

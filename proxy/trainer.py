@@ -22,7 +22,7 @@ from strop.proxy.child import Child, last_words
 from strop.proxy.errors import StropError, Unavailable
 from strop.proxy.run_requests import Base, TrainCommand, Wanted
 from strop.proxy.settings.settings import Training
-from strop.proxy.store import layout, run_lock
+from strop.proxy.store import layout, run_folder, run_lock
 from strop.proxy.store.run_records import UNFINISHED, Run, RunUpdate
 from strop.proxy.store.store import Store
 from strop.proxy.store.version_records import BASE
@@ -249,10 +249,7 @@ class Trainer:
 
     async def _see_through(self, run: Run) -> bool:
         """Run the process of `run` to its end; return whether the run is over."""
-        folder = self._runs_folder / run.id
-        # Not with parents=True: that gives the outer one the mode that the umask leaves.
-        for one in (self._runs_folder, folder):
-            one.mkdir(mode=0o700, exist_ok=True)
+        folder = run_folder.make(self._home, run.id)
         await self._note_prompts(run.parent or BASE, run.base)
         log_path = folder / "output.log"
         command = self._command(self._home, run.id)

@@ -19,7 +19,6 @@ from strop.training.objectives.base import Objective
 from strop.training.rows import Target
 from strop.training.training_set import HeldOutTurn
 
-MAX_HELD_OUT: Final = 512
 MAX_PROMPT_TOKENS: Final = 4096
 NUM_JUDGING: Final = 32
 """How many held-out sessions a candidate is compared on, the newest.
@@ -113,7 +112,7 @@ async def collect(
     learn = objective.select(found.examples)
     if reason := refusal(found, learn, objective.name):
         raise Refused(reason)
-    judging = await _held_out(ratings, base)
+    judging = [one async for one in ratings.held_out_turns(base=base)]
     kept = _rated(judging, target)
     counts = found.counts() | {"examples": len(learn), "held_out": len(kept)}
     return Collected(
@@ -133,16 +132,7 @@ async def collect(
 
 async def held_out_turns(ratings: TrainingStore, target: Target) -> list[Example]:
     """Return the newest rated turns of held-out sessions."""
-    return _rated(await _held_out(ratings, target.base), target)
-
-
-async def _held_out(ratings: TrainingStore, base: str) -> list[RatedTurn]:
-    turns: list[RatedTurn] = []
-    async for turn in ratings.held_out_turns(base=base):
-        turns.append(turn)
-        if len(turns) == MAX_HELD_OUT:
-            break
-    return turns
+    return _rated([one async for one in ratings.held_out_turns(base=target.base)], target)
 
 
 def _rated(turns: Sequence[RatedTurn], target: Target) -> list[Example]:

@@ -77,7 +77,6 @@ class Loop:
         policy: starts at the parent's weights.
         objective: the loss.
         units: what is learned from, at least one.
-        parents: for each unit, the parent's logprobs of each answer.
         schedule: how far to go.
         micro_batch: how much the device takes at once.
         folder: where the state is kept.
@@ -88,7 +87,6 @@ class Loop:
         policy: Policy,
         objective: Objective,
         units: Sequence[Unit],
-        parents: Sequence[tuple[Floats, ...]],
         schedule: Schedule,
         micro_batch: MicroBatch,
         folder: Path,
@@ -96,7 +94,6 @@ class Loop:
         self._policy = policy
         self._objective = objective
         self._units = units
-        self._parents = parents
         self._schedule = schedule
         self._micro_batch = micro_batch
         self._folder = folder
@@ -199,10 +196,10 @@ class Loop:
             batch = [left[i] for i in pack(sizes, self._micro_batch.max_tokens)[0]]
             units = [self._units[i] for i in batch]
             if self._is_too_big(units):
-                added = self._add_one_by_one(batch[0], len(indices))
+                added = self._add_one_by_one(units[0], len(indices))
             else:
                 try:
-                    added = self._add_together(batch, len(indices))
+                    added = self._add_together(units, len(indices))
                 except OutOfMemory as error:
                     self._micro_batch.halve(_sequences(units), error)
                     continue
@@ -215,13 +212,12 @@ class Loop:
         is_one_of_several = len(units) == 1 and len(units[0].answers) > 1
         return is_one_of_several and _rows(units[0]).num_padded > self._micro_batch.max_tokens
 
-    def _add_together(self, batch: Sequence[int], num_units: int) -> Means:
-        units = [self._units[i] for i in batch]
+    def _add_together(self, units: Sequence[Unit], num_units: int) -> Means:
         means = Means()
 
         def gradient(flat: list[Floats]) -> list[Floats]:
             grouped = _grouped(units, flat)
-            losses = [self._loss(i, logprobs) for i, logprobs in zip(batch, grouped, strict=True)]
+            losses = [self._loss(*one) for one in zip(units, grouped, strict=True)]
             for _, metrics in losses:
                 means.update(metrics)
             return [_shared(one, num_units) for loss, _ in losses for one in loss.gradients]
@@ -229,11 +225,10 @@ class Loop:
         self._policy.accumulate(_sequences(units), gradient)
         return means
 
-    def _add_one_by_one(self, index: int, num_units: int) -> Means:
+    def _add_one_by_one(self, unit: Unit, num_units: int) -> Means:
         """Add one unit whose answers don't fit together: first their logprobs, then each alone."""
-        unit = self._units[index]
         (logprobs,) = self._logprobs([unit])
-        loss, metrics = self._loss(index, logprobs)
+        loss, metrics = self._loss(unit, logprobs)
         for answer, gradient in zip(unit.answers, loss.gradients, strict=True):
             scaled = [_shared(gradient, num_units)]
             try:
@@ -242,16 +237,15 @@ class Loop:
                 self._micro_batch.halve([answer.tokens], error)
         return metrics
 
-    def _loss(self, index: int, logprobs: tuple[Floats, ...]) -> tuple[Loss, Means]:
-        unit = self._units[index]
+    def _loss(self, unit: Unit, logprobs: tuple[Floats, ...]) -> tuple[Loss, Means]:
         loss = self._objective(unit, logprobs)
         means = Means()
         means.add("loss", loss.value)
         for name, value in loss.metrics.items():
             means.add(name, value)
-        answers = [*zip(unit.answers, logprobs, self._parents[index], strict=True)]
-        for answer, now, parent in answers[_SAMPLED[unit.kind]]:
-            ratios = (now - parent)[answer.keep].astype(np.float64)
+        answers = [*zip(unit.answers, logprobs, strict=True)]
+        for answer, now in answers[_SAMPLED[unit.kind]]:
+            ratios = (now - answer.parent)[answer.keep].astype(np.float64)
             means.add("kl_parent", float(kl_of(ratios).sum()), len(ratios))
         return loss, means
 

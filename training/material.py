@@ -11,7 +11,7 @@ from strop.proxy.store import prompt as recorded
 from strop.proxy.store.records import Completion
 from strop.proxy.store.training_store import TrainingStore
 from strop.training import rows
-from strop.training.collection import MAX_HELD_OUT, MAX_PROMPT_TOKENS, held_out_turns
+from strop.training.collection import MAX_PROMPT_TOKENS, held_out_turns
 from strop.training.evaluate import Material, Prompt
 from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
 from strop.training.rows import LeftOut, Target, Tokenizer
@@ -50,16 +50,14 @@ async def gather(
 async def _recorded_prompts(ratings: TrainingStore, target: Target) -> tuple[Prompt, ...]:
     """Return the distinct prompts of rated answers that are held out, newest first."""
     found: dict[tuple[int, ...], Prompt] = {}
-    num_turns = 0
     async for turn in ratings.held_out_turns(base=target.base):
-        num_turns += 1
         # The last one is what was rated.
         completion = turn.completions[-1].completion
         asked = rows.read_prompt(completion, target)
         if not isinstance(asked, LeftOut) and len(asked) <= MAX_PROMPT_TOKENS:
             ids = tuple(asked)
             found.setdefault(ids, Prompt(_messages(completion), ids))
-        if len(found) == MAX_SAMPLES or num_turns == MAX_HELD_OUT:
+        if len(found) == MAX_SAMPLES:
             break
     return tuple(found.values())
 

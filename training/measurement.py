@@ -3,6 +3,7 @@
 Computes with a policy that stands at the parent's weights. Knows no store.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from strop.training.sequences import Answer, Floats, Tokens, Unit
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Units, and for each the parent's logprobs of its answers.
+    """Units, and what was found of their answers.
 
     `agreement` is between trainer and engine. `num_gone` answers were sampled by a version that is
     no longer there: the engine's own logprobs stand in, where it gave some. `staleness` is the mean
@@ -27,7 +28,6 @@ class Measured:
     """
 
     units: tuple[Unit, ...]
-    parents: tuple[tuple[Floats, ...], ...]
     agreement: Agreement
     num_gone: int
     staleness: float
@@ -93,21 +93,15 @@ def measure(
     agreement = mismatch.compare(captured, sampler)
     agreement.check()
     tokens = [row.tokens for row in rows]
-    answers = [
-        Answer(*parts)
-        for parts in zip(tokens, scores.of(BASE, tokens), sampler, agreement.keep, strict=True)
+    base, parents = scores.of(BASE, tokens), scores.of(weights[parent], tokens)
+    answers = map(Answer, tokens, base, sampler, parents, agreement.keep)
+    units = [
+        Unit(one.kind, advantage, tuple(itertools.islice(answers, len(one.rows))), one.rating)
+        for one, advantage in zip(examples, advantages, strict=True)
     ]
-    parents = scores.of(weights[parent], tokens)
-    units, grouped = [], []
-    start = 0
-    for one, advantage in zip(examples, advantages, strict=True):
-        end = start + len(one.rows)
-        units.append(Unit(one.kind, advantage, tuple(answers[start:end]), one.rating))
-        grouped.append(tuple(parents[start:end]))
-        start = end
     num_gone = sum(row.version not in weights for row in rows)
     staleness = mismatch.distance(sampler, parents)
-    return Measured(tuple(units), tuple(grouped), agreement, num_gone, staleness)
+    return Measured(tuple(units), agreement, num_gone, staleness)
 
 
 def _samplers(

@@ -226,7 +226,6 @@ class Pipeline:
         self._reports.event("measured", **asdict(agreement) | {"keep": None})
         whole = TrainingSet(
             units=measured.units,
-            parents=measured.parents,
             feedback=tuple(dict.fromkeys(pair for one in collected.learn for pair in one.feedback)),
             held_out=collected.held_out,
             prompts=collected.prompts,
@@ -261,7 +260,6 @@ class Pipeline:
             policy,
             self._recipe.objective,
             whole.units,
-            whole.parents,
             schedule,
             micro_batch,
             self._folder,

@@ -103,10 +103,7 @@ async def take(
 
 async def _locked(home: Path, store: Store, run: Run, parent_fd: int | None) -> int:
     """Take the run to its end, unless another one is under way."""
-    folder = home / layout.RUNS / run.id
-    # Not with parents=True: that gives the outer one the mode that the umask leaves.
-    for one in (folder.parent, folder):
-        one.mkdir(mode=0o700, exist_ok=True)
+    folder = run_folder.make(home, run.id)
     with run_lock.hold(folder.parent, run.id):
         for other in folder.parent.iterdir():
             # One that was given up, or killed at its very end, could not do so itself.

@@ -50,12 +50,14 @@ class Answer:
         tokens: the sequence.
         base: logprobs under the base, the anchor.
         sampler: the trainer's own logprobs under the version that sampled it.
+        parent: logprobs under the version that training begins at.
         keep: which tokens count; False where the mismatch mask dropped one.
     """
 
     tokens: Tokens
     base: Floats
     sampler: Floats
+    parent: Floats
     keep: Mask
 
 

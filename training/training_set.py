@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strop.adapters import durable
-from strop.training.sequences import Answer, Floats, Tokens, Unit
+from strop.training.sequences import Answer, Tokens, Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,6 @@ class TrainingSet:
 
     Attributes:
         units: what is learned from.
-        parents: for each unit, the parent's logprobs of each answer, (S,).
         feedback: id and revision of every rating that `units` were made from.
         held_out: what the gate compares on.
         prompts: ids of recorded prompts, for fresh samples and the probe.
@@ -47,7 +46,6 @@ class TrainingSet:
     """
 
     units: tuple[Unit, ...]
-    parents: tuple[tuple[Floats, ...], ...]
     feedback: tuple[tuple[str, int], ...]
     held_out: tuple[HeldOutTurn, ...]
     prompts: tuple[tuple[int, ...], ...]
@@ -82,7 +80,7 @@ def save(whole: TrainingSet, path: Path) -> None:
         **_flat("base", [answer.base for answer in answers], np.float32),
         **_flat("sampler", [answer.sampler for answer in answers], np.float32),
         **_flat("keep", [answer.keep for answer in answers], np.bool_),
-        **_flat("parent", [one for group in whole.parents for one in group], np.float32),
+        **_flat("parent", [answer.parent for answer in answers], np.float32),
     }
     temporary = path.with_suffix(".part")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -100,23 +98,18 @@ def load(path: Path) -> TrainingSet:
         Tokens(ids, num_prompt)
         for ids, num_prompt in zip(_cut(arrays, "ids"), num_prompts, strict=True)
     ]
-    base, sampler, keep = (_cut(arrays, name) for name in ("base", "sampler", "keep"))
-    answers = [
-        Answer(*parts) for parts in zip(sequences[: len(base)], base, sampler, keep, strict=True)
-    ]
-    units, parents, held_out = [], [], []
-    parent = _cut(arrays, "parent")
+    of_each = [_cut(arrays, name) for name in ("base", "sampler", "parent", "keep")]
+    answers = [Answer(*parts) for parts in zip(sequences, *of_each, strict=False)]
+    units, held_out = [], []
     start = 0
     for kind, advantage, rating, num in meta["units"]:
         units.append(Unit(kind, advantage, tuple(answers[start : start + num]), rating))
-        parents.append(tuple(parent[start : start + num]))
         start += num
     for root, rating, num in meta["held_out"]:
         held_out.append(HeldOutTurn(root, rating, tuple(sequences[start : start + num])))
         start += num
     return TrainingSet(
         units=tuple(units),
-        parents=tuple(parents),
         feedback=tuple((id_, revision) for id_, revision in meta["feedback"]),
         held_out=tuple(held_out),
         prompts=tuple(tuple(ids.tolist()) for ids in _cut(arrays, "prompts")),

@@ -125,7 +125,7 @@ def _train(
     schedule = preset.schedule(len(measured.units), lesson.seed)
     state = lesson.folder / "run"
     state.mkdir()
-    loop = Loop(policy, objective, measured.units, measured.parents, schedule, micro_batch, state)
+    loop = Loop(policy, objective, measured.units, schedule, micro_batch, state)
     loop.run(lambda _: None, lambda: False)
     return loop.step
 
@@ -147,7 +147,6 @@ def _objections(
     prompts = {tuple(one.ids[: one.num_prompt].tolist()): None for one in tokens}
     whole = TrainingSet(
         units=measured.units,
-        parents=measured.parents,
         feedback=(),
         held_out=held_out,
         prompts=tuple(prompts)[: figures.MAX_SAMPLES],

@@ -7,6 +7,8 @@ import hashlib
 from typing import Final
 
 HELD_OUT_SHARE: Final = 0.15
+MOST_TURNS: Final = 512
+"""How many held-out turns are looked at, the newest: by a run, and by who notes their prompts."""
 
 
 def is_held_out(root: str) -> bool:

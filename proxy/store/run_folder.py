@@ -7,11 +7,20 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from strop.proxy.store import run_lock
+from strop.proxy.store import layout, run_lock
 
 SET_FILE: Final = "set.npz"
 STATE_PREFIX: Final = "state-"
 LOG_FILE: Final = "log.jsonl"
+
+
+def make(home: Path, run: str) -> Path:
+    """Return a run's folder, made if missing."""
+    folder = home / layout.RUNS / run
+    # Not with parents=True: that gives the outer one the mode that the umask leaves.
+    for one in (folder.parent, folder):
+        one.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def states(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Final
 from strop.adapters.rates import Rate
 from strop.proxy.store import completion_queries, feedback_queries, rated_turns, training_queries
 from strop.proxy.store.database import Query
+from strop.proxy.store.held_out import MOST_TURNS
 from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import FeedbackFilter
 from strop.proxy.store.run_records import FreshCounts, RatedTurn
@@ -51,13 +52,18 @@ class TrainingStore:
         """
         return self._turns(Fresh(active, base).choices)
 
-    def held_out_turns(self, *, base: str) -> AsyncIterator[RatedTurn]:
-        """Yield what is rated and held out, newest answers first."""
+    async def held_out_turns(self, *, base: str) -> AsyncIterator[RatedTurn]:
+        """Yield what is rated and held out, newest answers first, `MOST_TURNS` at most."""
 
         def choices(limit: int, before: Rated) -> Query[Rated]:
             return training_queries.held_out_choices(base, limit, before)
 
-        return self._turns(choices)
+        left = MOST_TURNS
+        async for turn in self._turns(choices):
+            yield turn
+            left -= 1
+            if not left:
+                return
 
     async def prior(self, *, base: str) -> tuple[float, int]:
         """Return the sum and the number of all standing ratings, none of them held out."""

@@ -139,10 +139,5 @@ def unit(
     for ids in answers:
         sequence = tokens(ids, num_prompt)
         (base,) = log_softmax(policy.base)[None, sequence.ids[num_prompt:]].astype(np.float32)
-        made.append(Answer(sequence, base, base, np.ones(len(ids), np.bool_)))
+        made.append(Answer(sequence, base, base, base, np.ones(len(ids), np.bool_)))
     return Unit("rating", rating, tuple(made), rating)
-
-
-def parents(units: Sequence[Unit]) -> list[tuple[Floats, ...]]:
-    """The parent's logprobs, where the parent is the base."""
-    return [tuple(answer.base for answer in one.answers) for one in units]

@@ -126,9 +126,8 @@ def answer(
     """An answer with these logprobs, sampled by the base and kept whole by default."""
     mask: Mask = np.array([True] * len(base) if keep is None else keep, np.bool_)
     ids = np.arange(1 + len(base), dtype=np.int32)
-    return Answer(
-        Tokens(ids, 1), floats(*base), floats(*(base if sampler is None else sampler)), mask
-    )
+    sampled = floats(*(base if sampler is None else sampler))
+    return Answer(Tokens(ids, 1), floats(*base), sampled, floats(*base), mask)
 
 
 def unit(*answers: Answer, advantage: float = 1.0, kind: Kind = "rating", **changes: Any) -> Unit:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
+from toy_policy import ToyPolicy, log_softmax, tokens, unit
 
 from strop.adapters.rates import Rate, wilson
 from strop.training.backends.base import OutOfMemory
@@ -110,7 +110,7 @@ def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
     base = ToyPolicy(LOGITS)
     units = (unit(base, [1, 0]),)
     held_out = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 0]), tokens([2]))),)
-    whole = TrainingSet(units, tuple(parents(units)), (), held_out, ((1,),), {})
+    whole = TrainingSet(units, (), held_out, ((1,),), {})
 
     found = gate_figures(policy(), "base", whole, ROOMY, seed=0)
 
@@ -130,7 +130,7 @@ def test_the_gates_figures_are_those_of_samples_and_held_out_answers() -> None:
 def test_the_gate_samples_long_answers_once_for_each_side() -> None:
     """16 of the base show how long they are; where that is enough they are not drawn again."""
     long = ToyPolicy([-50.0, 0.0])  # never ends
-    whole = TrainingSet((), (), (), (), ((1,),), {})
+    whole = TrainingSet((), (), (), ((1,),), {})
 
     found = gate_figures(long, "base", whole, ROOMY, seed=0)
 
@@ -143,7 +143,7 @@ def test_the_distance_is_that_to_the_parent() -> None:
     near, same = Path("v1"), Path("v2")
     moved = policy()
     moved.versions = {near: np.array([0.5, 0.3, -0.2, 0.4]), same: moved.trained}
-    whole = TrainingSet((), (), (), (), ((1,),), {})
+    whole = TrainingSet((), (), (), ((1,),), {})
 
     to_base, to_near, to_same = (
         gate_figures(moved, parent, whole, ROOMY, seed=0).parent_kl
@@ -167,7 +167,7 @@ def test_one_old_token_that_was_rare_does_not_make_a_candidate_far(is_held_out: 
     answers = [[1, 2, 0]] * 99 + [[1, 3, 0]]
     units = tuple(unit(moved, ids) for ids in answers)
     turns = tuple(HeldOutTurn(f"cmp_{i}", 1.0, (tokens(ids),)) for i, ids in enumerate(answers))
-    whole = TrainingSet(units, tuple(parents(units)), (), turns if is_held_out else (), ((1,),), {})
+    whole = TrainingSet(units, (), turns if is_held_out else (), ((1,),), {})
 
     found = gate_figures(moved, "base", whole, ROOMY, seed=0)
 
@@ -181,7 +181,7 @@ def test_a_candidate_that_says_what_its_parent_would_not_is_far(is_held_out: boo
     moved = ToyPolicy(np.log([0.3, 0.4, 0.29, 0.01]).tolist())
     moved.trained = np.log([0.3, 0.4, 0.01, 0.29])
     turns = (HeldOutTurn("cmp_1", 1.0, (tokens([1, 1, 0]),)),)
-    whole = TrainingSet((), (), (), turns if is_held_out else (), ((1,),), {})
+    whole = TrainingSet((), (), turns if is_held_out else (), ((1,),), {})
 
     found = gate_figures(moved, "base", whole, ROOMY, seed=0)
 

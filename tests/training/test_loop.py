@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_policy import ToyPolicy, log_softmax, parents, tokens, unit
+from toy_policy import ToyPolicy, log_softmax, tokens, unit
 
 from strop.proxy.store import run_folder
 from strop.training import objectives
@@ -52,7 +52,6 @@ def make_loop(
         policy,
         objectives.make(objective, Settings()),
         units,
-        parents(units),
         schedule,
         MicroBatch(max_tokens),
         folder,
@@ -186,7 +185,6 @@ def test_a_resumed_loop_takes_no_more_at_once_than_there_was_room_for_then_and_i
         policy,
         objectives.make("topr", Settings()),
         units,
-        parents(units),
         SCHEDULE,
         micro_batch,
         tmp_path,

@@ -74,10 +74,10 @@ def test_each_answer_is_scored_under_base_parent_and_sampler() -> None:
     found = measured(Versions(), example(answer, "v1"), example(answer, "v2"), example(answer))
 
     samplers = [OLDER, TRAINED, LOGITS]
-    for unit, parents, sampler in zip(found.units, found.parents, samplers, strict=True):
+    for unit, sampler in zip(found.units, samplers, strict=True):
         np.testing.assert_allclose(unit.answers[0].base, under(LOGITS, answer), atol=1e-6)
         np.testing.assert_allclose(unit.answers[0].sampler, under(sampler, answer), atol=1e-6)
-        np.testing.assert_allclose(parents[0], under(TRAINED, answer), atol=1e-6)
+        np.testing.assert_allclose(unit.answers[0].parent, under(TRAINED, answer), atol=1e-6)
         assert (0.5, 1.0, "rating") == (unit.advantage, unit.rating, unit.kind)
 
 
@@ -97,7 +97,7 @@ def test_the_parent_may_be_the_base() -> None:
     found = measured(policy, example([1, 2, 0]), parent="base")
 
     assert 1 == policy.num_calls
-    np.testing.assert_array_equal(found.units[0].answers[0].base, found.parents[0][0])
+    np.testing.assert_array_equal(found.units[0].answers[0].base, found.units[0].answers[0].parent)
 
 
 def test_how_far_training_has_moved_on_is_measured() -> None:
@@ -147,7 +147,6 @@ def test_a_training_set_comes_back_from_its_file_as_it_was(tmp_path: Path) -> No
     found = measured(Versions(), example([1, 2, 0], "v1"), example([3], rating=-0.5))
     whole = TrainingSet(
         units=found.units,
-        parents=found.parents,
         feedback=(("fb_1", 1), ("fb_2", 3)),
         held_out=(HeldOutTurn("cmp_9", -1.0, (tokens([1, 0], 4), tokens([2]))),),
         prompts=((1, 2, 3), (4,)),
@@ -163,12 +162,10 @@ def test_a_training_set_comes_back_from_its_file_as_it_was(tmp_path: Path) -> No
     for one, other in zip(whole.units, read.units, strict=True):
         assert (one.kind, one.advantage, one.rating) == (other.kind, other.advantage, other.rating)
         for mine, its in zip(one.answers, other.answers, strict=True):
-            for name in ("base", "sampler", "keep"):
+            for name in ("base", "sampler", "parent", "keep"):
                 np.testing.assert_array_equal(getattr(mine, name), getattr(its, name))
             np.testing.assert_array_equal(mine.tokens.ids, its.tokens.ids)
             assert mine.tokens.num_prompt == its.tokens.num_prompt
-    for before, after in zip(whole.parents, read.parents, strict=True):
-        np.testing.assert_array_equal(before, after)
     assert [("cmp_9", -1.0, [4, 1])] == [
         (turn.root, turn.rating, [one.num_prompt for one in turn.answers]) for turn in read.held_out
     ]
@@ -178,7 +175,7 @@ def test_a_training_set_comes_back_from_its_file_as_it_was(tmp_path: Path) -> No
 
 def test_an_empty_part_of_a_training_set_comes_back_empty(tmp_path: Path) -> None:
     """A first run may have nothing held out."""
-    whole = TrainingSet((), (), (), (), (), {})
+    whole = TrainingSet((), (), (), (), {})
 
     training_set.save(whole, tmp_path / "set.npz")
 
