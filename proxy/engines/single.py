@@ -6,7 +6,7 @@ Knows no engine.
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from strop.proxy.engines.base import AdapterControls, Ask, EngineState
+from strop.proxy.engines.base import AdapterControls, Ask, Capabilities, EngineState
 from strop.proxy.engines.calls import NO_COUNT, Calls, credentials
 from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.replica import Replica
@@ -29,6 +29,8 @@ class SingleServer:
     """
 
     adapters: AdapterControls | None = None
+    capabilities: Capabilities
+    hides_ids: bool = False
     shortfalls: tuple[str, ...] = ()
     replicas: tuple[Replica, ...] = ()
 
@@ -68,11 +70,13 @@ class SingleServer:
         """Claim nothing that would have to be found out."""
 
     def findings(self) -> Findings:
-        """Return nothing: there was nothing to find out."""
-        return Findings()
+        """Return what `verify` found."""
+        return Findings(self.capabilities, self.shortfalls, self.hides_ids)
 
     def adopt(self, findings: Findings) -> None:
-        """Do nothing: there is nothing to know."""
+        """Take over what another process has found."""
+        self.capabilities = findings.capabilities or self.capabilities
+        self.shortfalls, self.hides_ids = findings.shortfalls, findings.hides_ids
 
 
 def has_ids(completion: Any) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from strop.proxy.engines import claims
 from strop.proxy.engines.base import AdaptersFolder, Ask, Capabilities, EngineState, Plan
-from strop.proxy.engines.findings import Findings
 from strop.proxy.engines.single import NO_LOGPROBS, SingleServer
 from strop.proxy.engines.vllm_adapters import WITH_ADAPTERS, VllmAdapters
 from strop.proxy.engines.wanted import ITS_FIRST, Wanted
@@ -79,7 +78,6 @@ class Vllm(SingleServer):
             is_local=True,
         )
         self._claimed = self.capabilities
-        self.hides_ids = False
         if adapters is not None:
             self.adapters = VllmAdapters(self._calls, label=label, folder=adapters)
 
@@ -141,15 +139,6 @@ class Vllm(SingleServer):
             adapters=num_adapters,
             logprobs_kind="processed" if found.kind == "processed" else "raw",
         )
-
-    def findings(self) -> Findings:
-        """Return what `verify` found."""
-        return Findings(self.capabilities, self.shortfalls, self.hides_ids)
-
-    def adopt(self, findings: Findings) -> None:
-        """Take over what another process has found."""
-        self.capabilities = findings.capabilities or self.capabilities
-        self.shortfalls, self.hides_ids = findings.shortfalls, findings.hides_ids
 
 
 def _version(answer: bytes) -> str | None:

@@ -5,7 +5,7 @@ Pure. Each item knows its own events; does not know in what order they are sent.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from strop.proxy.wire.responses.tools import Tool, custom_input
 
@@ -13,29 +13,6 @@ Event = tuple[str, dict[str, object]]
 """An event's type, and its members."""
 
 COMPLETED: Final = "completed"
-
-
-class Item(Protocol):
-    """An item while it is said."""
-
-    id: str
-    index: int
-
-    def opens(self) -> Iterator[Event]:
-        """Yield the events before its first piece."""
-        ...
-
-    def add(self, piece: str) -> Event | None:
-        """Take the next piece; return the event that says it."""
-        ...
-
-    def closes(self, status: str) -> Iterator[Event]:
-        """Yield the events behind its last piece."""
-        ...
-
-    def whole(self, status: str) -> dict[str, object]:
-        """Return the item as a whole."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +163,9 @@ class CallItem:
         else:
             item |= {"type": "function_call", "arguments": arguments}
         return {**item, "status": status}
+
+
+Item = TextItem | CallItem
 
 
 def logprobs_in(choice: Mapping[str, object]) -> list[object]:

@@ -153,7 +153,7 @@ class ResponseWriter:
     def _say_something(self) -> list[Event]:
         """Say an empty text where there is no text and no call: clients wait for either."""
         events: list[Event] = []
-        if all(item.id.startswith("rs_") for item in self._items):
+        if all(isinstance(item, TextItem) and item.kind is THOUGHT for item in self._items):
             self._add_text(TEXT, "", events)
         return events
 
