@@ -8,7 +8,7 @@ from datetime import datetime
 
 from strop.proxy.settings.kinds import parse_hours
 from strop.proxy.settings.settings import Training
-from strop.proxy.store.run_records import FreshCounts
+from strop.proxy.store.run_records import COMPARING, FreshCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def decide(
     """
     if not settings.enabled:
         return Decision(False, "training.enabled is false; `strop train` starts a run")
-    if reason := _too_few(fresh, num_new, settings.ratings, num_rejected):
+    if reason := _too_few(fresh, num_new, settings, num_rejected):
         return Decision(False, reason)
     if settings.hours and not _is_within(settings.hours, moment.now):
         return Decision(
@@ -58,17 +58,20 @@ def decide(
     return Decision(True, f"{fresh.total} ratings to learn from")
 
 
-def _too_few(fresh: FreshCounts, num_new: int, wanted: int, num_rejected: int) -> str:
+def _too_few(fresh: FreshCounts, num_new: int, settings: Training, num_rejected: int) -> str:
     # What was rejected is learned from again beside what is new, so each try takes longer. With
     # twice as many new ones each time, all tries together cost as much as two of the last.
-    wanted *= 2 ** max(0, num_rejected - 1)
+    wanted = settings.ratings * 2 ** max(0, num_rejected - 1)
     missing = max(0, wanted - num_new)
     parts = [f"{missing} more rating{'s' if missing > 1 else ''}"] if missing else []
     if missing and num_rejected:
         runs = "run was" if num_rejected == 1 else f"{num_rejected} runs were"
         parts[0] += f", since the last {runs} rejected"
-    # A correction is an answer to like, whatever the rating beside it.
-    if not fresh.bad:
+    # A correction is an answer to like, and one of a pair, whatever the rating beside it.
+    wants_bad = settings.objective in COMPARING or (
+        settings.objective == "dpo" and not fresh.corrections
+    )
+    if wants_bad and not fresh.bad:
         parts.append("0 bad still to learn from: rate some bad ones too")
     elif not fresh.good + fresh.corrections:
         parts.append("0 good still to learn from: rate some good ones too")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from strop.proxy.store.run_records import RatedTurn
+from strop.proxy.store.run_records import COMPARING, RatedTurn
 from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
 from strop.training import examples
@@ -26,9 +26,6 @@ NUM_JUDGING: Final = 32
 What people like changes, and a version that has learned it is worse by what they liked before. The
 more sessions, the longer the old ones outvote the new ones (docs/decisions, 0023).
 """
-
-# What compares good with bad can't tell a better answer from a worse one without both.
-_COMPARING: Final = ("topr", "mispo", "reinforce", "kto")
 
 
 class Refused(Exception):
@@ -166,7 +163,7 @@ def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | 
         return f"no rating can be learned from ({left_out})"
     num_good = sum(one.rating > 0 for one in found.examples if one.kind != "pair")
     num_bad = sum(one.rating < 0 for one in found.examples if one.kind != "pair")
-    if objective in _COMPARING and not (num_good and num_bad):
+    if objective in COMPARING and not (num_good and num_bad):
         missing = "bad" if num_good else "good"
         either = ", or train with --objective sft" if num_good else ", or correct some"
         return (

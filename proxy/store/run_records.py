@@ -12,6 +12,9 @@ RunState = Literal["queued", "running", "gating", "passed", "rejected", "failed"
 
 UNFINISHED: Final[tuple[RunState, ...]] = ("queued", "running", "gating")
 
+COMPARING: Final = ("topr", "mispo", "reinforce", "kto")
+"""The objectives that can't tell a better answer from a worse one without some of both."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:

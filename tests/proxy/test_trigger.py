@@ -1,6 +1,7 @@
 """When training starts by itself, and what it says that it waits for."""
 
 from datetime import datetime
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,29 @@ def test_each_rejection_doubles_what_the_next_run_waits_for(
 def test_a_correction_counts_as_a_good_one() -> None:
     """An answer that should have been given is something to like, beside a bad rating."""
     assert decide(fresh(0, 40, corrections=1), 40, NOON, Training()).is_due
+
+
+@pytest.mark.parametrize(
+    ("objective", "fresh_ones", "expected"),
+    [
+        ("sft", fresh(40, 0), ""),
+        ("sft", fresh(0, 40), "0 good still to learn from: rate some good ones too"),
+        ("sft", fresh(0, 40, corrections=1), ""),
+        ("dpo", fresh(40, 0), "0 bad still to learn from: rate some bad ones too"),
+        ("dpo", fresh(40, 0, corrections=1), ""),
+        ("dpo", fresh(0, 40), "0 good still to learn from: rate some good ones too"),
+        ("dpo", fresh(20, 20), ""),
+        ("kto", fresh(40, 0), "0 bad still to learn from: rate some bad ones too"),
+        ("kto", fresh(40, 0, corrections=1), "0 bad still to learn from: rate some bad ones too"),
+    ],
+)
+def test_it_waits_for_what_the_objective_learns_from(
+    objective: Any, fresh_ones: FreshCounts, expected: str
+) -> None:
+    """Some learn from what is liked alone, and some from pairs, which a correction makes too."""
+    decision = decide(fresh_ones, 40, NOON, Training(objective=objective))
+
+    assert Decision(not expected, expected or "40 ratings to learn from") == decision
 
 
 @pytest.mark.parametrize(
