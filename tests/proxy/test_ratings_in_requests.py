@@ -17,7 +17,7 @@ from running import Running, running, settings_for
 from store_values import completion
 
 from strop.proxy import flights
-from strop.proxy.inline import without_commands
+from strop.proxy.inline import MARK, without_commands
 
 Message = dict[str, Any]
 
@@ -49,7 +49,11 @@ async def say(
         headers={name.replace("_", "-"): value for name, value in headers.items()},
     )
     assert 200 == response.status_code
-    return [*messages, response.json()["choices"][0]["message"]], response
+    answer = response.json()["choices"][0]["message"]
+    # What strop says itself is known where an agent has dropped the command before it.
+    is_ours = (answer["content"] or "").startswith(MARK)
+    assert is_ours is (without_commands([answer]) == [])
+    return [*messages, answer], response
 
 
 async def standing(proxy: Running) -> list[tuple[str, float, str | None, str, str]]:
