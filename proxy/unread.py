@@ -23,6 +23,14 @@ _SUMMARIES: Final = (
     "CRITICAL: Respond with TEXT ONLY. Do NOT call any tools.",
     "You are performing a CONTEXT CHECKPOINT COMPACTION.",
 )
+# How aider and gptme begin what they ask for by themselves.
+_BEGINNINGS: Final = {
+    "You are an expert software engineer that generates concise, one-line Git commit messages": (
+        "commit message"
+    ),
+    "*Briefly* summarize this partial conversation about programming.": "summary",
+    "Generate concise conversation titles.": "title",
+}
 
 
 def why(completion: Completion) -> str | None:
@@ -41,7 +49,9 @@ def why(completion: Completion) -> str | None:
         return "asked by an agent for a title"
     if _is_summary(said):
         return "asked by an agent for a summary"
-    return None
+    begins = "".join(texts_of(said[0])) if said else ""
+    wanted = next((what for mark, what in _BEGINNINGS.items() if begins.startswith(mark)), None)
+    return wanted and f"asked by an agent for a {wanted}"
 
 
 def _is_about_a_chat(messages: Sequence[object]) -> bool:

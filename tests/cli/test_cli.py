@@ -167,6 +167,22 @@ CLAUDE_SUMMARY = (
     "CRITICAL: Respond with TEXT ONLY. Do NOT call any tools.\n\n- Do NOT use Read."
     "\n\nYour task is to create a detailed summary of the conversation so far"
 )
+AIDER_COMMIT = [
+    (
+        "system",
+        "You are an expert software engineer that generates concise, one-line Git commit messages"
+        " based on the provided diffs.\nReview the diffs carefully.",
+    ),
+    ("user", "diff --git a/m.py b/m.py"),
+]
+AIDER_SUMMARY = [
+    ("system", "*Briefly* summarize this partial conversation about programming.\nInclude less"),
+    ("user", "# USER\nHi"),
+]
+GPTME_TITLE = [
+    ("system", ["Generate concise conversation titles."]),
+    ("user", ["Your task: Create a 2-4 word title for this conversation."]),
+]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -179,13 +195,19 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
         ([("user", "Hi"), ("user", f"Stopped\n\n{CODEX_SUMMARY}")], {}, "summary"),
         ([("user", CLAUDE_SUMMARY)], {"tools": TOOLS}, "summary"),
         ([("user", ["Stopped", CLAUDE_SUMMARY])], {"tools": TOOLS}, "summary"),
+        (AIDER_COMMIT, {}, "commit message"),
+        (AIDER_SUMMARY, {}, "summary"),
+        (GPTME_TITLE, {}, "title"),
     ],
-    ids=["claude-title", "codex-title", "codex", "codex-joined", "claude", "claude-joined"],
+    ids=[
+        *("claude-title", "codex-title", "codex", "codex-joined", "claude", "claude-joined"),
+        *("aider-commit", "aider", "gptme-title"),
+    ],
 )
 def test_good_passes_over_the_titles_and_summaries_that_agents_ask_for(
     home: Path, said: list[tuple[str, Any]], fields: dict[str, Any], wanted: str
 ) -> None:
-    """As Claude Code and Codex do, a title right behind the question, a summary at `/compact`."""
+    """Claude Code and Codex a title right behind the question; aider a message for its commit."""
     read, unread = record(
         home,
         {"created_ms": 1000},
@@ -206,8 +228,9 @@ def test_good_passes_over_the_titles_and_summaries_that_agents_ask_for(
         ([("user", "Hi")], {"response_format": {"type": "json_schema"}}),
         ([("user", f"What is this: {CODEX_SUMMARY}")], {}),
         ([("user", CLAUDE_SUMMARY), ("assistant", "It is"), ("user", "Go on")], {}),
+        ([("user", "Hi"), *GPTME_TITLE], {}),
     ],
-    ids=["no-format", "tools", "no-title", "quoted", "goes-on"],
+    ids=["no-format", "tools", "no-title", "quoted", "goes-on", "behind"],
 )
 def test_good_rates_what_only_looks_like_a_title_or_a_summary(
     home: Path, said: list[tuple[str, Any]], fields: dict[str, Any]
