@@ -16,8 +16,9 @@ from strop.adapters.library import Library
 from strop.adapters.manifest import Manifest
 from strop.adapters.peft import AdapterNotFound, InvalidAdapter
 from strop.adapters.probe import Probe
+from strop.configs import installation
 from strop.proxy import base_names
-from strop.proxy.errors import BadRequest, Conflict
+from strop.proxy.errors import BadRequest, Conflict, StropError
 from strop.proxy.run_requests import AWAITS_RUN
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import storable
@@ -176,7 +177,7 @@ class Shelf:
 
         Raises:
             BadRequest: it is no adapter for this base; the message says why.
-            Conflict: the base isn't known, or is broken.
+            Conflict: the base isn't known, or is broken, or a package is missing.
         """
         if base is None:
             raise Conflict(
@@ -187,14 +188,11 @@ class Shelf:
         made = Manifest(version=row.id, base=base, origin="import", created_ms=now_ms())
         try:
             written, reason = await self._bring_in(source, made)
-        except (InvalidAdapter, InvalidBase, OSError) as error:
+        except Exception as error:
             await self.store.versions.fail(row.id, str(error), actor=actor)
-            # What is said here is sent as UTF-8, which not every path is.
-            if isinstance(error, InvalidBase):
-                why = f"{source} can't be compared with the base, so it is not imported: {error}"
-                raise Conflict(storable(why)) from error
-            why = f"{source} can't be imported: {error}"
-            raise BadRequest(storable(why), param="path") from error
+            if (refusal := _refusal(source, error)) is not None:
+                raise refusal from error
+            raise
         return self._noted(
             await self.store.versions.publish(
                 row.id, written, state="ready", actor=actor, reason=reason
@@ -320,3 +318,21 @@ class Shelf:
             on_engines=on_engines,
             keep=self._num_kept,
         )
+
+
+def _refusal(source: Path, error: Exception) -> StropError | None:
+    """Return what to tell who wants to import `source`; None where nothing like that was expected.
+
+    It is sent as UTF-8, which not every path is.
+    """
+    if isinstance(error, InvalidBase):
+        why = f"{source} can't be compared with the base, so it is not imported: {error}"
+        return Conflict(storable(why))
+    if isinstance(error, ModuleNotFoundError):
+        return Conflict(
+            f"to read an adapter's weights takes the package {error.name}, which is missing:"
+            f" {installation.install_backend()}"
+        )
+    if isinstance(error, InvalidAdapter | OSError):
+        return BadRequest(storable(f"{source} can't be imported: {error}"), param="path")
+    return None

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fake_adapters
 import fake_probe
@@ -23,7 +23,7 @@ from store_values import rating
 from swapped import swapped
 from waiting import until
 
-from strop.adapters import manifest, probe_codec
+from strop.adapters import importing, manifest, probe_codec
 from strop.adapters.library import Library
 from strop.adapters.probe import Item, Probe
 from strop.configs import demo_model
@@ -952,6 +952,35 @@ async def test_a_foreign_adapter_is_imported_and_served_when_forced(
             await it.swapper.import_adapter(tmp_path / "nothing", actor="cli")
         assert ("v1",) == it.library.versions_on_disk()
         assert "rejected" == (await it.version("v2")).state
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (ModuleNotFoundError("No module named 'numpy'", name="numpy"), "the package numpy.*pip"),
+        (RuntimeError("broken"), "broken"),
+    ],
+)
+async def test_an_import_that_fails_for_any_reason_is_over(
+    raised: Exception,
+    expected: str,
+    qwen3: Path,
+    peft_a: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where strop was installed without what trains, there is no numpy."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise raised
+
+    monkeypatch.setattr(importing, "bring_in", fail)
+    async with swapped(tmp_path / "home", base=qwen3) as it:
+        with pytest.raises((Conflict, RuntimeError), match=expected):
+            await it.swapper.import_adapter(peft_a, actor="cli")
+
+        assert "rejected" == (await it.version("v1")).state
+        assert () == it.library.versions_on_disk()
 
 
 async def test_an_import_goes_on_without_the_one_who_asked(
