@@ -1,11 +1,15 @@
 """The project is what it says it is: packages, wheel, README."""
 
+import ast
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -137,3 +141,36 @@ def test_no_tracked_file_names_a_registry_or_a_machine() -> None:
     )
 
     assert found.stdout == ""
+
+
+def test_what_is_imported_is_declared() -> None:
+    """A package that another one happens to bring may be gone with that one's next version."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    lines = itertools.chain(PROJECT["project"]["dependencies"], *extras.values())
+    declared = {_normal(re.split(r"[^\w.-]", line)[0]) for line in lines}
+    distributions = metadata.packages_distributions()
+
+    imported = {
+        name
+        for folder in SOURCES
+        for file in (ROOT / folder).rglob("*.py")
+        for name in _imported(ast.parse(file.read_text(encoding="utf-8")))
+    } - {"strop", *sys.stdlib_module_names}
+
+    undeclared = {
+        name for name in imported if not declared & set(map(_normal, distributions[name]))
+    }
+    assert {"numpy", "httpx"} < imported
+    assert set() == undeclared
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (one.name.partition(".")[0] for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
