@@ -263,7 +263,7 @@ async def test_an_active_version_is_not_removed(versions: Versions) -> None:
 
     refused = await versions.ask("DELETE", f"/{v1}")
 
-    assert (409, "conflict", "v1 is active; activate another version first") == error_of(refused)
+    assert (409, "conflict", "v1 is active; activate another version first, or roll back") == error_of(refused)
 
 
 async def test_a_version_that_is_kept_is_not_removed(versions: Versions) -> None:
