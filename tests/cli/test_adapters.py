@@ -409,7 +409,7 @@ async def test_an_error_of_the_proxys_is_said(tmp_path: Path) -> None:
         await home.strop("adapters", "activate", "v1")
         result = await home.strop("adapters", "remove", "v1")
 
-    assert (1, "Error: v1 is active; activate another version first\n") == (
+    assert (1, "Error: v1 is active; activate another version first, or roll back\n") == (
         result.exit_code,
         result.stderr,
     )
