@@ -1,6 +1,6 @@
 """Which inference servers run on this machine, told apart by what each says of itself.
 
-Asks only, and loads nothing. Does not know what strop then does with one: `engines` does.
+Asks only, and loads nothing. Says how strop would serve each, and which it takes of itself.
 """
 
 import asyncio
