@@ -51,6 +51,9 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
         sampling = replace(sampling, forced=_call_start(loaded.tokenizer, prompts[0]))
     elif request.form is not None:
         sampling = replace(sampling, grammar=_grammar(request, loaded, prompts[0]))
+    prompt_logprobs = request.prompt_logprobs
+    if prompt_logprobs is None and request.echo:
+        prompt_logprobs = request.logprobs
     check_ids("prompt", chain.from_iterable(prompts), loaded.vocab_size)
     check_ids("logit_bias", sampling.logit_bias, loaded.vocab_size)
     check_ids("stop_token_ids", request.stop_token_ids, loaded.vocab_size)
@@ -63,7 +66,7 @@ def jobs(request: Request, loaded: LoadedModel) -> list[Job]:
             sampling=sampling,
             n=request.n,
             num_top=request.logprobs or 0,
-            prompt_logprobs=request.prompt_logprobs,
+            prompt_logprobs=prompt_logprobs,
             cache_salt=request.cache_salt,
         )
         for prompt in prompts
@@ -206,6 +209,7 @@ def _max_tokens(request: Request, num_prompt: int, limit: int) -> int:
     wanted = request.max_tokens
     if wanted is None:
         return limit - num_prompt
+    wanted = max(1, wanted)  # As in vLLM, for a prompt alone one is drawn, and not shown.
     if num_prompt + wanted > limit:
         raise BadRequest(
             f"This model's maximum context length is {limit} tokens. However, you requested "

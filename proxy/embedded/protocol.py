@@ -32,7 +32,6 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "use_beam_search": (False,),
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
     "bad_words": ([],),
     "allowed_token_ids": (),
@@ -50,7 +49,7 @@ class Request:
     """A chat or text completion as asked for.
 
     Attributes:
-        max_tokens: None for the rest of the context.
+        max_tokens: None for the rest of the context; 0 for the echoed prompt alone.
         logprobs: how many alternatives to give with each logprob; None for no logprobs.
         prompt_logprobs: the same for the prompt's tokens.
         messages: of a chat.
@@ -61,6 +60,7 @@ class Request:
         template_kwargs: further arguments of the chat template.
         form: what the answer has to look like; None for any.
         prompts: of a text completion.
+        echo: whether its answers begin with their prompts.
         cache_salt: only requests with the same one share a prefix cache; empty for the common one.
     """
 
@@ -88,6 +88,7 @@ class Request:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     form: Form | None = None
     prompts: tuple[Prompt, ...] = ()
+    echo: bool = False
     add_special_tokens: bool = True
     cache_salt: str = ""
 
@@ -105,6 +106,12 @@ def parse_chat(body: object) -> Request:
     for message in messages:
         if not isinstance(message.get("role"), str):
             raise wrong("messages", "messages that each have a `role`", message)
+    if fields.flag("echo"):
+        raise BadRequest(
+            "the embedded engine supports `echo` of a prompt, not of `messages`; use"
+            " /v1/completions",
+            param="echo",
+        )
     top = fields.integer("top_logprobs", low=0, high=MAX_TOP_LOGPROBS)
     wants_logprobs = fields.flag("logprobs")
     if top and not wants_logprobs:
@@ -143,18 +150,23 @@ def parse_completion(body: object) -> Request:
         logprobs = int(logprobs)  # as vLLM takes them
     else:
         logprobs = fields.integer("logprobs", low=0, high=MAX_TOP_LOGPROBS)
+    echo = fields.flag("echo")
+    usual = None if is_null else DEFAULT_MAX_TOKENS
     return _request(
         fields,
         "completions",
-        max_tokens=_max_tokens(fields, "max_tokens", None if is_null else DEFAULT_MAX_TOKENS),
+        max_tokens=_max_tokens(fields, "max_tokens", usual, low=0 if echo else 1),
         logprobs=logprobs,
         prompts=_prompts(fields.get("prompt")),
+        echo=echo,
         add_special_tokens=fields.flag("add_special_tokens", default=True),
     )
 
 
-def _max_tokens(fields: Fields, name: str, default: int | None = None) -> int | None:
-    return fields.integer(name, default, low=1, high=1 << 31)
+def _max_tokens(
+    fields: Fields, name: str, default: int | None = None, *, low: int = 1
+) -> int | None:
+    return fields.integer(name, default, low=low, high=1 << 31)
 
 
 def _request(fields: Fields, dialect: Dialect, **rest: Any) -> Request:

@@ -12,11 +12,11 @@ import orjson
 
 from strop.proxy.embedded.answer import Answer, Piece, render_tool_call
 from strop.proxy.embedded.jobs import Job, Scored, Started
+from strop.proxy.embedded.logprobs import Logprobs
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.text import Vocabulary
 from strop.proxy.wire import sse
 
-_LEAST_LOGPROB = -9999.0  # JSON has no infinity; vLLM's stand-in
 DONE = sse.event(sse.DONE)
 
 
@@ -70,10 +70,10 @@ class Renderer:
     def __init__(self, request: Request, envelope: Envelope, vocabulary: Vocabulary) -> None:
         self._request = request
         self._envelope = envelope
-        self._vocabulary = vocabulary
+        self._logprobs = Logprobs(request, vocabulary)
+        self._decode = vocabulary.decode
         self._is_chat = request.dialect == "chat"
         self._chunk_kind = "chat.completion.chunk" if self._is_chat else "text_completion"
-        self._offsets: dict[int, int] = {}
 
     def body(self, parts: Sequence[Part]) -> bytes:
         """Return the JSON body of the finished answers."""
@@ -125,20 +125,21 @@ class Renderer:
             choice = {
                 "index": index,
                 "delta": _delta(piece),
-                "logprobs": self._chat_logprobs([piece]),
+                "logprobs": self._logprobs.of_chat([piece]),
                 "finish_reason": piece.finish_reason,
                 **end,
                 "token_ids": ids,
             }
         else:
             is_first = len(answer.pieces) == 1
+            # As in vLLM, a stream that echoes the prompt has its ids unasked.
+            shows_ids = is_first and (self._request.echo or ids is not None)
             choice = {
                 "index": index,
-                "text": piece.delta.content,
-                "logprobs": self._text_logprobs(index, [piece]),
+                **self._said(index, part, piece.delta.content, [piece], is_first=is_first),
                 "finish_reason": piece.finish_reason,
                 **end,
-                "prompt_token_ids": self._if_asked(part.job.prompt) if is_first else None,
+                "prompt_token_ids": list(part.job.prompt) if shows_ids else None,
                 "token_ids": ids,
             }
         head = self._head(self._chunk_kind)
@@ -185,7 +186,7 @@ class Renderer:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._chat_logprobs(answer.pieces),
+            "logprobs": self._logprobs.of_chat(answer.pieces),
             "finish_reason": answer.pieces[-1].finish_reason,
             "stop_reason": answer.pieces[-1].stop_reason,
             "token_ids": self._if_asked(answer.token_ids),
@@ -194,8 +195,7 @@ class Renderer:
     def _text_choice(self, index: int, part: Part, answer: Answer) -> dict[str, Any]:
         return {
             "index": index,
-            "text": answer.content,
-            "logprobs": self._text_logprobs(index, answer.pieces),
+            **self._said(index, part, answer.content, answer.pieces, is_first=True),
             "finish_reason": answer.pieces[-1].finish_reason,
             "stop_reason": answer.pieces[-1].stop_reason,
             "prompt_logprobs": self._prompt_logprobs(part),
@@ -203,85 +203,28 @@ class Renderer:
             "token_ids": self._if_asked(answer.token_ids),
         }
 
-    def _chat_logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
-        count = self._request.logprobs
-        if count is None:
-            return None
-        return {
-            "content": [
-                {
-                    **self._entry(piece.token.id, piece.token_text, piece.token.logprob),
-                    "top_logprobs": [
-                        self._entry(token, self._vocabulary.token_text(token, piece.before), value)
-                        for token, value in _alternatives(piece.token)[:count]
-                    ],
-                }
-                for piece in pieces
-            ]
-        }
-
-    def _entry(self, token: int, text: str, logprob: float) -> dict[str, Any]:
-        return {
-            "token": self._name(token, text),
-            "logprob": max(logprob, _LEAST_LOGPROB),
-            "bytes": list(text.encode()),
-        }
-
-    def _text_logprobs(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
-        count = self._request.logprobs
-        if count is None:
-            return None
-        offset = self._offsets.get(index, 0)
-        offsets, tokens, tops = [], [], []
-        for piece in pieces:
-            name = self._name(piece.token.id, piece.token_text)
-            offsets.append(offset)
-            offset += len(piece.token_text)
-            tokens.append(name)
-            top = {name: max(piece.token.logprob, _LEAST_LOGPROB)}
-            for token, value in _alternatives(piece.token)[: count + 1]:
-                text = self._vocabulary.token_text(token, piece.before)
-                top.setdefault(self._name(token, text), max(value, _LEAST_LOGPROB))
-            tops.append(top)
-        self._offsets[index] = offset
-        return {
-            "text_offset": offsets,
-            "token_logprobs": [max(piece.token.logprob, _LEAST_LOGPROB) for piece in pieces],
-            "tokens": tokens,
-            "top_logprobs": tops,
-        }
-
-    def _name(self, token: int, text: str) -> str:
-        return f"token_id:{token}" if self._request.tokens_as_ids else text
+    def _said(
+        self, index: int, part: Part, said: str, pieces: Sequence[Piece], *, is_first: bool
+    ) -> dict[str, Any]:
+        """Return text and logprobs of a text completion, behind the prompt's where it is echoed."""
+        request = self._request
+        scores: Sequence[Scored | None] = ()
+        if request.echo and is_first:
+            if request.max_tokens == 0:
+                said, pieces = "", ()
+            if part.started is not None and part.started.prompt_scores is not None:
+                scores = (None, *part.started.prompt_scores)
+            # As in vLLM: who asks for ids has the prompt's beside the text.
+            if not request.return_token_ids:
+                prompt = request.prompts[index // request.n]
+                said = (prompt if isinstance(prompt, str) else self._decode(prompt)) + said
+        logprobs = self._logprobs.of_text(index, part.job.prompt, scores, pieces)
+        return {"text": said, "logprobs": logprobs}
 
     def _prompt_logprobs(self, part: Part) -> list[Any] | None:
         if part.started is None or part.started.prompt_scores is None:
             return None
-        prompt = part.job.prompt
-        return [
-            None,
-            *(
-                self._prompt_entry(scored, prompt[max(0, at - 4) : at])
-                for at, scored in enumerate(part.started.prompt_scores, 1)
-            ),
-        ]
-
-    def _prompt_entry(self, scored: Scored, before: Sequence[int]) -> dict[str, Any]:
-        ranks = {token: rank for rank, (token, _) in enumerate(scored.top, 1)}
-        return {
-            str(token): {
-                "logprob": max(value, _LEAST_LOGPROB),
-                "rank": scored.rank if token == scored.id else ranks[token],
-                "decoded_token": self._vocabulary.token_text(token, before),
-            }
-            for token, value in _alternatives(scored)
-        }
-
-
-def _alternatives(scored: Scored) -> list[tuple[int, float]]:
-    """Return the token itself, then the best others."""
-    others = [pair for pair in scored.top if pair[0] != scored.id]
-    return [(scored.id, scored.logprob), *others]
+        return self._logprobs.of_prompt(part.job.prompt, part.started.prompt_scores)
 
 
 def _delta(piece: Piece) -> dict[str, Any]:

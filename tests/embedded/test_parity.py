@@ -206,6 +206,25 @@ def test_prompt_logprobs_equal_transformers(
     assert all(each["rank"] >= 1 for each in scored)
 
 
+@pytest.mark.parametrize("name", ["base", "v1"])
+def test_an_echoed_prompt_has_the_logprobs_of_transformers(
+    engine: EngineProcess, references: dict[str, Reference], name: str
+) -> None:
+    """Those of the version asked for, of each of several prompts, and the answer's behind them."""
+    prompts = [[(7 * at * at + 3 * at) % 1200 + 3 for at in range(size)] for size in (300, 2, 1)]
+
+    answered = engine.complete(
+        prompts, model=name, max_tokens=5, echo=True, logprobs=1, return_token_ids=True
+    )
+
+    for prompt, choice in zip(prompts, answered["choices"], strict=True):
+        ids = [*prompt, *choice["token_ids"]]
+        first, *found = choice["logprobs"]["token_logprobs"]
+        assert first is None
+        answer = {"ids": ids[1:], "logprobs": found}
+        assert max_error(references[name], ids[:1], answer) < TOLERANCE
+
+
 def test_rank_and_alternatives_of_prompt_logprobs_agree(engine: EngineProcess) -> None:
     """The alternatives come best first by rank, and the prompt's own token keeps its own."""
     ids = [300, 400, 500, 600]

@@ -96,6 +96,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("chat", {"adapters": "/somewhere"}, "adapters"),
     ("chat", {"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
     ("chat", {"chat_template": "{{ 1 }}"}, "chat_template"),
+    ("chat", {"echo": True}, "echo"),
     ("completions", {"prompt": None}, "prompt"),
     ("completions", {"prompt": []}, "prompt"),
     ("completions", {"prompt": [[]]}, "prompt"),
@@ -104,7 +105,10 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("completions", {"prompt": [-1]}, "prompt"),
     ("completions", {"prompt": ""}, "prompt"),
     ("completions", {"logprobs": 21}, "logprobs"),
-    ("completions", {"echo": True}, "echo"),
+    ("completions", {"echo": "yes"}, "echo"),
+    ("completions", {"echo": True, "max_tokens": -1}, "max_tokens"),
+    ("completions", {"echo": True, "logprobs": 21}, "logprobs"),
+    ("completions", {"max_tokens": 0}, "max_tokens"),
     ("completions", {"suffix": "end"}, "suffix"),
 )
 
