@@ -91,6 +91,14 @@ class Metrics:
         self.store_ok = Gauge(
             "strop_store_ok", "1 while the store takes writes.", registry=self.registry
         )
+        self.store_bytes = Gauge(
+            "strop_store_bytes", "Size of the database.", registry=self.registry
+        )
+        self.store_free_bytes = Gauge(
+            "strop_store_free_bytes",
+            "Of the database's size, what is not in use, and is used again.",
+            registry=self.registry,
+        )
         self.engine_ready = Gauge(
             "strop_engine_ready", "1 while the engine answers.", registry=self.registry
         )

@@ -27,7 +27,7 @@ from strop.proxy.relay import Relay
 from strop.proxy.run_requests import NEVER_LEARNED, Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings.settings import Settings
-from strop.proxy.store import database, layout, turns
+from strop.proxy.store import layout, turns, upgrading
 from strop.proxy.store.store import Store
 from strop.proxy.tally import Census, OwnCensus
 from strop.proxy.trainer import Trainer
@@ -186,15 +186,14 @@ def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
 
 @contextlib.asynccontextmanager
 async def _opened(settings: Settings, home: Path, *, is_server: bool) -> AsyncIterator[Store]:
-    capture, path = settings.capture, home / layout.DATABASE
-    if is_server and database.is_older(path):
-        log.info("the database is an older strop's, and is brought up to date now")
-    store = await Store.open(
-        path,
-        synchronous="full" if capture.synchronous == "FULL" else "normal",
-        busy_timeout_s=capture.commit_timeout_s,
-        is_server=is_server,
-    )
+    capture = settings.capture
+    async with upgrading.opening(home, log.info, is_server=True):
+        store = await Store.open(
+            home / layout.DATABASE,
+            synchronous="full" if capture.synchronous == "FULL" else "normal",
+            busy_timeout_s=capture.commit_timeout_s,
+            is_server=is_server,
+        )
     try:
         yield store
     finally:

@@ -5,6 +5,7 @@ that a person types.
 """
 
 import asyncio
+import functools
 import json
 import os
 import sys
@@ -224,10 +225,8 @@ def _evaluate(
 async def _read(
     home: Path, target: Target, named: Sequence[str], prompts: tuple[Prompt, ...] | None
 ) -> tuple[dict[str, Weights], Material]:
-    told = upgrading.check(home)
-    if told:
-        print(told, file=sys.stderr)
-    store = await Store.open(home / layout.DATABASE)
+    async with upgrading.opening(home, functools.partial(print, file=sys.stderr)):
+        store = await Store.open(home / layout.DATABASE)
     try:
         found = await store.versions.list()
         known = {one.id: one.base for one in found}

@@ -12,6 +12,7 @@ a run does is in `pipeline`.
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -67,8 +68,8 @@ async def take(
         patience_s: how long to wait for another process that is at the same run, and may be ending.
     """
     try:
-        upgrading.check(home)
-        store = await Store.open(home / layout.DATABASE)
+        async with upgrading.opening(home, functools.partial(print, file=sys.stderr)):
+            store = await Store.open(home / layout.DATABASE)
     except StropError as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
@@ -32,6 +32,9 @@ from strop.proxy.home import serving_url
 from strop.proxy.run_requests import AWAITS_RUN
 from strop.proxy.store import layout
 from strop.proxy.store.version_records import BASE, Activation, Version
+
+if TYPE_CHECKING:
+    from strop.proxy.store.store import Store
 
 SHOW_EVENTS = 20
 
@@ -141,19 +144,24 @@ def show_adapter(version: str, home: Path | None, as_json: bool) -> None:
 
 
 def _ask(home: Path, method: str, version: str, body: object = None) -> dict[str, Any]:
-    path = f"/admin/adapters/{quote(version, safe='')}"
-    return call(home, method, path, body, unknown=_unknown(version, home))
+    return _call(home, method, quote(version, safe=""), body, version)
 
 
-def _unknown(version: str, home: Path) -> str:
-    return f"there is no version {version!r}; see: {to_copy('adapters list', home)}"
+def _call(home: Path, method: str, path: str, body: object, version: str) -> dict[str, Any]:
+    """Ask the proxy about a version; where it knows none of this id, say why."""
+    unknown = f"no version {version!r}"
+    try:
+        return call(home, method, f"/admin/adapters/{path}", body, unknown=unknown)
+    except NotFound:
+        asyncio.run(_refuse_unknown(version, home))
+        raise
 
 
 async def _stored(home: Path, version: str) -> dict[str, Any]:
     async with open_store(home) as store:
         found = await store.versions.get(version)
         if found is None:
-            raise NotFound(_unknown(version, home))
+            raise await _unknown(store, version, home)
         events = await store.versions.list_events(version, limit=SHOW_EVENTS)
         liked = await store.training.live_rates(base=found.base)
     return dict(adapter_objects.adapter(found, events=events, liked=liked.get(version)))
@@ -207,8 +215,7 @@ def _told(detail: dict[str, Any]) -> Iterator[str]:
 def activate_adapter(version: str, force: bool, home: Path | None, as_json: bool) -> None:
     """Let VERSION serve, once the engine has shown that it does."""
     folder, body = home_of(home), {"version": version, "force": force}
-    unknown = _unknown(version, folder)
-    done = call(folder, "PUT", "/admin/adapters/active", body, unknown=unknown)
+    done = _call(folder, "PUT", "active", body, version)
     _say_switched(done, folder, as_json=as_json)
 
 
@@ -329,7 +336,12 @@ def export_adapter(version: str, folder: Path, home: Path | None) -> None:
 async def _refuse_unknown(version: str, home: Path) -> None:
     async with open_store(home) as store:
         if await store.versions.get(version) is None:
-            raise NotFound(_unknown(version, home))
+            raise await _unknown(store, version, home)
+
+
+async def _unknown(store: "Store", version: str, home: Path) -> NotFound:
+    why = await store.versions.removal(version) or f"there is no version {version!r}"
+    return NotFound(f"{why}; see: {to_copy('adapters list', home)}")
 
 
 COMMANDS = (adapters,)

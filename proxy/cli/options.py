@@ -4,6 +4,7 @@ Knows no command, and prints nothing.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -124,10 +125,8 @@ async def open_store(home: Path) -> "AsyncIterator[Store]":
     from strop.proxy.store import upgrading
     from strop.proxy.store.store import Store
 
-    told = upgrading.check(home)
-    if told:
-        click.echo(told, err=True)
-    store = await Store.open(path)
+    async with upgrading.opening(home, functools.partial(click.echo, err=True)):
+        store = await Store.open(path)
     try:
         yield store
     finally:

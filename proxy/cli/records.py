@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import click
 
 from strop.proxy import objects
-from strop.proxy.cli import sessions, terminal
+from strop.proxy.cli import learners, sessions, terminal
 from strop.proxy.cli.options import (
     completion_argument,
     containing_option,
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from strop.proxy.store.store import Store
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+# So many are counted before they are deleted, which takes a moment.
+_MOST_COUNTED: Final = 10_000
 
 
 @click.group(epilog=examples("strop completions list --rated"))
@@ -226,7 +228,7 @@ def delete_completions(
     Their ratings are withdrawn, which makes the versions that learned from them stale. Until a
     version is removed, its probe keeps the prompts that it was made with. A training run that has
     collected any of them begins anew. The file stays as large as it is; what is freed is used
-    again.
+    again, or given back by `strop compact`.
     """
     by_filter = bool(session or key or containing)
     if (bool(named), by_filter, older_than is not None).count(True) != 1:
@@ -250,36 +252,39 @@ async def _delete_completions(
         found = [await _recorded(store, one, home) for one in named]
         # One may have been named twice.
         ids = tuple({one.completion.id for one in found})
-        session, key, text = wanted.session, wanted.key_id, wanted.containing
-        of = (f" of {session}" if session else "") + (f" made with {key}" if key else "")
+        session, key = wanted.session, wanted.key_id
         if session and not key:
             key = await sessions.key_of(store, session)
-        if text:
-            holding = await store.list_completions(replace(wanted, key_id=key), limit=sys.maxsize)
-            ids = tuple(one.id for one in holding.data)
+        holding: Sequence[CompletionSummary] = ()
+        if wanted.containing:
+            page = await store.list_completions(replace(wanted, key_id=key), limit=sys.maxsize)
+            holding, ids = page.data, tuple(one.id for one in page.data)
             if not ids:
                 click.echo("No answers.")
                 return
-            what = f"{sessions.answers(len(ids))}{of}, found by {text!r},"
-        elif session or key:
-            what = f"all answers{of}"
-        elif older_than is not None:
-            what = f"the answers older than {older_than} days, where nothing is rated,"
-        else:
-            what = sessions.answers(len(ids))
         if not is_sure:
+            if older_than is not None:
+                what = f"the answers older than {older_than} days, where nothing is rated,"
+            elif named:
+                what = await _named(store, ids)
+            elif holding:
+                what = _found(holding, wanted)
+            else:
+                what = await _all_of(store, wanted, key)
             click.confirm(f"Delete {what} for good?", abort=True)
-        if (session or key) and not text:
-            done = await store.deletion.all_of(session=session, key_id=key)
+        if ids:
+            done = await store.deletion.completions(ids)
         elif older_than is not None:
             # The system's clock begins in 1970, and so does all that is recorded.
             before_ms = max(0, now_ms() - older_than * _DAY_MS)
             done = await store.deletion.unrated(before_ms)
         else:
-            done = await store.deletion.completions(ids)
-        click.echo(f"Deleted {sessions.answers(done.num)}.")
+            done = await store.deletion.all_of(session=session, key_id=key)
+        withdrawn = f"; {_ratings(done.num_ratings)} withdrawn" if done.num_ratings else ""
+        click.echo(f"Deleted {sessions.answers(done.num)}{withdrawn}.")
         if done.learners:
-            click.echo(_kept_by_versions(done.learners, home))
+            async for line in learners.advice(store, done.learners, home):
+                click.echo(line)
         if done.num and (told := await _forgotten_by_runs(store, home)):
             click.echo(told)
         for one, key_id in sorted({(one.session, one.completion.key_id) for one in found}):
@@ -289,28 +294,60 @@ async def _delete_completions(
                 all_of = f"completions delete --session {shlex.quote(one)} --key {key_id}"
                 again = to_copy(all_of, home)
                 click.echo(f"Its conversation goes on, and may repeat it: {again}")
+        rest: list[str] = []
+        if named and not done.is_whole:
+            rest = [one for one in sorted(ids) if await store.get_completion(one)]
+    if not done.is_whole:
+        again = to_copy(" ".join(["completions delete", *rest]), home)
+        how = again if rest else "the same command again"
+        raise click.ClickException(f"{done.failure}; the rest is still there, and goes with {how}")
     if not done.is_erased:
-        raise click.ClickException(_not_erased(home))
+        raise click.ClickException(_not_erased(home, done.failure))
 
 
-def _kept_by_versions(learners: Sequence[str], home: Path) -> str:
-    relearn = to_copy("train --relearn", home)
-    remove = to_copy(f"adapters remove {learners[0]}", home)
-    return (
-        f"{', '.join(learners)} learned from it, and may hold some of it until removed:"
-        f" {relearn}, then {remove}"
-    )
+async def _named(store: "Store", ids: Sequence[str]) -> str:
+    """Return in words how many answers of these ids are to go, and how many ratings."""
+    standing = [FeedbackFilter(completion=one, state="standing") for one in ids]
+    given = [await store.list_feedback(one, limit=_MOST_COUNTED) for one in standing]
+    return sessions.answers(len(ids)) + _with_ratings(sum(len(page.data) for page in given))
 
 
-def _not_erased(home: Path) -> str:
+def _found(holding: Sequence[CompletionSummary], wanted: CompletionFilter) -> str:
+    """Return the same of those that hold a text."""
+    rated = _with_ratings(sum(one.num_feedback for one in holding)) or ","
+    return f"{sessions.answers(len(holding))}{_of(wanted)}, found by {wanted.containing!r}{rated}"
+
+
+async def _all_of(store: "Store", wanted: CompletionFilter, key: str | None) -> str:
+    """Return the same of a session, or of all of a key."""
+    page = await store.list_completions(replace(wanted, key_id=key), limit=_MOST_COUNTED)
+    more = "over " if page.has_more else ""
+    rated = await store.feedback_counts(wanted.session, key)
+    return f"{more}{sessions.answers(len(page.data))}{_of(wanted)}{_with_ratings(rated.total)}"
+
+
+def _of(wanted: CompletionFilter) -> str:
+    of = f" of {wanted.session}" if wanted.session else ""
+    return of + (f" made with {wanted.key_id}" if wanted.key_id else "")
+
+
+def _with_ratings(num: int) -> str:
+    return f", with {_ratings(num)}," if num else ""
+
+
+def _ratings(num: int) -> str:
+    return f"{num} rating{'' if num == 1 else 's'}"
+
+
+def _not_erased(home: Path, failure: str | None) -> str:
     path = home / layout.DATABASE
     then = f"this overwrites it: {to_copy('status', home)}"
     if serving(home) is not None:
         then = "strop overwrites it, within a minute"
-    return (
-        f"what was deleted can still be read in {path} and {path}-wal, since another program keeps"
-        f" the database busy; once that has ended, {then}"
-    )
+    why = "another program keeps the database busy; once that has ended"
+    if failure is not None:
+        why = f"{failure}; once that is mended"
+    return f"what was deleted can still be read in {path} and {path}-wal, since {why}, {then}"
 
 
 async def _forgotten_by_runs(store: "Store", home: Path) -> str | None:

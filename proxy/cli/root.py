@@ -20,6 +20,7 @@ from strop.configs import installation
 from strop.proxy import auth
 from strop.proxy.cli import (
     adapters,
+    compact,
     engines,
     export,
     handover,
@@ -305,6 +306,7 @@ def _check(found: settings.Settings) -> None:
 for command in (
     *status.COMMANDS,
     *records.COMMANDS,
+    *compact.COMMANDS,
     *export.COMMANDS,
     *ratings.COMMANDS,
     *adapters.COMMANDS,

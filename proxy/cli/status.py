@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 # Each is read whole, and may be long.
 _NUM_RATED: Final = 32
+# So much of the database, and so many bytes, are worth giving back.
+_MUCH_FREE: Final = 0.1
+_MUCH_FREE_BYTES: Final = 16 * 2**20
 
 
 @click.command(epilog=examples("strop status"))
@@ -65,6 +68,7 @@ def status(context: click.Context, /, home: Path | None, as_json: bool) -> None:
             click.echo(f"strop at {url} gives no answer: it starts, stops, or is stuck")
         rows.append(("home", str(folder) if stored else f"{folder} (nothing recorded yet)"))
         if stored:
+            rows.append(("database", _database(stored["database"], folder)))
             rows += _stored_rows(stored)
             rows += _version_rows(stored, health, folder)
             rows += _run_rows(stored)
@@ -112,6 +116,15 @@ def _replica(one: dict[str, Any]) -> str:
 
 def _worker(one: dict[str, Any]) -> str:
     return f"process {one['pid']}: {one['in_flight']} in flight"
+
+
+def _database(room: dict[str, int], home: Path) -> str:
+    total, free = room["bytes"], room["free_bytes"]
+    said = terminal.size(total)
+    if free < max(_MUCH_FREE_BYTES, total * _MUCH_FREE):
+        return said
+    give_back = f"with strop stopped this gives it back: {to_copy('compact', home)}"
+    return f"{said}, {terminal.size(free)} of it free; {give_back}"
 
 
 def _stored_rows(stored: dict[str, Any]) -> list[tuple[str, str]]:
@@ -171,7 +184,9 @@ async def _stored(home: Path, base: str | None) -> dict[str, Any]:
         ready = [one.id for one in versions if _could_serve(one, active, base)]
         failure = await _failure(store, ready[0]) if ready else None
         unlearned = await _unlearned(store, base) if base else None
+        room = await store.room()
     return {
+        "database": {"bytes": room.total_bytes, "free_bytes": room.free_bytes},
         "ratings": {"good": counts.good, "bad": counts.bad, "total": counts.total},
         "unlearned": unlearned,
         "newest": last.answer.completion.id if last.answer else None,

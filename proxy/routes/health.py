@@ -3,6 +3,7 @@
 Reads what the parts say of themselves, and checks nothing itself. Asks for no key.
 """
 
+import contextlib
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from starlette.routing import Route
 
 from strop.proxy.auth import scrub_url
 from strop.proxy.engines.replica import Replica
-from strop.proxy.errors import EngineNotReady
+from strop.proxy.errors import EngineNotReady, StoreUnavailable
 from strop.proxy.parts import Control
 from strop.proxy.routes.requests import control
 from strop.proxy.routes.responses import json_response
@@ -114,6 +115,11 @@ async def metrics(request: Request) -> Response:
         url = scrub_url(replica.engine.upstream.url)
         counted.replica_ready.labels(url).set(replica.is_ready)
         counted.replica_in_flight.labels(url).set(_in_flight(replica, tally))
+    # Whether it can be read is told by others.
+    with contextlib.suppress(StoreUnavailable):
+        room = await running.store.room()
+        counted.store_bytes.set(room.total_bytes)
+        counted.store_free_bytes.set(room.free_bytes)
     exposition = await running.census.exposition()
     return Response(exposition, headers={"content-type": _METRICS_TYPE})
 

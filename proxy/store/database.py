@@ -10,6 +10,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -37,6 +38,8 @@ _MIN_SQLITE: Final = (3, 37, 0)
 _CACHED_STATEMENTS: Final = 128
 # The WAL shrinks back to this after a long read has let it grow.
 _WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
+# Some milliseconds of work.
+_INTERRUPTIBLE_STEPS: Final = 1000
 
 _ADVICE: Final = {
     sqlite3.SQLITE_FULL: "the disk is full; free space on the volume that holds it",
@@ -73,6 +76,27 @@ class Query(msgspec.Struct, Generic[T_co], frozen=True):
     def run(self, connection: sqlite3.Connection) -> list[T_co]:
         """Return the values, read on `connection`."""
         return [self.decode(row) for row in connection.execute(self.sql, self.parameters)]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much room the database takes.
+
+    Attributes:
+        total_bytes: all of it.
+        free_bytes: of that, what is not in use, and is used again.
+    """
+
+    total_bytes: int
+    free_bytes: int
+
+
+ROOM: Final = Query(
+    "SELECT page_count * page_size, freelist_count * page_size"
+    " FROM pragma_page_count, pragma_page_size, pragma_freelist_count",
+    (),
+    lambda row: Room(*row),
+)
 
 
 def connect(
@@ -132,6 +156,39 @@ def is_older(path: Path) -> bool:
     except sqlite3.Error:
         return False
     return bool(0 < version < len(migrations()))
+
+
+def compact(path: Path) -> bool:
+    """Rebuild the database at `path`, so that it takes only the room that it uses.
+
+    Nobody else may write meanwhile. Until it is done, the volume has what is in use twice more.
+    Whatever ends it leaves the database as it was; Ctrl-C waits for the second half of the work.
+
+    Returns:
+        Whether the file is smaller by that: not before other programs that read it have ended.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, before the second half.
+        StoreUnavailable: another program writes, the disk is full, or the file can't be used.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for pragma in _pragmas("full"):
+                connection.execute(pragma)
+            connection.execute("PRAGMA temp_store = FILE")
+            # Beside the database: elsewhere there may be less room. SQLite takes no other name.
+            with contextlib.suppress(UnicodeEncodeError):
+                folder = str(Path(os.path.realpath(path)).parent).replace("'", "''")
+                connection.execute(f"PRAGMA temp_store_directory = '{folder}'")
+            # A statement that runs Python at times is interrupted there.
+            connection.set_progress_handler(lambda: None, _INTERRUPTIBLE_STEPS)
+            connection.execute("VACUUM")
+            found = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error as error:
+        if _primary_code(error) == sqlite3.SQLITE_INTERRUPT:
+            raise KeyboardInterrupt from error
+        raise unavailable(error, path) from error
+    return not found[0]
 
 
 async def connect_reader(path: Path, *, busy_timeout_s: float = 5.0) -> aiosqlite.Connection:

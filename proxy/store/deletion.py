@@ -8,21 +8,19 @@ later in it is held out, or not, as it was before.
 
 import sqlite3
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from strop.proxy.store import feedback, lineage
 from strop.proxy.store.completion_queries import Position
 from strop.proxy.store.database import storable
 
-Gone = tuple[int, set[int]]
-"""How many completions were deleted, and the numbers of the versions that learned from them."""
-
 OLDEST: Final[Position] = (-1, -1)
 """The position that every completion is newer than."""
 
 _NOTE: Final = "the completion was deleted"
 _NOTE_OF_KEY: Final = "all that was said with the key was deleted"
-_RATINGS: Final = "SELECT id FROM feedback WHERE completion = ?"
+_RATINGS: Final = "SELECT id, state FROM feedback WHERE completion = ?"
 _FORGET: Final = """
 UPDATE feedback_revisions SET comment = NULL, correction = NULL, tags = '[]' WHERE feedback = ?"""
 _FORGET_CLIENT: Final = """
@@ -80,6 +78,21 @@ WHERE f.session = c.session AND +f.key_id = c.key_id AND f.state = 'standing')
 ORDER BY c.created_ms, c.num LIMIT ?"""
 
 
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What was deleted in one transaction.
+
+    Attributes:
+        num: how many completions.
+        num_ratings: how many ratings of theirs stood.
+        learners: the numbers of the versions that learned from them.
+    """
+
+    num: int
+    num_ratings: int
+    learners: set[int]
+
+
 def delete(connection: sqlite3.Connection, ids: Collection[str], *, now_ms: int) -> Gone:
     """Delete the completions among `ids` that are there.
 
@@ -92,13 +105,17 @@ def delete(connection: sqlite3.Connection, ids: Collection[str], *, now_ms: int)
     there = [id_ for id_ in ids if connection.execute(_BLANK, (id_,)).rowcount]
     for id_ in there:
         connection.execute(_BLANK_CHOICES, (id_,))
-    ratings = [one for id_ in there for (one,) in connection.execute(_RATINGS, (id_,)).fetchall()]
+    states: dict[str, str] = {}
+    for id_ in there:
+        states.update(connection.execute(_RATINGS, (id_,)).fetchall())
+    ratings = list(states)
     _forget(connection, ratings, _NOTE, now_ms=now_ms)
     learners = set[int]().union(*(lineage.heirs(connection, rating) for rating in ratings))
     sessions = {named for id_ in there for named in connection.execute(_DELETE, (id_,)).fetchall()}
     for named in sorted(sessions):
         connection.execute(_FORGET_SESSION, (*named, *named))
-    return len(there), learners
+    num_ratings = list(states.values()).count("standing")
+    return Gone(len(there), num_ratings, learners)
 
 
 def _forget(

@@ -18,12 +18,13 @@ from strop.proxy.store import (
     completion_queries,
     completions,
     containing,
+    database,
     export,
     feedback,
     feedback_queries,
 )
 from strop.proxy.store.clock import now_ms
-from strop.proxy.store.database import Synchronous
+from strop.proxy.store.database import Room, Synchronous
 from strop.proxy.store.deletion_store import DeletionStore
 from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import (
@@ -295,6 +296,11 @@ class Store:
             counts = feedback_queries.counts(wanted)
         ((good, bad, total),) = await self._reader.all(counts)
         return FeedbackCounts(good, bad, total)
+
+    async def room(self) -> Room:
+        """Return how much room the database takes."""
+        (room,) = await self._reader.all(database.ROOM)
+        return room
 
     async def export(
         self,

@@ -105,7 +105,8 @@ class Loader:
         """Return a version's row; raises NotFound."""
         row = await self._versions.get(version)
         if row is None:
-            raise NotFound(f"no version {version!r}; list the versions to find its id")
+            removal = await self._versions.removal(version)
+            raise NotFound(removal or f"no version {version!r}; list the versions to find its id")
         return row
 
     async def release(

@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from fake_adapters import FakeAdapters
 from fake_engine import FakeEngine
 from fake_vllm import FakeVllm
 from running import Running, running, settings_for
-from store_values import MODEL, database_in, learnable, rate, record
+from store_values import MODEL, database_in, first_of_session, learnable, rate, record
 from waiting import until
 
 from strop.adapters import manifest
@@ -31,6 +32,7 @@ from strop.adapters.library import Library
 from strop.configs import demo_model
 from strop.proxy import run_requests
 from strop.proxy.cli import training as cli_training
+from strop.proxy.cli.admin_client import Refused, call
 from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
@@ -402,6 +404,40 @@ async def test_what_the_proxy_does_not_know_is_said(tmp_path: Path, words: str) 
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "serves"),
+    [
+        *(("show v1", True), ("activate v1", True), ("keep v1", True), ("remove v1", True)),
+        *(("show v1", False), ("export v1 {home}/new", False)),
+    ],
+)
+async def test_of_what_was_removed_it_is_said_when(home: Home, words: str, serves: bool) -> None:
+    """Runs and events name it still; that it never was would be untrue."""
+    await home.publish()
+    await home.store.versions.remove("v1", actor="api")
+    (removed,) = await home.store.versions.list_events("v1", limit=1)
+    day = time.strftime("%Y-%m-%d", time.localtime(removed.created_ms / 1000))
+
+    async with serving(home.folder) if serves else contextlib.nullcontext():
+        result = await home.strop("adapters", *words.format(home=home.folder).split())
+
+    assert (1, f"Error: v1 was removed on {day}; see: strop adapters list\n") == (
+        result.exit_code,
+        result.stderr,
+    )
+
+
+async def test_of_what_was_removed_it_is_said_over_http_too(tmp_path: Path) -> None:
+    """Whoever asks for it may have its name from a run."""
+    asked = ("PUT", "/admin/adapters/active", {"version": "v1"})
+    async with serving(tmp_path) as (home, proxy):
+        await home.publish(base=proxy.services.serving.base)
+        await home.store.versions.remove("v1", actor="api")
+
+        with pytest.raises(Refused, match=r"v1 was removed on \d{4}-\d\d-\d\d$"):
+            await asyncio.to_thread(call, tmp_path, *asked)
+
+
 async def test_an_error_of_the_proxys_is_said(tmp_path: Path) -> None:
     """Its message, and exit code 1."""
     async with serving(tmp_path) as (home, proxy):
@@ -732,6 +768,106 @@ async def test_what_is_not_activated_by_itself_says_why_and_what_to_type(tmp_pat
         "v3 is ready, but not activated by itself, since it was made from v1, and v2 is active"
         " now; activate it: strop adapters activate v3\n"
     )
+
+
+async def heirs_of(home: Home, base: str | None, case: str) -> str:
+    """Make versions that learned from one rating; return the answer that it is of."""
+    assert base is not None
+    learned, other = [await learnable(home.store, number) for number in (1, 2)]
+    if case == "stale":
+        await home.publish(base=base)
+        await home.publish(base=base, parent="v1", feedback=[learned])
+        await home.store.versions.activate("v2", actor="api")
+    elif case in ("not stale", "stale by another"):
+        # What is made from a stale one is not stale.
+        await home.publish(base=base, feedback=[learned])
+        await home.store.withdraw(learned[0], None)
+        await home.publish(base=base, parent="v1")
+        await home.publish(base=base, parent="v2", feedback=[other])
+        await home.store.versions.activate("v3", actor="api")
+    else:
+        await home.publish(base=base, feedback=[learned])
+    if case == "stale by another":
+        await home.store.withdraw(other[0], None)
+    if case == "kept":
+        await home.store.versions.set_kept("v1", True)
+    if case == "continued":
+        await home.strop("train", "--parent", "v1", "--detach")
+    return first_of_session(1)
+
+
+@pytest.mark.parametrize("goes_back", [False, True])
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("idle", []),
+        ("kept", ["v1 is kept; let it go: strop adapters keep v1 --release"]),
+        (
+            "stale",
+            ["v2 is active; make another without it: strop train --relearn, or go back: strop"
+             " adapters activate v1"],
+        ),
+        (
+            "not stale",
+            ["v3 is active; make another without it: strop train --parent base, or go back: strop"
+             " adapters activate base"],
+        ),
+        (
+            "stale by another",
+            ["v3 is active; make another without it: strop train --parent base, or go back: strop"
+             " adapters activate base"],
+        ),
+    ],
+)  # fmt: skip
+async def test_what_learned_from_what_is_deleted_can_be_removed_as_is_said(
+    tmp_path: Path, case: str, says: list[str], goes_back: bool
+) -> None:
+    """Each command is taken, in the order in which they are said."""
+    async with serving(tmp_path) as (home, proxy):
+        made = await heirs_of(home, proxy.services.serving.base, case)
+
+        deleted = (await home.strop("completions", "delete", made, "--yes")).stdout
+        assert says == deleted.splitlines()[2:-1]
+        learners = deleted.splitlines()[1].partition(" learned from it")[0].split(", ")
+        advised = re.findall(r": strop ([^,\n]+)", deleted)
+        train, activate = ([one for one in advised if word in one] for word in ("train", "activ"))
+        skipped = train if goes_back else activate
+        done = [await home.strop(*one.split()) for one in advised[:-1] if one not in skipped]
+        if (
+            train
+            and not goes_back
+            and (step := re.search("activate it: strop (.*)", done[0].stdout))
+        ):
+            done.append(await home.strop(*step[1].split()))
+        await until(home.store.versions.activation, lambda now: now.version not in learners)
+        for one in learners:
+            words = advised[-1].replace(learners[0], one)
+            done.append(await home.strop(*words.split()))
+        left = [one.id for one in await home.store.versions.list()]
+
+    assert deleted.splitlines()[-1].startswith("Then remove ")
+    assert {0} == {one.exit_code for one in done}, [one.output for one in done]
+    assert [] == [one for one in left if one in learners]
+
+
+async def test_what_continues_a_version_that_is_to_be_removed_is_stopped_first(
+    tmp_path: Path,
+) -> None:
+    """Else that can't be removed, and what is made from it holds the same."""
+    async with serving(tmp_path, "waits") as (home, proxy):
+        made = await heirs_of(home, proxy.services.serving.base, "continued")
+        (run,) = (await home.store.runs.list()).data
+
+        deleted = (await home.strop("completions", "delete", made, "--yes")).stdout
+        advised = re.findall(r": strop (runs cancel .+|adapters remove .+)", deleted)
+        refused = await home.strop(*advised[1].split())
+        done = [await home.strop(*advised[0].split())]
+        await until(home.store.runs.unfinished, lambda unfinished: unfinished is None)
+        done.append(await home.strop(*advised[1].split()))
+
+    assert f"{run.id} continues v1; stop it: strop runs cancel {run.id}" in deleted.splitlines()
+    assert f"{run.id} continues v1; wait for it, or cancel it" in refused.stderr
+    assert [0, 0] == [one.exit_code for one in done], [one.output for one in done]
 
 
 async def passed_run(home: Home, parent: str | None = None, **changes: Any) -> str:

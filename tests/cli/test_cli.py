@@ -6,7 +6,9 @@ import importlib.util
 import json
 import os
 import pty
+import random
 import re
+import resource
 import shlex
 import sqlite3
 import subprocess
@@ -28,6 +30,7 @@ from recorded_home import empty_home, record
 from running import running, settings_for
 
 from strop.configs import installation
+from strop.proxy.cli import records
 from strop.proxy.cli.root import main
 from strop.proxy.embedded.options import Options
 from strop.proxy.errors import StropError
@@ -774,9 +777,97 @@ def test_answers_are_deleted_once_that_is_confirmed(home: Path) -> None:
     assert "Deleted 2 answers." == done.stdout.splitlines()[0]
     assert done.stdout.endswith("strop completions delete --session mine --key local\n")
     assert 2 == len(done.stdout.splitlines())
-    assert "Delete all answers of mine for good? [y/N]" in whole.stdout
+    assert "Delete 1 answer of mine for good? [y/N]" in whole.stdout
     assert whole.stdout.endswith("Deleted 1 answer.\n")
     assert "No answers.\n" == run(home, "completions", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ((), ""),
+        (("--session", "mine"), " of mine"),
+        (("--key", "local"), " made with local"),
+        (("--session", "mine", "--key", "local"), " of mine made with local"),
+        (("--containing", "capital"), ", found by 'capital'"),
+    ],
+)
+def test_how_many_ratings_go_with_answers_is_said(
+    home: Path, how: tuple[str, ...], what: str
+) -> None:
+    """Before and after; a rating that was taken back is none."""
+    request = json.dumps({"messages": [{"role": "user", "content": "The capital?"}]}).encode()
+    ids = record(home, *[{"session": "mine", "request": request}] * 3)
+    for words in (("good", ids[0]), ("good", ids[1]), ("bad", ids[2]), ("undo", ids[0])):
+        assert 0 == run(home, *words).exit_code
+
+    done = run(home, "completions", "delete", *(how or ids), input="y\n").stdout
+
+    assert done.startswith(f"Delete 3 answers{what}, with 2 ratings, for good? [y/N]")
+    assert done.endswith("Deleted 3 answers; 2 ratings withdrawn.\n")
+
+
+def test_a_great_many_answers_are_not_counted_before(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a key may be millions."""
+    monkeypatch.setattr(records, "_MOST_COUNTED", 2)
+    record(home, *[{"session": "mine"}] * 3)
+
+    done = run(home, "completions", "delete", "--key", "local", input="y\n").stdout
+
+    assert done.startswith("Delete over 2 answers made with local for good? [y/N]")
+    assert done.endswith("Deleted 3 answers.\n")
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_deletion_that_the_disk_stops_says_how_far_it_came(
+    home: Path, monkeypatch: pytest.MonkeyPatch, is_named: bool
+) -> None:
+    """And how to go on: nobody can name again what is gone."""
+    monkeypatch.setattr(deletion_store, "_BATCH", 1)
+    requests = [random.Random(number).randbytes(20_000).hex().encode() for number in range(20)]
+    ids = record(home, *({"session": "mine", "request": request} for request in requests))
+    command = ("completions", "delete", *(ids if is_named else ("--session", "mine")), "--yes")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    try:
+        stopped = run(home, *command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    listed = json.loads(run(home, "completions", "list", "--json").stdout)["data"]
+    left = sorted(one["id"] for one in listed)
+    again = stopped.stderr.rstrip("\n").partition("; the rest is still there, and goes with ")[2]
+    rest = run(home, *shlex.split(again)[1:], "--yes") if is_named else run(home, *command)
+
+    assert 0 < len(left) < 20
+    assert (1, 0) == (stopped.exit_code, rest.exit_code)
+    assert stopped.stdout.startswith(f"Deleted {20 - len(left)} answers.\n")
+    assert "can't be used: the disk gave an I/O error" in stopped.stderr
+    named = f"strop completions delete {' '.join(left)}"
+    assert (named if is_named else "the same command again") == again
+    assert rest.stdout.startswith(f"Deleted {len(left)} answers.\n")
+
+
+def test_that_the_disk_keeps_what_is_deleted_is_said(home: Path) -> None:
+    """No other program is at fault then."""
+    requests = [random.Random(number).randbytes(20_000).hex().encode() for number in range(20)]
+    *_, last = record(home, *({"request": request} for request in requests))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        done = run(home, "completions", "delete", last, "--yes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert (1, "Deleted 1 answer.\n") == (done.exit_code, done.stdout)
+    assert (
+        f"can still be read in {home / 'strop.db'} and {home / 'strop.db'}-wal, since the data"
+        in (done.stderr)
+    )
+    assert "once that is mended, this overwrites it: strop status" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -870,10 +961,13 @@ def test_versions_that_learned_from_what_is_deleted_are_named(home: Path) -> Non
     of_neither = run(home, "completions", "delete", other, "--yes").stdout
     of_both = run(home, "completions", "delete", made, "--yes").stdout.splitlines()
 
-    assert "Deleted 1 answer.\n" == of_neither
-    assert "v1, v2 learned from it, and may hold some of it until removed:" in of_both[1]
-    assert of_both[1].endswith(": strop train --relearn, then strop adapters remove v1")
-    assert 2 == len(of_both)
+    assert "Deleted 1 answer; 1 rating withdrawn.\n" == of_neither
+    assert [
+        "Deleted 1 answer; 1 rating withdrawn.",
+        "v1, v2 learned from it, and may hold some of it until removed.",
+        "That needs a strop that serves: strop serve",
+        "Then remove each: strop adapters remove v1",
+    ] == of_both
 
 
 async def learn_twice(home: Path, rating: str) -> None:
@@ -914,7 +1008,7 @@ def test_what_is_deleted_of_one_key_leaves_the_conversations_of_others(home: Pat
 
     assert one.endswith(" strop completions delete --session project --key key_a\n")
     assert [second] == [one["id"] for one in json.loads(listed)["data"]]
-    assert "Delete all answers made with key_a for good?" in all_of
+    assert "Delete 1 answer made with key_a for good?" in all_of
     assert all_of.endswith("Deleted 1 answer.\n")
     assert "Deleted 1 answer.\n" == last
     assert keyless.endswith(" strop completions delete --session project --key local\n")
@@ -941,7 +1035,7 @@ def test_a_name_that_keys_share_is_no_one_conversation(home: Path) -> None:
     )
     assert [(2, "", said)] * 2 == [(one.exit_code, one.stdout, one.stderr) for one in refused]
     assert [other] == [json.loads(line)["id"] for line in exported]
-    assert "Deleted 1 answer.\n" == deleted
+    assert "Deleted 1 answer; 1 rating withdrawn.\n" == deleted
     assert ["key_a"] * 2 == [found["key_id"] for found in left]
     assert [one] == [json.loads(line)["id"] for line in mine]
 

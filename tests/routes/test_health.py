@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -159,6 +160,10 @@ async def test_metrics_are_set_when_they_are_asked_for(
         before.text.splitlines()
     )
     assert "strop_engine_ready 0.0" in after.text.splitlines()
+    sizes = re.findall("^strop_store_(?:free_)?bytes (.+)$", after.text, re.MULTILINE)
+    room = await app.services.store.room()
+    assert [room.total_bytes, room.free_bytes] == [float(one) for one in sizes]
+    assert room.total_bytes > room.free_bytes
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/health", "/metrics"])

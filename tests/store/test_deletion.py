@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import random
+import resource
 import sqlite3
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from store_values import (
 )
 from waiting import until
 
-from strop.proxy.errors import UnknownCompletion
+from strop.proxy.errors import StoreUnavailable, UnknownCompletion
 from strop.proxy.store import deletion, deletion_store, rated_turns, training_queries, writer
 from strop.proxy.store.deletion_store import Deleted
 from strop.proxy.store.records import CompletionFilter, FeedbackFilter, StoredCompletion
@@ -59,7 +60,7 @@ async def test_a_completion_is_deleted_with_its_choices(store: Store) -> None:
 
     done = await store.deletion.completions(["cmp_1", "cmp_no"])
 
-    assert Deleted(1, (), is_erased=True) == done
+    assert Deleted(1, 0, (), is_erased=True) == done
     assert ["cmp_2"] == await left(store)
     assert await store.get_completion("cmp_1") is None
     with pytest.raises(UnknownCompletion):
@@ -156,8 +157,95 @@ async def test_who_learned_from_it_is_named(store: Store) -> None:
     none = await store.deletion.completions(["cmp_no"])
     done = await store.deletion.completions([first_of_session(1)])
 
-    assert Deleted(0, (), is_erased=True) == none
-    assert Deleted(1, ("v1", "v3"), is_erased=True) == done
+    assert Deleted(0, 0, (), is_erased=True) == none
+    assert Deleted(1, 0, ("v1", "v3"), is_erased=True) == done
+
+
+async def test_the_ratings_that_went_with_it_are_counted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that stood, of each transaction; not what was withdrawn or superseded before."""
+    monkeypatch.setattr(deletion_store, "_BATCH", 1)
+    for id_ in ("cmp_1", "cmp_2", "cmp_3"):
+        await record(store, id_, session="mine")
+    taken_back = (await rate(store, "cmp_1", rater="eve")).feedback
+    await store.withdraw(taken_back.id, None)
+    for id_, value, rater in (("cmp_1", 1.0, "ann"), ("cmp_1", -1.0, "ann"), ("cmp_1", 1.0, "bob")):
+        await rate(store, id_, value, rater=rater)
+    await rate(store, "cmp_3")
+
+    assert Deleted(3, 3, (), is_erased=True) == await store.deletion.all_of(session="mine")
+
+
+@pytest.fixture
+async def large(tmp_path: Path) -> AsyncIterator[Store]:
+    """A store of twenty completions that take some 500 kB, all of it in the file."""
+    store = await Store.open(database_in(tmp_path))
+    for number in range(20):
+        request = random.Random(number).randbytes(20_000).hex().encode()
+        await record(store, f"cmp_{number:02}", request=request, session="mine")
+    await store.close()
+    store = await Store.open(database_in(tmp_path))
+    yield store
+    await store.close()
+
+
+@contextlib.contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """Let no file grow, or be written, beyond that: to SQLite a volume that takes no more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("how", ["named", "of a session", "of a key", "old"])
+async def test_what_went_until_the_store_failed_is_told(
+    large: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """With who learned from it, which nobody can tell later; the same again goes on from there."""
+    monkeypatch.setattr(deletion_store, "_BATCH", 1)
+    given = (await rate(large, "cmp_00")).feedback if how != "old" else None
+    await version(large, *([] if given is None else [(given.id, given.revision)]))
+    deletes: dict[str, Callable[[], Awaitable[Deleted]]] = {
+        "named": lambda: large.deletion.completions([f"cmp_{n:02}" for n in range(20)]),
+        "of a session": lambda: large.deletion.all_of(session="mine"),
+        "of a key": lambda: large.deletion.all_of(key_id=KEY),
+        "old": lambda: large.deletion.unrated(NOON_MS + 1),
+    }
+
+    with files_of_at_most(300_000):
+        some = await deletes[how]()
+    still_there = await left(large)
+    rest = await deletes[how]()
+
+    assert 0 < some.num == 20 - len(still_there) < 20
+    assert (False, len(still_there), True) == (some.is_whole, rest.num, rest.is_whole)
+    assert "strop.db can't be used: the disk gave an I/O error" in (some.failure or "")
+    assert ((), 0) if given is None else (("v1",), 1) == (some.learners, some.num_ratings)
+    assert (None, True) == (rest.failure, rest.is_erased)
+
+
+async def test_a_store_that_fails_before_anything_went_deletes_nothing(large: Store) -> None:
+    """That is an error like any other."""
+    with files_of_at_most(1000), pytest.raises(StoreUnavailable, match="the disk gave an I/O err"):
+        await large.deletion.all_of(session="mine")
+
+    assert 20 == len(await left(large))
+
+
+async def test_where_what_went_can_not_be_overwritten_why_is_told(
+    large: Store, tmp_path: Path
+) -> None:
+    """Word is left, as where another program reads."""
+    with files_of_at_most(200_000):
+        done = await large.deletion.completions(["cmp_19"])
+
+    assert (1, True, False) == (done.num, done.is_whole, done.is_erased)
+    assert "the disk gave an I/O error" in (done.failure or "")
+    assert (tmp_path / "strop.db-unerased").exists()
 
 
 async def test_who_learned_from_any_of_it_is_named(
@@ -259,7 +347,7 @@ async def test_what_a_key_says_of_what_is_recorded_since_stays(store: Store) -> 
     await record(store, "cmp_1")
     given = (await rate(store, "cmp_1", comment="why")).feedback
 
-    await store.deletion._forget_said_with(KEY)
+    assert [] == [some async for some in store.deletion._said_with(KEY)]
 
     assert given == await store.get_feedback(given.id)
 
@@ -461,7 +549,7 @@ async def test_what_a_reader_keeps_goes_when_it_has_ended(
     after = traces(tmp_path)
     await server.close()
 
-    assert Deleted(1, (), is_erased=False) == done
+    assert Deleted(1, 0, (), is_erased=False) == done
     assert size_bytes > 0 == size_in_the_end
     assert {"strop.db": 0, "strop.db-wal": 0, "strop.db-shm": 0} == after
 
@@ -512,8 +600,8 @@ async def test_nothing_is_to_be_erased_where_nothing_was_deleted(
         await store.deletion._erase()
 
     assert (tmp_path / "strop.db-unerased").exists()
-    assert [Deleted(0, (), is_erased=True)] * 3 == nothing
-    assert Deleted(0, (), is_erased=False) == words
+    assert [Deleted(0, 0, (), is_erased=True)] * 3 == nothing
+    assert Deleted(0, 0, (), is_erased=False) == words
 
 
 async def test_what_is_said_of_an_answer_in_flight_waits_for_it(store: Store) -> None:

@@ -130,6 +130,7 @@ async def _versions(store: Store, given: str) -> None:
     await versions.add_event("v4", "unloaded", actor="api")
     await versions.refuse_needed("v3")
     await versions.remove("v3", actor="api")
+    await versions.removal("v3")
     # The second rating takes the place of the first, which a version has learned.
     same = await rate(store, first_of_session(1), comment="again")
     await rate(store, first_of_session(1), -1.0)
@@ -152,6 +153,7 @@ async def _reads(store: Store, given: str) -> None:
         for after in (None, given):
             await store.list_feedback(asked, after=after)
     await store.count_by_key("mine")
+    await store.room()
     await store.feedback_counts()
     await store.feedback_counts("mine", KEY)
     for key_id in (None, KEY):

@@ -24,7 +24,7 @@ SELECTIVE: Final = frozenset(
 SMALL: Final = frozenset(
     {
         "rating_counts", "pairings", "sqlite_master", "lineage", "heirs", "stack", "steps", "fresh",
-        "CONSTANT",
+        "CONSTANT", "pragma_page_count", "pragma_page_size", "pragma_freelist_count",
     }
 )  # fmt: skip
 
