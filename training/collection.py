@@ -4,20 +4,22 @@ Reads the store, and computes nothing with a model; `measurement` does that.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from strop.proxy.store.run_records import COMPARING, RatedTurn
 from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
-from strop.training import examples
 from strop.training.advantages import advantages
-from strop.training.examples import Example, Examples
+from strop.training.examples import Example, Examples, Maker
 from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
 from strop.training.objectives.base import Objective
 from strop.training.rows import Target
-from strop.training.training_set import HeldOutTurn
+from strop.training.training_set import HeldOutTurn, num_bytes
 
 MAX_PROMPT_TOKENS: Final = 4096
 NUM_JUDGING: Final = 32
@@ -26,6 +28,8 @@ NUM_JUDGING: Final = 32
 What people like changes, and a version that has learned it is worse by what they liked before. The
 more sessions, the longer the old ones outvote the new ones (docs/decisions, 0023).
 """
+
+Ids = NDArray[np.int32]
 
 
 class Refused(Exception):
@@ -40,7 +44,7 @@ class Collected:
         learn: what the objective learns from.
         advantages: one for each of `learn`.
         held_out: rated turns of held-out sessions, the newest first.
-        prompts: all distinct recorded prompts, shuffled; those of held-out sessions first.
+        prompts: ids of all recorded prompts, shuffled; those of held-out sessions first.
         counts: examples by kind, and what was left out or flagged, by reason.
         warnings: what people should know.
         completions: the ids of all that was read for it.
@@ -49,7 +53,7 @@ class Collected:
     learn: tuple[Example, ...]
     advantages: tuple[float, ...]
     held_out: tuple[HeldOutTurn, ...]
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: tuple[Ids, ...]
     counts: dict[str, int]
     warnings: tuple[str, ...]
     completions: tuple[str, ...] = ()
@@ -59,12 +63,19 @@ class Collected:
         """How many tokens the longest sequence has that is learned from."""
         return max(len(row.tokens.ids) for one in self.learn for row in one.rows)
 
+    @property
+    def num_bytes(self) -> int:
+        """How much memory its sequences take."""
+        learn = [row.tokens for one in self.learn for row in one.rows]
+        return num_bytes([*learn, *(one for turn in self.held_out for one in turn.answers)])
+
     def within(self, longest: int) -> "Collected":
         """Return the same with what the gate can ask in sequences of up to `longest` tokens.
 
         Held-out turns that have a longer one are left out, and of the others all but those of the
         newest `NUM_JUDGING` sessions. Prompts that leave no room for an answer are left out, but
-        for the shortest where all are such; of the others up to `MAX_SAMPLES` are kept.
+        for the shortest where all are such; of the others up to `MAX_SAMPLES` distinct ones are
+        kept.
         """
         fitting = [turn for turn in self.held_out if turn.longest <= longest]
         newest = [*dict.fromkeys(turn.root for turn in fitting)][:NUM_JUDGING]
@@ -75,7 +86,7 @@ class Collected:
         return replace(
             self,
             held_out=held_out,
-            prompts=tuple(prompts[:MAX_SAMPLES]),
+            prompts=_distinct(prompts),
             counts=self.counts | {"held_out": len(held_out)},
         )
 
@@ -87,8 +98,11 @@ async def collect(
     target: Target,
     *,
     seed: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Collected:
     """Return what there is to learn from for a child of `parent`, a version or `base`.
+
+    Of what is read, only this stays in memory: requests are far larger than their tokens.
 
     Args:
         store: what people said.
@@ -96,21 +110,21 @@ async def collect(
         objective: chooses what it learns from.
         target: the base, its context and its tokenizer.
         seed: of the order of the prompts.
+        check: called between turns; may raise.
 
     Raises:
         Refused: it is not enough, and why.
     """
     base, ratings = target.base, store.training
-    turns = [turn async for turn in ratings.fresh_turns(parent, base=base)]
+    found, completions = await _read(ratings.fresh_turns(parent, base=base), target, check)
     prior = await ratings.prior(base=base)
-    if not turns:
+    if not completions:
         raise Refused(nothing_fresh(prior[1], (await store.feedback_counts()).total))
-    found = examples.make(turns, target)
     learn = objective.select(found.examples)
     if reason := refusal(found, learn, objective.name):
         raise Refused(reason)
-    judging = [one async for one in ratings.held_out_turns(base=base)]
-    kept = _rated(judging, target)
+    judging, more = await _read(ratings.held_out_turns(base=base), target, check)
+    kept = _rated(judging)
     counts = found.counts() | {"examples": len(learn), "held_out": len(kept)}
     return Collected(
         learn=tuple(learn),
@@ -119,21 +133,31 @@ async def collect(
         prompts=_prompts([kept, learn], seed),
         counts=counts,
         warnings=found.warnings(),
-        completions=tuple(
-            dict.fromkeys(
-                one.completion.id for turn in [*turns, *judging] for one in turn.completions
-            )
-        ),
+        completions=tuple(completions | more),
     )
 
 
 async def held_out_turns(ratings: TrainingStore, target: Target) -> list[Example]:
     """Return the newest rated turns of held-out sessions."""
-    return _rated([one async for one in ratings.held_out_turns(base=target.base)], target)
+    found, _ = await _read(ratings.held_out_turns(base=target.base), target)
+    return _rated(found)
 
 
-def _rated(turns: Sequence[RatedTurn], target: Target) -> list[Example]:
-    return [one for one in examples.make(turns, target).examples if one.kind == "rating"]
+async def _read(
+    turns: AsyncIterator[RatedTurn], target: Target, check: Callable[[], None] = lambda: None
+) -> tuple[Examples, dict[str, None]]:
+    """Return what can be learned from `turns`, and the ids of all their completions, in order."""
+    maker = Maker(target)
+    completions: dict[str, None] = {}
+    async for turn in turns:
+        check()
+        maker.add(turn)
+        completions.update((one.completion.id, None) for one in turn.completions)
+    return maker.made(), completions
+
+
+def _rated(found: Examples) -> list[Example]:
+    return [one for one in found.examples if one.kind == "rating"]
 
 
 def nothing_fresh(num_learned: int, num_rated: int) -> str:
@@ -178,13 +202,21 @@ def refusal(found: Examples, learn: Sequence[Example], objective: str) -> str | 
     return None
 
 
-def _prompts(groups: Sequence[Sequence[Example]], seed: int) -> tuple[tuple[int, ...], ...]:
-    """Return the distinct prompts of each group, shuffled, one group after the other."""
+def _prompts(groups: Sequence[Sequence[Example]], seed: int) -> tuple[Ids, ...]:
+    """Return the prompts of each group, shuffled, one group after the other; none is copied."""
     rng = random.Random(seed)  # noqa: S311
-    found: dict[tuple[int, ...], None] = {}
+    found: list[Ids] = []
     for group in groups:
-        rows = [row for one in group for row in one.rows]
-        for row in rng.sample(rows, len(rows)):
-            ids = tuple(row.tokens.ids[: row.tokens.num_prompt].tolist())
-            found.setdefault(ids)
+        tokens = [row.tokens for one in group for row in one.rows]
+        found += [one.ids[: one.num_prompt] for one in rng.sample(tokens, len(tokens))]
     return tuple(found)
+
+
+def _distinct(prompts: Sequence[Ids]) -> tuple[Ids, ...]:
+    """Return the first `MAX_SAMPLES` that differ."""
+    found: dict[bytes, Ids] = {}
+    for ids in prompts:
+        found.setdefault(ids.tobytes(), ids)
+        if len(found) == MAX_SAMPLES:
+            break
+    return tuple(found.values())

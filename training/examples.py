@@ -5,7 +5,7 @@ out: it takes what it is given, and counts what it leaves out.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -87,35 +87,55 @@ class Examples:
         return [one for one in self.examples if one.kind == "rating"]
 
 
-def make(turns: Sequence[RatedTurn], target: Target) -> Examples:
-    """Return what can be learned from `turns` about `target`.
+class Maker:
+    """Makes examples of one turn after the other, and keeps nothing else of it.
 
     Each turn gives one example with all its answers; each distinct correction gives one, and a
     pair with the answer it corrects; and answers to the same prompt that were rated with opposite
     signs give pairs.
+
+    Args:
+        target: what is to learn from them.
     """
-    examples: list[Example] = []
-    left_out: Counter[str] = Counter()
-    for turn in turns:
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._examples: list[Example] = []
+        self._left_out: Counter[str] = Counter()
+
+    def add(self, turn: RatedTurn) -> None:
+        """Take in what can be learned from `turn`."""
         found = [
-            rows.read(stored.completion, index, target)
+            rows.read(stored.completion, index, self._target)
             for stored, index in zip(turn.completions, turn.choices, strict=True)
         ]
         usable = tuple(row for row in found if isinstance(row, Row))
         if usable:
-            examples.append(_rating(turn, usable))
+            self._examples.append(_rating(turn, usable))
         else:
             # That of the answer which people saw last, and rated.
-            left_out[str(found[-1])] += 1
+            self._left_out[str(found[-1])] += 1
         for text, given in _corrections(turn):
-            corrected = _correction(turn, text, given, target)
+            corrected = _correction(turn, text, given, self._target)
             if isinstance(corrected, LeftOut):
-                left_out[f"correction: {corrected}"] += 1
+                self._left_out[f"correction: {corrected}"] += 1
                 continue
-            examples.append(corrected)
+            self._examples.append(corrected)
             if isinstance(found[-1], Row):
-                examples += _corrected_pair(corrected, found[-1])
-    return Examples((*examples, *_comparisons(examples)), left_out)
+                self._examples += _corrected_pair(corrected, found[-1])
+
+    def made(self) -> Examples:
+        """Return the examples of all turns."""
+        compared = _comparisons(self._examples)
+        return Examples((*self._examples, *compared), self._left_out.copy())
+
+
+def make(turns: Iterable[RatedTurn], target: Target) -> Examples:
+    """Return what `target` can learn from `turns`."""
+    maker = Maker(target)
+    for turn in turns:
+        maker.add(turn)
+    return maker.made()
 
 
 def _rating(turn: RatedTurn, usable: tuple[Row, ...]) -> Example:

@@ -143,7 +143,7 @@ def gate_figures(
         whole: held-out turns, and prompts.
         micro_batch: how much fits.
         seed: of the samples.
-        check: called between steps; may raise.
+        check: called between batches; may raise.
     """
 
     def sampled(weights: Weights, num_samples: int) -> Fresh:
@@ -157,22 +157,23 @@ def gate_figures(
             check=check,
         )
 
+    def scored(weights: Weights, sequences: Sequence[Tokens]) -> list[Floats]:
+        check()
+        return micro_batch.logprobs(policy, sequences, weights, lambda _: check())
+
     base = sampled(BASE, MIN_SAMPLES)
     num = num_samples_for(base)
     if num > MIN_SAMPLES:
         base = sampled(BASE, num)
     candidate = sampled(TRAINED, num)
-    candidate_by_base = micro_batch.logprobs(policy, candidate.sequences, BASE)
-    base_by_base = micro_batch.logprobs(policy, base.sequences, BASE)
+    candidate_by_base = scored(BASE, candidate.sequences)
+    base_by_base = scored(BASE, base.sequences)
     candidate_by_parent = candidate_by_base
     if parent != BASE:
-        check()
-        candidate_by_parent = micro_batch.logprobs(policy, candidate.sequences, parent)
-    check()
+        candidate_by_parent = scored(parent, candidate.sequences)
     turns = [tokens for turn in whole.held_out for tokens in turn.answers]
-    now = micro_batch.logprobs(policy, turns, TRAINED)
-    check()
-    before = micro_batch.logprobs(policy, turns, parent)
+    now = scored(TRAINED, turns)
+    before = scored(parent, turns)
     return Figures(
         candidate=behaviour(candidate, candidate_by_base),
         base=behaviour(base, base_by_base),

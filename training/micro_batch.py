@@ -4,7 +4,7 @@ Knows no objective. It only ever shrinks, and a resumed run goes on with what it
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from strop.training.backends.base import OutOfMemory, Policy, Weights
 from strop.training.batching import Rows, pack
@@ -38,9 +38,15 @@ class MicroBatch:
         })  # fmt: skip
 
     def logprobs(
-        self, policy: Policy, sequences: Sequence[Tokens], weights: Weights
+        self,
+        policy: Policy,
+        sequences: Sequence[Tokens],
+        weights: Weights,
+        on_batch: Callable[[Sequence[Tokens]], None] = lambda _: None,
     ) -> list[Floats]:
         """Return the logprobs of each sequence's answer under `weights`, as many at once as fit.
+
+        `on_batch` is told after each batch what was in it; it may raise.
 
         Raises:
             OutOfMemory: one sequence alone doesn't fit.
@@ -58,4 +64,5 @@ class MicroBatch:
                     self.halve(chosen, error)
                     break
                 found.update(zip(indices, computed, strict=True))
+                on_batch(chosen)
         return [found[i] for i in range(len(sequences))]

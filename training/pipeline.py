@@ -5,6 +5,7 @@ after a kill it goes on from there. Starts no process, and activates nothing.
 """
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ from strop.training.backends.base import BackendUnavailable, OutOfMemory, Policy
 from strop.training.collection import Collected, Refused
 from strop.training.gate import Verdict
 from strop.training.loop import Loop, Step
-from strop.training.measurement import measure
+from strop.training.measurement import Scored, measure
 from strop.training.micro_batch import MicroBatch
 from strop.training.mismatch import Mismatch
 from strop.training.progress import Phase, Progress
@@ -47,6 +48,9 @@ EXPECTED: Final = (
     ValueError,
 )
 """What the machine, the data or a person is to blame for; the message says what to do."""
+
+# How often a run says how far it has measured: a batch may take a moment.
+_SAY_EVERY_S: Final = 2.0
 
 
 class Pipeline:
@@ -97,7 +101,7 @@ class Pipeline:
         collected = None
         whole = self._collected_before()
         if whole is not None:
-            max_tokens = self._find_room(whole.longest).max_tokens
+            max_tokens = self._find_room(whole).max_tokens
         else:
             self._row.begin_anew()
             collected, max_tokens = self._collect_what_fits()
@@ -151,22 +155,25 @@ class Pipeline:
         context = self._recipe.files.context_length
         found = self._collect(context)
         try:
-            space = self._find_room(found.longest)
+            space = self._find_room(found)
         except room.TooLong as error:
             self._reports.event("too_long", longest=error.longest, reason=str(error))
+            # Not both at once; where it was raised they are known, too.
+            del found
+            error.__traceback__ = None
             try:
                 found = self._collect(error.longest)
             except Refused:
                 raise error from None
             self._reports.say(f"what has more than {error.longest:,} tokens is left out: {error}")
-            space = self._find_room(found.longest)
+            space = self._find_room(found)
         return found.within(min(context, space.longest)), space.max_tokens
 
-    def _find_room(self, longest: int) -> Room:
+    def _find_room(self, collected: Collected | TrainingSet) -> Room:
         rank = self._recipe.preset.rank
         if self._parent != BASE:
             rank = peft.read_config(self._library.path_of(self._parent)).rank
-        return room.find(self._recipe, rank, longest, self._reports, self._stopping)
+        return room.find(self._recipe, rank, collected, self._reports, self._stopping)
 
     def _collect(self, context: int) -> Collected:
         self._phase("collecting")
@@ -182,6 +189,7 @@ class Pipeline:
                 self._recipe.objective,
                 target,
                 seed=self._settings.seed,
+                check=self._stopping.check,
             )
         )
         self._row.completions = found.completions
@@ -204,6 +212,22 @@ class Pipeline:
         self, policy: Policy, collected: Collected, micro_batch: MicroBatch
     ) -> TrainingSet:
         """Compute what the losses need of parent, base and samplers, and keep it for a resume."""
+        self._phase("measuring")
+        began_s, said_s = time.monotonic(), -math.inf
+
+        def on_scored(now: Scored) -> None:
+            nonlocal said_s
+            self._stopping.check()
+            now_s = time.monotonic()
+            if now_s < said_s + _SAY_EVERY_S:
+                return
+            said_s = now_s
+            eta_s = (now_s - began_s) * (1 / now.share - 1) if now.share else None
+            scores = {"answers_measured": now.num, "answers_to_measure": now.num_all}
+            self._row.count(collected.counts | scores)
+            self._reports.event("measuring", **scores, eta_s=eta_s)
+            self._reports.progress(Progress("measuring", now.num, now.num_all, eta_s))
+
         measured = measure(
             policy,
             collected.learn,
@@ -211,7 +235,7 @@ class Pipeline:
             self._parent,
             self._samplers(collected),
             micro_batch,
-            self._stopping.check,
+            on_scored,
         )
         agreement = measured.agreement
         counts = collected.counts | {
@@ -228,7 +252,7 @@ class Pipeline:
             units=measured.units,
             feedback=tuple(dict.fromkeys(pair for one in collected.learn for pair in one.feedback)),
             held_out=collected.held_out,
-            prompts=collected.prompts,
+            prompts=tuple(tuple(ids.tolist()) for ids in collected.prompts),
             counts=counts,
             completions=collected.completions,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Phase = Literal["collecting", "training", "evaluating", "writing"]
+Phase = Literal["collecting", "measuring", "training", "evaluating", "writing"]
 
 _BAR: Final = 16
 # In this order, as far as the line is wide enough.

@@ -12,12 +12,13 @@ from strop.training import memory
 from strop.training.backends import Choice
 from strop.training.backends.base import OutOfMemory
 from strop.training.backends.base_files import BaseFiles
-from strop.training.collection import Refused
+from strop.training.collection import Collected, Refused
 from strop.training.figures import MAX_SAMPLE_TOKENS
 from strop.training.presets import Preset
 from strop.training.recipe import Recipe
 from strop.training.reports import Reports
 from strop.training.stopping import Stopping
+from strop.training.training_set import TrainingSet
 
 _WAIT_S: Final = 30.0
 _POLL_S: Final = 1.0
@@ -59,14 +60,20 @@ def now(base: Path, chosen: Choice, preset: Preset, *, quantize_base: bool) -> R
     return Room(min(preset.micro_batch_tokens, needed.max_tokens(free, longest)), longest)
 
 
-def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: Stopping) -> Room:
+def find(
+    recipe: Recipe,
+    rank: int,
+    collected: Collected | TrainingSet,
+    reports: Reports,
+    stopping: Stopping,
+) -> Room:
     """Return how much to compute at once.
 
     Args:
         recipe: says what computes, and the most that is wanted at once.
         rank: of the LoRA that is trained.
-        longest: tokens of the longest sequence.
-        reports: is told what is needed, and what is free.
+        collected: what it learns from; what that takes is no longer free.
+        reports: is told what that takes, what is needed besides, and what is free.
         stopping: asked while it waits.
 
     Raises:
@@ -74,6 +81,7 @@ def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: St
         Stopped: it was asked to stop.
     """
     settings, chosen, preset = recipe.settings, recipe.chosen, recipe.preset
+    longest = collected.longest
     needed = memory.estimate(
         settings.base_path, chosen, rank=rank, quantize_base=settings.quantize_base
     )
@@ -87,7 +95,11 @@ def find(recipe: Recipe, rank: int, longest: int, reports: Reports, stopping: St
         stopping.check()
         time.sleep(_POLL_S)
     reports.event(
-        "memory", needed_bytes=needed.total(longest, longest), free_bytes=free, longest=longest
+        "memory",
+        collected_bytes=collected.num_bytes,
+        needed_bytes=needed.total(longest, longest),
+        free_bytes=free,
+        longest=longest,
     )
     if not does_fit:
         raise TooLong(

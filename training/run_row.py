@@ -4,6 +4,7 @@ Does not know what a run does. The store belongs to another thread's loop.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Coroutine, Mapping
@@ -64,6 +65,11 @@ class RunRow:
             self.run = self.wait(adding)
         except StoreUnavailable as error:
             log.warning("a step's metrics are lost", extra={"step": num, "reason": error.message})
+
+    def count(self, counts: Mapping[str, object]) -> None:
+        """Write down counts for now; that a store can't be written now doesn't stop the run."""
+        with contextlib.suppress(StoreUnavailable):
+            self.update(RunUpdate(counts=to_json(counts)))
 
 
 def to_json(value: object) -> bytes:

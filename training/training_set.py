@@ -6,7 +6,8 @@ alone and goes when the run has ended.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,23 @@ class TrainingSet:
         """How many tokens the longest sequence has that is learned from."""
         return max(len(answer.tokens.ids) for unit in self.units for answer in unit.answers)
 
+    @property
+    def num_bytes(self) -> int:
+        """How much memory its sequences take."""
+        learn = [answer.tokens for unit in self.units for answer in unit.answers]
+        return num_bytes([*learn, *(one for turn in self.held_out for one in turn.answers)])
+
+
+def num_bytes(sequences: Iterable[Tokens]) -> int:
+    """Return how much memory the ids of `sequences` take; one that comes twice is there once."""
+    return sum({id(one): one.ids.nbytes for one in sequences}.values())
+
 
 def save(whole: TrainingSet, path: Path) -> None:
-    """Write `whole` to `path`, which then has all of it or is as it was."""
+    """Write `whole` to `path`, which then has all of it or is as it was.
+
+    The file is one that `numpy.savez` would write, but made without a second copy in memory.
+    """
     answers = [answer for unit in whole.units for answer in unit.answers]
     held_out = [tokens for turn in whole.held_out for tokens in turn.answers]
     sequences = [*(answer.tokens for answer in answers), *held_out]
@@ -73,18 +88,18 @@ def save(whole: TrainingSet, path: Path) -> None:
         "counts": dict(whole.counts),
         "completions": whole.completions,
     }
-    arrays: dict[str, Any] = {
-        "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
-        **_flat("ids", [tokens.ids for tokens in sequences], np.int32),
-        **_flat("prompts", whole.prompts, np.int32),
-        **_flat("base", [answer.base for answer in answers], np.float32),
-        **_flat("sampler", [answer.sampler for answer in answers], np.float32),
-        **_flat("keep", [answer.keep for answer in answers], np.bool_),
-        **_flat("parent", [answer.parent for answer in answers], np.float32),
-    }
     temporary = path.with_suffix(".part")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        np.savez(file, **arrays)
+    with (
+        os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+        zipfile.ZipFile(file, "w") as archive,
+    ):
+        _write(archive, "meta", [np.frombuffer(json.dumps(meta).encode(), np.uint8)], np.uint8)
+        _write_rows(archive, "ids", [tokens.ids for tokens in sequences], np.int32)
+        _write_rows(archive, "prompts", whole.prompts, np.int32)
+        _write_rows(archive, "base", [answer.base for answer in answers], np.float32)
+        _write_rows(archive, "sampler", [answer.sampler for answer in answers], np.float32)
+        _write_rows(archive, "keep", [answer.keep for answer in answers], np.bool_)
+        _write_rows(archive, "parent", [answer.parent for answer in answers], np.float32)
     durable.publish(temporary, path)
 
 
@@ -118,13 +133,28 @@ def load(path: Path) -> TrainingSet:
     )
 
 
-def _flat(name: str, rows: Sequence[object], dtype: type) -> dict[str, NDArray[Any]]:
-    """Return rows of any lengths as one array and the place where each ends."""
-    arrays: list[NDArray[Any]] = [np.asarray(row, dtype) for row in rows]
-    return {
-        name: np.concatenate(arrays) if arrays else np.empty(0, dtype),
-        f"{name}_ends": np.cumsum([len(array) for array in arrays], dtype=np.int64),
+def _write_rows(
+    archive: zipfile.ZipFile, name: str, rows: Sequence[Sequence[int] | NDArray[Any]], dtype: type
+) -> None:
+    """Write rows of any lengths as one array and the place where each ends."""
+    _write(archive, name, rows, dtype)
+    ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+    _write(archive, f"{name}_ends", [ends], np.int64)
+
+
+def _write(
+    archive: zipfile.ZipFile, name: str, rows: Sequence[Sequence[int] | NDArray[Any]], dtype: type
+) -> None:
+    """Write one array, row after row."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (sum(map(len, rows)),),
     }
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for row in rows:
+            member.write(np.asarray(row, dtype).tobytes())
 
 
 def _cut(arrays: Mapping[str, NDArray[Any]], name: str) -> list[NDArray[Any]]:

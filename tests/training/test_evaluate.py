@@ -14,12 +14,13 @@ import pytest
 from toy_policy import ToyPolicy, log_softmax, tokens, unit
 
 from strop.adapters.rates import Rate, wilson
-from strop.training.backends.base import OutOfMemory
+from strop.training.backends.base import OutOfMemory, Weights
 from strop.training.evaluate import Evaluated, Material, Prompt, evaluate
 from strop.training.figures import gate_figures, num_samples_for, sample
 from strop.training.gate import judge as judge_figures
 from strop.training.micro_batch import MicroBatch
 from strop.training.raters import Judge, Messages, RaterFailed, Rule
+from strop.training.sequences import Floats, Tokens
 from strop.training.stopping import Stopped, Stopping
 from strop.training.training_set import HeldOutTurn, TrainingSet
 
@@ -197,6 +198,31 @@ def test_measuring_ends_where_somebody_asks_it_to() -> None:
 
     with pytest.raises(Stopped):
         sample(policy(), "base", [(1,)], ROOMY, num_samples=16, seed=0, check=stopping.check)
+
+
+def test_held_out_answers_are_scored_until_somebody_asks_to_stop() -> None:
+    """There may be hundreds, each a batch of its own."""
+    long, stopping = [1] * 500, Stopping()
+    whole = TrainingSet((), (), (HeldOutTurn("cmp_1", 1.0, (tokens(long),) * 9),), ((1,),), {})
+
+    class Asking(ToyPolicy):
+        """Has somebody ask to stop when it scores such an answer."""
+
+        num_long = 0
+
+        def logprobs(
+            self, sequences: Sequence[Tokens], weights: Weights = "trained"
+        ) -> list[Floats]:
+            if len(sequences[0].ids) > len(long):
+                self.num_long += 1
+                stopping.ask()
+            return super().logprobs(sequences, weights)
+
+    asked = Asking(LOGITS)
+    with pytest.raises(Stopped):
+        gate_figures(asked, "base", whole, MicroBatch(500), seed=0, check=stopping.check)
+
+    assert 1 == asked.num_long
 
 
 def test_a_version_that_gives_an_answer_no_chance_at_all_has_figures() -> None:

@@ -1,6 +1,7 @@
 """Tests of what is measured before the first step and kept for a resume, and of what is refused."""
 
 import stat
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from strop.training.backends.base import Weights
 from strop.training.collection import NUM_JUDGING, Collected, nothing_fresh, refusal
 from strop.training.examples import Example, Examples
 from strop.training.figures import MAX_SAMPLES
-from strop.training.measurement import Measured, measure
+from strop.training.measurement import Measured, Scored, measure
 from strop.training.micro_batch import MicroBatch
 from strop.training.mismatch import Mismatch
 from strop.training.rows import LeftOut, Row
 from strop.training.sequences import Floats, Kind, Tokens
+from strop.training.stopping import Stopped
 from strop.training.training_set import HeldOutTurn, TrainingSet
 
 LOGITS = [0.0, 0.3, -0.2, 0.5]
@@ -88,6 +90,51 @@ def test_no_version_is_asked_twice() -> None:
     measured(policy, example([1, 0], "v2"), example([2, 0], "v2"))
 
     assert ["base", "trained"] == sorted(map(str, policy.asked))
+
+
+def scored(num_calls: int | None = None) -> tuple[Versions, list[Scored]]:
+    """Score three answers one by one; so many calls, and then it is asked to stop."""
+    policy, seen = Versions(), list[Scored]()
+    found = [
+        example([1, 2, 0], "v1"),
+        example([2, 0], "v2"),
+        example([1], "v9", under(LOGITS, [1])),
+    ]
+
+    def on_scored(now: Scored) -> None:
+        seen.append(now)
+        if len(policy.asked) == num_calls:
+            raise Stopped
+
+    versions = {"v1": V1, "v2": Path("v2")}
+    one_by_one = MicroBatch(1)
+    try:
+        measure(policy, found, [0.5] * 3, "v2", versions, one_by_one, on_scored)
+    except Stopped:
+        assert num_calls is not None
+    return policy, seen
+
+
+def test_each_batch_says_how_far_the_scoring_is() -> None:
+    """An answer counts once for each version that is asked about it, a long one for more."""
+    policy, seen = scored()
+
+    # v1 is asked about one, base and parent about all; the parent is also who sampled the second.
+    assert 7 == len(policy.asked)
+    assert [*range(8)] == [one.num for one in seen]
+    assert {7} == {one.num_all for one in seen}
+    sizes = [4, 3, 4, 3, 2, 4, 2]
+    shares = [sum(sizes[:num]) / sum(sizes) for num in range(8)]
+    assert pytest.approx(shares) == [one.share for one in seen]
+
+
+@pytest.mark.parametrize("num_calls", [0, 1, 3])
+def test_scoring_ends_at_the_batch_at_which_somebody_asks_it_to(num_calls: int) -> None:
+    """A version may have been asked about thousands of answers."""
+    policy, seen = scored(num_calls)
+
+    assert num_calls == len(policy.asked)
+    assert num_calls + 1 == len(seen)
 
 
 def test_the_parent_may_be_the_base() -> None:
@@ -171,6 +218,20 @@ def test_a_training_set_comes_back_from_its_file_as_it_was(tmp_path: Path) -> No
     ]
     assert 0o600 == stat.S_IMODE((tmp_path / "set.npz").stat().st_mode)
     assert ["set.npz"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_a_training_set_is_written_without_a_copy_of_it_in_memory(tmp_path: Path) -> None:
+    """A set of ten thousand conversations may take as much as the model."""
+    turns = tuple(HeldOutTurn("cmp_9", 1.0, (tokens([1], 50_000),)) for _ in range(40))
+    whole = TrainingSet((), (), turns, (), {})
+
+    tracemalloc.start()
+    training_set.save(whole, tmp_path / "set.npz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < whole.num_bytes / 4
+    assert whole.num_bytes == training_set.load(tmp_path / "set.npz").num_bytes
 
 
 def test_an_empty_part_of_a_training_set_comes_back_empty(tmp_path: Path) -> None:
@@ -263,7 +324,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(
     longest: int, expected: list[int]
 ) -> None:
     """The gate's samples have to fit, as held-out turns do; where none does, the shortest is."""
-    prompts = tuple((1,) * num for num in (2, 900, 5))
+    prompts = tuple(np.ones(num, np.int32) for num in (2, 900, 5))
 
     found = Collected((), (), (), prompts, {}, ()).within(longest)
 
@@ -271,12 +332,23 @@ def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(
 
 
 def test_no_more_prompts_are_kept_than_the_gate_asks() -> None:
-    """The first ones, which are those of held-out sessions."""
-    prompts = tuple((num,) for num in range(MAX_SAMPLES + 1))
+    """The first ones, which are those of held-out sessions; each once."""
+    prompts = tuple(np.array([num // 2], np.int32) for num in range(2 * MAX_SAMPLES + 2))
 
     found = Collected((), (), (), prompts, {}, ()).within(1000)
 
-    assert prompts[:MAX_SAMPLES] == found.prompts
+    assert [*range(MAX_SAMPLES)] == [int(ids[0]) for ids in found.prompts]
+
+
+def test_what_is_collected_knows_how_much_memory_it_takes() -> None:
+    """Four bytes a token; a pair has the sequences of the answers that it compares."""
+    rated = example([1, 2, 0])
+    pair = Example("pair", (), "cmp_1", 1.0, (*rated.rows, *example([3]).rows))
+    held_out = HeldOutTurn("cmp_9", 1.0, (tokens([1, 0], 4),))
+
+    found = Collected((rated, pair), (0.5, 1.0), (held_out,), (), {}, ())
+
+    assert 4 * (4 + 2 + 6) == found.num_bytes
 
 
 def test_a_run_whose_ratings_all_had_to_be_left_out_says_why() -> None:

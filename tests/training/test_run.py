@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,13 @@ from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
-from strop.training import collection, memory, room
+from strop.training import collection, memory, pipeline, room
 from strop.training.backends import Choice
+from strop.training.backends.base import Policy, Weights
 from strop.training.loop import Ending, Loop, Step
+from strop.training.micro_batch import MicroBatch
 from strop.training.run import take
+from strop.training.sequences import Floats, Tokens
 from strop.training.stopping import Stopping
 
 
@@ -159,6 +163,7 @@ async def test_a_run_says_what_it_did(home: RatedHome) -> None:
     )  # fmt: skip
     assert run.num_steps >= run.step
     assert run.eta_s is None
+    assert "answers_measured" not in json.loads(run.counts)
     entries = [
         json.loads(line)
         for line in (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
@@ -414,6 +419,7 @@ async def test_the_memory_that_a_run_takes_is_that_of_the_lora_it_continues(
         one["needed_bytes"] for one in found
     ]
     assert 2 == len(found)
+    assert all(one["collected_bytes"] > 0 for one in found)
 
 
 async def test_one_conversation_that_does_not_fit_into_memory_keeps_no_other_from_training(
@@ -458,6 +464,73 @@ async def test_a_cancelled_run_leaves_no_version(
     assert run.step < run.num_steps
     assert () == await home.store.versions.list()
     assert await num_fresh(home) > 100
+
+
+async def test_what_was_collected_in_vain_is_let_go_before_the_rest_is_collected(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either may take as much as the model."""
+    await home.rate(20, likes=of_three(1.0, -1.0))
+    await home.rate(12, template=lambda ids: ids * 15)
+    needed = memory.estimate(home.base_path, Choice("torch", "cpu", ""), rank=8)
+    monkeypatch.setattr(room, "_WAIT_S", 0.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: needed.total(150, 150))
+    collect = collection.collect
+    kept: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    async def watched(*arguments: Any, **options: Any) -> Any:
+        alive.append(sum(one() is not None for one in kept))
+        found = await collect(*arguments, **options)
+        kept.extend(weakref.ref(row.tokens.ids) for one in found.learn for row in one.rows)
+        return found
+
+    monkeypatch.setattr(collection, "collect", watched)
+
+    run = await over(home)
+
+    assert "passed" == run.state, reasons(run)
+    assert [0, 0] == alive
+
+
+async def test_a_run_says_how_far_it_has_measured_and_can_be_cancelled_then(
+    home: RatedHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may be hours before the first step."""
+
+    def long(
+        self: MicroBatch,
+        policy: Policy,
+        sequences: Sequence[Tokens],
+        weights: Weights,
+        on_batch: Callable[[Sequence[Tokens]], None],
+    ) -> list[Floats]:
+        for _ in range(3000):
+            on_batch(sequences[:1])
+            time.sleep(0.01)
+        raise AssertionError("it was asked to stop")
+
+    monkeypatch.setattr(MicroBatch, "logprobs", long)
+    monkeypatch.setattr(pipeline, "_SAY_EVERY_S", 0.0)
+    await home.rate(30)
+    run = await home.new_run()
+
+    async def num_measured() -> int:
+        known = await home.store.runs.get(run.id)
+        assert known is not None
+        return int(json.loads(known.counts).get("answers_measured", 0))
+
+    taking = asyncio.create_task(over(home, run))
+    await until(num_measured)
+    await home.store.runs.cancel(run.id)
+    run = await taking
+
+    assert ("cancelled", 0) == (run.state, run.num_steps)
+    log = (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
+    told = [one for one in map(json.loads, log) if one["event"] == "measuring"]
+    examples = json.loads(run.counts)["examples"]
+    assert [*range(len(told))] == [one["answers_measured"] for one in told]
+    assert {examples} == {one["answers_to_measure"] for one in told}
 
 
 @pytest.mark.parametrize("held_out", [False, True])
