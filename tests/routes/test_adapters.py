@@ -263,7 +263,8 @@ async def test_an_active_version_is_not_removed(versions: Versions) -> None:
 
     refused = await versions.ask("DELETE", f"/{v1}")
 
-    assert (409, "conflict", "v1 is active; activate another version first, or roll back") == error_of(refused)
+    said = "v1 is active; activate another version first, or roll back"
+    assert (409, "conflict", said) == error_of(refused)
 
 
 async def test_a_version_that_is_kept_is_not_removed(versions: Versions) -> None:
