@@ -49,8 +49,10 @@ def why(completion: Completion) -> str | None:
         return "asked by an agent for a title"
     if _is_summary(said):
         return "asked by an agent for a summary"
-    begins = "".join(texts_of(said[0])) if said else ""
-    wanted = next((what for mark, what in _BEGINNINGS.items() if begins.startswith(mark)), None)
+    # With one question behind it. aider puts a prefix of the model's on a line before it.
+    is_task = [role_of(one) for one in said] == ["system", "user"]
+    begins = "\n" + "".join(texts_of(said[0])) if is_task else ""
+    wanted = next((what for mark, what in _BEGINNINGS.items() if f"\n{mark}" in begins), None)
     return wanted and f"asked by an agent for a {wanted}"
 
 

@@ -127,7 +127,10 @@ async def _cancel(home: Path, id_: str) -> dict[str, Any]:
 def progress(run: Mapping[str, Any]) -> str:
     """Return how far a run object that isn't over is, on one line."""
     left = "" if run["eta_s"] is None else f", about {terminal.duration(run['eta_s'])} left"
+    counts = run["counts"]
     steps = f", step {run['step']} of {run['num_steps']}" if run["num_steps"] else ""
+    if num_all := counts.get("answers_to_measure"):
+        steps = f", measured {counts['answers_measured']} of {num_all}"
     loss = run["metrics"].get("loss")
     stopping = ", stopping" if run["cancelling"] else ""
     return f"{run['id']}: {run['state']}{steps}{left}{stopping}" + (

@@ -49,7 +49,7 @@ WHERE h.chain = ? AND c.key_id = ? ORDER BY h.num DESC LIMIT ?"""
 _BY_TAIL: Final = """
 SELECT h.completion, h.choice, c.session, c.session_by, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
-WHERE h.tail = ? AND h.created_ms > ? AND c.key_id = ? LIMIT 2"""
+WHERE h.tail = ? AND h.created_ms > ? AND c.key_id = ? LIMIT ?"""
 _BY_ID: Final = """
 SELECT h.completion, h.choice, c.session, c.session_by, c.turn, h.chain, h.tail
 FROM choices AS h CROSS JOIN completions AS c ON c.id = h.completion
@@ -168,8 +168,8 @@ def find_reply(
     is that choice's. Else by the whole history: of several, those whose tail it has too, a tool
     call's id; of these the newest of `session`, or without one of those for which no session was
     named either; else the newest; marked ambiguous if it is not alone.
-    Else by its tail: only if one choice alone, of the last 24 h, has it. Other keys' choices are
-    never found.
+    Else by its tail: only if one choice of the last 24 h has it, be it of `session`, or of those
+    without one, or alone. Other keys' choices are never found.
     """
     if follows is not None:
         named = yield Query(_BY_ID, (follows, key_id), lambda row: Candidate(*row))
@@ -184,24 +184,31 @@ def find_reply(
         equal = yield Query(_BY_CHAIN, (after, key_id, _NUM_EQUAL), lambda row: Candidate(*row))
     has_tail = [one for one in equal if after_tail is not None and one.tail == after_tail]
     if after_tail is not None and len(equal) != 1 and not has_tail:
-        parameters = (after_tail, now_ms - TAIL_WINDOW_MS, key_id)
-        found = yield Query(_BY_TAIL, parameters, lambda row: Candidate(*row))
+        parameters = (after_tail, now_ms - TAIL_WINDOW_MS, key_id, _NUM_EQUAL)
+        tails = yield Query(_BY_TAIL, parameters, lambda row: Candidate(*row))
+        found = _likeliest(tails, session)
         if len(found) == 1 and (not equal or found[0].chain == after):
             return found[0].reply("chain" if equal else "tail")
     return _newest(has_tail or equal, session)
 
 
 def _newest(equal: list[Candidate], session: str | None) -> Reply | None:
-    """Return the first of the same conversation, else the first; marked if it is not alone.
+    """Return the first of the likeliest; marked if it may be another."""
+    found = _likeliest(equal, session)
+    if not found:
+        return None
+    is_sure = len(equal) == 1 or (len(found) == 1 and found[0].session == session)
+    return found[0].reply("chain" if is_sure else "chain_ambiguous")
 
-    What has no name of its client's is none of a conversation that has one.
+
+def _likeliest(equal: list[Candidate], session: str | None) -> list[Candidate]:
+    """Return those of `session`, or without one those for which none was named; all, if none are.
+
+    A client may name its conversation anew, or not each time.
     """
     if session is None:
-        same = [one for one in equal if one.session_by != "client"]
-    else:
-        same = [one for one in equal if one.session == session]
-    same = same or equal
-    return same[0].reply("chain" if len(same) == 1 else "chain_ambiguous") if same else None
+        return [one for one in equal if one.session_by != "client"] or equal
+    return [one for one in equal if one.session == session] or equal
 
 
 def _run(connection: sqlite3.Connection, search: Search) -> Reply | None:

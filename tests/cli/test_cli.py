@@ -199,12 +199,13 @@ TOOLS = [{"type": "function", "function": {"name": "f"}}]
         ([("user", CLAUDE_SUMMARY)], {"tools": TOOLS}, "summary"),
         ([("user", ["Stopped", CLAUDE_SUMMARY])], {"tools": TOOLS}, "summary"),
         (AIDER_COMMIT, {}, "commit message"),
+        ([("system", f"/no_think\n{AIDER_COMMIT[0][1]}"), AIDER_COMMIT[1]], {}, "commit message"),
         (AIDER_SUMMARY, {}, "summary"),
         (GPTME_TITLE, {}, "title"),
     ],
     ids=[
         *("claude-title", "codex-title", "codex", "codex-joined", "claude", "claude-joined"),
-        *("aider-commit", "aider", "gptme-title"),
+        *("aider-commit", "aider-prefix", "aider", "gptme-title"),
     ],
 )
 def test_good_passes_over_the_titles_and_summaries_that_agents_ask_for(
@@ -232,8 +233,14 @@ def test_good_passes_over_the_titles_and_summaries_that_agents_ask_for(
         ([("user", f"What is this: {CODEX_SUMMARY}")], {}),
         ([("user", CLAUDE_SUMMARY), ("assistant", "It is"), ("user", "Go on")], {}),
         ([("user", "Hi"), *GPTME_TITLE], {}),
+        ([("user", "Generate concise conversation titles. My chats: ...")], {}),
+        ([*GPTME_TITLE, ("assistant", "A"), ("user", "B")], {}),
+        ([("system", f"Never say {AIDER_COMMIT[0][1]}"), ("user", "Hi")], {}),
     ],
-    ids=["no-format", "tools", "no-title", "quoted", "goes-on", "behind"],
+    ids=[
+        *("no-format", "tools", "no-title", "quoted", "goes-on", "behind"),
+        *("a-persons", "title-goes-on", "quoted-by-system"),
+    ],
 )
 def test_good_rates_what_only_looks_like_a_title_or_a_summary(
     home: Path, said: list[tuple[str, Any]], fields: dict[str, Any]
@@ -244,6 +251,15 @@ def test_good_rates_what_only_looks_like_a_title_or_a_summary(
         {"created_ms": 1000},
         {"created_ms": 2000, "request": asking(said, **fields)},
     )
+
+    run(home, "good")
+
+    assert [(newest, 1, "standing")] == words(home)
+
+
+def test_good_rates_an_answer_to_no_messages(home: Path) -> None:
+    """A text completion has a prompt alone."""
+    (newest,) = record(home, {"dialect": "completions", "request": b'{"prompt": "Hi"}'})
 
     run(home, "good")
 

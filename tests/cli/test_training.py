@@ -15,6 +15,7 @@ from rated_home import RatedHome
 from store_values import database_in
 
 from strop.configs import demo_model, installation
+from strop.proxy.cli import runs
 from strop.proxy.home import Serves, hold
 from strop.proxy.run_requests import NEVER_LEARNED
 from strop.proxy.settings.settings import load
@@ -226,3 +227,14 @@ def test_the_doctor_examines_the_model_that_is_served(tmp_path: Path) -> None:
     assert facts["preset"].startswith("careful: ")
     assert "" == other.stderr
     assert json.loads(other.stdout)["facts"]["base"].startswith(f"{demo_model()}: ")
+
+
+def test_a_run_says_how_far_it_has_measured() -> None:
+    """Before its first step, which may be hours."""
+    run = {
+        **{"id": "run_1", "state": "running", "cancelling": False, "eta_s": None, "metrics": {}},
+        **{"step": 0, "num_steps": None},
+        "counts": {"answers_measured": 3, "answers_to_measure": 9},
+    }
+
+    assert "run_1: running, measured 3 of 9" == runs.progress(run)

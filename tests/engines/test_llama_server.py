@@ -271,3 +271,17 @@ async def _assert_is_served(model: Path, file: Path, *, base: Path, adapter: Pat
     assert not entries
     assert max(errors) < 1e-4
     assert max(effects) > 0.1
+
+
+async def test_a_routers_model_is_named_whatever_its_name_is() -> None:
+    """A path has slashes, and a preset's name may have what a query reads otherwise."""
+    handler = FakeLlamaServer(others=("a+b&c/d e:Q4",), lora_scale=1.0)
+    async with FakeEngine(handler) as engine:
+        upstream = Upstream(engine.url)
+        driver = LlamaServer(upstream)
+        await driver.check()
+
+        await driver.verify("a+b&c/d e:Q4")
+
+        assert "--lora" in " ".join(driver.shortfalls)
+        await upstream.aclose()

@@ -278,10 +278,10 @@ async def test_of_equal_histories_one_without_a_session_is_followed_without_one(
     labelled = await record(store, "cmp_c", session="eval", after=b"x")
     unnamed = await record(store, "cmp_d", after=b"y")
 
-    assert ("cmp_1", "chain", "ses_1") == (followed.parent, followed.parent_by, followed.session)
-    assert ("cmp_1", "chain") == (again.parent, again.parent_by)
+    assert ("cmp_1", "ses_1") == (followed.parent, followed.session)
+    assert "cmp_1" == again.parent
     assert replied is not None
-    assert ("cmp_1", "chain") == (replied.completion, replied.by)
+    assert ("cmp_1", "chain_ambiguous") == (replied.completion, replied.by)
     assert ("cmp_19", "chain_ambiguous") == (labelled.parent, labelled.parent_by)
     assert ("cmp_a", "ses_1") == (unnamed.parent, unnamed.session)
 
@@ -297,7 +297,23 @@ async def test_a_named_history_is_followed_without_a_name_where_there_is_no_othe
     followed = await record(store, "cmp_4", after=b"y")
 
     assert ("cmp_1", "mine") == (unnamed.parent, unnamed.session)
-    assert ("cmp_2", "chain", "mine") == (followed.parent, followed.parent_by, followed.session)
+    assert ("cmp_2", "mine") == (followed.parent, followed.session)
+
+
+async def test_of_equal_tails_one_of_the_same_conversation_is_followed(store: Store) -> None:
+    """Where it is alone in that: an evaluation asks what people do."""
+    for id_, session in (("cmp_1", None), ("cmp_2", "eval"), ("cmp_3", "eval"), ("cmp_4", "mine")):
+        await record(store, id_, session=session, choices=(choice(chain=b"x", tail=b"t"),))
+    cut = {"after": b"cut", "after_tail": b"t"}
+
+    unnamed = await record(store, "cmp_a", **cut)
+    named = await record(store, "cmp_b", session="mine", **cut)
+    several = await record(store, "cmp_c", session="eval", **cut)
+    other = await record(store, "cmp_d", session="other", **cut)
+
+    assert ("cmp_1", "tail") == (unnamed.parent, unnamed.parent_by)
+    assert ("cmp_4", "tail") == (named.parent, named.parent_by)
+    assert (None, None) == (several.parent, other.parent)
 
 
 async def test_of_equal_histories_that_of_the_same_call_is_followed(store: Store) -> None:

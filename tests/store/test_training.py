@@ -199,6 +199,18 @@ async def test_held_out_turns_are_apart(store: Store) -> None:
     assert set(apart) == held
 
 
+async def test_of_many_held_out_turns_the_newest_are_looked_at(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What people like changes, and each is read and scored."""
+    monkeypatch.setattr(training_store, "MOST_TURNS", 2)
+    apart = [await learnable(store, n, held_out=True) for n in range(3)]
+
+    held = [(f.id, f.revision) for one in await held_out(store) for f in one.feedback]
+
+    assert apart[:0:-1] == held
+
+
 async def test_sessions_that_two_keys_name_alike_are_held_out_apart(store: Store) -> None:
     """By the first completion of each key, pending or not; else a team's shared label is one."""
     first, theirs, late = first_of_session(1, held_out=True), first_of_session(2), "cmp_late"

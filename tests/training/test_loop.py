@@ -94,6 +94,22 @@ def test_figures_are_means_over_the_units_that_have_them(tmp_path: Path) -> None
     assert pytest.approx(expected) == told
 
 
+def test_the_distance_told_is_the_one_to_the_parent(tmp_path: Path) -> None:
+    """Not to the base, nor to the version that sampled: training begins at the parent."""
+    policy = ToyPolicy([0.0, 0.0])
+    liked = unit(policy, [1, 0])
+    (answer,) = liked.answers
+    parent = answer.base - np.float32(0.5)
+    moved = replace(liked, answers=(replace(answer, parent=parent),))
+    once = replace(SCHEDULE, num_steps=1, batch_size=1)
+
+    _, (step,) = run(make_loop(policy, tmp_path, [moved], schedule=once))
+
+    expected = kl_of((answer.base - parent).astype(np.float64)).mean()
+    assert expected > 0.1
+    assert pytest.approx(expected) == step.metrics["kl_parent"]
+
+
 @pytest.mark.parametrize("objective", ["topr", "kto", "sft"])
 @pytest.mark.parametrize("max_tokens", [1, 5, 9, 14])
 def test_micro_batches_change_nothing(tmp_path: Path, objective: str, max_tokens: int) -> None:

@@ -959,6 +959,7 @@ async def test_a_foreign_adapter_is_imported_and_served_when_forced(
     [
         (ModuleNotFoundError("No module named 'numpy'", name="numpy"), "the package numpy.*pip"),
         (RuntimeError("broken"), "broken"),
+        (OSError(5, "worn out"), "can't be imported.*worn out"),
     ],
 )
 async def test_an_import_that_fails_for_any_reason_is_over(
@@ -976,7 +977,7 @@ async def test_an_import_that_fails_for_any_reason_is_over(
 
     monkeypatch.setattr(importing, "bring_in", fail)
     async with swapped(tmp_path / "home", base=qwen3) as it:
-        with pytest.raises((Conflict, RuntimeError), match=expected):
+        with pytest.raises((BadRequest, Conflict, RuntimeError), match=expected):
             await it.swapper.import_adapter(peft_a, actor="cli")
 
         assert "rejected" == (await it.version("v1")).state
