@@ -232,8 +232,13 @@ def test_the_doctor_examines_the_model_that_is_served(tmp_path: Path) -> None:
 def test_a_run_says_how_far_it_has_measured() -> None:
     """Before its first step, which may be hours."""
     run = {
-        **{"id": "run_1", "state": "running", "cancelling": False, "eta_s": None, "metrics": {}},
-        **{"step": 0, "num_steps": None},
+        "id": "run_1",
+        "state": "running",
+        "cancelling": False,
+        "eta_s": None,
+        "metrics": {},
+        "step": 0,
+        "num_steps": None,
         "counts": {"answers_measured": 3, "answers_to_measure": 9},
     }
 
