@@ -174,7 +174,7 @@ def _correction(
     tokens = rows.join(asked, answer, target)
     if isinstance(tokens, LeftOut):
         return tokens
-    row = Row(tokens, None, {}, completion.version)
+    row = Row(tokens, None, completion.version)
     return Example("correction", _ids(given), turn.root, 1.0, (row,))
 
 

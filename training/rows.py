@@ -119,14 +119,12 @@ class Row:
     Attributes:
         tokens: the ids.
         captured: the engine's logprobs, float32 (S,), raw; None where the trainer's stand in.
-        sampling: the sampling parameters that the client set.
         version: the adapter version that answered, or `base`.
         flags: what is unusual about it.
     """
 
     tokens: Tokens
     captured: Floats | None
-    sampling: Mapping[str, object]
     version: str
     flags: frozenset[Flag] = frozenset()
 
@@ -159,7 +157,7 @@ def read(completion: Completion, index: int, target: Target) -> Row | LeftOut:
     tokens = join(asked, answer, target)
     if isinstance(tokens, LeftOut):
         return tokens
-    return Row(tokens, captured, sampling, completion.version, frozenset(flags))
+    return Row(tokens, captured, completion.version, frozenset(flags))
 
 
 def read_prompt(completion: Completion, target: Target) -> Sequence[int] | LeftOut:

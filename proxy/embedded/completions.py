@@ -89,7 +89,7 @@ class _Reply:
                     chunks += self._renderer.closing(self._parts) if is_complete else b""
                     await self._send_chunks(send, chunks, is_last=is_complete)
                 elif is_complete:
-                    await _send(send, 200, self._renderer.body(self._parts))
+                    await _send(send, 200, await self._body())
                 if is_complete:
                     return
         except asyncio.CancelledError:
@@ -107,6 +107,12 @@ class _Reply:
             except TimeoutError:
                 if self._is_started:
                     await self._send_chunks(send, _COMMENT, is_last=False)
+
+    async def _body(self) -> bytes:
+        if all(part.job.prompt_logprobs is None for part in self._parts):
+            return self._renderer.body(self._parts)
+        # Thousands of tokens, each with alternatives: others' streams go on meanwhile.
+        return await asyncio.to_thread(self._renderer.body, self._parts)
 
     async def _fail(self, send: Send, error: EngineError) -> None:
         if self._is_started:

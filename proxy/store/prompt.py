@@ -67,7 +67,8 @@ def continuation(asked: Mapping[str, object], message: Mapping[str, object]) -> 
     said = message.get("text")
     if not isinstance(said, str):
         return None
-    if not asked.get("echo"):
+    # Who asks for ids has the prompt's beside the text, and not in it.
+    if not asked.get("echo") or asked.get("return_token_ids"):
         return said
     repeated = only_prompt(asked)
     if repeated is None or not said.startswith(repeated):

@@ -69,6 +69,14 @@ def test_a_prompt_that_is_repeated_is_no_answer(
     assert text == prompt.text(asked, choice(message=message))
 
 
+def test_an_echo_with_ids_has_the_prompt_beside_its_text() -> None:
+    """As vLLM has it: the answer may begin with the same words all the same."""
+    request = b'{"model": "m", "echo": true, "return_token_ids": true, "prompt": "ha"}'
+    asked = completion("cmp_1", dialect="completions", request=request)
+
+    assert "ha ha" == prompt.text(asked, choice(message=b'{"text": "ha ha"}'))
+
+
 def test_what_was_taken_out_left_its_mark() -> None:
     """As `redaction` leaves it."""
     assert [True, False] == [prompt.is_redacted(b'"[redacted]"'), prompt.is_redacted(b'"all"')]

@@ -59,7 +59,7 @@ def example(
     rating: float = 1.0,
 ) -> Example:
     """An example of one answer."""
-    row = Row(tokens(answer), captured, {}, version)
+    row = Row(tokens(answer), captured, version)
     return Example(kind, (("fb_1", 1),), "cmp_1", rating, (row,))
 
 

@@ -20,6 +20,7 @@ from waiting import until
 
 from strop.adapters import peft
 from strop.adapters.library import Library
+from strop.proxy.errors import StoreUnavailable
 from strop.proxy.store import run_lock
 from strop.proxy.store.run_records import Run
 from strop.proxy.store.store import Store
@@ -30,6 +31,7 @@ from strop.training.backends.base import Policy, Weights
 from strop.training.loop import Ending, Loop, Step
 from strop.training.micro_batch import MicroBatch
 from strop.training.run import take
+from strop.training.run_row import RunRow
 from strop.training.sequences import Floats, Tokens
 from strop.training.stopping import Stopping
 
@@ -531,6 +533,18 @@ async def test_a_run_says_how_far_it_has_measured_and_can_be_cancelled_then(
     examples = json.loads(run.counts)["examples"]
     assert [*range(len(told))] == [one["answers_measured"] for one in told]
     assert {examples} == {one["answers_to_measure"] for one in told}
+    assert [None] == [one["eta_s"] for one in told[:1]]
+    assert all(one["eta_s"] > 0 for one in told[1:])
+
+
+def test_counts_that_cannot_be_written_now_stop_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are for whoever watches."""
+
+    def full(*_: object) -> None:
+        raise StoreUnavailable("full")
+
+    monkeypatch.setattr(RunRow, "update", full)
+    object.__new__(RunRow).count({"answers_measured": 1})
 
 
 @pytest.mark.parametrize("held_out", [False, True])
