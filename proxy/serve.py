@@ -24,7 +24,7 @@ from strop.proxy.parts import Control, Services, run_services
 from strop.proxy.routes import routing
 from strop.proxy.settings.settings import Settings, home_hint
 from strop.proxy.settings.told import tell
-from strop.proxy.store import layout
+from strop.proxy.store import layout, rebuilding
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ def serve(settings: Settings, home: Path) -> int:
     asked, settings = tell(settings), choice.settings
     configured_engine.check(settings)
     open_files.raise_limit()
+    # Here a signal ends it at once.
+    asyncio.run(rebuilding.wait(home, log.info))
     listener = listen(settings.server.host, settings.server.port)
     url = url_of(settings.server.host, listener.getsockname()[1])
     with listener, hold(home, Serves(url, asked, tell(settings))):

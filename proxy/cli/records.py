@@ -4,6 +4,7 @@ They work whether or not strop runs.
 """
 
 import asyncio
+import contextlib
 import json
 import shlex
 import sys
@@ -27,6 +28,7 @@ from strop.proxy.cli.options import (
     open_store,
 )
 from strop.proxy.command_line import to_copy
+from strop.proxy.errors import StropError
 from strop.proxy.home import serving
 from strop.proxy.ids import completion_id
 from strop.proxy.store import layout, run_folder
@@ -42,6 +44,7 @@ from strop.proxy.store.records import (
 from strop.proxy.store.run_lock import AlreadyRunning
 
 if TYPE_CHECKING:
+    from strop.proxy.store.deletion_store import Deleted
     from strop.proxy.store.store import Store
 
 _DAY_MS: Final = 24 * 60 * 60 * 1000
@@ -282,18 +285,9 @@ async def _delete_completions(
             done = await store.deletion.all_of(session=session, key_id=key)
         withdrawn = f"; {_ratings(done.num_ratings)} withdrawn" if done.num_ratings else ""
         click.echo(f"Deleted {sessions.answers(done.num)}{withdrawn}.")
-        if done.learners:
-            async for line in learners.advice(store, done.learners, home):
-                click.echo(line)
-        if done.num and (told := await _forgotten_by_runs(store, home)):
-            click.echo(told)
-        for one, key_id in sorted({(one.session, one.completion.key_id) for one in found}):
-            # Clients of other keys may name theirs alike.
-            left = CompletionFilter(session=one, key_id=key_id)
-            if (await store.list_completions(left, limit=1)).data:
-                all_of = f"completions delete --session {shlex.quote(one)} --key {key_id}"
-                again = to_copy(all_of, home)
-                click.echo(f"Its conversation goes on, and may repeat it: {again}")
+        # A disk that is full may keep more from being told.
+        with contextlib.suppress(*(() if done.is_whole else (StropError, OSError))):
+            await _say_what_follows(store, done, found, home)
         rest: list[str] = []
         if named and not done.is_whole:
             rest = [one for one in sorted(ids) if await store.get_completion(one)]
@@ -303,6 +297,23 @@ async def _delete_completions(
         raise click.ClickException(f"{done.failure}; the rest is still there, and goes with {how}")
     if not done.is_erased:
         raise click.ClickException(_not_erased(home, done.failure))
+
+
+async def _say_what_follows(
+    store: "Store", done: "Deleted", named: Sequence[StoredCompletion], home: Path
+) -> None:
+    """Say where else what was deleted may stand, and what to type against that."""
+    if done.learners:
+        async for line in learners.advice(store, done.learners, home):
+            click.echo(line)
+    if done.num and (told := await _forgotten_by_runs(store, home)):
+        click.echo(told)
+    for one, key_id in sorted({(one.session, one.completion.key_id) for one in named}):
+        # Clients of other keys may name theirs alike.
+        left = CompletionFilter(session=one, key_id=key_id)
+        if (await store.list_completions(left, limit=1)).data:
+            all_of = f"completions delete --session {shlex.quote(one)} --key {key_id}"
+            click.echo(f"Its conversation goes on, and may repeat it: {to_copy(all_of, home)}")
 
 
 async def _named(store: "Store", ids: Sequence[str]) -> str:

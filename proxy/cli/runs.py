@@ -105,7 +105,7 @@ def _unknown(id_: str, home: Path) -> str:
 @click.argument("run")
 @home_option
 def cancel_run(run: str, home: Path | None) -> None:
-    """Stop a run at its next step or batch; its ratings stay to be learned from."""
+    """Stop a run, at its next batch; its ratings stay to be learned from."""
     folder = home_of(home)
     if serving_url(folder) is not None:
         unknown = _unknown(run, folder)

@@ -347,6 +347,10 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             f"expected {path} to have a schema version up to {len(scripts)}, got {version}: a newer"
             " strop has written it; upgrade strop, or choose another home with --home"
         )
+    if version == 0:
+        # At once: one that is half made would pass for an older strop's.
+        _apply(connection, len(scripts), "".join(scripts))
+        return
     for number, script in enumerate(scripts, start=1):
         if number > version:
             _apply(connection, number, script)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cli_reference
 import click
@@ -38,7 +39,7 @@ from strop.proxy.home import Serves, hold, serving
 from strop.proxy.run_requests import NO_BACKEND
 from strop.proxy.settings.settings import KINDS, load
 from strop.proxy.settings.told import tell
-from strop.proxy.store import database, deletion_store, file_lock, run_lock, writer
+from strop.proxy.store import database, deletion_store, file_lock, run_folder, run_lock, writer
 from strop.proxy.store.records import Choice, Feedback, NewFeedback
 from strop.proxy.store.run_records import RunState, RunUpdate
 from strop.proxy.store.store import Store
@@ -847,9 +848,14 @@ def test_a_deletion_that_the_disk_stops_says_how_far_it_came(
     command = ("completions", "delete", *(ids if is_named else ("--session", "mine")), "--yes")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
-        stopped = run(home, *command)
+        with monkeypatch.context() as stuck:
+            stuck.setattr(run_folder, "clean_all", full)
+            stopped = run(home, *command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     listed = json.loads(run(home, "completions", "list", "--json").stdout)["data"]

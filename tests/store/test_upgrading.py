@@ -1,14 +1,19 @@
 """Who may open a database: while another process rebuilds it, and where it is an older strop's."""
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from store_values import database_in
 from waiting import until
 
+from strop.proxy.errors import StoreUnavailable
 from strop.proxy.store import database, file_lock, layout, rebuilding, upgrading
 
 
@@ -103,3 +108,51 @@ async def test_what_takes_a_moment_is_waited_for_without_a_word(tmp_path: Path) 
     await waiting
 
     assert [] == said
+
+
+def test_a_new_database_is_never_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would pass for an older strop's, which another process then refuses to touch."""
+    path, seen = database_in(tmp_path), []
+    statements = database._statements
+
+    def looking(script: str) -> Iterator[str]:
+        for statement in statements(script):
+            seen.append(database.is_older(path))
+            yield statement
+
+    monkeypatch.setattr(database, "_statements", looking)
+    database.connect(path).close()
+
+    assert {False} == set(seen)
+
+
+async def test_a_lock_that_can_not_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that another user has made, which root may open all the same."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    said = "rebuild.lock: Permission denied; it must be yours"
+
+    with pytest.raises(StoreUnavailable, match=said):
+        await rebuilding.wait(tmp_path, print)
+    with pytest.raises(StoreUnavailable, match=said), rebuilding.hold(tmp_path, "x"):
+        pass
+
+
+def test_what_root_makes_is_the_homes_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sudo strop compact` must not keep the owner's own commands from the home."""
+    given: list[tuple[object, int, int]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", lambda *what: given.append(what))
+
+    with rebuilding.hold(tmp_path, rebuilding.COMPACTION):
+        pass
+
+    owner = tmp_path.stat()
+    assert [(tmp_path / rebuilding.LOCK_FILE, owner.st_uid, owner.st_gid)] == given
