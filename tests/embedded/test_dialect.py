@@ -1,7 +1,6 @@
 """The embedded engine's answers in vLLM's dialect: snapshots, streams, stops and sampling."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import engine_process
@@ -9,20 +8,6 @@ import pytest
 from engine_process import EngineProcess
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def engine(qwen3: Path) -> EngineProcess:
-    """The shared engine."""
-    return engine_process.shared(qwen3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(qwen3: Path) -> Any:
-    """The base's tokenizer in transformers."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(qwen3)
 
 
 @pytest.mark.parametrize("text", ["Hello", "你好", "Grüße 😀", "x" * 50])

@@ -1,9 +1,7 @@
 """Text completions of the embedded engine that begin with their prompt: `echo`, as vLLM has it."""
 
-from pathlib import Path
 from typing import Any
 
-import engine_process
 import pytest
 from engine_process import EngineProcess
 
@@ -11,20 +9,6 @@ pytestmark = pytest.mark.engine
 
 TEXT = "Grüße 你好 😀, and so on"
 GREEDY = {"temperature": 0, "max_tokens": 3}
-
-
-@pytest.fixture(scope="module")
-def engine(qwen3: Path) -> EngineProcess:
-    """The shared engine."""
-    return engine_process.shared(qwen3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(qwen3: Path) -> Any:
-    """The base's tokenizer in transformers."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(qwen3)
 
 
 def test_the_text_begins_with_the_prompt(engine: EngineProcess, tokenizer: Any) -> None:

@@ -31,20 +31,6 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 @pytest.fixture(scope="module")
-def engine(qwen3: Path) -> EngineProcess:
-    """The shared engine; its model writes at random."""
-    return engine_process.shared(qwen3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(qwen3: Path) -> Any:
-    """Its tokenizer in transformers."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(qwen3)
-
-
-@pytest.fixture(scope="module")
 def actor(scripted: Path) -> EngineProcess:
     """An engine that calls tools and thinks."""
     return engine_process.shared(scripted)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine_process
 import httpx
 import pytest
 from engine_process import EngineProcess
@@ -17,12 +16,6 @@ from waiting import LIMIT_S, until
 from strop.proxy.embedded.options import Options
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def engine(qwen3: Path) -> EngineProcess:
-    """The shared engine."""
-    return engine_process.shared(qwen3)
 
 
 @pytest.fixture(scope="module")

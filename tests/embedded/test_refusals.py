@@ -18,20 +18,6 @@ pytestmark = pytest.mark.engine
 KEY = "key-of-this-start"
 
 
-@pytest.fixture(scope="module")
-def engine(qwen3: Path) -> EngineProcess:
-    """The shared engine."""
-    return engine_process.shared(qwen3)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(qwen3: Path) -> Any:
-    """The base's tokenizer in transformers."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(qwen3)
-
-
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("chat", {"messages": None}, "messages"),
     ("chat", {"messages": []}, "messages"),
