@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from strop.adapters.rates import Rate
 from strop.proxy import adapter_objects, objects
-from strop.proxy.errors import BadRequest, NotFound
+from strop.proxy.errors import BadRequest
 from strop.proxy.parts import Control
 from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
@@ -118,11 +118,7 @@ ROUTES: Final = [
 
 
 async def _version(request: Request) -> Version:
-    id_ = request.path_params["version"]
-    found = await services(request).store.versions.get(id_)
-    if found is None:
-        raise NotFound(f"there is no version {id_[:100]!r}; GET /admin/adapters lists them")
-    return found
+    return await services(request).store.versions.existing(request.path_params["version"])
 
 
 async def _shown(request: Request, version: Version) -> objects.Object:

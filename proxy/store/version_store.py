@@ -3,7 +3,6 @@
 Does not know files, engines, or SQL.
 """
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -118,14 +117,20 @@ class VersionStore:
         num = version_num(id_)
         return None if num is None else await self._reader.first(version_queries.by_num(num))
 
+    async def existing(self, id_: str) -> Version:
+        """Return a version.
+
+        Raises:
+            NotFound: there is none of this id, or it was removed, and when.
+        """
+        row = await self.get(id_)
+        if row is None:
+            raise versions.no_such(id_, await self.removal(id_))
+        return row
+
     async def removal(self, id_: str) -> str | None:
         """Return when a version was removed, for people; None where it wasn't, or never was."""
-        for event in await self.list_events(id_, limit=1):
-            # Nothing happens to it after that.
-            if event.kind == "removed":
-                day = time.strftime("%Y-%m-%d", time.localtime(event.created_ms / 1000))
-                return f"{id_} was removed on {day}"
-        return None
+        return versions.removal(id_, await self.list_events(id_, limit=1))
 
     async def list(self) -> tuple[Version, ...]:
         """Return all versions that weren't removed, newest first."""

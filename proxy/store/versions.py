@@ -9,6 +9,7 @@ Does not know what is in their folders. Each function here is one operation of t
 """
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -316,13 +317,28 @@ def get(connection: sqlite3.Connection, id_: str) -> Version:
     """Return a version.
 
     Raises:
-        NotFound: there is none of this id, or it was removed.
+        NotFound: there is none of this id, or it was removed, and when.
     """
     num = version_num(id_)
     found = [] if num is None else version_queries.by_num(num).run(connection)
     if not found:
-        raise NotFound(f"no version {id_!r}; list the versions to find its id")
+        events = version_queries.events_of(id_, 1).run(connection)
+        raise no_such(id_, removal(id_, events))
     return found[0]
+
+
+def no_such(id_: str, removal: str | None) -> NotFound:
+    """Return what to raise where there is no version `id_`: with its removal, if it had one."""
+    return NotFound(removal or f"no version {id_[:100]!r}; list the versions to find its id")
+
+
+def removal(id_: str, newest: Sequence[VersionEvent]) -> str | None:
+    """Return when a version was removed, for people, from its newest event; None if it wasn't."""
+    # Nothing happens to it after that.
+    if not newest or newest[0].kind != "removed":
+        return None
+    day = time.strftime("%Y-%m-%d", time.localtime(newest[0].created_ms / 1000))
+    return f"{id_} was removed on {day}"
 
 
 def _candidate(connection: sqlite3.Connection, id_: str) -> Version:

@@ -97,7 +97,7 @@ class VersionKeeper:
         version = alias.active.version
         if version == BASE:
             return
-        row = await loader.row(version)
+        row = await self._versions.existing(version)
         is_displaced = version == await displaced(self._versions)
         if not is_displaced and base in (None, row.base):
             return
@@ -231,8 +231,10 @@ class VersionKeeper:
         row = None if version == BASE else await self._versions.get(version)
         is_known = version == BASE or (row is not None and row.state != "candidate")
         if loader is None or not is_known:
+            removal = await self._versions.removal(version)
+            why = "" if removal is None else f" ({removal})"
             raise UnknownModel(
-                f"the model '{alias.name}@{version}' does not exist here; the models are: "
+                f"the model '{alias.name}@{version}' does not exist here{why}; the models are: "
                 + ", ".join(alias.names()),
                 param="model",
             )

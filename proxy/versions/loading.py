@@ -20,7 +20,6 @@ from strop.proxy.errors import (
     ActivationFailed,
     Conflict,
     EngineNotReady,
-    NotFound,
     StropError,
     SwitchingVersions,
     UpstreamDied,
@@ -101,14 +100,6 @@ class Loader:
         is_needed = is_awaited and folder == str(self.shelf.path_of(active))
         return self.shelf.is_ours(folder) and not is_needed
 
-    async def row(self, version: str) -> Version:
-        """Return a version's row; raises NotFound."""
-        row = await self._versions.get(version)
-        if row is None:
-            removal = await self._versions.removal(version)
-            raise NotFound(removal or f"no version {version!r}; list the versions to find its id")
-        return row
-
     async def release(
         self, version: str, *, accepts_stale: bool, accepts_unproven: bool
     ) -> Release:
@@ -128,7 +119,7 @@ class Loader:
 
     async def _found(self, version: str) -> Version:
         """Return a version's row; if its folder was missing, and is back, as it was before."""
-        return await self.shelf.look_for(await self.row(version), actor="watch")
+        return await self.shelf.look_for(await self._versions.existing(version), actor="watch")
 
     async def _release_of(
         self, row: Version, *, accepts_stale: bool, accepts_unproven: bool

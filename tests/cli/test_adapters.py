@@ -32,7 +32,6 @@ from strop.adapters.library import Library
 from strop.configs import demo_model
 from strop.proxy import run_requests
 from strop.proxy.cli import training as cli_training
-from strop.proxy.cli.admin_client import Refused, call
 from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
 from strop.proxy.engines.vllm import Vllm
@@ -425,17 +424,6 @@ async def test_of_what_was_removed_it_is_said_when(home: Home, words: str, serve
         result.exit_code,
         result.stderr,
     )
-
-
-async def test_of_what_was_removed_it_is_said_over_http_too(tmp_path: Path) -> None:
-    """Whoever asks for it may have its name from a run."""
-    asked = ("PUT", "/admin/adapters/active", {"version": "v1"})
-    async with serving(tmp_path) as (home, proxy):
-        await home.publish(base=proxy.services.serving.base)
-        await home.store.versions.remove("v1", actor="api")
-
-        with pytest.raises(Refused, match=r"v1 was removed on \d{4}-\d\d-\d\d$"):
-            await asyncio.to_thread(call, tmp_path, *asked)
 
 
 async def test_an_error_of_the_proxys_is_said(tmp_path: Path) -> None:

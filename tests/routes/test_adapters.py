@@ -1,6 +1,7 @@
 """/admin/adapters over the whole application, behind a fake engine that loads adapters."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -427,7 +428,7 @@ async def test_how_people_rated_each_version_is_shown(tmp_path: Path, qwen3: Pat
         ),
         (
             "GET", "/v7", None,
-            (404, "there is no version 'v7'; GET /admin/adapters lists them"),
+            (404, "no version 'v7'; list the versions to find its id"),
         ),
         ("GET", "/v1?all=1", None, (400, "unknown query parameter 'all'; allowed here: none")),
         ("GET", "?limit=3", None, (400, "unknown query parameter 'limit'; allowed here: none")),
@@ -435,11 +436,11 @@ async def test_how_people_rated_each_version_is_shown(tmp_path: Path, qwen3: Pat
         ("PUT", "/v1", {"kept": 1}, (400, "expected `kept` to be true or false, got 1")),
         (
             "PUT", "/v7", {"kept": True},
-            (404, "there is no version 'v7'; GET /admin/adapters lists them"),
+            (404, "no version 'v7'; list the versions to find its id"),
         ),
         (
             "DELETE", "/v7", None,
-            (404, "there is no version 'v7'; GET /admin/adapters lists them"),
+            (404, "no version 'v7'; list the versions to find its id"),
         ),
         (
             "PATCH", "/v1", {},
@@ -456,6 +457,31 @@ async def test_what_is_asked_wrongly_is_said(
     answer = await versions.ask(method, path, body)
 
     assert expected == (answer.status_code, answer.json()["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/adapters/active", {"version": "v1"}),
+        ("GET", "/adapters/v1", None),
+        ("PUT", "/adapters/v1", {"kept": True}),
+        ("DELETE", "/adapters/v1", None),
+        ("POST", "chat", {"model": "tiny@v1", "messages": [{"role": "user", "content": "hi"}]}),
+    ],
+)
+async def test_of_what_was_removed_it_is_said(
+    versions: Versions, method: str, path: str, body: object
+) -> None:
+    """Runs and agents' settings name it still; that it never was would be untrue."""
+    await versions.publish()
+    assert 200 == (await versions.ask("DELETE", "/v1")).status_code
+    url = "/v1/chat/completions" if path == "chat" else f"/admin{path}"
+    headers = {} if path == "chat" else versions.app.admin
+
+    answer = await versions.app.client.request(method, url, json=body, headers=headers)
+
+    assert 404 == answer.status_code
+    assert re.search(r"v1 was removed on \d{4}-\d\d-\d\d", answer.json()["error"]["message"])
 
 
 @pytest.mark.parametrize(
