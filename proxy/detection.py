@@ -90,6 +90,11 @@ class Found:
         return _ELSE_DOES.get(self.label, _DOES[self.kind])
 
     @property
+    def learns(self) -> bool:
+        """Whether what it answers is learned from, where `model.base` is set."""
+        return "model.base" in self.does
+
+    @property
     def command(self) -> str:
         """The line that serves it."""
         # These may serve all that they have; the others, what they were started with.

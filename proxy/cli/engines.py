@@ -84,6 +84,10 @@ def _paragraph(one: "detection.Found") -> str:
         f"  gives    {one.does}",
         f"  use it   {one.command}",
     ]
+    if one.learns:
+        lines.append(
+            "  learn    add --set model.base=MODEL: it in Hugging Face format, a folder or hub id"
+        )
     return terminal.safe("\n".join(lines))
 
 

@@ -174,7 +174,7 @@ def _load(home: Path, flags: Mapping[str, Any]) -> settings.Resolved:
     epilog=examples(
         "strop serve",
         "strop serve --model mlx-community/Qwen3-4B-4bit",
-        "strop serve --engine vllm --engine-url http://127.0.0.1:8000",
+        "strop serve --engine vllm --engine-url http://127.0.0.1:8000 --set model.base=./Qwen3-4B",
         "strop serve --engine ollama --engine-url http://127.0.0.1:11434 --model qwen3:8b",
     )
 )

@@ -7,10 +7,10 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -35,6 +35,9 @@ from strop.proxy.embedded.errors import (
 from strop.proxy.embedded.fields import Fields, token_ids
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_chat, parse_completion
+
+METRICS: Final = "/metrics"
+"""Numbers alone: asks for no key, as vLLM's."""
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +110,7 @@ def build(options: Options) -> Starlette:
             Route("/detokenize", detokenize, methods=["POST"]),
             Route("/health", health),
             Route("/version", engine_version),
-            Route("/metrics", metrics),
+            Route(METRICS, metrics),
         ],
         exception_handlers={
             EngineError: _engine_error,
@@ -138,17 +141,19 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
-        error = self._refusal(dict(scope["headers"])) if scope["type"] == "http" else None
+        error = self._refusal(scope) if scope["type"] == "http" else None
         if error is not None:
             await send_error(send, error)
             return
         await self._app(scope, receive, send)
 
-    def _refusal(self, headers: Mapping[bytes, bytes]) -> EngineError | None:
+    def _refusal(self, scope: Scope) -> EngineError | None:
+        headers = dict(scope["headers"])
         if b"origin" in headers:
             return Forbidden("expected no Origin header: pages may ask strop, not its engine")
         given = headers.get(b"authorization", b"")
-        if self._expected and not hmac.compare_digest(given, self._expected):
+        is_open = not self._expected or scope["path"] == METRICS
+        if not is_open and not hmac.compare_digest(given, self._expected):
             return Unauthorized(
                 "expected this engine's key as `Authorization: Bearer KEY`, got"
                 f" {'another' if given else 'none'}; ask strop instead, or send what"

@@ -197,7 +197,6 @@ def locked(qwen3: Path) -> Iterator[EngineProcess]:
         ("POST", "/detokenize"),
         ("GET", "/health"),
         ("GET", "/version"),
-        ("GET", "/metrics"),
         ("GET", "/no-such-path"),
     ],
 )
@@ -216,6 +215,15 @@ def test_nothing_is_answered_without_the_key(locked: EngineProcess, method: str,
     assert {"AuthenticationError"} == {one.json()["error"]["type"] for one in answers}
     assert "`Authorization: Bearer KEY`, got none; ask strop" in answers[0].text
     assert not any(KEY in one.text for one in answers)
+
+
+def test_its_numbers_ask_for_no_key(locked: EngineProcess) -> None:
+    """As strop's own: nobody knows the key of the engine that strop starts. No page reads them."""
+    numbers = httpx.get(f"{locked.url}/metrics")
+    page = httpx.get(f"{locked.url}/metrics", headers={"origin": "http://a.example"})
+
+    assert (200, 403) == (numbers.status_code, page.status_code)
+    assert "kv_cache" in numbers.text
 
 
 def test_with_the_key_all_is_as_without_one(locked: EngineProcess, peft_a: Path) -> None:

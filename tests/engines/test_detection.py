@@ -310,10 +310,12 @@ async def run(*arguments: str) -> tuple[int, str]:
 
 async def test_the_command_says_what_each_gives_and_the_line_that_serves_it() -> None:
     """For people."""
-    async with engines(FakeVllm(), FakeOllama(models={})) as urls:
+    async with engines(FakeVllm(), FakeOllama(models={}), FakeLlamaServer()) as urls:
         code, text = await run(*urls)
 
     assert 0 == code
+    learns = ["--set model.base=MODEL" in one for one in text.split("\n\n")]
+    assert [True, True, False] == learns
     assert f"vLLM 0.32.0 at {urls[0]}" in text
     assert f"strop serve --engine vllm --engine-url {urls[0]}" in text
     assert "no model yet" in text
