@@ -69,6 +69,8 @@ def _first(model: Any, prompts: Sequence[list[int]]) -> mx.array:
         Float32Logits(model),
         completion_batch_size=len(prompts),
         prefill_batch_size=len(prompts),
+        # Its own is of the device that was the default when mlx-lm was imported.
+        stream=mx.default_stream(mx.default_device()),
     )
     with closing(generator):
         first, *_ = generator.insert([*prompts], max_tokens=[1] * len(prompts))

@@ -33,6 +33,7 @@ NEVER_LEARNED: Final = "what is answered until then is never learned from, howev
 NO_BACKEND: Final = (
     f"training needs torch or mlx, and neither is installed: {installation.install_backend()}"
 )
+MAX_SEED: Final = 2**32 - 1
 AWAITS_RUN: Final = "its probe is made when the training run that is under way has ended"
 """Why an imported version has no probe yet."""
 
@@ -47,11 +48,12 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of a run; None is what the settings say, and the active version."""
+    """What is asked of a run; None is what the settings say, the active version, any seed."""
 
     objective: str | None = None
     preset: str | None = None
     parent: str | None = None
+    seed: int | None = None
 
 
 def no_base(named: str) -> str:
@@ -95,6 +97,8 @@ async def create(
         "device": settings.device,
         "quantize_base": settings.quantize_base,
     }
+    if wanted.seed is not None:
+        config["seed"] = wanted.seed
     return await store.runs.create(
         objective=wanted.objective or settings.objective,
         preset=preset(wanted.preset or settings.preset),

@@ -22,6 +22,7 @@ from bench.learning.results import Result, Results
 from bench.learning.strop_learner import changed
 from bench.learning.trl_kto import balance
 from strop.configs import demo_model
+from strop.proxy.store.run_records import Prior
 from strop.training import examples, presets
 from strop.training.backends.base import Sampled
 from strop.training.backends.base_files import BaseFiles
@@ -157,7 +158,7 @@ def test_the_prior_sums_ratings() -> None:
         for i, rating in enumerate([1.0, -1.0, -1.0])
     ]
 
-    assert (-1.0, 3) == prior(rated)
+    assert Prior(-1.0, 3, 3) == prior(rated)
 
 
 def test_reinforceclaws_baseline_moves_by_a_hundredth() -> None:
@@ -165,8 +166,8 @@ def test_reinforceclaws_baseline_moves_by_a_hundredth() -> None:
     baseline = MovingBaseline()
     rated = [Example("rating", (), "root", rating, ()) for rating in (1.0, 1.0, -1.0)]
 
-    first = baseline(rated[:2], (0.0, 0))
-    second = baseline(rated[2:], (0.0, 0))
+    first = baseline(rated[:2], Prior(0.0, 0, 0))
+    second = baseline(rated[2:], Prior(0.0, 0, 0))
 
     assert pytest.approx([1.0, 0.99]) == first
     assert pytest.approx([-1.0199]) == second

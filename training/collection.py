@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from strop.proxy.store.run_records import COMPARING, RatedTurn
 from strop.proxy.store.store import Store
 from strop.proxy.store.training_store import TrainingStore
-from strop.training.advantages import advantages
+from strop.training.advantages import advantages, baseline
 from strop.training.examples import Example, Examples, Maker
 from strop.training.figures import MAX_SAMPLE_TOKENS, MAX_SAMPLES
 from strop.training.objectives.base import Objective
@@ -45,7 +45,7 @@ class Collected:
         advantages: one for each of `learn`.
         held_out: rated turns of held-out sessions, the newest first.
         prompts: ids of all recorded prompts, shuffled; those of held-out sessions first.
-        counts: examples by kind, and what was left out or flagged, by reason.
+        counts: examples by kind, what was left out or flagged, by reason, and the baseline.
         warnings: what people should know.
         completions: the ids of all that was read for it.
     """
@@ -54,7 +54,7 @@ class Collected:
     advantages: tuple[float, ...]
     held_out: tuple[HeldOutTurn, ...]
     prompts: tuple[Ids, ...]
-    counts: dict[str, int]
+    counts: dict[str, float]
     warnings: tuple[str, ...]
     completions: tuple[str, ...] = ()
 
@@ -119,13 +119,17 @@ async def collect(
     found, completions = await _read(ratings.fresh_turns(parent, base=base), target, check)
     prior = await ratings.prior(base=base)
     if not completions:
-        raise Refused(nothing_fresh(prior[1], (await store.feedback_counts()).total))
+        raise Refused(nothing_fresh(prior.num_ratings, (await store.feedback_counts()).total))
     learn = objective.select(found.examples)
     if reason := refusal(found, learn, objective.name):
         raise Refused(reason)
     judging, more = await _read(ratings.held_out_turns(base=base), target, check)
     kept = _rated(judging)
-    counts = found.counts() | {"examples": len(learn), "held_out": len(kept)}
+    counts = found.counts() | {
+        "examples": len(learn),
+        "held_out": len(kept),
+        "baseline": round(baseline(prior), 6),
+    }
     return Collected(
         learn=tuple(learn),
         advantages=tuple(advantages(learn, prior)),

@@ -259,10 +259,15 @@ def _signed(name: str, what: str, value: float, interval: Interval, num_sessions
     elif 0 in interval:
         outcome, means = "inconclusive", "could be either way"
     reason = (
-        f"{what}: {value:+.3f} nats a token, 90 % interval {interval.low:+.3f} to"
-        f" {interval.high:+.3f} over {num_sessions} sessions: {means}"
+        f"{what}: {_shown(value)} nats a token, 90 % interval {_shown(interval.low)} to"
+        f" {_shown(interval.high)} over {num_sessions} sessions: {means}"
     )
     return Check(name, outcome, value, interval, reason)
+
+
+def _shown(nats: float) -> str:
+    """Return a difference for people; a small one is not shown as none."""
+    return f"{nats:+.3f}" if abs(nats) >= 0.001 or not nats else f"{nats:+.1g}"
 
 
 def _inconclusive(name: str, what: str, lacks: str) -> Check:

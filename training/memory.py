@@ -1,7 +1,7 @@
 """How much memory a run takes at its peak, and how much is free.
 
 An estimate from the base's config, some tens of percent off: it is to say before a run starts
-what to set, not to replace the handling of `OutOfMemory`. Imports torch only to ask a GPU.
+what to set, not to replace the handling of `OutOfMemory`. Imports torch or mlx only to ask a GPU.
 """
 
 import math
@@ -203,7 +203,8 @@ def free_bytes(device: str) -> int:
         return int(torch.cuda.mem_get_info()[0])
     if sys.platform == "darwin":
         told = subprocess.run(["/usr/bin/vm_stat"], capture_output=True, text=True, check=True)
-        return parse_vm_stat(told.stdout)
+        free = parse_vm_stat(told.stdout)
+        return min(free, _metal_bytes()) if device == "gpu" else free
     return parse_linux(read_linux(Path("/")))
 
 
@@ -232,13 +233,24 @@ def parse_linux(files: Mapping[str, str]) -> int:
     return min(free, max(0, int(limit) - used))
 
 
+def _metal_bytes() -> int:
+    """Return how much a process may use of a Mac's GPU; beyond, what it computes may fail."""
+    import mlx.core as mx
+
+    return int(mx.device_info(mx.gpu)["max_recommended_working_set_size"])
+
+
 def parse_vm_stat(text: str) -> int:
-    """Return the free bytes that macOS's vm_stat tells: pages that are free or give way."""
+    """Return the free bytes that macOS's vm_stat tells: pages that are free, or cached files'.
+
+    Other inactive pages give way to the compressor or to swap alone. `File-backed pages` has the
+    speculative ones, and active ones, which stay.
+    """
     head, *lines = text.splitlines()
     page = int(head.partition("page size of ")[2].split()[0])
     counts = dict(line.rstrip(".").split(":", 1) for line in lines if ":" in line)
-    names = ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable")
-    return page * sum(int(counts.get(name, "0")) for name in names)
+    unused = int(counts["Pages inactive"]) + int(counts["Pages speculative"])
+    return page * (int(counts["Pages free"]) + min(unused, int(counts["File-backed pages"])))
 
 
 def gib(num_bytes: int) -> str:

@@ -223,7 +223,10 @@ class Pipeline:
                 return
             said_s = now_s
             eta_s = (now_s - began_s) * (1 / now.share - 1) if now.share else None
-            scores = {"answers_measured": now.num, "answers_to_measure": now.num_all}
+            scores: dict[str, float] = {
+                "answers_measured": now.num,
+                "answers_to_measure": now.num_all,
+            }
             self._row.count(collected.counts | scores)
             self._reports.event("measuring", **scores, eta_s=eta_s)
             self._reports.progress(Progress("measuring", now.num, now.num_all, eta_s))

@@ -4,6 +4,7 @@ Knows no version and no policy: conversations and answers in, ratings in [-1, 1]
 """
 
 import importlib
+import ipaddress
 import math
 import re
 import sys
@@ -95,7 +96,13 @@ class Judge:
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         base = self.url.rstrip("/").removesuffix("/v1")
         with (
-            httpx.Client(base_url=base, headers=headers, timeout=_TIMEOUT_S) as client,
+            # To this machine itself no proxy leads that the system or the environment names.
+            httpx.Client(
+                base_url=base,
+                headers=headers,
+                timeout=_TIMEOUT_S,
+                trust_env=not _is_here(httpx.URL(base).host),
+            ) as client,
             ThreadPoolExecutor(_AT_ONCE) as pool,
         ):
             return [*pool.map(lambda one: self._ask(client, *one), asked)]
@@ -118,6 +125,15 @@ class Judge:
         # One that thinks aloud comes to its verdict last.
         words = _VERDICT.findall(text or "")
         return {"good": 1.0, "bad": -1.0}[words[-1].lower()] if words else math.nan
+
+
+def _is_here(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    # Who connects to 0.0.0.0 gets this machine.
+    return address.is_loopback or address.is_unspecified
 
 
 def _transcript(messages: Messages, answer: str) -> str:

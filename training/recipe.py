@@ -103,4 +103,5 @@ class Recipe:
             "why": self.chosen.why,
             "dtype": policy.dtype,
             "values": asdict(self.preset),
+            "adamw": asdict(self.preset.adamw),
         }

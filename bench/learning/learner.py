@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from strop.proxy.store.run_records import RatedTurn
+from strop.proxy.store.run_records import Prior, RatedTurn
 
 State = Literal["trained", "refused", "rejected"]
 
@@ -20,7 +20,7 @@ class Lesson:
         versions: the folder of each version so far.
         turns: fresh ratings.
         held_out: ratings that the gate compares on, and that nothing learns from.
-        prior: sum and number of all ratings so far, held-out ones aside.
+        prior: how all was rated so far, held-out ones aside.
         folder: an empty one, for the child and the run's state.
         seed: of the run.
     """
@@ -30,7 +30,7 @@ class Lesson:
     versions: Mapping[str, Path]
     turns: Sequence[RatedTurn]
     held_out: Sequence[RatedTurn]
-    prior: tuple[float, int]
+    prior: Prior
     folder: Path
     seed: int
 

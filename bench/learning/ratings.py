@@ -11,7 +11,7 @@ import orjson
 
 from bench.learning.demo import Said
 from strop.proxy.store.records import Choice, Completion, Feedback, StoredCompletion
-from strop.proxy.store.run_records import RatedTurn
+from strop.proxy.store.run_records import Prior, RatedTurn
 
 BASE_ID: Final = "sha256:" + "de" * 32
 
@@ -79,7 +79,7 @@ def _completion(said: Said, id_: str, version: str) -> Completion:
     )
 
 
-def prior(turns: Sequence[RatedTurn]) -> tuple[float, int]:
-    """Return sum and number of the ratings of `turns`, as the baseline takes them."""
+def prior(turns: Sequence[RatedTurn]) -> Prior:
+    """Return what the baseline takes of `turns`, each with one rating."""
     ratings = [feedback.rating for one in turns for feedback in one.feedback]
-    return sum(ratings), len(ratings)
+    return Prior(sum(ratings), len(turns), len(ratings))

@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from strop.proxy.store.run_records import Prior
 from strop.training.examples import Example
 from strop.training.objectives.base import R
 from strop.training.objectives.terms import Kept, anchor
@@ -32,7 +33,7 @@ class MovingBaseline:
     def __init__(self) -> None:
         self._mean = 0.0
 
-    def __call__(self, examples: Sequence[Example], prior: tuple[float, int]) -> list[float]:
+    def __call__(self, examples: Sequence[Example], prior: Prior) -> list[float]:
         """Return each example's advantage; `prior` is not used."""
         del prior
         found = []

@@ -12,6 +12,7 @@ from typing import Any
 from bench.learning.demo import BACKEND
 from bench.learning.learner import Learned, Lesson
 from bench.learning.ratings import BASE_ID
+from strop.proxy.store.run_records import Prior
 from strop.training import advantages, examples, figures, gate, objectives, presets
 from strop.training.backends import open_policy
 from strop.training.backends.base import BASE, Policy
@@ -27,7 +28,7 @@ from strop.training.rows import Target
 from strop.training.tokenizer import BaseTokenizer
 from strop.training.training_set import TrainingSet
 
-Advantages = Callable[[Sequence[Example], tuple[float, int]], list[float]]
+Advantages = Callable[[Sequence[Example], Prior], list[float]]
 
 
 @dataclass(slots=True)

@@ -67,7 +67,8 @@ _LAST_DAY: Final = datetime(9999, 12, 30)  # noqa: DTZ001
 def export(home: Path | None, **asked: Any) -> None:
     """Write rated answers as JSON Lines.
 
-    All that is stored (raw), or as TRL's trainers take it (kto, dpo, sft).
+    All that is stored (raw), also of the steps that a rating credits (turns), or as TRL's trainers
+    take it (kto, dpo, sft).
     """
     asyncio.run(_export(home_of(home), **asked))
 

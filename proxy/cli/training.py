@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ from strop.proxy.cli.runs import described, is_over, progress
 from strop.proxy.command_line import to_copy
 from strop.proxy.errors import ConfigError
 from strop.proxy.home import serving, serving_url
-from strop.proxy.run_requests import Wanted, preset
+from strop.proxy.run_requests import MAX_SEED, Wanted, preset
 from strop.proxy.settings import settings
 from strop.proxy.store.run_records import Run
 
@@ -47,6 +48,12 @@ _OBJECTIVES: Final = settings.KINDS["training.objective"].choices
     help="The version to continue; base for a fresh one. [default: the active one]",
 )
 @click.option("--relearn", is_flag=True, help="Continue the newest ancestor that isn't stale.")
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0, MAX_SEED),
+    help="Of what is drawn, to repeat a run. [default: another each time]",
+)
 @click.option("--detach", is_flag=True, help="Don't wait for its end.")
 @home_option
 @json_option
@@ -61,6 +68,7 @@ def train(
     objective: str | None,
     named: str | None,
     parent: str | None,
+    seed: int | None,
 ) -> None:
     """Learn from what is rated, now.
 
@@ -76,7 +84,7 @@ def train(
     chosen = None if named is None else preset(named)
     if relearn:
         parent = asyncio.run(_clean_ancestor(folder))
-    wanted = Wanted(objective, chosen, parent)
+    wanted = Wanted(objective, chosen, parent, seed)
     is_served = serving_url(folder) is not None
     if is_served:
         run = _by_proxy(folder, wanted, waits=not detach, shows=not as_json and _is_terminal())
@@ -111,8 +119,7 @@ async def _clean_ancestor(home: Path) -> str:
 
 
 def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[str, Any]:
-    asked = {"objective": wanted.objective, "preset": wanted.preset, "parent": wanted.parent}
-    run = call(home, "POST", "/admin/runs", asked)
+    run = call(home, "POST", "/admin/runs", asdict(wanted))
     told = ""
     try:
         while waits and not is_over(run):

@@ -7,13 +7,15 @@ other stack: which rows go together is for `batch`.
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generation_stream
 
 MOST_PROMPTS = 8  # that run at once, beside the rows that decode
 
 # Tokens of padding that are always fine: at 150 kB each they are 2.5 GB, and as long to read as the
 # weights of a small model, which a stack of its own would read once more.
 _FREE_PADDING = 16_384
+
+_GPU_FAILED = "Command buffer execution failed"  # what Metal says, in front of the reason
 
 
 class Stack:
@@ -146,3 +148,18 @@ class Stack:
     @staticmethod
     def _padding(lengths: list[int]) -> int:
         return max(lengths, default=0) * len(lengths) - sum(lengths)
+
+
+def has_gpu_failed(error: Exception) -> bool:
+    """Return whether the GPU failed, at what raised `error` or at anything begun since.
+
+    Metal computes nothing then, and says so late: to who uses the stream next, whoever's work it
+    was. So this waits for all that was begun in this thread; what comes after it can be trusted.
+    """
+    has_failed = _GPU_FAILED in str(error)
+    for stream in (mx.default_stream(mx.default_device()), generation_stream):
+        try:
+            mx.synchronize(stream)
+        except RuntimeError:
+            has_failed = True
+    return has_failed

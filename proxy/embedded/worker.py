@@ -29,6 +29,7 @@ from strop.proxy.embedded.memory import room
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.prefix import PrefixCache
 from strop.proxy.embedded.sampling import Samplers
+from strop.proxy.embedded.stack import has_gpu_failed
 
 T = TypeVar("T")
 
@@ -229,9 +230,11 @@ class Worker(threading.Thread):
         try:
             self._events += group.admit(waiting)
         except Exception as error:  # noqa: BLE001 - the edge of one job
-            group.cancel(waiting.number, None)
-            self._admission.cancel(waiting.number)
-            self._events.append((waiting.number, self._failure(error)))
+            if has_gpu_failed(error):
+                self._fail_all({waiting.number}, error)
+            else:
+                group.cancel(waiting.number, None)
+                self._fail({waiting.number}, error)
 
     def _step(self, group: Group) -> None:
         self._slots.activate(group.version)
@@ -246,14 +249,28 @@ class Worker(threading.Thread):
                 self._admission.cancel(number)
 
     def _abandon(self, group: Group, error: Exception) -> None:
-        failure = self._failure(error)
-        for number in sorted(group.abandon()):
+        if has_gpu_failed(error):
+            self._fail_all(set(), error)
+        else:
+            self._fail(group.abandon(), error)
+
+    def _fail_all(self, numbers: set[int], error: Exception) -> None:
+        """Fail these jobs and all that run or have events; forget what any answer has left.
+
+        Which of it the GPU has not computed isn't known.
+        """
+        failed = [each for each in self._events if isinstance(each[1], Failed)]
+        told = {number for number, _ in self._events} - {number for number, _ in failed}
+        self._events = failed
+        running = (group.abandon() for group in self._groups)
+        self._fail(numbers.union(told, *running), error)
+
+    def _fail(self, numbers: set[int], error: Exception) -> None:
+        _log.error("generation failed", exc_info=error)
+        failure = Failed(EngineError(f"Generation failed: {type(error).__name__}: {error}"))
+        for number in sorted(numbers):
             self._admission.cancel(number)
             self._events.append((number, failure))
-
-    def _failure(self, error: Exception) -> Failed:
-        _log.error("generation failed", exc_info=error)
-        return Failed(EngineError(f"Generation failed: {type(error).__name__}: {error}"))
 
     def _new_group(self, name: str, weights: Mapping[str, Weights]) -> Group:
         version = Version(self._next_uid, name, weights)

@@ -165,7 +165,8 @@ ADAPTER_SCHEMAS: Final[dict[str, Schema]] = {
             "objective": or_null(string("What is minimised.")),
             "preset": or_null(string("careful, balanced, aggressive, or a file.")),
             "parent": or_null(string("The version to continue; else the active one.")),
+            "seed": or_null(integer("Of what is drawn; else another each time.")),
         },
-        optional=("objective", "preset", "parent"),
+        optional=("objective", "preset", "parent", "seed"),
     ),
 }

@@ -74,7 +74,7 @@ async def index(request: Request) -> Response:
 
 
 async def export(request: Request) -> Response:
-    """GET /v1/feedback/export: every rated completion as JSONL, in a trainer's format."""
+    """GET /v1/feedback/export: all that is rated as JSONL, in the format that is asked for."""
     who = caller(request)
     of_any_key = ("key_id",) if who.is_admin else ()
     query = Query(request, "format", "dialect", *of_any_key, "session", "rater", "since")

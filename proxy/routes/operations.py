@@ -149,7 +149,8 @@ def paths() -> Schema:
             "get": {
                 "summary": "Rated completions as training data.",
                 "description": "JSON Lines, oldest first. kto, dpo and sft are TRL's formats; raw"
-                " has all that is stored. `since` goes by when a rating came: one that is revised,"
+                " has all that is stored, and turns each rated answer with all those that its"
+                " ratings credit. `since` goes by when a rating came: one that is revised,"
                 " or joins its answer late, keeps that time, so only an export without it is"
                 " complete.",
                 "security": CLIENT,

@@ -96,6 +96,19 @@ class Fields:
             raise BadRequest(f"expected `{name}`, a string", param=name)
         return value
 
+    def integer(self, name: str, most: int) -> int | None:
+        """Return an integer from 0 to `most`; None where it is null or did not come.
+
+        Raises:
+            BadRequest: it is something else.
+        """
+        value = self._found.get(name)
+        if value is None or (type(value) is int and 0 <= value <= most):
+            return value
+        raise BadRequest(
+            f"expected `{name}` to be an integer from 0 to {most}, got {value!r:.100}", param=name
+        )
+
     def flag(self, name: str) -> bool | None:
         """Return true or false; None where it did not come.
 

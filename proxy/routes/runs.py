@@ -13,7 +13,7 @@ from strop.proxy import adapter_objects, objects
 from strop.proxy.errors import BadRequest, NotFound
 from strop.proxy.routes.requests import Query, actor, control, fields, services
 from strop.proxy.routes.responses import json_response
-from strop.proxy.run_requests import Wanted
+from strop.proxy.run_requests import MAX_SEED, Wanted
 from strop.proxy.settings.settings import KINDS
 from strop.proxy.store.run_records import Run
 
@@ -31,14 +31,15 @@ async def index(request: Request) -> Response:
 
 async def create(request: Request) -> Response:
     """POST /admin/runs: train now, with what is rated."""
-    asked = await fields(request, "objective", "preset", "parent")
+    asked = await fields(request, "objective", "preset", "parent", "seed")
     objective = asked.text("objective")
     if objective is not None and objective not in OBJECTIVES:
         raise BadRequest(
             f"expected `objective` to be one of {', '.join(OBJECTIVES)}; got {objective!r:.100}",
             param="objective",
         )
-    wanted = Wanted(objective, asked.text("preset"), asked.text("parent"))
+    seed = asked.integer("seed", MAX_SEED)
+    wanted = Wanted(objective, asked.text("preset"), asked.text("parent"), seed)
     run = await control(request).trainer.request(wanted, actor=actor(request))
     return json_response(adapter_objects.run(run), 201)
 

@@ -4,23 +4,24 @@ Pure. Does not know where the values come from. Only standing feedback counts; a
 the mean of its ratings lies above 0, bad below.
 
     raw   one line a completion: all that is stored of it, but for hashes; and its feedback
+    turns one line a rated choice: its feedback, and all answers that this credits, as raw has them
     kto   {"prompt", "completion", "label"}    one line a choice that is good or bad
     dpo   {"prompt", "chosen", "rejected"}     each correction over its answer, and each good choice
                                                over each bad one of the same completion
     sft   {"prompt", "completion"}             each good choice, and each correction
 
-Each line says whether its session is `held_out`, as strop measures on those. Each but those of raw
+Each line says whether its session is `held_out`, as strop measures on those. Each of the last three
 names its completion, and what answered; and says whether its answer, or both of a pair, `is_whole`:
 the model ended it, or a person wrote it. Trainers end the turn after any answer, and so teach to
 stop where one was cut. They pass over columns that they don't know.
 
-The last three are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
+These are TRL's formats (its "Dataset formats" page). Chat is conversational: `prompt` is a
 list of messages, an answer a list of one; a text completion gives plain strings. One file holds one
 dialect, since a column can't be both. sft has no line of `messages`: on those TRL's loss falls on
 all that was said, by the user and by the model when nobody liked it.
 
-Left out: completions that the engine broke off, and what was redacted (prompts, answers and
-corrections), which strop doesn't learn from either; prompts that hold more than text and tool
+Left out of them: completions that the engine broke off, and what was redacted (prompts, answers
+and corrections), which strop doesn't learn from either; prompts that hold more than text and tool
 calls; answers without either; half characters, for which readers refuse the whole file; and
 commands of ours with their answers. Messages keep role, content
 (one string), name, tool calls and tool_call_id, and what the model thought as `reasoning_content`;
@@ -32,7 +33,7 @@ were offered: some readers take their columns from the first line alone.
 import base64
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,6 +48,7 @@ from strop.proxy.store.records import (
     Feedback,
     StoredCompletion,
 )
+from strop.proxy.store.run_records import RatedTurn
 from strop.proxy.wire import body
 from strop.proxy.wire.translation import reasoning_in
 
@@ -81,9 +83,14 @@ class _Example:
 
 
 def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Iterator[bytes]:
-    """Yield the lines that `rated` gives, each with its newline. `raw` has both dialects."""
+    """Yield the lines that `rated` gives, each with its newline, in a format other than `turns`.
+
+    `raw` has both dialects.
+    """
     if format_ == "raw":
-        yield body.dumps(_raw(rated)) + b"\n"
+        raw = _raw(rated.stored, rated.is_held_out)
+        raw["feedback"] = [_raw_feedback(f) for f in rated.feedback]
+        yield body.dumps(raw) + b"\n"
         return
     completion = rated.stored.completion
     request = _json(completion.request)
@@ -110,6 +117,27 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
     for row in _ROWS[format_](examples):
         if body.is_text(line := body.dumps({**row, **beside})):
             yield line + b"\n"
+
+
+def turn_line(turn: RatedTurn) -> bytes:
+    """Return the line that a rated turn gives in `turns`, with its newline; in both dialects."""
+    rated = turn.completions[-1]
+    is_held_out = any(f.is_held_out for f in turn.feedback)
+    said: Json = {
+        "completion_id": rated.completion.id,
+        "choice": turn.choices[-1],
+        "rating": _mean(turn.feedback),
+        "session": rated.session,
+        "root": turn.root,
+        "held_out": is_held_out,
+        "feedback": [_raw_feedback(f) for f in turn.feedback],
+    }
+    # Each by itself: as values all of them would take far more room than as JSON.
+    answers = b",".join(
+        body.dumps({**_raw(one, is_held_out), "choice": choice})
+        for one, choice in zip(turn.completions, turn.choices, strict=True)
+    )
+    return b'%b,"answers":[%b]}\n' % (body.dumps(said)[:-1], answers)
 
 
 def _kto(examples: list[_Example]) -> Iterator[Json]:
@@ -179,10 +207,14 @@ def _examples(rated: Rated, request: Json, prompt: object, read: _Dialect) -> It
             yield _Example(
                 prompt,
                 None if is_redacted else read.answer(request, _json(choice.message)),
-                sum(f.rating for f in given) / len(given),
+                _mean(given),
                 tuple(read.correction(text) for text in texts),
                 prompts.has_ended(choice, sampling),
             )
+
+
+def _mean(given: Sequence[Feedback]) -> float:
+    return sum(f.rating for f in given) / len(given)
 
 
 def _is_redacted(recorded: bytes, ids: "array[int] | None") -> bool:
@@ -261,8 +293,8 @@ def _content(content: object) -> str | None:
     return "".join(str(text) for text in texts)
 
 
-def _raw(rated: Rated) -> Json:
-    stored, c = rated.stored, rated.stored.completion
+def _raw(stored: StoredCompletion, is_held_out: bool) -> Json:
+    c = stored.completion
     request = _json(c.request)
     return {
         "id": c.id,
@@ -273,7 +305,7 @@ def _raw(rated: Rated) -> Json:
         "parent": stored.parent,
         "parent_choice": stored.parent_choice,
         "parent_by": stored.parent_by,
-        "held_out": rated.is_held_out,
+        "held_out": is_held_out,
         "dialect": c.dialect,
         "engine": c.engine,
         "model": c.model,
@@ -299,7 +331,6 @@ def _raw(rated: Rated) -> Json:
         "prompt_ids": None if c.prompt_ids is None else c.prompt_ids.tolist(),
         "prompt_text": c.prompt_text,
         "choices": [_raw_choice(choice) for choice in c.choices],
-        "feedback": [_raw_feedback(f) for f in rated.feedback],
     }
 
 

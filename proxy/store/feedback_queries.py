@@ -87,6 +87,18 @@ ORDER BY f.completion LIMIT ?"""
     return Query(sql, (after, *parameters, limit), lambda row: str(row[0]))
 
 
+def rated_choices(completions: list[str]) -> Query[tuple[str, int, str]]:
+    """Return the query for the choices of some completions with standing feedback, in order.
+
+    Each is its completion, its index, and the first completion of its session.
+    """
+    places = ", ".join("?" * len(completions))
+    sql = f"""SELECT f.completion, f.choice, f.root FROM feedback AS f
+WHERE f.state = 'standing' AND f.completion IN ({places})
+GROUP BY f.completion, f.choice ORDER BY f.completion, f.choice"""
+    return Query(sql, completions, lambda row: (row[0], row[1], row[2]))
+
+
 def standing(wanted: FeedbackFilter, completions: list[str]) -> Query[Feedback]:
     """Return the query for the standing feedback on some completions, in order of arrival."""
     conditions, parameters = _conditions(wanted, leads=())

@@ -25,7 +25,7 @@ Sign = Literal["good", "bad"]
 Source = Literal["api", "header", "inline", "cli"]
 LogprobsKind = Literal["raw", "processed"]
 ParentBy = Literal["chain", "chain_ambiguous", "tail"]
-ExportFormat = Literal["raw", "kto", "dpo", "sft"]
+ExportFormat = Literal["raw", "turns", "kto", "dpo", "sft"]
 Dialect = Literal["chat", "completions"]
 
 

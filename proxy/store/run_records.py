@@ -89,6 +89,21 @@ class RatedTurn:
 
 
 @dataclass(frozen=True, slots=True)
+class Prior:
+    """All rated answers of a base, learned from or not, none held out.
+
+    Attributes:
+        total: the sum of their ratings, each the mean of what stands on it.
+        num_answers: how many they are.
+        num_ratings: how many ratings stand on them.
+    """
+
+    total: float
+    num_answers: int
+    num_ratings: int
+
+
+@dataclass(frozen=True, slots=True)
 class FreshCounts:
     """How many answers have standing ratings that no version in a lineage has learned from.
 

@@ -314,6 +314,11 @@ class Store:
         Only standing feedback that `wanted` asks for counts. Between two lines the store may
         change: what is rated meanwhile may or may not be there.
         """
+        if format_ == "turns":
+            # One at a time: a line can hold a hundred long requests.
+            async for turn in self.training.turns(wanted):
+                yield await asyncio.to_thread(export.turn_line, turn)
+            return
         after = ""
         while ids := await self._reader.all(feedback_queries.rated(wanted, _EXPORT_PAGE, after)):
             given = await self._reader.all(feedback_queries.standing(wanted, ids))

@@ -11,7 +11,7 @@ from typing import Final
 from strop.adapters.rates import Rate
 from strop.proxy.store import lineage
 from strop.proxy.store.database import Query
-from strop.proxy.store.run_records import FreshCounts
+from strop.proxy.store.run_records import FreshCounts, Prior
 from strop.proxy.store.version_records import version_num
 
 # CROSS JOIN keeps the order: the feedback first, then its current revision.
@@ -111,11 +111,15 @@ def held_out_choices(base: str, limit: int, before: Rated = NEWEST) -> Query[Rat
     return Query(_choices(""), parameters, lambda row: Rated(*row))
 
 
-def prior(base: str) -> Query[tuple[float, int]]:
-    """Return the query for the sum and the number of the standing ratings, none held out."""
-    sql = f"""SELECT coalesce(sum(r.rating), 0.0), count(*)
-FROM feedback AS f {_REVISION} WHERE {_IS_LESSON}"""
-    return Query(sql, (base, False), lambda row: (row[0], row[1]))
+def prior(base: str) -> Query[Prior]:
+    """Return the query for all rated answers of a base, none held out."""
+    sql = f"""SELECT coalesce(sum(rating), 0.0), count(*), coalesce(sum(num_ratings), 0)
+FROM (
+    SELECT avg(r.rating) AS rating, count(*) AS num_ratings
+    FROM feedback AS f INDEXED BY feedback_standing {_REVISION}
+    WHERE {_IS_LESSON} GROUP BY f.completion, f.choice
+)"""
+    return Query(sql, (base, False), lambda row: Prior(*row))
 
 
 # Held-out ratings count too; those of 0 say neither.

@@ -8,12 +8,18 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 from strop.adapters.rates import Rate
-from strop.proxy.store import completion_queries, feedback_queries, rated_turns, training_queries
+from strop.proxy.store import (
+    binding,
+    completion_queries,
+    feedback_queries,
+    rated_turns,
+    training_queries,
+)
 from strop.proxy.store.database import Query
 from strop.proxy.store.held_out import MOST_TURNS
 from strop.proxy.store.reader import Reader
 from strop.proxy.store.records import FeedbackFilter
-from strop.proxy.store.run_records import FreshCounts, RatedTurn
+from strop.proxy.store.run_records import FreshCounts, Prior, RatedTurn
 from strop.proxy.store.training_queries import Fresh, Rated
 
 # Choices are small, and looked for in one pass; a turn can be a hundred long requests.
@@ -65,10 +71,24 @@ class TrainingStore:
             if not left:
                 return
 
-    async def prior(self, *, base: str) -> tuple[float, int]:
-        """Return the sum and the number of all standing ratings, none of them held out."""
-        ((total, num),) = await self._reader.all(training_queries.prior(base))
-        return total, num
+    async def turns(self, wanted: FeedbackFilter) -> AsyncIterator[RatedTurn]:
+        """Yield what the standing ratings that `wanted` asks for credit, oldest answers first.
+
+        Learned or not, held out or not, of whatever base, also of one that isn't known; but not of
+        answers that the engine didn't let the model finish.
+        """
+        after = ""
+        while ids := await self._reader.all(feedback_queries.rated(wanted, _TURNS_PAGE, after)):
+            found = await self._reader.all(feedback_queries.rated_choices(ids))
+            for turn in await self._load([Rated(*one) for one in found], wanted):
+                if turn.completions[-1].completion.state in binding.TRAINS:
+                    yield turn
+            after = ids[-1]
+
+    async def prior(self, *, base: str) -> Prior:
+        """Return what is expected of an answer: how all that stands was rated, none held out."""
+        (found,) = await self._reader.all(training_queries.prior(base))
+        return found
 
     async def still_stand(self, feedback: Sequence[tuple[str, int]]) -> bool:
         """Return whether all of `feedback`, pairs of id and revision, stands as it did."""
@@ -123,9 +143,9 @@ class TrainingStore:
                     yield turn
             before = found[-1]
 
-    async def _load(self, rated: list[Rated]) -> list[RatedTurn]:
+    async def _load(self, rated: list[Rated], wanted: FeedbackFilter = _ALL) -> list[RatedTurn]:
         ids = list(dict.fromkeys(one.completion for one in rated))
-        feedback = await self._reader.all(feedback_queries.standing(_ALL, ids))
+        feedback = await self._reader.all(feedback_queries.standing(wanted, ids))
         steps = await self._reader.all(training_queries.steps(ids))
         ids = list(dict.fromkeys([*ids, *(step.completion for step in steps)]))
         rows = await self._reader.all(completion_queries.whole(ids))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from strop.adapters import manifest
 from strop.adapters.identity import identify
 from strop.adapters.library import Library
 from strop.configs import demo_model
-from strop.proxy import run_requests
+from strop.proxy import foreground, run_requests
 from strop.proxy.cli import training as cli_training
 from strop.proxy.cli.root import main
 from strop.proxy.engines.base import AdaptersFolder
@@ -442,7 +443,8 @@ async def test_an_error_of_the_proxys_is_said(tmp_path: Path) -> None:
 async def test_train_waits_for_the_run_of_the_proxy(tmp_path: Path) -> None:
     """It exits with 0 where a version passed, and says what was learned."""
     async with serving(tmp_path) as (home, _):
-        done = await home.strop("train", "--objective", "sft", "--preset", "careful")
+        how = ("--objective", "sft", "--preset", "careful", "--seed", "7")
+        done = await home.strop("train", *how)
         found = json.loads((await home.strop("runs", "list", "--json")).stdout)
 
     assert 0 == done.exit_code, done.output
@@ -452,6 +454,7 @@ async def test_train_waits_for_the_run_of_the_proxy(tmp_path: Path) -> None:
     # The proxy is at it, or through with it.
     assert done.stdout.splitlines()[-1].startswith(("v1 is ready; strop activates it now", "v1 se"))
     assert ("passed", "cli") == (found["data"][0]["state"], found["data"][0]["requested_by"])
+    assert 7 == found["data"][0]["config"]["seed"]
 
 
 async def test_train_fails_where_no_version_passed(tmp_path: Path) -> None:
@@ -902,7 +905,7 @@ async def test_what_passed_is_activated_as_the_strop_that_serves_was_told(home: 
 
 async def test_without_a_proxy_a_run_goes_on_in_the_terminal(home: Home) -> None:
     """The same process; here it finds nothing to learn from, and says so."""
-    done = await home.strop("train")
+    done = await home.strop("train", "--seed", "7")
     found = json.loads((await home.strop("runs", "list", "--json")).stdout)["data"][0]
 
     assert 1 == done.exit_code
@@ -912,15 +915,18 @@ async def test_without_a_proxy_a_run_goes_on_in_the_terminal(home: Home) -> None
     assert ("failed", "cli", str(demo_model())) == (
         found["state"], found["requested_by"], found["config"]["base_path"],
     )  # fmt: skip
+    assert 7 == found["config"]["seed"]
     assert "there is no rating to learn from" in done.stdout
     assert "No version was made." in done.stdout
 
 
 @pytest.mark.parametrize("how", [[], ["--relearn"]])
 async def test_after_a_trial_of_another_base_a_run_continues_what_that_displaced(
-    home: Home, how: list[str]
+    home: Home, monkeypatch: pytest.MonkeyPatch, how: list[str]
 ) -> None:
     """A start with its own base activates that again, and then what the run makes."""
+    see_through = partial(foreground.see_through, command=fake_run.command("fails"))
+    monkeypatch.setattr(foreground, "see_through", see_through)
     own = identify(demo_model(), cache=None)
     for base in (own, MODEL):
         await home.publish(base=base)

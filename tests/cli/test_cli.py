@@ -1152,6 +1152,19 @@ def test_an_export_holds_what_was_asked_for(home: Path) -> None:
     assert ([], nothing) == exported("--session", "none")
 
 
+def test_an_export_of_turns_has_the_steps_that_a_rating_credits(home: Path) -> None:
+    """`strop good` is of the whole turn: of what was answered on the way too."""
+    calls = Choice(index=0, message=b'{"content": "I look."}', chain=b"step")
+    step, answer = record(home, {"choices": (calls,)}, {"after": b"step", "starts_turn": False})
+    run(home, "good")
+
+    exported = run(home, "export", "--format", "turns")
+
+    (line,) = map(json.loads, exported.stdout.splitlines())
+    assert [step, answer] == [one["id"] for one in line["answers"]]
+    assert (answer, 1.0) == (line["completion_id"], line["rating"])
+
+
 def test_settings_are_shown_with_their_origin(home: Path) -> None:
     """File, environment and flags, each above the one before; secrets only as set."""
     (home / "strop.toml").write_text('[server]\nport = 9000\nclient_keys = ["top-secret"]\n')

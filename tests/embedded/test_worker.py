@@ -23,6 +23,7 @@ from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.jobs import Job
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_completion
+from strop.proxy.embedded.stack import has_gpu_failed
 
 LAYER = "model.layers.0.self_attn.q_proj"
 
@@ -208,6 +209,96 @@ async def test_an_error_midway_ends_only_the_streams_of_its_version(engine: Engi
     assert 500 == json.loads(last.removeprefix("data: "))["error"]["code"]
     assert beside.body.endswith(b"data: [DONE]\n\n")
     assert 401 == beside.body.count(b"data: ")
+
+
+GPU_FAILED = (
+    "[METAL] Command buffer execution failed: Insufficient Memory "
+    "(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"
+)
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Let one use of the GPU raise, by a function of MLX, as Metal does where work has failed."""
+    function = getattr(owner, name)
+
+    def fail(*_: Any) -> None:
+        monkeypatch.setattr(owner, name, function)
+        raise RuntimeError(GPU_FAILED)
+
+    monkeypatch.setattr(owner, name, fail)
+
+
+@pytest.mark.parametrize("name", ["async_eval", "random.key"])
+async def test_where_the_gpu_fails_nothing_is_kept_that_it_may_not_have_computed(
+    engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so late, and not of whose work: all that runs fails, and all prefixes go."""
+    models = ["base", "other"]
+    await add(engine, "other", {LAYER: zeros(128)})
+    asked: dict[str, Any] = {"prompt": "A prompt that is long enough to be cached. " * 2}
+
+    async def cached() -> list[int]:
+        calls = [Call(engine, model=model, max_tokens=3, **asked) for model in models]
+        await asyncio.gather(*(call.task for call in calls))
+        usages = [json.loads(call.body)["usage"] for call in calls]
+        return [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+
+    await cached()
+    assert min(await cached()) > 0
+    calls = [Call(engine, model=model, stream=True, max_tokens=4000) for model in models]
+    await asyncio.gather(*(call.changed.wait() for call in calls))
+    owner, _, function = name.rpartition(".")
+    fail_once(monkeypatch, getattr(mx, owner) if owner else mx, function)
+    # Its keys are made where it is let in.
+    calls.append(Call(engine, model="base", max_tokens=3, seed=1))
+    await asyncio.gather(*(call.task for call in calls))
+
+    for call in calls[:2]:
+        assert b"Insufficient Memory" in call.body.split(b"\n\n")[-2]
+    assert [0, 0] == await cached()
+
+
+async def test_where_the_gpu_fails_what_nobody_has_been_told_yet_is_not_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that ends in the step in which Metal says so may be of what it didn't compute."""
+    await add(engine, "other", {LAYER: zeros(128)})
+    worker, may_go = engine.worker, threading.Event()
+
+    def step() -> None:
+        worker._share_memory()
+        for group in worker._groups:
+            if group is worker._groups[-1]:
+                fail_once(monkeypatch, mx, "async_eval")
+            while group.is_busy:
+                worker._step(group)
+
+    worker._call(partial(may_go.wait, LIMIT_S))
+    calls = [Call(engine, model=model, max_tokens=3) for model in ("base", "other")]
+    await until(lambda: engine._num_rows == 2)
+    worker._call(step)
+    may_go.set()
+    await asyncio.gather(*(call.task for call in calls))
+
+    assert [500, 500] == [call.status for call in calls]
+    assert all(b"Insufficient Memory" in call.body for call in calls)
+
+
+@pytest.mark.parametrize("told", [[False, False], [True, False], [False, True]])
+def test_that_the_gpu_failed_too_is_found_behind_any_error(
+    told: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever stream is told of it; nobody who comes later is."""
+    left = [*told]
+
+    def synchronize(_: object) -> None:
+        if left.pop(0):
+            raise RuntimeError(GPU_FAILED)
+
+    monkeypatch.setattr(mx, "synchronize", synchronize)
+
+    assert any(told) == has_gpu_failed(ValueError("[matmul] shapes don't fit"))
+    assert [] == left
 
 
 async def test_unloading_frees_what_loading_took(engine: Engine, peft_a: Path) -> None:

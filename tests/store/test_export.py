@@ -276,12 +276,12 @@ async def test_what_the_engine_did_not_let_the_model_finish_is_in_raw_alone(stor
         await record(store, f"cmp_{state}", state=state, choices=(choice(finish_reason=None),))
         await rate(store, f"cmp_{state}", 1.0, correction="Like so.")
 
-    found = {format_: len(await rows(store, format_)) for format_ in get_args(ExportFormat)}
+    found = {format_: len(await lines_of(store, format_)) for format_ in get_args(ExportFormat)}
 
-    assert {"raw": 4, "kto": 1, "dpo": 1, "sft": 2} == found
+    assert {"raw": 4, "turns": 1, "kto": 1, "dpo": 1, "sft": 2} == found
 
 
-@pytest.mark.parametrize("format_", get_args(ExportFormat))
+@pytest.mark.parametrize("format_", ["raw", "kto", "dpo", "sft"])
 async def test_each_line_says_what_answered(store: Store, format_: ExportFormat) -> None:
     """The completion, the model as it was asked for, the version and its base, named as in raw."""
     await record(store, "cmp_1", version="v3", base="sha256:0123")
@@ -573,7 +573,7 @@ async def test_raw_keeps_a_request_that_is_not_json(store: Store) -> None:
     assert [None] == lone["choices"][0]["logprobs"]
 
 
-@pytest.mark.parametrize("format_", ["raw", "kto", "dpo", "sft"])
+@pytest.mark.parametrize("format_", get_args(ExportFormat))
 async def test_each_line_says_whether_its_session_is_held_out(
     store: Store, format_: ExportFormat
 ) -> None:

@@ -58,7 +58,8 @@ ALLOWED: Final = (
     ("SCAN rated", "ORDER BY f.completion_ms"),
     ("SCAN answers", "ORDER BY f.completion_ms"),
     # A training run, which is a process of its own, reads all that stands, a page at a time.
-    ("SEARCH f USING INDEX feedback_lessons (base=? AND held_out=?)", "sum(r.rating)"),
+    ("SCAN f USING INDEX feedback_standing", "avg(r.rating)"),
+    ("SCAN (subquery-1)", "avg(r.rating)"),
     (
         "SEARCH f USING INDEX feedback_standing ((completion,choice)<(?,?))",
         "INDEXED BY feedback_standing",

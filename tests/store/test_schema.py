@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sqlite3
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -165,6 +166,33 @@ async def test_the_features_on_the_page_are_those_of_an_exported_line(tmp_path: 
     await store.close()
 
     assert sorted(line) == sorted(re.findall(r'"(\w+)": ', program))
+
+
+async def test_the_program_for_turns_reads_each_answer_that_may_be_learned_from(
+    tmp_path: Path,
+) -> None:
+    """Ids and logprobs of the choice that counts, steps too; of one base, and nothing held out."""
+    store = await Store.open(database_in(tmp_path))
+    step, apart, other = (first_of_session(n, held_out=n == 1) for n in range(3))
+    ids = [array("i", [n]) for n in range(3)]
+    choices = (choice(token_ids=ids[0]), choice(1, token_ids=ids[1], chain=b"step"))
+    await record(store, step, base=MODEL, choices=choices)
+    await record(store, "cmp_last", base=MODEL, after=b"step", starts_turn=False, prompt_ids=ids[2])
+    await record(store, apart, base=MODEL)
+    await record(store, other, base="another")
+    for rated in ("cmp_last", apart, other):
+        await rate(store, rated, -1.0, scope="turn")
+    (tmp_path / "turns.jsonl").write_bytes(b"".join([line async for line in store.export("turns")]))
+    await store.close()
+    (program,) = re.findall(r"```python\n(import json.*?)```", PAGE, flags=re.DOTALL)
+
+    names: dict[str, Any] = {}
+    exec(program, names)
+    found = [*names["lessons"](tmp_path / "turns.jsonl", MODEL)]
+
+    assert [(None, [1], -1.0), ([2], [7, 11, 2], -1.0)] == [
+        (prompt, said, rating) for prompt, said, logprobs, rating in found if logprobs
+    ]
 
 
 def test_the_tags_on_the_page_are_the_packers() -> None:

@@ -25,7 +25,7 @@ from store_values import (
 
 from strop.proxy.store import rated_turns, training_store
 from strop.proxy.store.records import Revision, State
-from strop.proxy.store.run_records import RatedTurn
+from strop.proxy.store.run_records import Prior, RatedTurn
 from strop.proxy.store.store import Store
 from strop.proxy.store.training_queries import Rated
 
@@ -305,9 +305,21 @@ async def test_the_prior_is_over_all_that_stands_and_is_not_held_out(store: Stor
     await record(store, other, base=OTHER_MODEL)
     await rate(store, other)
 
-    assert (0.0, 0) == nothing
-    assert (1.5, 3) == await store.training.prior(base=MODEL)
-    assert (1.0, 1) == await store.training.prior(base=OTHER_MODEL)
+    assert Prior(0.0, 0, 0) == nothing
+    assert Prior(1.5, 3, 3) == await store.training.prior(base=MODEL)
+    assert Prior(1.0, 1, 1) == await store.training.prior(base=OTHER_MODEL)
+
+
+async def test_in_the_prior_an_answer_counts_once_however_many_rated_it(store: Store) -> None:
+    """By their mean, as in the loss; another choice of it is another answer."""
+    one, two = first_of_session(1), first_of_session(2)
+    await record(store, one, base=MODEL)
+    await record(store, two, base=MODEL)
+    for rater, value in (("ann", 1.0), ("ben", 1.0), ("cy", -0.5)):
+        await rate(store, one, value, rater=rater)
+    await rate(store, two, -1.0)
+
+    assert Prior(-0.5, 2, 4) == await store.training.prior(base=MODEL)
 
 
 async def test_ratings_stand_as_they_were_collected_until_one_changes(

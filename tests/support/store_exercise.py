@@ -164,13 +164,14 @@ async def _reads(store: Store, given: str) -> None:
                 session=session, rater=rater, key_id=key_id, since_ms=since_ms
             )
             _ = [line async for line in store.export("raw", exported)]
+            _ = [turn async for turn in store.training.turns(exported)]
     await _read_versions(store)
     await _read_training(store)
 
 
 async def _read_versions(store: Store) -> None:
     await store.versions.clean_ancestor("v4")
-    await store.versions.get("v4")
+    await store.versions.existing("v4")
     await store.versions.list()
     await store.versions.base_names()
     for about in (None, "v4", "base"):

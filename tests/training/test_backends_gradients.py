@@ -28,7 +28,7 @@ from backend_cases import (
 )
 
 from strop.training.backends import base_files, mlx_pieces, open_policy, torch_model
-from strop.training.backends.base import CutShort, OutOfMemory
+from strop.training.backends.base import CutShort, OutOfMemory, Policy
 from strop.training.sequences import Floats, Tokens
 
 __all__ = ["backend", "opened"]  # fixtures
@@ -349,6 +349,97 @@ def test_work_that_macos_cuts_short_may_pass_in_smaller_parts(qwen3: Path, said:
 
     policy.accumulate(asked, pull)
     assert policy.step(0.01) > 0
+
+
+CUT_SHORT = (
+    "[METAL] Command buffer execution failed: Impacting Interactivity "
+    "(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"
+)
+
+
+def tell_late(monkeypatch: pytest.MonkeyPatch, *held: str) -> list[str]:
+    """Let who waits for MLX's work be told of errors, as on Metal; return those not told yet."""
+    import mlx.core as mx
+
+    synchronize, left = mx.synchronize, [*held]
+
+    def tell(*args: Any) -> None:
+        synchronize(*args)
+        if left:
+            raise RuntimeError(left.pop(0))
+
+    monkeypatch.setattr(mx, "synchronize", tell)
+    return left
+
+
+def test_a_gradient_that_metal_says_late_that_it_never_computed_is_not_added(
+    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`eval` returns, and what uses the stream next raises: that must not be another's work."""
+    import mlx.core as mx
+
+    parts = [sequences((5, 7)), sequences((20, 3)), sequences((1, 12))]
+    policy, other = (open_policy(qwen3, backend="mlx", adamw=UNCLIPPED) for _ in range(2))
+    held = tell_late(monkeypatch)
+    evaluate = mx.eval
+
+    def fail(found: dict[str, mx.array]) -> None:
+        found.update({name: mx.zeros_like(array) for name, array in found.items()})
+        held.append(CUT_SHORT)
+        monkeypatch.setattr(mx, "eval", evaluate)
+
+    policy.accumulate(parts[0], pull)
+    monkeypatch.setattr(mx, "eval", fail)
+    with pytest.raises(CutShort):
+        policy.accumulate(parts[1], pull)
+    for part in parts[1:]:
+        policy.accumulate(part, pull)
+
+    for part in parts:
+        other.accumulate(part, pull)
+    expected, found = (
+        gradients_of(each, tmp_path / str(at)) for at, each in enumerate((other, policy))
+    )
+    assert_close(expected, found, TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda policy: policy.logprobs(sequences((5, 7))),
+        lambda policy: policy.accumulate(sequences((5, 7)), pull),
+        lambda policy: policy.step(0.01),
+        lambda policy: policy.sample([[5, 6]], max_tokens=2, temperature=0.0, seed=0),
+        lambda policy: policy.greedy([5, 6], 2),
+    ],
+    ids=["logprobs", "accumulate", "step", "sample", "greedy"],
+)
+def test_what_metal_says_late_is_said_of_the_call_that_failed(
+    qwen3: Path, call: Callable[[Policy], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for its own work before it returns anything."""
+    policy = open_policy(qwen3, backend="mlx")
+    tell_late(monkeypatch, CUT_SHORT)
+
+    with pytest.raises(CutShort):
+        call(policy)
+
+    call(policy)
+
+
+def test_what_fails_behind_an_error_is_not_said_of_the_next_call(
+    qwen3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that was begun with it is of the same micro-batch."""
+    asked = sequences((5, 7))
+    policy = open_policy(qwen3, backend="mlx")
+    held = tell_late(monkeypatch, CUT_SHORT)
+
+    with pytest.raises(CutShort):
+        policy.accumulate(asked, failing_with(RuntimeError(CUT_SHORT)))
+
+    assert [] == held
+    policy.accumulate(asked, pull)
 
 
 @pytest.mark.parametrize(("backend", "part"), [("torch", "_optimizer.step"), ("mlx", "_update")])

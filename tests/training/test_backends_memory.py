@@ -132,13 +132,18 @@ def test_a_closed_policy_holds_no_weights(
     assert not is_held
 
 
+# Importing torch and transformers takes seconds, so they are imported once: the first size is for
+# a copy of the process, and the second one for the process itself.
 FREED = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
-from strop.training.backends import base_files, open_policy
+from strop.training.backends import base_files, open_policy, torch_backend
 
-base_files._CHECKPOINTED_BYTES = int(sys.argv[2])
-policy = open_policy(Path(sys.argv[1]), backend="torch")
+base, first, second = sys.argv[1:]
+if copy := os.fork():
+    os.waitpid(copy, 0)
+base_files._CHECKPOINTED_BYTES = int(second if copy else first)
+policy = open_policy(Path(base), backend="torch")
 # glibc maps what is this large by itself, and puts it into its heap from the second time on.
 del (first := [torch.ones(7 * 2**20)])[:]
 held = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -153,12 +158,11 @@ print(held() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc; glibc's heap alone has holes")
 def test_what_torch_frees_goes_back_where_blocks_are_checkpointed(qwen3: Path) -> None:
     """Large arrays leave no holes in the heap, where smaller ones stay between them."""
-    left = [
-        int(subprocess.check_output([sys.executable, "-c", FREED, str(qwen3), str(size)]))
-        for size in (0, 2**40)
-    ]
+    sizes = map(str, (0, 2**40))
+    told = subprocess.check_output([sys.executable, "-c", FREED, str(qwen3), *sizes])
 
-    assert left[0] < 2**23 < 2**26 < left[1]
+    checkpointed, whole = map(int, told.split())
+    assert checkpointed < 2**23 < 2**26 < whole
 
 
 @pytest.mark.parametrize(("before", "after"), [(2**40, 2**29), (2**20, 2**20)])
@@ -352,19 +356,43 @@ def test_either_version_of_cgroups_has_the_limit(
     assert 2_400_000 == memory.parse_linux(memory.read_linux(tmp_path))
 
 
-def test_free_pages_of_macos() -> None:
-    """Pages that are free, or give way, count."""
-    text = (
-        "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
-        "Pages free:                               100.\n"
-        "Pages active:                           90000.\n"
-        "Pages inactive:                            20.\n"
-        "Pages speculative:                          3.\n"
-        '"Translation faults":                 12345678.\n'
-        "Pages purgeable:                            1.\n"
-    )
+VM_STAT = """\
+Mach Virtual Memory Statistics: (page size of 16384 bytes)
+Pages free:                               100.
+Pages active:                           90000.
+Pages inactive:                            20.
+Pages speculative:                          3.
+Pages throttled:                            0.
+Pages wired down:                        5000.
+Pages purgeable:                            1.
+"Translation faults":                12345678.
+File-backed pages:                  {cached:6}.
+Anonymous pages:                        70000.
+"""
 
-    assert 124 * 16384 == memory.parse_vm_stat(text)
+
+@pytest.mark.parametrize(("cached", "free"), [(15, 100 + 15), (60_000, 100 + 20 + 3)])
+def test_free_pages_of_macos(cached: int, free: int) -> None:
+    """Of the inactive ones, those that are no file's only go elsewhere; an active file's stay."""
+    assert free * 16384 == memory.parse_vm_stat(VM_STAT.format(cached=cached))
+
+
+@pytest.mark.parametrize(
+    ("device", "metal", "free"),
+    [("gpu", 1 << 40, 115 * 16384), ("gpu", 1 << 20, 1 << 20), ("cpu", 1 << 20, 115 * 16384)],
+)
+def test_on_a_macs_gpu_no_more_is_free_than_metal_gives_a_process(
+    device: str, metal: int, free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two thirds of an idle Mac's memory, or a little more; whatever else lies idle."""
+    import mlx.core as mx
+
+    told = subprocess.CompletedProcess([], 0, VM_STAT.format(cached=15))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    monkeypatch.setattr(mx, "device_info", lambda _: {"max_recommended_working_set_size": metal})
+
+    assert free == memory.free_bytes(device)
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
@@ -373,7 +401,8 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         memory.estimate(tmp_path, CPU, rank=8)
 
 
-WIDE = {"hidden_size": 32, "intermediate_size": 1024}
+# One block, since each is checkpointed: no more than one is held at once.
+WIDE = {"hidden_size": 32, "intermediate_size": 1024, "num_hidden_layers": 1}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
 
 
@@ -384,7 +413,7 @@ EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
         ("mlx", "LlamaConfig", {}, 4),
         ("mlx", "MixtralConfig", EXPERTS, 1),
         ("torch", "Lfm2Config",
-         {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"] * 3}, 1),
+         {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"]}, 1),
         ("torch", "LlamaConfig", {}, 4),
         ("torch", "GraniteMoeSharedConfig", {"shared_intermediate_size": 1024, **EXPERTS}, 1),
         ("torch", "RecurrentGemmaConfig", {"block_types": ["attention"]}, 1),
@@ -421,7 +450,9 @@ def test_mlx_holds_some_scores_forwards_too(
 
     monkeypatch.setattr(base_files, "_CHECKPOINTED_BYTES", 0)
     sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 4}
-    base = random_models.make(tmp_path, "LlamaConfig", **sizes, intermediate_size=32)
+    base = random_models.make(
+        tmp_path, "LlamaConfig", **sizes, intermediate_size=32, num_hidden_layers=1
+    )
     asked = sequences(*[(800 // num_sequences - 4, 4)] * num_sequences)
     policy = open_policy(base, backend="mlx")
     peaks = []

@@ -13,6 +13,7 @@ from backend_cases import SIZES, TOLERANCE, Open, backend, opened, save_random, 
 from numpy.typing import NDArray
 
 from strop.adapters import peft
+from strop.training.backends import open_policy
 from strop.training.backends.base import BASE, Policy, Weights
 from strop.training.sequences import Floats, Tokens
 
@@ -183,6 +184,28 @@ def test_weights_that_compute_no_number_answer_all_the_same(
 
     assert [3] * len(PROMPTS) == [len(answer.ids) for answer in answers]
     assert all(np.isnan(answer.logprobs).all() for answer in answers)
+
+
+def test_mlx_samples_on_the_stream_that_is_waited_for(
+    endless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default one of the device that was chosen: not mlx-lm's own, which is of another."""
+    import mlx.core as mx
+
+    policy: Any = open_policy(endless, backend="mlx")
+    kind, streams = type(policy._net.model), []
+    compute = kind.__call__
+
+    def noted(*args: Any, **options: Any) -> Any:
+        streams.append(mx.default_stream(mx.default_device()))
+        return compute(*args, **options)
+
+    monkeypatch.setattr(kind, "__call__", noted)
+    policy.sample([[5, 6]], max_tokens=2, temperature=1.0, seed=0)
+    policy.greedy([5, 6], 2)
+
+    assert len(streams) > 2
+    assert [mx.default_stream(mx.default_device())] * len(streams) == streams
 
 
 def test_no_prompts_have_no_answers(opened: Open, endless: Path) -> None:

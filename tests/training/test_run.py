@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rated_home import RatedHome
+from rated_home import RatedHome, hurry
 from store_values import database_in
 from waiting import until
 
@@ -37,8 +37,9 @@ from strop.training.stopping import Stopping
 
 
 @pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[RatedHome]:
-    """An empty home, its store open."""
+async def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RatedHome]:
+    """An empty home, its store open, whose runs are quick."""
+    hurry(monkeypatch)
     store = await Store.open(database_in(tmp_path))
     yield RatedHome(tmp_path, store)
     await store.close()
@@ -163,6 +164,8 @@ async def test_a_run_says_what_it_did(home: RatedHome) -> None:
     assert ("torch", "cpu", "float32", 1) == (
         config["backend"], config["device"], config["dtype"], config["seed"],
     )  # fmt: skip
+    assert 0.99 == config["adamw"]["beta2"]
+    assert -1 < json.loads(run.counts)["baseline"] < 0, "most are disliked"
     assert run.num_steps >= run.step
     assert run.eta_s is None
     assert "answers_measured" not in json.loads(run.counts)
@@ -453,7 +456,7 @@ async def test_a_cancelled_run_leaves_no_version(
     home: RatedHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends at the next step, and its ratings stay fresh."""
-    await home.rate(200)
+    await home.rate(60)
     run = await home.new_run()
     hold(monkeypatch)
 
@@ -465,7 +468,7 @@ async def test_a_cancelled_run_leaves_no_version(
     assert ("cancelled", "cancelled by request") == (run.state, reasons(run))
     assert run.step < run.num_steps
     assert () == await home.store.versions.list()
-    assert await num_fresh(home) > 100
+    assert await num_fresh(home) > 30
 
 
 async def test_what_was_collected_in_vain_is_let_go_before_the_rest_is_collected(
@@ -552,7 +555,7 @@ async def test_a_run_begins_anew_where_an_answer_it_collected_is_deleted(
     home: RatedHome, monkeypatch: pytest.MonkeyPatch, held_out: bool
 ) -> None:
     """Its version then knows none of it; one that it is judged by counts too."""
-    await home.rate(200)
+    await home.rate(60)
     run = await home.new_run()
     ratings = home.store.training
     turns = ratings.held_out_turns if held_out else partial(ratings.fresh_turns, "base")
@@ -571,7 +574,7 @@ async def test_a_run_begins_anew_where_an_answer_it_collected_is_deleted(
     learned = dict(Library(home.folder / "adapters").read_manifest(version.id).feedback)
     assert learned.keys().isdisjoint(one.id for one in turn.feedback)
     counts = json.loads(run.counts)
-    assert 199 == counts["examples"] + counts["held_out"]
+    assert 59 == counts["examples"] + counts["held_out"]
     folder = home.folder / "runs" / run.id
     assert {"log.jsonl"} == {path.name for path in folder.iterdir()}
     assert 1 == (folder / "log.jsonl").read_text().count('"began_anew"')
@@ -583,7 +586,7 @@ async def test_what_was_deleted_goes_where_a_stop_comes_too(
     home: RatedHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody knows whether the run ever goes on."""
-    await home.rate(200)
+    await home.rate(60)
     run = await home.new_run()
     turn = await anext(home.store.training.fresh_turns("base", base=home.base))
     seen, ask, is_to_stop = TrainingStore.are_recorded, Stopping.ask, threading.Event()

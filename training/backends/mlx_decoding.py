@@ -78,9 +78,11 @@ def _decode(
         sampler=sampler,
         completion_batch_size=num_rows,
         prefill_batch_size=num_rows,
+        # Its own is of the device that was the default when mlx-lm was imported.
+        stream=mx.default_stream(mx.default_device()),
     )
     stops = StopSequences([(token,) for token in end_ids])
-    with closing(generator), mx.stream(generator.stream):
+    with closing(generator):
         uids = generator.insert(
             [[*map(int, prompt)] for prompt in prompts],
             max_tokens=[max_tokens] * len(prompts),

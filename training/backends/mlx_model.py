@@ -6,7 +6,7 @@ tokens, V vocabulary.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,16 +39,23 @@ _CUT_SHORT = ("Impacting Interactivity", "ImpactingInteractivity", "GPU Timeout"
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Raise `OutOfMemory` for what MLX raises where memory runs out, or the GPU is taken away."""
+    """Raise `OutOfMemory` for what MLX raises where memory runs out, or the GPU is taken away.
+
+    Metal may say late that it has computed nothing: `eval` returns, and what uses the stream next
+    raises. So the end of the block waits for the default stream, on which all of it has to run.
+    """
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemory.of(str(error)) from None
-    except RuntimeError as error:
-        if any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
-            raise OutOfMemory.of(str(error)) from None
-        if any(phrase in str(error) for phrase in _CUT_SHORT):
-            raise CutShort.of(str(error)) from None
+        mx.synchronize()
+    except (MemoryError, RuntimeError) as error:
+        # What has failed besides is of this block too, and is not to be raised in another.
+        with suppress(RuntimeError):
+            mx.synchronize()
+        told = str(error)
+        if isinstance(error, MemoryError) or any(phrase in told for phrase in _OUT_OF_MEMORY):
+            raise OutOfMemory.of(told) from None
+        if any(phrase in told for phrase in _CUT_SHORT):
+            raise CutShort.of(told) from None
         raise
 
 

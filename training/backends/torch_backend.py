@@ -183,7 +183,10 @@ class TorchPolicy:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most memory held: of the GPU, or of this process."""
+        """The most memory held: of the GPU, or of this process.
+
+        MPS counts no peak: there it is what the driver holds, what torch has freed and keeps too.
+        """
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         if self._device.type == "mps":
