@@ -5,17 +5,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help install serve demo test test-faults test-hindered test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning clean
+.PHONY: help same-python install serve demo test test-faults test-hindered test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning clean
 
 help:  ## Say what each target does.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-17s %s\n", $$1, $$2}'
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "strop needs Python 3.11 or newer; got $$($(PYTHON) --version). Say which: make PYTHON=python3.13 install" >&2; exit 1; }
+	@$(PYTHON) .ci/check_python.py
 	$(PYTHON) -m venv $(VENV)
 
+# Where a Python is named, .venv has to be of that one.
+ifneq ($(origin PYTHON),file)
+$(BIN)/python: | same-python
+endif
+
+same-python:
+	@test ! -e $(BIN)/python || $(PYTHON) .ci/check_python.py $(BIN)/python
+
 $(VENV)/.installed: $(BIN)/python $(INPUTS)
+	@$(BIN)/python .ci/check_python.py
 	@echo "Installing strop and the embedded engine into $(VENV) (about 400 MB, once) ..."
 	$(PIP) --editable '.[mlx]'
 	@touch $@

@@ -8,8 +8,10 @@ import errno
 import functools
 import gc
 import logging
+import os
 import signal
 import socket
+import sys
 import types
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -33,6 +35,8 @@ KEEP_ALIVE_S: Final = 150
 """How long an idle connection from a client is kept: longer than clients and what speaks TLS before
 strop keep theirs (Go's 90 s, Caddy's 120 s), or they write into one that is being closed."""
 
+_PROBE_S: Final = 1.0
+
 F = TypeVar("F", bound=Front)
 
 
@@ -43,10 +47,14 @@ def listen(host: str, port: int) -> socket.socket:
         ConfigError: the address is taken, or none of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = (host.strip("[]"), port)
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host.strip("[]"), port))
+        # There a port that one has on every address can be another's on one of them.
+        if sys.platform == "darwin" and _is_answered(family, address):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        listener.bind(address)
         # Now: Linux lets two be bound to one port as long as neither listens.
         listener.listen(BACKLOG)
     except OSError as error:
@@ -57,6 +65,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"can't listen on {host}:{port}: {error.strerror}; {advice}") from error
     listener.set_inheritable(False)
     return listener
+
+
+def _is_answered(family: socket.AddressFamily, address: tuple[str, int]) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_S)
+        return probe.connect_ex(address) == 0
 
 
 def url_of(host: str, port: int) -> str:

@@ -4,6 +4,7 @@ import ast
 import itertools
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -141,6 +142,86 @@ def test_no_tracked_file_names_a_registry_or_a_machine() -> None:
     )
 
     assert found.stdout == ""
+
+
+def test_all_of_mlx_is_pinned_to_one_version() -> None:
+    """Of its parts each system installs one, so no single machine would tell."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines)
+
+    assert {pins["mlx"]} == {pins["mlx-cpu"], pins["mlx-metal"]}
+
+
+CHECK_PYTHON = ROOT / ".ci" / "check_python.py"
+
+
+@pytest.mark.parametrize(
+    ("python", "said"),
+    [
+        (((3, 11), "Linux", "x86_64", ""), ""),
+        (((3, 14), "Darwin", "arm64", "14.0"), ""),
+        (((3, 12), "Darwin", "arm64", "26.1"), ""),
+        (((3, 9), "Darwin", "arm64", "15.5"), "needs Python 3.11 to 3.14; got 3.9"),
+        (((3, 15), "Linux", "x86_64", ""), "needs Python 3.11 to 3.14; got 3.15"),
+        (((3, 12), "Darwin", "x86_64", "15.5"), "make PYTHON=/opt/homebrew/bin/python3"),
+        (((3, 12), "Darwin", "arm64", "13.6.1"), "needs macOS 14 or newer; got 13.6.1"),
+    ],
+    ids=str,
+)
+def test_a_python_that_the_pins_have_no_wheels_for_is_refused(
+    python: tuple[tuple[int, int], str, str, str], said: str
+) -> None:
+    """With what to do; pip would say that a version is not found, or begin to compile."""
+    found = runpy.run_path(str(CHECK_PYTHON))["why_not"](*python)
+
+    assert (said in found, bool(said)) == (True, bool(found))
+
+
+def test_the_newest_python_is_the_newest_that_the_project_names() -> None:
+    """The one that was tried; the README says it too."""
+    check = runpy.run_path(str(CHECK_PYTHON))
+    oldest, newest = (".".join(map(str, check[name])) for name in ("OLDEST", "NEWEST"))
+    named = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["project"]["classifiers"]))
+
+    assert [oldest, newest] == [named[0], named[-1]]
+    assert f"Python {oldest} to {newest}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_python_that_is_named_has_to_be_the_environments(tmp_path: Path) -> None:
+    """What make installs would go into the other one; unnamed, it is the environment's."""
+    (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
+    (tmp_path / ".ci").symlink_to(ROOT / ".ci")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    variables = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+    variables.pop("PYTHON", None)
+
+    def make(*words: str) -> tuple[int, str]:
+        # What was installed is up to date.
+        (tmp_path / ".venv" / ".installed").touch()
+        done = subprocess.run(
+            ["make", "install", *words],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    python.symlink_to(sys.executable)
+    statuses = [make()[0], make(f"PYTHON={sys.executable}")[0]]
+    python.unlink()
+    python.write_text("#!/bin/sh\necho 3.9 x86_64\n")
+    python.chmod(0o755)
+    statuses.append(make()[0])
+    status, said = make(f"PYTHON={sys.executable}")
+
+    assert ([0, 0, 0], 2) == (statuses, status)
+    assert ".venv has Python 3.9 x86_64" in said
+    assert "make clean" in said
 
 
 def test_what_is_imported_is_declared() -> None:

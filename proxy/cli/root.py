@@ -220,6 +220,9 @@ _COUNT = click.IntRange(1)
     help="The port; 0 picks one.",
 )
 @click.option("--parent-fd", type=int, metavar="FD", help="A pipe whose end stops the engine.")
+@click.option(
+    "--listen-fd", type=int, metavar="FD", hidden=True, help="A socket to listen on, bound already."
+)
 @click.option("--online", is_flag=True, help="Let a hub id be downloaded.")
 @click.option("--max-model-len", type=_COUNT, metavar="TOKENS", help="The context limit.")
 @click.option("--max-rows", type=_COUNT, metavar="N", help="Answers generated at once.")

@@ -15,8 +15,8 @@ class Options:
         served_name: the name that requests use for the base; `model` if empty.
         host: the address to listen on.
         port: the port to listen on; 0 picks one. The address is printed once it is bound.
-        parent_fd: an inherited pipe whose end of file stops the process; its owner may hold the
-            port too.
+        parent_fd: an inherited pipe whose end of file stops the process.
+        listen_fd: an inherited socket that is bound to host and port already, to listen on.
         key: what requests have to send as `Authorization: Bearer`; empty for no key.
         online: whether a hub id may be downloaded.
         max_model_len: the context limit in tokens, at most what the model's config says, if it
@@ -39,6 +39,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int = 0
     parent_fd: int | None = None
+    listen_fd: int | None = None
     key: str = field(default="", repr=False)
     online: bool = False
     max_model_len: int | None = None

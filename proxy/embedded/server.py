@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 from types import FrameType
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from strop.adapters import mlx_environment
 from strop.proxy.child import follow_parent
@@ -22,6 +22,8 @@ from strop.proxy.embedded.options import Options
 from strop.proxy.open_files import raise_limit
 
 _log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 1024
 
 
 def run(options: Options) -> NoReturn:
@@ -37,10 +39,7 @@ def run(options: Options) -> NoReturn:
         threading.Thread(
             target=follow_parent, args=(options.parent_fd, options.grace_s + 5), daemon=True
         ).start()
-    # Who starts it as a child holds the port for it; anybody else's is taken then.
-    is_held = options.parent_fd is not None and sys.platform == "linux"
-    address = (options.host, options.port)
-    listener = socket.create_server(address, backlog=1024, reuse_port=is_held)
+    listener = _listen(options)
     host, port = listener.getsockname()[:2]
     print(f"listening on http://{host}:{port}", flush=True)
     if not options.key:
@@ -73,6 +72,15 @@ def run(options: Options) -> NoReturn:
     # A step may take longer than it is waited for, and MLX frees what a thread has compiled after
     # its join: Python's own end would abort over either.
     os._exit(1 if app.state.has_failed else 0)
+
+
+def _listen(options: Options) -> socket.socket:
+    if options.listen_fd is None:
+        return socket.create_server((options.host, options.port), backlog=_BACKLOG)
+    listener = socket.socket(fileno=options.listen_fd)
+    listener.set_inheritable(False)
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def _set_environment(options: Options) -> None:

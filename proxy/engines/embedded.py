@@ -8,7 +8,6 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -24,17 +23,19 @@ KEY_VARIABLE: Final = "STROP_ENGINE_KEY"
 Identify = Callable[[], Awaitable[str | None]]
 
 
-def hold_port(host: str) -> socket.socket:
-    """Return a socket that keeps a free port of `host` from other users, while it is open.
+def hold_port(host: str, port: int = 0) -> socket.socket:
+    """Return a socket that keeps a port of `host` from all others, while it is open; 0 picks one.
 
-    It never listens, so who connects is refused, until a process of this user's, and of no other,
-    binds the port as well and listens. Nothing is kept but on Linux: macOS may give what is meant
-    for the one that listens to the other, or drop it.
+    It doesn't listen: who connects is refused, or on macOS not heard. A port that is held already
+    can be held once more, by this user alone.
     """
     held = socket.socket()
-    if sys.platform == "linux":
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    held.bind((host, 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        held.bind((host, port))
+    except OSError:
+        held.close()
+        raise
     return held
 
 
@@ -61,10 +62,8 @@ class EngineProcess:
         key: str = "",
     ) -> None:
         # Held while no child listens too: who took it then would be asked in the engine's place.
-        self._port = hold_port(self.host)
-        self.port = int(self._port.getsockname()[1])
-        if sys.platform != "linux":
-            self._port.close()
+        self._held = hold_port(self.host)
+        self.port = int(self._held.getsockname()[1])
         self._command = [
             *(*installation.module("strop.proxy.cli"), "engine", "--model", model),
             *("--name", name, "--host", self.host, "--port", str(self.port), *options),
@@ -99,10 +98,15 @@ class EngineProcess:
             started = loop.time()
             code: int | None = None
             try:
+                held = self._held.fileno()
                 self._child = await Child.start(
-                    self._command, log_path=self._log_path, variables=self._variables
+                    (*self._command, "--listen-fd", str(held)),
+                    log_path=self._log_path,
+                    files=(held,),
+                    variables=self._variables,
                 )
                 code = await self._child.wait()
+                self._hold_anew()
             except OSError as error:
                 log.error("the embedded engine can't be started", extra={"reason": str(error)})
             self._child = None
@@ -128,4 +132,10 @@ class EngineProcess:
         self._is_stopping = True
         if self._child is not None:
             await self._child.stop()
-        self._port.close()
+        self._held.close()
+
+    def _hold_anew(self) -> None:
+        """Keep the port with a socket that doesn't listen: the child's listens without it too."""
+        if not self._is_stopping:
+            former, self._held = self._held, hold_port(self.host, self.port)
+            former.close()

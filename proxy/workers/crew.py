@@ -37,8 +37,12 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
-MOVE_TIMEOUT_S: Final = 10.0
-"""How long a worker may take to follow a switch; then it is killed, and another replaces it."""
+MOVE_WAIT_S: Final = 2.0
+MOVE_WAITS: Final = 5
+"""How many such waits in a row a worker may take to follow a switch: ten seconds.
+
+Then it is killed, and another replaces it. No one span: uvloop's clock goes on while a Mac sleeps.
+"""
 
 HURRY_TIMEOUT_S: Final = 10.0
 """How long a worker may take to end that was told to hurry: what it cuts off is recorded."""
@@ -146,14 +150,15 @@ class Crew:
         def late() -> list[Member]:
             return [one for one in self._members if one.is_in and one.moved < turn]
 
-        try:
-            async with asyncio.timeout(MOVE_TIMEOUT_S):
-                await self.until(lambda: not late())
-        except TimeoutError:
-            for member in late():
-                log.error("a worker does not follow a switch, so it ends", extra=_who(member))
-                member.kill()
-            await self.until(lambda: not late())
+        for _ in range(MOVE_WAITS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MOVE_WAIT_S):
+                    await self.until(lambda: not late())
+                return
+        for member in late():
+            log.error("a worker does not follow a switch, so it ends", extra=_who(member))
+            member.kill()
+        await self.until(lambda: not late())
 
     def hurry(self) -> None:
         """Let every worker cut off what runs, and end, by force where it takes too long."""

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, MutableMapping
@@ -50,6 +51,29 @@ def test_a_port_is_taken_from_the_start() -> None:
     """Of two that start at once, one is told so, though neither has accepted anything yet."""
     with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="is strop running"):
         listen("127.0.0.1", first.getsockname()[1])
+
+
+def test_a_port_that_another_has_on_every_address_is_taken_on_a_mac_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There both can be bound, and clients of the other would come to this one."""
+
+    class Shared(socket.socket):
+        """As macOS lets two have one port."""
+
+        def bind(self, address: Any, /) -> None:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Shared)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with Shared() as first:
+        first.bind(("0.0.0.0", 0))
+        first.listen()
+
+        with pytest.raises(ConfigError, match="is strop running"):
+            listen("127.0.0.1", first.getsockname()[1])
+    listen("127.0.0.1", 0).close()
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,33 @@ def test_a_judge_is_asked_at_temperature_0_for_one_word(judge: _JudgeServer) -> 
     assert "May I?" in body["messages"][-1]["content"]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "LOCALHOST", "0.0.0.0"])
+def test_a_judge_on_this_machine_is_asked_past_every_proxy(
+    judge: _JudgeServer, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """What people wrote would leave the machine, and the proxy could not reach its loopback."""
+    monkeypatch.setenv("http_proxy", "http://192.0.2.7:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    Judge(f"http://{host}:{judge.server_port}/v1", "big").rate([([], "please")])
+
+    assert ["/v1/chat/completions"] == [path for path, _, _ in judge.seen]
+
+
+def test_a_judge_elsewhere_is_asked_by_way_of_the_proxy(
+    judge: _JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the only way out."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{judge.server_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+
+    Judge("http://judge.invalid/v1", "big").rate([([], "please")])
+
+    assert ["http://judge.invalid/v1/chat/completions"] == [path for path, _, _ in judge.seen]
+
+
 def test_a_judge_that_gives_no_answer_is_an_error(judge: _JudgeServer) -> None:
     """A good-rate over whatever came through would look like a figure."""
     rater = Judge(f"http://127.0.0.1:{judge.server_port}", "big")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from running import settings_for
+from running import pass_time, settings_for
 from waiting import LIMIT_S, until
 
 from strop.proxy.alias import Alias
@@ -201,10 +201,25 @@ async def test_a_worker_that_does_not_follow_is_killed(
     office.switch()
     office.crew.tell()
     await until(lambda: one.moved == office.crew.present()[0])
-    monkeypatch.setattr(crew_module, "MOVE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(crew_module, "MOVE_WAIT_S", 0.01)
     await office.serving.have_moved()
 
     assert (one,) == office.crew.members
+
+
+async def test_a_machine_that_slept_in_a_switch_kills_no_worker(office: Office) -> None:
+    """Its clock may have gone on, but the worker had no time to follow."""
+    member, slow = await office.hire(1)
+    slow.is_deaf = True
+    office.switch()
+    moving = asyncio.create_task(office.serving.have_moved())
+    await until(lambda: slow.turns)
+    pass_time(8 * 3600)
+    await asyncio.sleep(0.02)
+    slow.link.tell(Moved(slow.turns[0], {}))
+    await moving
+
+    assert (member,) == office.crew.members
 
 
 async def test_who_comes_late_gets_no_connections_before_it_follows(office: Office) -> None:
