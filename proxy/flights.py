@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from strop.proxy.relay import Relay
+from strop.proxy.store.binding import InFlight
 from strop.proxy.store.records import Feedback, FeedbackFilter
 from strop.proxy.store.store import Store
 
@@ -52,6 +53,10 @@ class Flights:
             Unavailable: another process can't be asked.
         """
         return self._relay.key_of(completion_id) or await self._elsewhere(completion_id)
+
+    def called(self, name: str, key_id: str) -> list[InFlight]:
+        """Return those of this key in this process that go by this id, ours or the engine's."""
+        return self._relay.called(name, key_id)
 
     async def has(self, completion_id: str, key_id: str) -> bool:
         """Whether a completion of this key is in flight; raises as `key_of`."""

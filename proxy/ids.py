@@ -11,7 +11,7 @@ from random import Random
 # An id needs no secrecy, only to be nobody else's; one system call an id would cost more than it.
 _random = Random(os.urandom(32))  # noqa: S311
 _IN_ANOTHER_DIALECT = re.compile(
-    r"(?:msg|resp)_([0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15})(?:_own[0-9a-f]{16})?"
+    r"(?:msg|resp)_([0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15})(?:_(?:own|end)[0-9a-f]{16})?"
 )
 
 
@@ -29,13 +29,14 @@ def digits_of(identity: str) -> str:
     return identity.partition("_")[2]
 
 
-def own_digits(follows: str | None) -> str:
+def own_digits(follows: str | None, *, is_link: bool = True) -> str:
     """Return digits for what is answered in the model's place, behind those that it follows.
 
-    Clients take two answers with the same id for one, so these are nobody else's.
+    Clients take two answers with the same id for one, so these are nobody else's. They say whether
+    a conversation can go on from there.
     """
     digits = digits_of(new_id("own"))
-    return f"{follows}_own{digits[16:]}" if follows else digits
+    return f"{follows}_{'own' if is_link else 'end'}{digits[16:]}" if follows else digits
 
 
 def completion_id(name: str) -> str:

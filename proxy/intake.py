@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 FOLLOWS: Final = "strop.follows"
 """Where a scope says, once its body is read, which completion's answer the history ends in."""
 
+ENDS_IN: Final = "strop.ends_in"
+"""Where the start of strop's own answer says which completion has all that was said before it."""
+
 RATING_HEADER = b"x-strop-feedback"
 RATING_FOR_HEADER = b"x-strop-feedback-for"
 RATING_STATUS_HEADER = b"x-strop-feedback-status"
@@ -137,7 +140,8 @@ class Intake:
             told.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
         if command is not None:
             text = await self.rater.by_command(command, history, caller.key_id, session, follows)
-            await _say(inline.MARK + text, fields, told, send)
+            ends_in = await self.rater.ends_in(history, caller.key_id, session, follows)
+            await _say(inline.MARK + text, fields, told, send, ends_in)
             return
         incoming = Incoming(
             id=new_id("cmp", created_ms),
@@ -159,7 +163,11 @@ class Intake:
 
 
 async def _say(
-    text: str, fields: Mapping[str, object], told: wire_headers.Headers, send: Send
+    text: str,
+    fields: Mapping[str, object],
+    told: wire_headers.Headers,
+    send: Send,
+    ends_in: str | None,
 ) -> None:
     """Answer in the model's place, in the dialect that was asked for, with the headers `told`."""
     answer = chat.say(text, identity=new_id("chatcmpl"), model=str(fields.get("model", "")))
@@ -172,7 +180,7 @@ async def _say(
     else:
         head.append(wire_headers.JSON)
     head.append((b"content-length", str(len(answer)).encode()))
-    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.start", "status": 200, "headers": head, ENDS_IN: ends_in})
     await send({"type": "http.response.body", "body": answer})
 
 

@@ -68,12 +68,12 @@ class Ledger:
         # A copy: it may be asked for in another thread.
         return sum(call.state is None for call in self.calls)
 
-    def find(self, name: str) -> Call | None:
-        """Return the call with this id, ours or the engine's, that will come into the store."""
+    def find(self, name: str) -> list[Call]:
+        """Return the calls with this id, ours or the engine's, that will come into the store."""
         if self._capture.mode == "off":
-            return None
+            return []
         own = self._calls.get(name)
-        return own or next((call for call in self.calls if call.goes_by(name)), None)
+        return [own] if own else [call for call in self.calls if call.goes_by(name)]
 
     def begin(self, call: Call) -> None:
         """Enter a call; its lease is held until it ends."""

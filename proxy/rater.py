@@ -69,9 +69,13 @@ class Rater:
             UnknownCompletion: it was lost meanwhile, too.
             Unavailable: another process can't be asked what it has in flight.
         """
-        is_running = not is_recorded and await self.flights.has(new.completion, new.key_id)
-        outcome = await self.store.add_feedback(new, lambda _: is_running)
-        if outcome.outcome != "pending" or await self.flights.has(new.completion, new.key_id):
+        called = [] if is_recorded else self.flights.called(new.completion, new.key_id)
+        is_running = bool(called) or (
+            not is_recorded and await self.flights.has(new.completion, new.key_id)
+        )
+        outcome = await self.store.add_feedback(new, lambda _: is_running, called)
+        waits_for = outcome.feedback.completion
+        if outcome.outcome != "pending" or await self.flights.has(waits_for, new.key_id):
             return outcome
         # Its completion ended in between: it is recorded, or nobody will settle what waits for it.
         await self.store.withdraw_lost([outcome.feedback.id])
@@ -131,7 +135,9 @@ class Rater:
                     f"expected one X-Strop-Feedback header, got {len(values)}; send one"
                 )
             said = ratings.parse_header(values[0])
-            named = await self.store.id_of(completion_id(meant), key_id) if meant else None
+            named = completion_id(meant) if meant else None
+            if named is not None and not self.flights.called(named, key_id):
+                named = await self.store.id_of(named, key_id)
             reply = await self._reply(history, key_id, session, named or follows)
             if named is not None and (reply is None or reply[0] != named):
                 reply = named, await self._only_choice(named, key_id)
@@ -194,6 +200,24 @@ class Rater:
             f' "{words}"'
         )
 
+    async def ends_in(
+        self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
+    ) -> str | None:
+        """Return the completion that has all of `history`, in what it was asked and its answer.
+
+        None where none is known to have it word for word. Takes what `by_header` does.
+        """
+        try:
+            keys = conversation.read(history, key_id)
+            reply = await self._found(keys, key_id, session, follows)
+            if reply is None or reply.by == "tail" or reply.choice:
+                return None
+            found = await self.store.get_completion(reply.completion)
+        except StropError:
+            return None
+        asked = (prompt.fields(found.completion) or {}).get("messages") if found else None
+        return reply.completion if asked == history[:-1] else None
+
     async def _reply(
         self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
     ) -> tuple[str, int] | None:
@@ -233,7 +257,8 @@ class Rater:
         if keys.since:
             # That of the answer above may be another, from which this one was forked.
             label = session or (reply.session if reply else None)
-            near = CompletionFilter(session=label) if label else CompletionFilter(key_id)
+            # A session's name is its client's choice, and so may be another key's too.
+            near = CompletionFilter(key_id, session=label)
             newest = (await self.store.list_completions(near, limit=_NUM_NEAR)).data
             said, last, most = _said(history), None, 0
             for each in newest:
@@ -351,8 +376,7 @@ def _num_asked(
 
     None of it where it has several answers, or one that nobody would read.
     """
-    # A session's name is its client's choice, and so may be another key's too.
-    if completion.key_id != key_id or len(completion.choices) > 1:
+    if len(completion.choices) > 1:
         return 0
     # What an agent asks for by itself is that too where it failed.
     if unread.why(msgspec.structs.replace(completion, state="complete")) is not None:

@@ -39,6 +39,7 @@ from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
 from strop.proxy.serving import Serving
 from strop.proxy.settings.settings import Settings
+from strop.proxy.store.binding import InFlight
 from strop.proxy.store.records import State
 from strop.proxy.store.store import Store
 from strop.proxy.wire import headers as wire_headers
@@ -82,8 +83,16 @@ class Relay:
 
     def key_of(self, completion_id: str) -> str | None:
         """Return the id of the key that a completion in flight was asked for with."""
-        call = self._ledger.find(completion_id)
-        return call.incoming.key_id if call is not None else None
+        return next((call.incoming.key_id for call in self._ledger.find(completion_id)), None)
+
+    def called(self, name: str, key_id: str) -> list[InFlight]:
+        """Return the completions in flight of this key that go by this id, ours or the engine's."""
+        found = [call.incoming for call in self._ledger.find(name)]
+        return [
+            InFlight(one.id, one.created_ms, str(one.ask.fields.get("model") or ""))
+            for one in found
+            if one.key_id == key_id
+        ]
 
     async def relay(self, incoming: Incoming, receive: Receive, send: Send) -> None:
         """Relay one completion.

@@ -12,7 +12,7 @@ from typing import Any
 from strop.proxy.call import Receive, Send
 from strop.proxy.errors import SOURCE_HEADER, BadRequest, UpstreamError
 from strop.proxy.ids import digits_of, own_digits
-from strop.proxy.intake import FOLLOWS, read_body
+from strop.proxy.intake import ENDS_IN, FOLLOWS, read_body
 from strop.proxy.settings.settings import Server
 from strop.proxy.store.records import StoredCompletion
 from strop.proxy.wire import body as wire_body
@@ -64,6 +64,7 @@ class Interpreter:
         self._left_out: tuple[str, ...] = ()
         self._wants_stream = False
         self._follows: str | None = None
+        self._says_more = False
         self._head: Message = {}
         self._body: list[bytes] = []
         self._writer: Writer | None = None
@@ -89,7 +90,7 @@ class Interpreter:
         # The rest may be large, and whoever reads the chat holds it already.
         self._make_writer, self._left_out = translated.writer, translated.left_out
         self._wants_stream = translated.fields.get("stream") is True
-        self._follows = translated.follows
+        self._follows, self._says_more = translated.follows, translated.says_more
         if translated.last_answer is not None:
             self.scope[FOLLOWS] = f"cmp_{translated.last_answer}"
         said = wire_body.dumps(translated.fields)
@@ -169,10 +170,19 @@ class Interpreter:
 
     def _new_writer(self) -> Writer:
         assert self._make_writer is not None
-        # What is answered in the model's place, such as an inline command, is no completion: a
-        # conversation goes on from the answer before it.
         own = wire_headers.first(self._head["headers"], _ID_HEADER)
-        return self._make_writer(digits_of(own.decode()) if own else own_digits(self._follows))
+        return self._make_writer(digits_of(own.decode()) if own else self._own_digits())
+
+    def _own_digits(self) -> str:
+        """Return digits for what is answered in the model's place, such as to an inline command.
+
+        It is no completion: a conversation goes on from the answer before it, if that and what it
+        was asked is all that was said.
+        """
+        ends_in: str | None = self._head.get(ENDS_IN)
+        if self._says_more and ends_in is not None:
+            return own_digits(digits_of(ends_in))
+        return own_digits(self._follows, is_link=not self._says_more)
 
     def _own_head(self) -> wire_headers.Headers:
         if not self._left_out:

@@ -4,6 +4,7 @@ Does not know what a rating says. Reads only; each function belongs to an operat
 """
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,18 @@ SELECT id FROM completions WHERE session = ? AND +key_id = ? ORDER BY created_ms
 
 
 @dataclass(frozen=True, slots=True)
+class InFlight:
+    """A completion that is on its way into the store: its own id, and what else tells which it is.
+
+    `model` is as its client asked for it.
+    """
+
+    id: str
+    created_ms: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Bound:
     """The completion that a rating is of.
 
@@ -54,8 +67,16 @@ class Bound:
     is_held_out: bool
 
 
-def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | None:
+def find(
+    connection: sqlite3.Connection, named: str, key_id: str, in_flight: Sequence[InFlight] = ()
+) -> Bound | None:
     """Return the completion that is `named`, by its own id or the engine's, or None.
+
+    Args:
+        connection: reads.
+        named: the id.
+        key_id: the key that it was asked with.
+        in_flight: those of the key with this id that were in flight before `connection` began.
 
     Raises:
         AmbiguousCompletion: the engine gave this id to several; `candidates` are in the error.
@@ -64,12 +85,13 @@ def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | Non
     if own is not None:
         return _bound(connection, key_id, named, *own[1:]) if own[0] == key_id else None
     rows = connection.execute(_BY_ALIAS, (named, key_id, MAX_CANDIDATES)).fetchall()
-    if not rows:
-        return None
-    if len(rows) > 1:
+    recorded = [InFlight(id_, created_ms, model) for id_, model, _, created_ms, *_ in rows]
+    known = {one.id for one in recorded}
+    called = [one for one in reversed(in_flight) if one.id not in known] + recorded
+    if len(called) > 1:
         candidates = [
-            {"completion_id": id_, "created": created_ms // 1000, "model": model}
-            for id_, model, _, created_ms, *_ in rows
+            {"completion_id": one.id, "created": one.created_ms // 1000, "model": one.model}
+            for one in called[:MAX_CANDIDATES]
         ]
         raise AmbiguousCompletion(
             f"the engine gave the id {named!r} to several completions; rate one of `candidates` by"
@@ -77,6 +99,8 @@ def find(connection: sqlite3.Connection, named: str, key_id: str) -> Bound | Non
             param="completion_id",
             detail={"candidates": candidates},
         )
+    if not rows:
+        return None
     id_, _, *rest = rows[0]
     return _bound(connection, key_id, id_, *rest)
 

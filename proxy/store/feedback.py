@@ -27,7 +27,7 @@ from strop.proxy.errors import (
 )
 from strop.proxy.ids import new_id
 from strop.proxy.store import binding, lineage
-from strop.proxy.store.binding import Bound
+from strop.proxy.store.binding import Bound, InFlight
 from strop.proxy.store.database import Row, storable
 from strop.proxy.store.feedback_queries import by_id
 from strop.proxy.store.records import (
@@ -77,7 +77,12 @@ UPDATE feedback SET state = 'withdrawn', note = ? WHERE state = 'pending'"""
 
 
 def add(
-    connection: sqlite3.Connection, new: NewFeedback, *, is_in_flight: bool, now_ms: int
+    connection: sqlite3.Connection,
+    new: NewFeedback,
+    *,
+    is_in_flight: bool,
+    called: Sequence[InFlight] = (),
+    now_ms: int,
 ) -> FeedbackOutcome:
     """Store a rating, and supersede the one it replaces.
 
@@ -89,6 +94,7 @@ def add(
         connection: in a transaction.
         new: what was said.
         is_in_flight: whether a completion of this id is running.
+        called: those that are, where this is known.
         now_ms: the time, since the epoch.
 
     Raises:
@@ -100,7 +106,7 @@ def add(
     new = _storable(new)
     if new.idempotency is not None and (known := _repeated(connection, new)):
         return FeedbackOutcome(known, "repeat")
-    bound = binding.find(connection, new.completion, new.key_id)
+    bound = binding.find(connection, new.completion, new.key_id, called)
     if bound is None:
         if not is_in_flight:
             has_key = new.key_id not in (LOCAL_KEY_ID, ADMIN_KEY_ID)
@@ -110,6 +116,9 @@ def add(
                 " (X-Strop-Completion-Id, or the answer's own id)",
                 param="completion_id",
             )
+        if called:
+            # The engine may give its id to another one that is recorded before.
+            new = replace(new, completion=called[0].id)
         pending = _insert(connection, new, None, "pending", now_ms)
         return FeedbackOutcome(pending, "pending")
     choices = [choice for (choice,) in connection.execute(_CHOICES, (bound.completion,))]

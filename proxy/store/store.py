@@ -23,6 +23,7 @@ from strop.proxy.store import (
     feedback,
     feedback_queries,
 )
+from strop.proxy.store.binding import InFlight
 from strop.proxy.store.clock import now_ms
 from strop.proxy.store.database import Room, Synchronous
 from strop.proxy.store.deletion_store import DeletionStore
@@ -154,7 +155,10 @@ class Store:
         await self._writer.submit(partial(completions.note_prompt, id_=id_, text=text), len(text))
 
     async def add_feedback(
-        self, new: NewFeedback, is_in_flight: Callable[[str], bool]
+        self,
+        new: NewFeedback,
+        is_in_flight: Callable[[str], bool],
+        called: Sequence[InFlight] = (),
     ) -> FeedbackOutcome:
         """Store a rating durably; see `feedback.add` for how it is bound, and its errors.
 
@@ -162,10 +166,13 @@ class Store:
             new: the rating.
             is_in_flight: whether a completion of this id is running; must say so until its commit
                 is done.
+            called: those that are, where this is known.
         """
         is_running = is_in_flight(new.completion)
         size = len(new.original) + len(new.comment or "") + len(new.correction or "")
-        add = partial(feedback.add, new=new, is_in_flight=is_running, now_ms=now_ms())
+        add = partial(
+            feedback.add, new=new, is_in_flight=is_running, called=called, now_ms=now_ms()
+        )
         return await self._writer.submit(add, size)
 
     async def revise(self, id_: str, key_id: str | None, new: Revision) -> Feedback:

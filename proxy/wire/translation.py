@@ -61,6 +61,8 @@ class Translated:
         follows: the digits of the answer whose conversation goes on, where the client names one;
             of strop's own answer to a command that begins one, those that stand for nothing.
         last_answer: the digits of the last answer in the chat, where the client names it.
+        says_more: whether the chat ends in a command, and more is said with it behind what it
+            follows.
     """
 
     fields: dict[str, object]
@@ -68,6 +70,7 @@ class Translated:
     writer: Callable[[str], Writer]
     follows: str | None = None
     last_answer: str | None = None
+    says_more: bool = False
 
 
 NOTHING: Final[Mapping[str, Earlier]] = MappingProxyType({})

@@ -95,7 +95,8 @@ async def streaming(
 async def hangs(call: Call) -> None:
     """Begin an answer, and never end it."""
     await call.head(200, [("content-type", SSE)])
-    await call.chunk(b'data: {"choices":[{"index":0,"delta":{"content":"half"}}]}\n\n')
+    delta = b'{"index":0,"delta":{"content":"half"}}'
+    await call.chunk(b'data: {"id":"chatcmpl-half","choices":[%b]}\n\n' % delta)
     await call.hang()
 
 
@@ -422,6 +423,23 @@ async def test_an_answer_of_another_key_is_not_the_one_that_was_dropped(
         assert [(id_of(first), 1.0)] == [one[:2] for one in await standing(proxy)]
 
 
+async def test_what_another_key_asked_in_a_session_of_that_name_hides_no_answer(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Though it is more than how many answers back one that was dropped is looked for."""
+    keys = [{"authorization": f"Bearer {name}-key-1", "x-strop-session": "s"} for name in "ab"]
+    settings = settings_for(engine.url, server={"client_keys": ("a-key-1", "b-key-1")})
+    async with running(settings, tmp_path / "home") as proxy:
+        history, _ = await say(proxy, [], "one", **keys[0])
+        asked, dropped = await say(proxy, history, "two", **keys[0])
+        for number in range(9):
+            await say(proxy, [], f"other {number}", **keys[1])
+
+        await say(proxy, asked[:-1], "/rl bad", **keys[0])
+
+        assert [(id_of(dropped), -1.0)] == [one[:2] for one in await standing(proxy)]
+
+
 async def test_a_rating_lands_in_the_session_that_the_client_names(proxy: Running) -> None:
     """Two chats of the same words."""
     names = [{"x-strop-session": name} for name in "ab"]
@@ -642,6 +660,62 @@ async def test_a_header_may_name_the_answer(proxy: Running) -> None:
 
     assert undone.headers["x-strop-feedback-status"].startswith("undone ")
     assert [id_of(second)] == [s[0] for s in await standing(proxy)]
+
+
+RATED: Message = {"x_strop_feedback": "bad", "x_strop_feedback_for": "chatcmpl-half"}
+"""Rates what the engine calls so: each answer that hangs."""
+
+
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["recorded", "in flight"])
+async def test_a_header_that_names_an_answer_in_flight_and_another_rates_neither(
+    is_recorded: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """The engine gives both the same id: whichever was meant, it may be the wrong one."""
+    async with contextlib.AsyncExitStack() as streams:
+        await streams.enter_async_context(streaming(engine, proxy, [user("one")]))
+        if is_recorded:
+            await streams.aclose()
+            await waiting.until(proxy.rows)
+        await streams.enter_async_context(streaming(engine, proxy, [user("two")]))
+        _, refused = await say(proxy, [], "x", **RATED)
+
+    status = refused.headers["x-strop-feedback-status"]
+    assert status.startswith("error ambiguous_completion_id;")
+    assert not (await proxy.services.store.list_feedback(limit=9)).data
+
+
+async def test_a_rating_of_an_answer_in_flight_waits_for_that_one(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """Though the engine gives its id to another, which ends before."""
+    async with streaming(engine, proxy, [user("one")]) as meant:
+        await say(proxy, [], "x", **RATED)
+        async with streaming(engine, proxy, [user("two")]):
+            pass
+        await waiting.until(lambda: 1 == proxy.services.relay.num_calls)
+        assert [] == await standing(proxy)
+
+    assert [(id_of(meant), -1.0)] == [
+        one[:2] for one in await waiting.until(lambda: standing(proxy))
+    ]
+
+
+async def test_of_answers_in_flight_a_header_names_that_of_its_key(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """The engine's id of another key's is none for it."""
+    keys = [{"authorization": f"Bearer {name}-key-1"} for name in "ab"]
+    settings = settings_for(engine.url, server={"client_keys": ("a-key-1", "b-key-1")})
+    async with running(settings, tmp_path / "home") as proxy:
+        async with (
+            streaming(engine, proxy, [user("one")], **keys[0]),
+            streaming(engine, proxy, [user("one")], **keys[1]) as second,
+        ):
+            await say(proxy, [], "x", **RATED, **keys[1])
+
+        assert [(id_of(second), -1.0)] == [
+            one[:2] for one in await waiting.until(lambda: standing(proxy))
+        ]
 
 
 async def test_of_several_choices_a_header_rates_the_one_that_the_history_ends_in(

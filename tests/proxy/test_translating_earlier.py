@@ -277,6 +277,112 @@ async def test_a_command_behind_what_strop_does_not_know_is_no_link(proxy: Runni
     assert (400, "previous_response_id") == (refused.status_code, refused.json()["error"]["param"])
 
 
+RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "21 degrees"}
+COMMAND = {"role": "user", "content": "/rl bad"}
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["behind an answer", "at the beginning"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        [{"role": "user", "content": "My name is Ann."}, COMMAND],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "My name is Ann."},
+                    {"type": "input_text", "text": "/rl bad"},
+                ],
+            }
+        ],
+        [{"role": "developer", "content": "Speak French."}, COMMAND],
+        [RESULT, COMMAND],
+    ],
+    ids=["message", "part", "developer", "result"],
+)
+async def test_what_is_said_with_a_command_is_never_lost_in_silence(
+    said: list[Item], follows: bool, engine: FakeEngine, proxy: Running
+) -> None:
+    """Kept nowhere, it is asked for again, by whoever goes on from strop's answer to both."""
+    opened = (await ask(proxy, input=[QUESTION] if follows else "/rl help")).json()
+    num_asked = len(engine.requests)
+    rated = (await ask(proxy, input=said, previous_response_id=opened["id"])).json()
+
+    refused = await ask(proxy, input="on", previous_response_id=rated["id"])
+    num_asked_then = len(engine.requests)
+    error = refused.json()["error"]
+    above = re.search(r"behind (resp_\w+),", error["message"])
+    assert above is not None
+    more = [*said[:-1], {"role": "user", "content": "on"}]
+    answer = await ask(proxy, input=more, previous_response_id=above[1])
+
+    assert (400, "previous_response_id") == (refused.status_code, error["param"])
+    assert num_asked == num_asked_then
+    assert 200 == answer.status_code
+    assert follows is (opened["id"] == above[1])
+    assert follows is (QUESTION in told(engine))
+
+
+async def test_the_answer_before_what_was_said_with_a_command_goes_by_strops_own_id(
+    proxy: Running,
+) -> None:
+    """Though no conversation goes on from there."""
+    first = (await ask(proxy, input=[QUESTION])).json()
+    said = [{"role": "user", "content": "My name is Ann."}, COMMAND]
+    rated = (await ask(proxy, input=said, previous_response_id=first["id"])).json()
+
+    answer = await proxy.client.post(
+        "/v1/feedback", json={"completion_id": rated["id"], "rating": "good"}
+    )
+
+    assert f"cmp_{first['id'].removeprefix('resp_')}" == answer.json()["completion_id"]
+
+
+@pytest.mark.parametrize("command", ["/rl good", "/rl help"])
+async def test_a_conversation_that_was_sent_goes_on_from_strops_answer_to_a_command(
+    command: str, engine: FakeEngine, proxy: Running
+) -> None:
+    """Where all of it is recorded, though its items have no ids that say so."""
+    first = (await ask(proxy, input=[QUESTION], instructions="Be brief.")).json()
+    text = first["output"][0]["content"][0]["text"]
+    said = [QUESTION, {"role": "assistant", "content": text}, {"role": "user", "content": command}]
+    rated = (await ask(proxy, input=said, instructions="Be brief.")).json()
+    by_id = await proxy.client.post(
+        "/v1/feedback", json={"completion_id": rated["id"], "rating": "bad"}
+    )
+
+    await ask(proxy, input="more", previous_response_id=rated["id"])
+
+    assert ["Be brief.", QUESTION["content"], text, "more"] == [
+        one["content"] for one in told(engine)
+    ]
+    answered, follower = await proxy.rows()
+    assert answered.completion.id == by_id.json()["completion_id"] == follower.parent
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [{"role": "developer", "content": "Speak French."}, QUESTION],
+        [{"role": "user", "content": "hi"}],
+    ],
+    ids=["told", "asked"],
+)
+async def test_a_conversation_that_was_sent_otherwise_than_recorded_is_no_link(
+    said: list[Item], proxy: Running
+) -> None:
+    """The model would be told something else: the client is asked to send it all."""
+    first = (await ask(proxy, input=[QUESTION])).json()
+    text = first["output"][0]["content"][0]["text"]
+    rated = (
+        await ask(proxy, input=[*said, {"role": "assistant", "content": text}, COMMAND])
+    ).json()
+
+    refused = await ask(proxy, input="more", previous_response_id=rated["id"])
+
+    assert "send the whole conversation in `input`" in refused.json()["error"]["message"]
+
+
 async def test_a_rating_typed_between_items_that_are_named_leaves_no_trace(
     engine: FakeEngine, proxy: Running
 ) -> None:

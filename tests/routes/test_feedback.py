@@ -239,6 +239,22 @@ async def test_a_stream_is_rated_by_the_engines_id_while_it_comes(app: Running) 
     assert ("standing", id_) == (stood["state"], stood["completion_id"])
 
 
+async def test_an_id_of_a_stream_and_of_another_completion_is_ambiguous(app: Running) -> None:
+    """Some engines count: 409, with both; by its own id each can be rated."""
+    async with app.in_flight(num_events=1) as id_:
+        (call,) = app.services.relay._ledger.calls
+        answer_id = await until(lambda: call.tap.answer_id if call.tap else None)
+        recorded = await app.record(upstream_id=answer_id)
+        answer = await app.rate(str(answer_id))
+        rated = [await app.rate(id_), await app.rate(recorded)]
+
+    assert (409, "ambiguous_completion_id", "completion_id") == error_of(answer)
+    assert [(id_, "tiny"), (recorded, "tiny")] == [
+        (one["completion_id"], one["model"]) for one in answer.json()["error"]["candidates"]
+    ]
+    assert [202, 201] == [one.status_code for one in rated]
+
+
 async def test_a_completion_in_flight_is_rated_pending(app: Running) -> None:
     """202, and the rating stands once the completion is recorded."""
     async with app.in_flight() as completion:
@@ -566,6 +582,22 @@ async def test_an_export_has_the_shape_that_was_asked_for(app: Running) -> None:
     assert ["good"] == [one["original"] for one in raw[0]["feedback"]]
 
 
+async def test_an_export_of_turns_has_the_steps_of_each(app: Running) -> None:
+    """Each whole, as a line of raw: what strop's own training credits by a rating of the turn."""
+    calls = (Choice(index=0, message=b'{"content": "I look."}', chain=b"step"),)
+    step = await app.record(id="cmp_1", choices=calls)
+    liked = await app.record(id="cmp_2", after=b"step", starts_turn=False)
+    await app.rate(liked, "good", scope="turn")
+
+    answer = await app.client.get("/v1/feedback/export?format=turns")
+
+    (line,) = map(json.loads, answer.text.splitlines())
+    assert (200, "application/jsonl") == (answer.status_code, answer.headers["content-type"])
+    assert 'filename="feedback.turns.jsonl"' in answer.headers["content-disposition"]
+    assert [(step, 0), (liked, 0)] == [(one["id"], one["choice"]) for one in line["answers"]]
+    assert (liked, 0, 1.0) == (line["completion_id"], line["choice"], line["rating"])
+
+
 async def test_an_export_holds_one_dialect(app: Running) -> None:
     """Chat, where nothing else is asked for."""
     text = await app.record(
@@ -599,7 +631,7 @@ async def test_an_export_is_filtered(app: Running) -> None:
 async def test_an_export_of_an_unknown_kind_is_refused(
     app: Running, query: str, param: str
 ) -> None:
-    """Format is needed, and is one of four."""
+    """Format is needed, and is one of five."""
     answer = await app.client.get(f"/v1/feedback/export?{query}")
 
     assert (400, "invalid_request", param) == error_of(answer)

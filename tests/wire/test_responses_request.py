@@ -213,8 +213,9 @@ def test_what_stood_before_a_command_is_said_with_what_comes_after_it() -> None:
     assert [{"role": "user", "content": told}] == without_commands(found)
 
 
+@pytest.mark.parametrize("kind", ["own", "end"])
 @pytest.mark.parametrize("before", [[], ["/rl good"]])
-def test_what_strop_has_said_itself_never_reaches_the_model(before: list[str]) -> None:
+def test_what_strop_has_said_itself_never_reaches_the_model(before: list[str], kind: str) -> None:
     """It is known by its id, also where its client keeps it without the command, behind a call."""
     called: Fields = {
         "type": "function_call",
@@ -222,7 +223,7 @@ def test_what_strop_has_said_itself_never_reaches_the_model(before: list[str]) -
         "name": "weather",
         "arguments": "{}",
     }
-    own = {**says("assistant", "Rated."), "id": f"msg_{DIGITS}_own{'0' * 16}"}
+    own = {**says("assistant", "Rated."), "id": f"msg_{DIGITS}_{kind}{'0' * 16}"}
 
     found = messages(
         says("user", "Hi"),

@@ -5,10 +5,10 @@ left out where it is a hint, and refused where the answer would be another. Fiel
 reference, "Responses".
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Final
 
-from strop.proxy.inline import without_commands
+from strop.proxy.inline import find_command, without_commands
 from strop.proxy.wire import body
 from strop.proxy.wire.members import (
     list_in,
@@ -23,8 +23,10 @@ from strop.proxy.wire.responses.object import Envelope
 from strop.proxy.wire.responses.references import (
     FINISHED,
     NOTHING_BEFORE,
+    SEND_AGAIN,
     SEND_ALL,
     UNFINISHED,
+    answer_above,
     answer_before,
     answers_in,
 )
@@ -119,7 +121,9 @@ class _Responses:
         said["messages"] = messages = history.messages()
         if not messages:
             refuse("input", "at least one message", fields.get("input"))
-        if follows is None and _is_only_commands(messages, instructions):
+        is_command = find_command(messages) is not None
+        says_more = is_command and _says_more(fields.get("input"), earlier)
+        if is_command and follows is None and not says_more:
             follows = NOTHING_BEFORE
         tools = Toolbox()
         tools.add(fields.get("tools"), "tools")
@@ -142,6 +146,7 @@ class _Responses:
             writer=lambda digits: ResponseWriter(envelope, digits),
             follows=follows,
             last_answer=history.last_answer,
+            says_more=says_more,
         )
 
     def error(self, status: int, error: Mapping[str, object]) -> bytes:  # noqa: ARG002
@@ -176,6 +181,9 @@ def _resume(
     name = fields.get("previous_response_id")
     if name is None:
         return None
+    if above := answer_above(name):
+        advice = SEND_AGAIN.format(f"resp_{above}")
+        refuse("previous_response_id", "a response to go on from", name, advice)
     answer = answer_before(name)
     if answer == NOTHING_BEFORE:
         return answer
@@ -188,10 +196,11 @@ def _resume(
     return answer
 
 
-def _is_only_commands(messages: Sequence[object], instructions: object) -> bool:
-    """Whether nothing is said to the model: what goes on from there begins a conversation."""
-    kept = without_commands(messages)
-    return kept in ([], [{"role": "system", "content": instructions}])
+def _says_more(items: object, earlier: Mapping[str, Earlier]) -> bool:
+    """Whether an `input` says anything beside commands, and strop's answers to them."""
+    alone = History(earlier)
+    alone.read(items)
+    return without_commands(alone.messages()) != []
 
 
 def _stream_options(fields: Mapping[str, object]) -> list[str]:

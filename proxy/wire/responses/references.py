@@ -9,8 +9,10 @@ from typing import Final
 
 # As an answer and its items are called.
 _OUR_ID = re.compile(r"(?:resp|rs|msg|fc|ctc)_([0-9a-f]{32})(?:_\d+)?")
-# As what strop itself answers to a command behind it (see `ids.own_digits`).
+# As what strop itself answers to a command behind it (see `ids.own_digits`), and where more was
+# said with that command.
 _OWN_ID = re.compile(r"(?:resp|msg)_([0-9a-f]{32})_own[0-9a-f]{16}")
+_END_ID = re.compile(r"(?:resp|msg)_([0-9a-f]{32})_end[0-9a-f]{16}")
 
 NOTHING_BEFORE: Final = "0" * 32
 """What strop's own answer to a command follows where it begins a conversation: no answer."""
@@ -20,6 +22,12 @@ SEND_ALL: Final = (
     " conversation in `input` (in most SDKs: store=False)"
 )
 """What to do where an answer can't be found."""
+
+SEND_AGAIN: Final = (
+    "it answers a command, and what was said with that is kept nowhere: send it again behind {}, or"
+    " the whole conversation in `input` (in most SDKs: store=False)"
+)
+"""What to do where strop's own answer stands for less than was said; with the answer above it."""
 
 FINISHED: Final = "an answer that was finished"
 UNFINISHED: Final = "its answer was cut off, or failed: send the whole conversation in `input`"
@@ -36,9 +44,14 @@ def answer_before(identity: object) -> str | None:
     return answer_of(identity) or _digits_in(identity, _OWN_ID)
 
 
+def answer_above(identity: object) -> str | None:
+    """Return the digits of the answer above what strop keeps nothing of, by a response's id."""
+    return _digits_in(identity, _END_ID)
+
+
 def is_own(identity: object) -> bool:
     """Whether an item is known by its id to be strop's own, which the model is never told."""
-    return _digits_in(identity, _OWN_ID) is not None
+    return (_digits_in(identity, _OWN_ID) or _digits_in(identity, _END_ID)) is not None
 
 
 def answers_in(fields: Mapping[str, object]) -> Collection[str]:
