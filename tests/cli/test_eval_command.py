@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from rated_home import RatedHome
+from rated_home import RatedHome, hurry
 from store_values import MODEL, choice, database_in, first_of_session, rate, record, version
 
 from strop.adapters.rates import Rate
@@ -48,7 +48,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         await rated.rate(20, "v1")
         await store.close()
 
-    asyncio.run(fill())
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        asyncio.run(fill())
     return folder
 
 

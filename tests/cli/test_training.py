@@ -1,21 +1,24 @@
 """`strop train`, `strop eval` and `strop doctor` for real: processes, and the demo model."""
 
 import asyncio
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from rated_home import RatedHome
 from store_values import database_in
 
 from strop.configs import demo_model, installation
-from strop.proxy.cli import runs
+from strop.proxy.cli import handover, runs
+from strop.proxy.cli.root import main
 from strop.proxy.home import Serves, hold
 from strop.proxy.run_requests import NEVER_LEARNED
 from strop.proxy.settings.settings import load
@@ -40,6 +43,19 @@ def strop(home: Path, *arguments: str, **more: Any) -> "subprocess.CompletedProc
         env={**ENVIRONMENT, "STROP_HOME": str(home)},
         **more,
     )
+
+
+def doctor(home: Path, *arguments: str) -> Result:
+    """Run `strop doctor` with this home, in this process, which becomes nothing else for it."""
+
+    def become(_: str, command: Sequence[str]) -> None:
+        module = handover.MODULES["doctor"]
+        after = command.index(module) + 1
+        importlib.import_module(module).main(command[after:])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "execv", become)
+        return CliRunner(env={"STROP_HOME": str(home)}).invoke(main, ["doctor", *arguments])
 
 
 @pytest.fixture
@@ -91,7 +107,7 @@ def test_the_doctor_says_what_trains_here(tmp_path: Path) -> None:
     )
 
     text = strop(tmp_path, "doctor")
-    found = json.loads(strop(tmp_path, "doctor", "--json").stdout)
+    found = json.loads(doctor(tmp_path, "--json").stdout)
 
     model = (
         f"Examines the demo model, since nothing serves from {tmp_path}; another one: --base DIR"
@@ -113,30 +129,29 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
         '[engine]\nkind = "vllm"\nurl = "http://127.0.0.1:1"\n', encoding="utf-8"
     )
 
-    text = strop(tmp_path, "doctor")
-    unreadable = strop(tmp_path, "doctor", "--base", str(tmp_path))
+    text = doctor(tmp_path)
+    unreadable = doctor(tmp_path, "--base", str(tmp_path))
 
-    assert (1, 1) == (text.returncode, unreadable.returncode)
+    assert (1, 1) == (text.exit_code, unreadable.exit_code)
     assert "nothing can be trained before model.base is set" in text.stdout
     assert f"; {NEVER_LEARNED}" in text.stdout
     assert f"{tmp_path} has no config.json" in unreadable.stdout
 
 
-def test_the_doctor_says_that_ollama_could_not_serve_what_is_trained(tmp_path: Path) -> None:
+def test_the_doctor_says_that_ollama_could_not_serve_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before anything is trained for it; for another engine gguf need not be there."""
-    # An installed package can't be hidden from another process otherwise.
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['gguf'] = None\n", "utf-8")
+    monkeypatch.setitem(sys.modules, "gguf", None)
     base = f'[model]\nbase = "{demo_model()}"\n[engine]\nurl = "http://127.0.0.1:1"\n'
 
-    def doctor(kind: str) -> "subprocess.CompletedProcess[str]":
+    def examined(kind: str) -> Result:
         (tmp_path / "strop.toml").write_text(f'{base}kind = "{kind}"\n', encoding="utf-8")
-        variables = ENVIRONMENT | {"STROP_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
-        command = [sys.executable, "-m", "strop.proxy.cli", "doctor"]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+        return doctor(tmp_path)
 
-    ollama, vllm = doctor("ollama"), doctor("vllm")
+    ollama, vllm = examined("ollama"), examined("vllm")
 
-    assert (1, 0) == (ollama.returncode, vllm.returncode)
+    assert (1, 0) == (ollama.exit_code, vllm.exit_code)
     needed = "what is trained can't be served: adapters for Ollama and llama.cpp need the gguf"
     assert needed in ollama.stdout
     assert installation.install("strop[gguf]") in ollama.stdout
@@ -153,9 +168,9 @@ def test_the_doctor_says_that_an_engine_serves_no_versions(
     lines = f'[model]\nbase = "{base}"\n[engine]\nkind = "{kind}"\nurl = "http://127.0.0.1:1"\n'
     (tmp_path / "strop.toml").write_text(lines, encoding="utf-8")
 
-    result = strop(tmp_path, "doctor")
+    result = doctor(tmp_path)
 
-    assert 1 == result.returncode
+    assert 1 == result.exit_code
     assert f"an engine of the kind {kind} serves no versions; embedded, vllm" in result.stdout
     assert "This machine can train." not in result.stdout
     assert "before model.base is set" not in result.stdout
@@ -166,9 +181,9 @@ def test_the_doctor_sees_that_a_base_lacks_its_tokenizer(tmp_path: Path) -> None
     base = tmp_path / "base"
     shutil.copytree(demo_model(), base, ignore=shutil.ignore_patterns("tokenizer*"))
 
-    result = strop(tmp_path, "doctor", "--base", str(base))
+    result = doctor(tmp_path, "--base", str(base))
 
-    assert 1 == result.returncode
+    assert 1 == result.exit_code
     assert f"{base} has no tokenizer that can be loaded" in result.stdout
 
 
@@ -218,8 +233,8 @@ def test_the_doctor_examines_the_model_that_is_served(tmp_path: Path) -> None:
     (tmp_path / "strop.toml").write_text("[training]\nobjektive = 'sft'\n", encoding="utf-8")
 
     with hold(tmp_path, Serves("http://127.0.0.1:9", {}, tell(running))):
-        result = strop(tmp_path, "doctor", "--json")
-        other = strop(tmp_path, "doctor", "--json", "--base", str(demo_model()))
+        result = doctor(tmp_path, "--json")
+        other = doctor(tmp_path, "--json", "--base", str(demo_model()))
 
     assert f"Examines {base}, which strop serves at http://127.0.0.1:9\n" == result.stderr
     facts = json.loads(result.stdout)["facts"]

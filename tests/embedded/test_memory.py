@@ -218,7 +218,7 @@ async def test_answers_that_outgrow_the_memory_are_those_of_an_engine_that_has_e
     most = 1100 * TOKEN_BYTES  # three rows of 110 tokens, and their blocks
     requests = [{"prompt": [*PROMPT, 70 + at], "max_tokens": 120, **fields} for at in range(3)]
     async with serving(qwen3, None) as engine:
-        expected = [await ask(engine, **request) for request in requests]
+        expected = await asyncio.gather(*(ask(engine, **request) for request in requests))
 
     async with serving(qwen3, most) as engine:
         seen = watch(engine, held)

@@ -401,8 +401,7 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         memory.estimate(tmp_path, CPU, rank=8)
 
 
-# One block, since each is checkpointed: no more than one is held at once.
-WIDE = {"hidden_size": 32, "intermediate_size": 1024, "num_hidden_layers": 1}
+WIDE = {"hidden_size": 32, "intermediate_size": 1024, "num_hidden_layers": 2}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
 
 
@@ -413,7 +412,7 @@ EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
         ("mlx", "LlamaConfig", {}, 4),
         ("mlx", "MixtralConfig", EXPERTS, 1),
         ("torch", "Lfm2Config",
-         {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"]}, 1),
+         {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"] * 2}, 1),
         ("torch", "LlamaConfig", {}, 4),
         ("torch", "GraniteMoeSharedConfig", {"shared_intermediate_size": 1024, **EXPERTS}, 1),
         ("torch", "RecurrentGemmaConfig", {"block_types": ["attention"]}, 1),

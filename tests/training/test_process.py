@@ -1,9 +1,11 @@
 """Tests of a training run as a process: killed, stopped and resumed, and without what it needs."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rated_home import RatedHome, command
+from rated_home import HURRIED, RatedHome, command, hurry
 from store_values import database_in
 from waiting import until
 
@@ -25,7 +27,8 @@ from strop.proxy.store.store import Store
 from strop.training.run import take
 
 # Ends the process where it would publish what it has written.
-DIES_UNPUBLISHED = """
+DIES_UNPUBLISHED = f"""
+{HURRIED}
 import os, signal, sys
 from strop.proxy.store.version_store import VersionStore
 VersionStore.publish = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
@@ -33,7 +36,8 @@ from strop.training.run import main
 sys.exit(main(sys.argv[1:]))
 """
 # Aborts where Python ends, as it does while a thread of MLX's frees what it has compiled.
-ABORTS_AT_PYTHONS_END = """
+ABORTS_AT_PYTHONS_END = f"""
+{HURRIED}
 import atexit, os, runpy
 atexit.register(os.abort)
 runpy.run_module("strop.training.run", run_name="__main__", alter_sys=True)
@@ -71,16 +75,69 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture
-async def home(tmp_path: Path) -> AsyncIterator[RatedHome]:
-    """A home with sixty ratings."""
-    folder = tmp_path / "home"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with sixty ratings, for others to be copied from."""
+    folder = tmp_path_factory.mktemp("rated")
+
+    async def rate() -> None:
+        async with opened(folder) as home:
+            await home.rate(60)
+
+    asyncio.run(rate())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interrupted(rated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with a run that was killed at its second step."""
+    folder = tmp_path_factory.mktemp("interrupted") / "home"
+    shutil.copytree(rated, folder)
+
+    async def kill() -> None:
+        async with opened(folder) as home:
+            run = await home.new_run()
+            process = await start(home, run, code=HOLDS.format(3))
+            await reaches(home, run, 2)
+            process.kill()
+            await process.wait()
+
+    asyncio.run(kill())
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[RatedHome]:
+    """A home in this folder, its store open until the block ends."""
     store = await Store.open(database_in(folder))
-    home = RatedHome(folder, store)
-    await home.rate(60)
-    yield home
-    await store.close()
+    try:
+        yield RatedHome(folder, store)
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def home(
+    rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RatedHome]:
+    """A home with sixty ratings."""
+    hurry(monkeypatch)
+    shutil.copytree(rated, tmp_path / "home")
+    async with opened(tmp_path / "home") as home:
+        yield home
+
+
+@pytest.fixture
+async def killed(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[RatedHome, Run]]:
+    """A home with sixty ratings, and its run, which was killed at its second step."""
+    hurry(monkeypatch)
+    shutil.copytree(interrupted, tmp_path / "home")
+    async with opened(tmp_path / "home") as home:
+        run = await home.store.runs.unfinished()
+        assert run is not None
+        yield home, run
 
 
 async def start(
@@ -207,7 +264,6 @@ async def test_a_stopped_run_can_be_resumed(
     home: RatedHome, stop: Callable[[Process, int], None]
 ) -> None:
     """Strop's own end, or a signal, ends the run at a step; the next start goes on from there."""
-    await home.rate(200)
     run = await home.new_run()
     read_end, write_end = os.pipe()
 
@@ -225,14 +281,6 @@ async def test_a_stopped_run_can_be_resumed(
     assert "passed" == (await row(home, run)).state
     log = (home.folder / "runs" / run.id / "log.jsonl").read_text().splitlines()
     assert any(json.loads(line)["event"] == "resumed" for line in log)
-
-
-async def killed(home: RatedHome, run: Run) -> None:
-    """Begin a run, and kill it at its second step."""
-    process = await start(home, run, code=HOLDS.format(3))
-    await reaches(home, run, 2)
-    process.kill()
-    await process.wait()
 
 
 def begins(home: RatedHome, run: Run) -> list[str]:
@@ -261,13 +309,12 @@ async def revise(store: Store, turn: RatedTurn) -> None:
 
 @pytest.mark.parametrize("change", [delete, withdraw, revise])
 async def test_an_interrupted_run_begins_anew_where_what_it_learns_from_changed(
-    home: RatedHome, change: Callable[[Store, RatedTurn], Awaitable[None]]
+    killed: tuple[RatedHome, Run], change: Callable[[Store, RatedTurn], Awaitable[None]]
 ) -> None:
     """It learns from what stands now, and its version isn't stale."""
-    run = await home.new_run()
+    home, run = killed
     turns = [turn async for turn in home.store.training.fresh_turns("base", base=home.base)]
     before = {(one.id, one.revision) for turn in turns for one in turn.feedback}
-    await killed(home, run)
 
     await change(home.store, turns[0])
     await take(home.folder, run.id)
@@ -287,12 +334,11 @@ async def test_an_interrupted_run_begins_anew_where_what_it_learns_from_changed(
 
 
 async def test_an_interrupted_run_begins_anew_where_it_would_be_judged_by_what_is_deleted(
-    home: RatedHome,
+    killed: tuple[RatedHome, Run],
 ) -> None:
     """Prompts of what is held out are also asked for the version's probe."""
-    run = await home.new_run()
+    home, run = killed
     turn = await anext(home.store.training.held_out_turns(base=home.base))
-    await killed(home, run)
 
     await delete(home.store, turn)
     await take(home.folder, run.id)
@@ -301,10 +347,11 @@ async def test_an_interrupted_run_begins_anew_where_it_would_be_judged_by_what_i
     assert begins(home, run) == ["began_anew"]
 
 
-async def test_a_run_that_an_older_strop_began_begins_anew(home: RatedHome) -> None:
+async def test_a_run_that_an_older_strop_began_begins_anew(
+    killed: tuple[RatedHome, Run],
+) -> None:
     """Its set doesn't say what it holds, so nobody knows whether that was deleted."""
-    run = await home.new_run()
-    await killed(home, run)
+    home, run = killed
     file = home.folder / "runs" / run.id / "set.npz"
     arrays = dict(np.load(file))
     said = json.loads(arrays["meta"].tobytes())
@@ -336,7 +383,6 @@ async def test_without_torch_and_mlx_a_run_says_what_to_install(
 
 async def test_a_ctrl_c_stops_a_run_in_the_terminal(home: RatedHome) -> None:
     """It reaches all of the terminal's job; the run ends at its next step, to be resumed."""
-    await home.rate(200)
     run = await home.new_run()
 
     process = await asyncio.create_subprocess_exec(
@@ -357,13 +403,13 @@ async def test_a_run_is_of_low_priority(home: RatedHome) -> None:
     """It gives way to what serves."""
     run = await home.new_run()
 
-    process = await start(home, run, code=HOLDS.format(1))
-    await reaches(home, run, 1)
-    priority = os.getpriority(os.PRIO_PROCESS, process.pid)
+    process = await start(home, run)
+    await until(
+        lambda: os.getpriority(os.PRIO_PROCESS, process.pid),
+        lambda priority: priority == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10),
+    )
     process.terminate()
     await process.wait()
-
-    assert min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10) == priority
 
 
 async def test_progress_is_one_line_on_a_terminal(home: RatedHome) -> None:

@@ -64,7 +64,8 @@ async def assert_served_by(proxy: Running, base: Path, adapter: Path | None) -> 
     prompt_ids = models.make_tokenizer().apply_chat_template(
         [{"role": "user", "content": "Hello there"}], add_generation_prompt=True, return_dict=False
     )
-    expected = models.reference_logprobs(base, adapter, prompt_ids, choice.token_ids or ())
+    model = probes.model_of(base, adapter)
+    expected = probes.logprobs_of(model, prompt_ids, choice.token_ids or ())
     assert pytest.approx(expected, abs=1e-4) == list(choice.logprobs or ())
 
 

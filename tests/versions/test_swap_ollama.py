@@ -33,6 +33,7 @@ from strop.proxy.settings.settings import Settings
 
 NUM_PROMPTS = 3
 NUM_SHARED = 6
+Ids = tuple[int, ...]
 make_tokenizer = functools.cache(models.make_tokenizer)
 
 
@@ -46,51 +47,61 @@ def probe_of(
     first `NUM_SHARED` tokens of each as well, as it is and rounded to so many.
     """
     bases = [linear_weights(base, to) for to in (None, bits)] if bits else []
-    prompts: list[tuple[int, ...]] = []
-    for ids in texts():
-        if len(prompts) == NUM_PROMPTS:
-            break
-        if num_shown(base, adapter, ids, bases) == probes.NUM_TOKENS:
-            prompts.append(tuple(ids))
+    shown = (ids for ids, num in texts(base, adapter, bases) if num == probes.NUM_TOKENS)
+    prompts = tuple(itertools.islice(shown, NUM_PROMPTS))
     assert NUM_PROMPTS == len(prompts)
-    return probes.probe_of(base, adapter, parent, tuple(prompts))
+    return probes.probe_of(base, adapter, parent, prompts)
 
 
-def num_shown(
-    base: Path,
-    adapter: Path,
-    prompt: list[int],
-    bases: Sequence[Mapping[str, Any]] = (),
-) -> int:
+def nums_shown(
+    base: Path, adapter: Path, prompts: Sequence[Ids], bases: Sequence[Mapping[str, Any]]
+) -> list[int]:
     """Return how many tokens come before one that is a part of a character, or ends the text.
 
-    None of them count from where one of `bases` says another one of the first `NUM_SHARED`.
+    None of them count from where one of `bases` says another one of the first `NUM_SHARED`. The
+    prompts have one length, and are answered together: one by one takes ten times as long.
     """
     import torch
 
-    tokenizer, ids = make_tokenizer(), [*prompt]
+    tokenizer, ids = make_tokenizer(), torch.tensor(prompts)
+    nums, left = [0] * len(prompts), [*range(len(prompts))]
     for number in range(probes.NUM_TOKENS):
         with torch.no_grad():
-            token = int(probes.model_of(base, adapter)(torch.tensor([ids])).logits[0, -1].argmax())
+            tokens = probes.model_of(base, adapter)(ids).logits[:, -1].argmax(-1)
+            said = [tokens.tolist()]
             for weights in bases if number < NUM_SHARED else ():
-                of_base = torch.func.functional_call(
-                    probes.model_of(base, None), weights, (torch.tensor([ids]),)
-                )
-                if int(of_base.logits[0, -1].argmax()) != token:
-                    return number
-        if token <= END_ID or "\ufffd" in tokenizer.decode([token]):
-            return number
-        ids.append(token)
-    return probes.NUM_TOKENS
+                of_base = torch.func.functional_call(probes.model_of(base, None), weights, (ids,))
+                said.append(of_base.logits[:, -1].argmax(-1).tolist())
+        kept = [
+            at
+            for at, (token, *others) in enumerate(zip(*said, strict=True))
+            if token > END_ID
+            and "\ufffd" not in tokenizer.decode([token])
+            and {token}.issuperset(others)
+        ]
+        if not kept:
+            break
+        left = [left[at] for at in kept]
+        for at in left:
+            nums[at] += 1
+        ids = torch.cat([ids[kept], tokens[kept, None]], dim=1)
+    return nums
 
 
-def texts() -> Iterator[list[int]]:
-    """Yield prompts, as ids that a text stands for."""
+def texts(
+    base: Path, adapter: Path, bases: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[tuple[Ids, int]]:
+    """Yield prompts, as ids that a text stands for, and how much of the answer can be shown."""
     tokenizer = make_tokenizer()
-    for line in dict.fromkeys(models.training_text().splitlines()):
-        ids = tokenizer.encode(line)
-        if 2 < len(ids) < 12 and line.isascii():
-            yield ids
+    lines = dict.fromkeys(models.training_text().splitlines())
+    every = (tuple(tokenizer.encode(line)) for line in lines if line.isascii())
+    short = (ids for ids in every if 2 < len(ids) < 12)
+    while some := tuple(itertools.islice(short, 200)):
+        nums: dict[Ids, int] = {}
+        for length in {len(ids) for ids in some}:
+            alike = [ids for ids in some if len(ids) == length]
+            nums |= zip(alike, nums_shown(base, adapter, alike, bases), strict=True)
+        yield from ((ids, nums[ids]) for ids in some)
 
 
 def settings(url: str, base: Path) -> Settings:
@@ -144,7 +155,7 @@ async def assert_served_by(
         # The token that ends the text is not always among them.
         ids = said.ids[: len(choice.logprobs)]
         prompt_ids = make_tokenizer().encode(prompt)
-        expected = models.reference_logprobs(base, adapter, prompt_ids, ids)
+        expected = probes.logprobs_of(probes.model_of(base, adapter), prompt_ids, ids)
         assert pytest.approx(expected, abs=1e-4) == list(choice.logprobs)
         assert version == row.completion.version
         return
@@ -204,7 +215,7 @@ async def test_prompts_whose_answers_can_t_be_shown_are_made_up_for_by_others(
     qwen3: Path, peft_a: Path, tmp_path: Path
 ) -> None:
     """Tokens that end inside a character come without logprobs; what came is compared."""
-    in_parts = (tuple(ids) for ids in texts() if num_shown(qwen3, peft_a, ids) < 4)
+    in_parts = (ids for ids, num in texts(qwen3, peft_a) if num < 4)
     broken = probes.probe_of(qwen3, peft_a, None, tuple(itertools.islice(in_parts, 3)))
     # Where there is a choice, those are asked first that tell most: let it be these.
     telling = tuple(
