@@ -204,7 +204,7 @@ def free_bytes(device: str) -> int:
     if sys.platform == "darwin":
         told = subprocess.run(["/usr/bin/vm_stat"], capture_output=True, text=True, check=True)
         free = parse_vm_stat(told.stdout)
-        return min(free, _metal_bytes()) if device == "gpu" else free
+        return free if device == "cpu" else min(free, _metal_bytes(device))
     return parse_linux(read_linux(Path("/")))
 
 
@@ -233,8 +233,12 @@ def parse_linux(files: Mapping[str, str]) -> int:
     return min(free, max(0, int(limit) - used))
 
 
-def _metal_bytes() -> int:
+def _metal_bytes(device: str) -> int:
     """Return how much a process may use of a Mac's GPU; beyond, what it computes may fail."""
+    if device == "mps":
+        import torch
+
+        return int(torch.mps.recommended_max_memory())
     import mlx.core as mx
 
     return int(mx.device_info(mx.gpu)["max_recommended_working_set_size"])

@@ -119,7 +119,8 @@ async def _clean_ancestor(home: Path) -> str:
 
 
 def _by_proxy(home: Path, wanted: Wanted, *, waits: bool, shows: bool) -> dict[str, Any]:
-    run = call(home, "POST", "/admin/runs", asdict(wanted))
+    asked = {name: value for name, value in asdict(wanted).items() if value is not None}
+    run = call(home, "POST", "/admin/runs", asked)
     told = ""
     try:
         while waits and not is_over(run):

@@ -48,6 +48,11 @@ class Admission:
             if each[0].number != number or choice not in (None, each[0].choice)
         ]
 
+    @property
+    def begun(self) -> set[int]:
+        """The jobs of which an answer waits to go on behind what it has drawn."""
+        return {waiting.number for waiting, _ in self._line if waiting.choice is not None}
+
     def holds(self, group: Group) -> bool:
         """Whether anything of this group waits."""
         return any(each is group for _, each in self._line)

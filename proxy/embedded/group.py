@@ -83,6 +83,7 @@ class Group:
         self._options = options
         self._rows: dict[int, _Row] = {}
         self._prefills: list[_Prefill] = []
+        self._stepped: frozenset[int] = frozenset()
         self._batch = self._new_batch()
 
     @property
@@ -171,6 +172,8 @@ class Group:
 
     def step(self) -> Events:
         """Run one chunk of a prompt and draw one token for every running row."""
+        # Where this raises, its events are lost, those too that end a job.
+        self._stepped = self._numbers()
         events: Events = []
         drawn = self._batch.step() if self._rows else []
         broken = set()
@@ -187,18 +190,24 @@ class Group:
                     self._keep(row, each.cache, each.tokens)
         events += [self._fail(number) for number in sorted(broken)]
         # Last: of the rows that it inserts, some may have to go before they take any memory.
-        return events + (self._step_prefill() if self._prefills else [])
+        events += self._step_prefill() if self._prefills else []
+        self._stepped = frozenset()
+        return events
 
     def abandon(self) -> set[int]:
         """Drop all jobs after an error, start afresh, and return their numbers."""
-        numbers = {row.number for row in self._rows.values()}
-        numbers |= {prefill.number for prefill in self._prefills}
+        numbers = {*self._numbers(), *self._stepped}
+        self._stepped = frozenset()
         self._rows.clear()
         self._prefills.clear()
         self._prefix.drop(self.version.uid)
         self._batch.close()
         self._batch = self._new_batch()
         return numbers
+
+    def _numbers(self) -> frozenset[int]:
+        rows = (row.number for row in self._rows.values())
+        return frozenset([*rows, *(prefill.number for prefill in self._prefills)])
 
     def _key(self, job: Job) -> Key:
         return self.version.uid, job.cache_salt

@@ -135,8 +135,10 @@ def prepare(
             mx.array(module.b.T).astype(shapes[path].dtype),
             module.scale,
         )
-    # Evaluated here, or the owner thread would stall all streams with it.
+    # Evaluated here, or the owner thread would stall all streams with it. Metal says late where it
+    # has computed nothing.
     mx.eval([array for each in weights.values() for array in (each.a, each.b)])
+    mx.synchronize()
     return weights
 
 

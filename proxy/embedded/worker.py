@@ -263,7 +263,7 @@ class Worker(threading.Thread):
         told = {number for number, _ in self._events} - {number for number, _ in failed}
         self._events = failed
         running = (group.abandon() for group in self._groups)
-        self._fail(numbers.union(told, *running), error)
+        self._fail(numbers.union(told, self._admission.begun, *running), error)
 
     def _fail(self, numbers: set[int], error: Exception) -> None:
         _log.error("generation failed", exc_info=error)

@@ -88,8 +88,8 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
     `raw` has both dialects.
     """
     if format_ == "raw":
-        raw = _raw(rated.stored, rated.is_held_out)
-        raw["feedback"] = [_raw_feedback(f) for f in rated.feedback]
+        given = [_raw_feedback(f) for f in rated.feedback]
+        raw = {**_raw(rated.stored), "held_out": rated.is_held_out, "feedback": given}
         yield body.dumps(raw) + b"\n"
         return
     completion = rated.stored.completion
@@ -122,19 +122,18 @@ def lines(rated: Rated, format_: ExportFormat, dialect: Dialect = "chat") -> Ite
 def turn_line(turn: RatedTurn) -> bytes:
     """Return the line that a rated turn gives in `turns`, with its newline; in both dialects."""
     rated = turn.completions[-1]
-    is_held_out = any(f.is_held_out for f in turn.feedback)
     said: Json = {
         "completion_id": rated.completion.id,
         "choice": turn.choices[-1],
         "rating": _mean(turn.feedback),
         "session": rated.session,
         "root": turn.root,
-        "held_out": is_held_out,
+        "held_out": any(f.is_held_out for f in turn.feedback),
         "feedback": [_raw_feedback(f) for f in turn.feedback],
     }
     # Each by itself: as values all of them would take far more room than as JSON.
     answers = b",".join(
-        body.dumps({**_raw(one, is_held_out), "choice": choice})
+        body.dumps({**_raw(one), "choice": choice})
         for one, choice in zip(turn.completions, turn.choices, strict=True)
     )
     return b'%b,"answers":[%b]}\n' % (body.dumps(said)[:-1], answers)
@@ -293,7 +292,7 @@ def _content(content: object) -> str | None:
     return "".join(str(text) for text in texts)
 
 
-def _raw(stored: StoredCompletion, is_held_out: bool) -> Json:
+def _raw(stored: StoredCompletion) -> Json:
     c = stored.completion
     request = _json(c.request)
     return {
@@ -305,7 +304,6 @@ def _raw(stored: StoredCompletion, is_held_out: bool) -> Json:
         "parent": stored.parent,
         "parent_choice": stored.parent_choice,
         "parent_by": stored.parent_by,
-        "held_out": is_held_out,
         "dialect": c.dialect,
         "engine": c.engine,
         "model": c.model,

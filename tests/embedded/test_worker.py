@@ -17,7 +17,8 @@ pytest.importorskip("mlx.core")
 import mlx.core as mx
 from waiting import LIMIT_S, until
 
-from strop.proxy.embedded import completions, lora, prompts, worker
+from strop.proxy.embedded import completions, lora, prefix, prompts, worker
+from strop.proxy.embedded.batch import Batch
 from strop.proxy.embedded.completions import Completions
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.jobs import Job
@@ -26,6 +27,7 @@ from strop.proxy.embedded.protocol import parse_completion
 from strop.proxy.embedded.stack import has_gpu_failed
 
 LAYER = "model.layers.0.self_attn.q_proj"
+LONG = "A prompt that is long enough to be cached. " * 2
 
 
 @pytest.fixture
@@ -388,3 +390,115 @@ def test_an_adapter_that_doesnt_fit_is_refused(
 
     with pytest.raises(ValueError, match=says):
         lora.prepare(peft_a, shapes, max_rank=max_rank, base_identity=None)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "asked"),
+    [
+        (prefix, "materialise", {"prompt": LONG}),
+        (mx.random, "key", {"prompt": LONG, "n": 2, "seed": 1}),
+        (Batch, "remove", {"model": "broken"}),
+    ],
+    ids=["its end is kept", "its rows begin", "it is broken off"],
+)
+async def test_whoever_is_at_work_in_a_step_that_fails_is_told(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, asked: dict[str, Any]
+) -> None:
+    """Also whose rows that step has taken away, or not made yet."""
+    await add(engine, "broken", {LAYER: zeros(128, math.nan)})
+    fail_once(monkeypatch, owner, name)
+
+    call = Call(engine, **{"model": "base", "max_tokens": 3, **asked})
+    async with asyncio.timeout(LIMIT_S):
+        await call.task
+
+    assert 500 == call.status
+    assert b"Insufficient Memory" in call.body
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_where_the_gpu_fails_so_does_what_waits_to_go_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """What it has drawn may be of what the GPU didn't compute."""
+    worker, may_go = engine.worker, threading.Event()
+    waiting: list[int] = []
+
+    def step() -> None:
+        worker._share_memory()
+        (group,) = worker._groups
+        for _ in range(4):
+            worker._step(group)
+        left = group.withdraw(max(group.places()))
+        worker._admission.add(left, group)
+        fail_once(monkeypatch, mx, "async_eval")
+        worker._events.clear()  # told
+        worker._step(group)
+        waiting.append(worker._admission.num_rows)
+
+    worker._call(partial(may_go.wait, LIMIT_S))
+    calls = [Call(engine, model="base", max_tokens=8, n=n) for _ in range(3 - n)]
+    await until(lambda: engine._num_rows == 2)
+    worker._call(step)
+    may_go.set()
+    await asyncio.gather(*(call.task for call in calls))
+
+    assert {500} == {call.status for call in calls}
+    assert [0] == waiting
+
+
+async def test_a_job_that_is_let_in_in_part_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its second answer can't begin, the first doesn't go on."""
+    rows, key, asked = [], mx.random.key, []
+
+    def fail(seed: int) -> Any:
+        asked.append(seed)
+        if len(asked) == 2:
+            raise ValueError("no key")
+        return key(seed)
+
+    admit = engine.worker._admit
+
+    def noted(group: Any, coming: Any) -> None:
+        admit(group, coming)
+        rows.append(group.num_rows)
+
+    monkeypatch.setattr(mx.random, "key", fail)
+    monkeypatch.setattr(engine.worker, "_admit", noted)
+    call = Call(engine, model="base", prompt=[5], n=2, seed=1, max_tokens=9)
+    await call.task
+
+    assert 500 == call.status
+    assert [0] == rows
+
+
+async def test_where_the_gpu_fails_who_has_failed_already_is_told_why_and_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His error is his own: of logits that are no numbers, in the same step."""
+    await add(engine, "broken", {LAYER: zeros(128, math.nan)})
+    await add(engine, "other", {LAYER: zeros(128)})
+    worker, may_go = engine.worker, threading.Event()
+    told: list[int] = []
+
+    def step() -> None:
+        worker._share_memory()
+        for group in worker._groups:
+            if group is worker._groups[-1]:
+                fail_once(monkeypatch, mx, "async_eval")
+            while group.is_busy:
+                worker._step(group)
+        told.extend(number for number, _ in worker._events)
+
+    worker._call(partial(may_go.wait, LIMIT_S))
+    calls = [Call(engine, model=model, max_tokens=3) for model in ("broken", "other")]
+    await until(lambda: engine._num_rows == 2)
+    worker._call(step)
+    may_go.set()
+    await asyncio.gather(*(call.task for call in calls))
+
+    assert b"no finite numbers" in calls[0].body
+    assert b"Insufficient Memory" in calls[1].body
+    assert len(told) == len(set(told)) == 2

@@ -83,13 +83,13 @@ async def test_a_run_that_passes_becomes_the_version_that_serves(tmp_path: Path)
 async def test_what_passed_waits_where_a_person_promotes(tmp_path: Path) -> None:
     """With training.promote = manual it is ready, and the base serves on."""
     async with training(tmp_path, "passes", training__promote="manual") as runs:
-        asked = await runs.ask("POST", "", {"objective": "sft", "preset": "careful", "seed": 7})
+        asked = await runs.ask("POST", "", {"objective": "sft", "preset": "careful", "seed": 0})
         run = await runs.until(asked.json()["id"], "passed")
         await until(runs.get, lambda shown: "is under way" not in shown["waits_for"])
         version = await runs.app.client.get("/admin/adapters/v1", headers=runs.app.admin)
 
     asked_for = run["objective"], run["preset"], run["config"]["seed"]
-    assert ("sft", "careful", 7) == asked_for
+    assert ("sft", "careful", 0) == asked_for
     assert "ready" == version.json()["state"]
 
 
@@ -170,6 +170,10 @@ async def test_runs_are_listed_newest_first_in_pages(tmp_path: Path) -> None:
         (
             "POST", "", {"seed": -1},
             (400, "expected `seed` to be an integer from 0 to 4294967295, got -1"),
+        ),
+        (
+            "POST", "", {"seed": 2**32},
+            (400, "expected `seed` to be an integer from 0 to 4294967295, got 4294967296"),
         ),
         (
             "POST", "", {"seed": True},

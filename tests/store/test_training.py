@@ -322,6 +322,17 @@ async def test_in_the_prior_an_answer_counts_once_however_many_rated_it(store: S
     assert Prior(-0.5, 2, 4) == await store.training.prior(base=MODEL)
 
 
+async def test_another_choice_is_another_answer_in_the_prior(store: Store) -> None:
+    """Each by its own mean."""
+    root = first_of_session(1)
+    await record(store, root, base=MODEL, choices=(choice(), choice(1)))
+    await rate(store, root)
+    for rater, value in (("ann", -1.0), ("ben", -0.5)):
+        await rate(store, root, value, choice=1, rater=rater)
+
+    assert Prior(0.25, 2, 3) == await store.training.prior(base=MODEL)
+
+
 async def test_ratings_stand_as_they_were_collected_until_one_changes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

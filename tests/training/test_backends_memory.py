@@ -395,6 +395,17 @@ def test_on_a_macs_gpu_no_more_is_free_than_metal_gives_a_process(
     assert free == memory.free_bytes(device)
 
 
+def test_torch_gets_no_more_of_a_macs_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks torch: mlx may not be there."""
+    torch = pytest.importorskip("torch")
+    told = subprocess.CompletedProcess([], 0, VM_STAT.format(cached=15))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 1 << 20)
+
+    assert 1 << 20 == memory.free_bytes("mps")
+
+
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
     """There is nothing to estimate."""
     with pytest.raises(BackendUnavailable, match=r"config\.json"):

@@ -289,3 +289,21 @@ def test_a_verdict_is_json() -> None:
     assert "rejected" == written["outcome"]
     assert [None] == [one["value"] for one in written["checks"] if one["name"] == "parent_kl"]
     assert {"low", "high"} == set(written["checks"][-1]["interval"])
+
+
+@pytest.mark.parametrize(
+    ("difference", "shown"),
+    [
+        (0.25, "+0.250"),
+        (-0.25, "-0.250"),
+        (0.0004, "+0.0004"),
+        (-0.0004, "-0.0004"),
+        (0.0, "+0.000"),
+    ],
+)
+def test_a_small_difference_is_not_shown_as_none(difference: float, shown: str) -> None:
+    """Neither of the value nor of its interval."""
+    verdict = judge(figures(held_out=tuple(held_out([difference] * 10, [0.0] * 10, parent=0.0))))
+
+    (reason,) = [check.reason for check in verdict.checks if check.name == "liked_logprob"]
+    assert f": {shown} nats a token, 90 % interval {shown} to {shown} over" in reason
