@@ -74,6 +74,7 @@ async def swapped(
     base: Path | None = None,
     num_kept: int = 10,
     health_interval_s: float = 0.05,
+    server: dict[str, Any] | None = None,
     capture: dict[str, Any] | None = None,
     probe_command: ProbeCommand | None = None,
     training: Training | None = None,
@@ -97,6 +98,7 @@ async def swapped(
         settings = replace(
             settings_for(
                 engine.url,
+                server=server,
                 engine={"health_interval_s": health_interval_s},
                 capture=capture,
                 model={"base": str(base)} if base else {},
