@@ -41,16 +41,18 @@ def why_not(version: tuple, system: str, machine: str, macos: str) -> str:
 
 def main() -> str:
     """Return what is wrong; empty for nothing."""
-    if len(sys.argv) > 1:
-        here, there = (
-            subprocess.check_output([python, "-c", _WHICH]).decode().strip()
-            for python in (sys.executable, sys.argv[1])
-        )
-        if here != there:
-            return f".venv has Python {there}, not {here}: make clean first, which deletes .venv"
-    return why_not(
+    wrong = why_not(
         sys.version_info[:2], platform.system(), platform.machine(), platform.mac_ver()[0]
     )
+    if wrong or len(sys.argv) == 1:
+        return wrong
+    here, there = (
+        subprocess.check_output([python, "-c", _WHICH]).decode().strip()
+        for python in (sys.executable, sys.argv[1])
+    )
+    if here == there:
+        return ""
+    return f".venv has Python {there}, not {here}: make clean first, which deletes .venv"
 
 
 def _dotted(version: tuple) -> str:

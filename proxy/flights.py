@@ -54,8 +54,8 @@ class Flights:
         """
         return self._relay.key_of(completion_id) or await self._elsewhere(completion_id)
 
-    def called(self, name: str, key_id: str) -> list[InFlight]:
-        """Return those of this key in this process that go by this id, ours or the engine's."""
+    def called(self, name: str, key_id: str | None) -> list[InFlight]:
+        """Return those of this key, or of any, in this process that go by this id; as `Relay`'s."""
         return self._relay.called(name, key_id)
 
     async def has(self, completion_id: str, key_id: str) -> bool:

@@ -30,7 +30,10 @@ FOLLOWS: Final = "strop.follows"
 """Where a scope says, once its body is read, which completion's answer the history ends in."""
 
 ENDS_IN: Final = "strop.ends_in"
-"""Where the start of strop's own answer says which completion has all that was said before it."""
+"""Where the start of strop's own answer says which completion has all that was said before it.
+
+In a scope, that this is to be found.
+"""
 
 RATING_HEADER = b"x-strop-feedback"
 RATING_FOR_HEADER = b"x-strop-feedback-for"
@@ -140,7 +143,9 @@ class Intake:
             told.append((RATING_STATUS_HEADER, status.encode("ascii", "replace")))
         if command is not None:
             text = await self.rater.by_command(command, history, caller.key_id, session, follows)
-            ends_in = await self.rater.ends_in(history, caller.key_id, session, follows)
+            ends_in = None
+            if scope.get(ENDS_IN):
+                ends_in = await self.rater.ends_in(history, caller.key_id, session, follows)
             await _say(inline.MARK + text, fields, told, send, ends_in)
             return
         incoming = Incoming(

@@ -107,6 +107,19 @@ class Rater:
             else:
                 num_seen = num_now
 
+    async def id_of(self, name: str, key_id: str | None) -> str:
+        """Return the own id of the one completion that goes by `name`, recorded or else in flight.
+
+        Where there is none, or there are several, it is `name` itself.
+
+        Args:
+            name: what a person calls a completion.
+            key_id: the key that it must have been asked with; None for any.
+        """
+        recorded = await self.store.id_of(name, key_id)
+        called = self.flights.called(name, key_id)
+        return called[0].id if recorded == name and len(called) == 1 else recorded
+
     async def by_header(
         self,
         values: Sequence[bytes],
@@ -136,8 +149,9 @@ class Rater:
                 )
             said = ratings.parse_header(values[0])
             named = completion_id(meant) if meant else None
-            if named is not None and not self.flights.called(named, key_id):
-                named = await self.store.id_of(named, key_id)
+            # A rating by an id that a stream has too is bound where that is known to be one's own.
+            if named and (said.rating is None or not self.flights.called(named, key_id)):
+                named = await self.id_of(named, key_id)
             reply = await self._reply(history, key_id, session, named or follows)
             if named is not None and (reply is None or reply[0] != named):
                 reply = named, await self._only_choice(named, key_id)

@@ -85,13 +85,16 @@ class Relay:
         """Return the id of the key that a completion in flight was asked for with."""
         return next((call.incoming.key_id for call in self._ledger.find(completion_id)), None)
 
-    def called(self, name: str, key_id: str) -> list[InFlight]:
-        """Return the completions in flight of this key that go by this id, ours or the engine's."""
+    def called(self, name: str, key_id: str | None) -> list[InFlight]:
+        """Return the completions in flight that go by this id, ours or the engine's.
+
+        Those of one key; None for any.
+        """
         found = [call.incoming for call in self._ledger.find(name)]
         return [
             InFlight(one.id, one.created_ms, str(one.ask.fields.get("model") or ""))
             for one in found
-            if one.key_id == key_id
+            if key_id in (None, one.key_id)
         ]
 
     async def relay(self, incoming: Incoming, receive: Receive, send: Send) -> None:

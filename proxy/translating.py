@@ -91,6 +91,7 @@ class Interpreter:
         self._make_writer, self._left_out = translated.writer, translated.left_out
         self._wants_stream = translated.fields.get("stream") is True
         self._follows, self._says_more = translated.follows, translated.says_more
+        self.scope[ENDS_IN] = translated.says_more
         if translated.last_answer is not None:
             self.scope[FOLLOWS] = f"cmp_{translated.last_answer}"
         said = wire_body.dumps(translated.fields)

@@ -224,6 +224,34 @@ def test_a_python_that_is_named_has_to_be_the_environments(tmp_path: Path) -> No
     assert "make clean" in said
 
 
+@pytest.mark.parametrize("has_venv", [False, True], ids=["fresh", "there"])
+def test_nothing_is_installed_for_a_python_that_does_not_fit(
+    tmp_path: Path, has_venv: bool
+) -> None:
+    """It is asked alone, and says so, before pip or venv is."""
+    for name in ("Makefile", ".ci", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    python = tmp_path / (".venv/bin/python" if has_venv else "old")
+    python.parent.mkdir(parents=True, exist_ok=True)
+    asked = tmp_path / "asked"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" != .ci/check_python.py ]\n')
+    python.chmod(0o755)
+    variables = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+    variables.pop("PYTHON", None)
+    words = [] if has_venv else [f"PYTHON={python}"]
+
+    done = subprocess.run(
+        ["make", "install", *words],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        check=False,
+    )
+
+    assert 2 == done.returncode
+    assert [".ci/check_python.py"] == asked.read_text().splitlines()
+
+
 def test_what_is_imported_is_declared() -> None:
     """A package that another one happens to bring may be gone with that one's next version."""
     extras = PROJECT["project"]["optional-dependencies"]

@@ -59,17 +59,17 @@ async def index(request: Request) -> Response:
     query = Query(
         request, "limit", "after", "completion_id", "session", "rater", "state", "sign", "since"
     )
-    store, named = services(request).store, query.text("completion_id")
+    running, named = front(request), query.text("completion_id")
     wanted = FeedbackFilter(
         key_id=_seen_by(who),
-        completion=named and await store.id_of(completion_id(named), _seen_by(who)),
+        completion=named and await running.rater.id_of(completion_id(named), _seen_by(who)),
         session=query.text("session"),
         rater=query.text("rater"),
         state=query.one_of("state", FEEDBACK_STATES),
         sign=query.one_of("sign", SIGNS),
         since_ms=query.since_ms(),
     )
-    page = await store.list_feedback(wanted, limit=query.limit(), after=query.text("after"))
+    page = await running.store.list_feedback(wanted, limit=query.limit(), after=query.text("after"))
     return json_response(objects.list_of(map(objects.feedback, page.data), has_more=page.has_more))
 
 

@@ -684,6 +684,21 @@ async def test_a_header_that_names_an_answer_in_flight_and_another_rates_neither
     assert not (await proxy.services.store.list_feedback(limit=9)).data
 
 
+async def test_what_was_rated_is_undone_though_a_stream_has_the_engines_id_too(
+    engine: FakeEngine, proxy: Running
+) -> None:
+    """That has no rating yet."""
+    async with streaming(engine, proxy, [user("one")]):
+        pass
+    await waiting.until(proxy.rows)
+    await say(proxy, [], "x", **RATED)
+    async with streaming(engine, proxy, [user("two")]):
+        _, undone = await say(proxy, [], "x", **{**RATED, "x_strop_feedback": "undo"})
+
+    assert undone.headers["x-strop-feedback-status"].startswith("undone ")
+    assert [] == await standing(proxy)
+
+
 async def test_a_rating_of_an_answer_in_flight_waits_for_that_one(
     engine: FakeEngine, proxy: Running
 ) -> None:

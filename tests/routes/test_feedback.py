@@ -255,6 +255,20 @@ async def test_an_id_of_a_stream_and_of_another_completion_is_ambiguous(app: Run
     assert [202, 201] == [one.status_code for one in rated]
 
 
+async def test_what_waits_for_a_stream_is_listed_by_each_of_its_ids(app: Running) -> None:
+    """It may have been given by the engine's."""
+    async with app.in_flight(num_events=1) as id_:
+        (call,) = app.services.relay._ledger.calls
+        answer_id = await until(lambda: call.tap.answer_id if call.tap else None)
+        given = (await app.rate(str(answer_id))).json()["id"]
+        listed = [
+            (await app.client.get(f"/v1/feedback?completion_id={name}")).json()["data"]
+            for name in (id_, answer_id)
+        ]
+
+    assert [[given], [given]] == [[one["id"] for one in found] for found in listed]
+
+
 async def test_a_completion_in_flight_is_rated_pending(app: Running) -> None:
     """202, and the rating stands once the completion is recorded."""
     async with app.in_flight() as completion:
