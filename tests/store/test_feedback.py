@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from store_values import (
@@ -27,6 +28,7 @@ from strop.proxy.errors import (
     NotFound,
     UnknownCompletion,
 )
+from strop.proxy.store.binding import MAX_CANDIDATES, InFlight
 from strop.proxy.store.records import FeedbackCounts, FeedbackFilter, Revision
 from strop.proxy.store.store import Store
 
@@ -116,6 +118,28 @@ async def test_an_engines_id_of_several_completions_is_ambiguous(store: Store) -
     first = {"completion_id": "cmp_1", "created": NOON_MS // 1000, "model": "m"}
     assert {"candidates": [second, first]} == raised.value.detail
     assert {} == await states(store)
+
+
+async def test_a_stream_that_was_recorded_meanwhile_is_no_second_one(store: Store) -> None:
+    """It was in flight when its rating came in, and is there when that is bound."""
+    await record(store, "cmp_1", upstream_id="chatcmpl-1")
+    called = [InFlight("cmp_1", NOON_MS, "m")]
+
+    given = await store.add_feedback(rating("chatcmpl-1"), always, called)
+
+    assert ("created", "cmp_1") == (given.outcome, given.feedback.completion)
+
+
+async def test_of_an_ambiguous_ids_streams_the_newest_are_candidates(store: Store) -> None:
+    """As of what is recorded."""
+    called = [InFlight(f"cmp_{n}", NOON_MS + n, "m") for n in range(MAX_CANDIDATES + 1)]
+
+    with pytest.raises(AmbiguousCompletion) as raised:
+        await store.add_feedback(rating("chatcmpl-1"), always, called)
+
+    candidates: Any = raised.value.detail["candidates"]
+    newest = [f"cmp_{n}" for n in range(MAX_CANDIDATES, 0, -1)]
+    assert newest == [one["completion_id"] for one in candidates]
 
 
 async def test_a_choice_that_is_not_there_cannot_be_rated(store: Store) -> None:
