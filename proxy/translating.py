@@ -181,7 +181,7 @@ class Interpreter:
         was asked is all that was said.
         """
         ends_in: str | None = self._head.get(ENDS_IN)
-        if self._says_more and ends_in is not None:
+        if ends_in is not None:
             return own_digits(digits_of(ends_in))
         return own_digits(self._follows, is_link=not self._says_more)
 
