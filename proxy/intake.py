@@ -145,7 +145,7 @@ class Intake:
             text = await self.rater.by_command(command, history, caller.key_id, session, follows)
             ends_in = None
             if scope.get(ENDS_IN):
-                ends_in = await self.rater.ends_in(history, caller.key_id, session, follows)
+                ends_in = await self.rater.replies.ends_in(history, caller.key_id, session, follows)
             await _say(inline.MARK + text, fields, told, send, ends_in)
             return
         incoming = Incoming(

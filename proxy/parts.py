@@ -24,6 +24,7 @@ from strop.proxy.prompts import Prompts
 from strop.proxy.rater import Rater
 from strop.proxy.redaction import Redaction
 from strop.proxy.relay import Relay
+from strop.proxy.replies import Replies
 from strop.proxy.run_requests import NEVER_LEARNED, Base, TrainCommand, no_base
 from strop.proxy.serving import Serving
 from strop.proxy.settings.settings import Settings
@@ -173,7 +174,13 @@ def make_front(parts: Parts, elsewhere: Elsewhere = nowhere) -> Front:
     settings, server = parts.settings, parts.settings.server
     relay = Relay(settings, parts.serving, parts.store, parts.metrics, parts.redaction)
     flights = Flights(relay, elsewhere)
-    rater = Rater(parts.store, flights, parts.metrics, parts.redaction)
+    rater = Rater(
+        parts.store,
+        flights,
+        Replies(parts.store, flights),
+        parts.metrics,
+        parts.redaction,
+    )
     return Front(
         **vars(parts),
         doors=auth.Doors(server.host, server.allowed_hosts, server.allowed_origins),

@@ -1,7 +1,6 @@
 """Ratings as they come in: by themselves, in a completion request's header, typed into the chat.
 
-Finds the answer that is meant from the request's own history, never "the latest one around". Does
-not relay or render anything.
+Does not relay or render anything; which answer is meant is for `replies`.
 """
 
 import asyncio
@@ -10,24 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
-from strop.proxy import conversation, objects, ratings, unread
+from strop.proxy import objects, ratings
 from strop.proxy.errors import BadRequest, StropError, UnknownCompletion
 from strop.proxy.flights import Flights, withdraw_lost
 from strop.proxy.ids import completion_id
 from strop.proxy.inline import Command
-from strop.proxy.message import canonical, is_context, role_of, texts_of
 from strop.proxy.metrics import Metrics
 from strop.proxy.redaction import Redaction
-from strop.proxy.store import prompt
+from strop.proxy.replies import Replies
 from strop.proxy.store.records import (
-    Completion,
-    CompletionFilter,
     Feedback,
     FeedbackOutcome,
     NewFeedback,
-    Reply,
     Scope,
 )
 from strop.proxy.store.store import Store
@@ -36,8 +29,6 @@ from strop.proxy.tally import num_lost
 log = logging.getLogger(__name__)
 
 SETTLE_INTERVAL_S = 1.0
-# How many answers back one that an agent has dropped is looked for.
-_NUM_NEAR = 8
 # How much of an answer is quoted, in characters.
 _MOST_WORDS = 60
 _NO_ANSWER = "There is no answer above that strop has recorded"
@@ -55,6 +46,7 @@ class Rater:
 
     store: Store
     flights: Flights
+    replies: Replies
     metrics: Metrics
     redaction: Redaction
 
@@ -152,7 +144,7 @@ class Rater:
             # A rating by an id that a stream has too is bound where that is known to be one's own.
             if named and (said.rating is None or not self.flights.called(named, key_id)):
                 named = await self.id_of(named, key_id)
-            reply = await self._reply(history, key_id, session, named or follows)
+            reply = await self.replies.of(history, key_id, session, named or follows)
             if named is not None and (reply is None or reply[0] != named):
                 reply = named, await self._only_choice(named, key_id)
             if reply is None:
@@ -189,7 +181,7 @@ class Rater:
         if command.verb == "help":
             return HELP
         try:
-            read = await self._read_last(history, key_id, session, follows)
+            read = await self.replies.read_last(history, key_id, session, follows)
             if command.verb == "undo":
                 return await self._undo(read, key_id, session)
             if read is None:
@@ -213,79 +205,6 @@ class Rater:
             f"Rated the answer above {_name(rating)}{because} ({outcome.feedback.completion}):"
             f' "{words}"'
         )
-
-    async def ends_in(
-        self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
-    ) -> str | None:
-        """Return the completion that has all of `history`, in what it was asked and its answer.
-
-        None where none is known to have it word for word. Takes what `by_header` does.
-        """
-        try:
-            keys = conversation.read(history, key_id)
-            reply = await self._found(keys, key_id, session, follows)
-            if reply is None or reply.by == "tail" or reply.choice:
-                return None
-            found = await self.store.get_completion(reply.completion)
-        except StropError:
-            return None
-        asked = (prompt.fields(found.completion) or {}).get("messages") if found else None
-        return reply.completion if asked == history[:-1] else None
-
-    async def _reply(
-        self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
-    ) -> tuple[str, int] | None:
-        found = await self._found(conversation.read(history, key_id), key_id, session, follows)
-        return (found.completion, found.choice) if found else None
-
-    async def _found(
-        self,
-        keys: conversation.Conversation,
-        key_id: str,
-        session: str | None,
-        follows: str | None,
-    ) -> Reply | None:
-        if keys.after is None or keys.after_tail is None:
-            return None
-        return await self.store.find_reply(key_id, keys.after, keys.after_tail, session, follows)
-
-    async def _read_last(
-        self, history: Sequence[object], key_id: str, session: str | None, follows: str | None
-    ) -> tuple[str, int | None] | None:
-        """Return the answer that was read before the command, if it is known.
-
-        As its completion and choice, which is None where what its user said last got no answer.
-        A tool's result without one leaves the answer that called it to be rated.
-
-        The one that the history ends in; but where it ends in a question, or the result of a tool,
-        the answer to that, if there was one: agents drop what their users cut off. They may put a
-        note of that behind the question, or another question, so the answer to any leading part of
-        what was said since is looked for: to the longest, and of these the newest. What was gone on
-        from was not dropped.
-        """
-        keys = conversation.read(history, key_id)
-        if keys.since:
-            # What was cut off a moment ago is on its way into the store.
-            await self.flights.landed(key_id)
-        reply = await self._found(keys, key_id, session, follows)
-        if keys.since:
-            # That of the answer above may be another, from which this one was forked.
-            label = session or (reply.session if reply else None)
-            # A session's name is its client's choice, and so may be another key's too.
-            near = CompletionFilter(key_id, session=label)
-            newest = (await self.store.list_completions(near, limit=_NUM_NEAR)).data
-            said, last, most = _said(history), None, 0
-            for each in newest:
-                found = await self.store.get_completion(each.id)
-                num = _num_asked(found.completion, keys.after, said, key_id) if found else 0
-                if found is not None and num > most:
-                    last, most = found.completion, num
-            if last is not None and all(each.parent != last.id for each in newest):
-                if any(map(objects.text_of, last.choices)):
-                    return last.id, 0
-                if keys.starts_turn:
-                    return last.id, None
-        return (reply.completion, reply.choice) if reply else None
 
     async def _only_choice(self, completion_id: str, key_id: str) -> int:
         """Return the choice of a completion that has one; 0 where that isn't known yet.
@@ -381,47 +300,6 @@ class Rater:
                 source=source,
             )
         )
-
-
-def _num_asked(
-    completion: Completion, after: bytes | None, said: Sequence[bytes], key_id: str
-) -> int:
-    """Return how much of `said`, from its beginning, is what this was asked after the same answer.
-
-    None of it where it has several answers, or one that nobody would read.
-    """
-    if len(completion.choices) > 1:
-        return 0
-    # What an agent asks for by itself is that too where it failed.
-    if unread.why(msgspec.structs.replace(completion, state="complete")) is not None:
-        return 0
-    messages = (prompt.fields(completion) or {}).get("messages")
-    if not isinstance(messages, list) or conversation.read(messages, key_id).after != after:
-        return 0
-    asked = _said(messages)
-    return len(asked) if asked == said[: len(asked)] else 0
-
-
-def _said(messages: Sequence[object]) -> list[bytes]:
-    """Return what was said since the last answer, paragraph by paragraph.
-
-    What agents say in several messages may come as one, with blank lines between.
-    """
-    said: list[bytes] = []
-    for message in reversed(messages):
-        role = role_of(message)
-        if role == "assistant":
-            break
-        if role in conversation.UNCHAINED or is_context(message):
-            continue
-        content = message.get("content") if isinstance(message, dict) else message
-        pieces: list[object] = []
-        for part in content if isinstance(content, list) else [content]:
-            texts = texts_of({"content": [part]})
-            lines = texts[0].replace("\r\n", "\n") if texts else ""
-            pieces += [one for one in lines.split("\n\n") if one.strip()] if texts else [part]
-        said[:0] = [canonical({"content": [piece]}, role) for piece in pieces]
-    return said
 
 
 def _name(rating: float) -> str:

@@ -187,6 +187,21 @@ def test_the_newest_python_is_the_newest_that_the_project_names() -> None:
     assert f"Python {oldest} to {newest}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def make_install(folder: Path, *words: str) -> tuple[int, str]:
+    """Run `make install` as a person would; return its exit status, and what it says is wrong."""
+    variables = {name: text for name, text in os.environ.items() if "MAKE" not in name}
+    variables.pop("PYTHON", None)
+    done = subprocess.run(
+        ["make", "install", *words],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
 def test_a_python_that_is_named_has_to_be_the_environments(tmp_path: Path) -> None:
     """What make installs would go into the other one; unnamed, it is the environment's."""
     (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
@@ -195,21 +210,11 @@ def test_a_python_that_is_named_has_to_be_the_environments(tmp_path: Path) -> No
         (tmp_path / name).touch()
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    variables = {name: text for name, text in os.environ.items() if "MAKE" not in name}
-    variables.pop("PYTHON", None)
 
     def make(*words: str) -> tuple[int, str]:
         # What was installed is up to date.
         (tmp_path / ".venv" / ".installed").touch()
-        done = subprocess.run(
-            ["make", "install", *words],
-            cwd=tmp_path,
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stderr
+        return make_install(tmp_path, *words)
 
     python.symlink_to(sys.executable)
     statuses = [make()[0], make(f"PYTHON={sys.executable}")[0]]
@@ -236,19 +241,10 @@ def test_nothing_is_installed_for_a_python_that_does_not_fit(
     asked = tmp_path / "asked"
     python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n[ "$1" != .ci/check_python.py ]\n')
     python.chmod(0o755)
-    variables = {name: text for name, text in os.environ.items() if "MAKE" not in name}
-    variables.pop("PYTHON", None)
-    words = [] if has_venv else [f"PYTHON={python}"]
 
-    done = subprocess.run(
-        ["make", "install", *words],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        check=False,
-    )
+    status, _ = make_install(tmp_path, *([] if has_venv else [f"PYTHON={python}"]))
 
-    assert 2 == done.returncode
+    assert 2 == status
     assert [".ci/check_python.py"] == asked.read_text().splitlines()
 
 

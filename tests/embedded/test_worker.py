@@ -25,6 +25,7 @@ from strop.proxy.embedded.jobs import Job
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_completion
 from strop.proxy.embedded.stack import has_gpu_failed
+from strop.proxy.embedded.worker import Worker
 
 LAYER = "model.layers.0.self_attn.q_proj"
 LONG = "A prompt that is long enough to be cached. " * 2
@@ -230,6 +231,16 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     monkeypatch.setattr(owner, name, fail)
 
 
+def fail_in_the_last_group(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each group in turn say all it has; the GPU fails in the last one."""
+    worker._share_memory()
+    for group in worker._groups:
+        if group is worker._groups[-1]:
+            fail_once(monkeypatch, mx, "async_eval")
+        while group.is_busy:
+            worker._step(group)
+
+
 @pytest.mark.parametrize("name", ["async_eval", "random.key"])
 async def test_where_the_gpu_fails_nothing_is_kept_that_it_may_not_have_computed(
     engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
@@ -268,12 +279,7 @@ async def test_where_the_gpu_fails_what_nobody_has_been_told_yet_is_not_told(
     worker, may_go = engine.worker, threading.Event()
 
     def step() -> None:
-        worker._share_memory()
-        for group in worker._groups:
-            if group is worker._groups[-1]:
-                fail_once(monkeypatch, mx, "async_eval")
-            while group.is_busy:
-                worker._step(group)
+        fail_in_the_last_group(worker, monkeypatch)
 
     worker._call(partial(may_go.wait, LIMIT_S))
     calls = [Call(engine, model=model, max_tokens=3) for model in ("base", "other")]
@@ -484,12 +490,7 @@ async def test_where_the_gpu_fails_who_has_failed_already_is_told_why_and_once(
     told: list[int] = []
 
     def step() -> None:
-        worker._share_memory()
-        for group in worker._groups:
-            if group is worker._groups[-1]:
-                fail_once(monkeypatch, mx, "async_eval")
-            while group.is_busy:
-                worker._step(group)
+        fail_in_the_last_group(worker, monkeypatch)
         told.extend(number for number, _ in worker._events)
 
     worker._call(partial(may_go.wait, LIMIT_S))
