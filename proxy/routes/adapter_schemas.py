@@ -144,7 +144,7 @@ ADAPTER_SCHEMAS: Final[dict[str, Schema]] = {
             "version": or_null(string("What it made.")),
             "step": integer(),
             "num_steps": integer(),
-            "eta_s": or_null(number("About how long it still takes.")),
+            "eta_s": or_null(number("About how long its steps still take.")),
             "counts": {"type": "object", "description": "Examples, and what was left out."},
             "metrics": {"type": "object", "description": "Of the last step, and the gate's."},
             "reasons": array_of(string(), "The verdict's, or why it failed."),

@@ -57,7 +57,6 @@ class RunUpdate:
 
     state: RunState | None = None
     num_steps: int | None = None
-    eta_s: float | None = None
     counts: bytes | None = None
     metrics: bytes | None = None
     reasons: bytes | None = None

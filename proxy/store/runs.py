@@ -28,8 +28,7 @@ _INSERT: Final = """
 INSERT INTO runs (id, created_ms, state, objective, preset, parent, base, requested_by, config)
 VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?)"""
 _SET_STATE: Final = """
-UPDATE runs SET state = ?, started_ms = coalesce(started_ms, ?), finished_ms = ?,
-    eta_s = iif(? IS NULL, eta_s, NULL)
+UPDATE runs SET state = ?, started_ms = coalesce(started_ms, ?), finished_ms = ?, eta_s = NULL
 WHERE id = ?"""
 _BEGIN_ANEW: Final = """
 UPDATE runs SET started_ms = ?, step = 0, num_steps = 0, eta_s = NULL, counts = '{}', metrics = '{}'
@@ -83,7 +82,8 @@ def create(
 def update(connection: sqlite3.Connection, id_: str, new: RunUpdate, *, now_ms: int) -> Run:
     """Change what `new` has of a run.
 
-    The time of its start and of its end come from the state. A candidate of a run that ends without
+    The time of its start and of its end come from the state, and with each state what is left is
+    unknown again. A candidate of a run that ends without
     having published it is rejected with it.
 
     Raises:
@@ -188,6 +188,6 @@ def _running(connection: sqlite3.Connection, id_: str) -> Run:
 def _set_state(connection: sqlite3.Connection, known: Run, state: RunState, now_ms: int) -> None:
     started_ms = now_ms if state == "running" else None
     finished_ms = None if state in UNFINISHED else now_ms
-    connection.execute(_SET_STATE, (state, started_ms, finished_ms, finished_ms, known.id))
+    connection.execute(_SET_STATE, (state, started_ms, finished_ms, known.id))
     if finished_ms is not None and known.version is not None:
         versions.abandon(connection, known.version, f"{known.id} {state}", now_ms=now_ms)

@@ -116,27 +116,38 @@ async def test_an_update_changes_what_it_has(store: Store) -> None:
     """All else stays; the times come from the states."""
     made = await bring(store, "running")
     first = await store.runs.update(
-        made.id, RunUpdate(num_steps=24, eta_s=60.5, counts=b'{"rating":32}', config=b'{"lr":1}')
+        made.id, RunUpdate(num_steps=24, counts=b'{"rating":32}', config=b'{"lr":1}')
     )
     second = await store.runs.update(
-        made.id, RunUpdate(state="gating", metrics=b'{"kl":0.1}', reasons=b'["fine"]', eta_s=3.0)
+        made.id, RunUpdate(state="gating", metrics=b'{"kl":0.1}', reasons=b'["fine"]')
     )
 
-    assert (24, 60.5, b'{"rating":32}', b'{"lr":1}', "running") == (
-        first.num_steps, first.eta_s, first.counts, first.config, first.state,
+    assert (24, b'{"rating":32}', b'{"lr":1}', "running") == (
+        first.num_steps, first.counts, first.config, first.state,
     )  # fmt: skip
-    assert (24, 3.0, b'{"rating":32}', b'{"kl":0.1}', b'["fine"]', "gating") == (
-        second.num_steps, second.eta_s, second.counts, second.metrics, second.reasons,
+    assert (24, b'{"rating":32}', b'{"kl":0.1}', b'["fine"]', "gating") == (
+        second.num_steps, second.counts, second.metrics, second.reasons,
         second.state,
     )  # fmt: skip
     assert made.started_ms is not None
     assert (made.started_ms, None) == (second.started_ms, second.finished_ms)
 
 
+async def test_what_is_left_of_its_steps_says_nothing_of_the_gate(store: Store) -> None:
+    """A run whose steps are done isn't over in no time."""
+    made = await bring(store, "running")
+    learning = await store.runs.add_step(made.id, 1, b'{"loss":3}', eta_s=20.0)
+
+    judged = await store.runs.update(made.id, RunUpdate(state="gating"))
+
+    assert (20.0, None) == (learning.eta_s, judged.eta_s)
+
+
 async def test_a_run_that_is_over_has_an_end_and_nothing_left_to_do(store: Store) -> None:
     """A resumed one keeps its first start."""
-    made = await bring(store, "running", "gating", "running", "gating")
-    await store.runs.update(made.id, RunUpdate(eta_s=5.0))
+    made = await bring(store, "running", "gating", "running")
+    await store.runs.add_step(made.id, 1, b'{"loss":3}', eta_s=5.0)
+    await store.runs.update(made.id, RunUpdate(state="gating"))
 
     over = await store.runs.update(made.id, RunUpdate(state="passed"))
 
