@@ -11,6 +11,7 @@ from typing import Any
 from strop.adapters import tensor_file
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 UNKNOWN_LENGTH = 8192
 """Tokens of prompt and answer together, of a model whose config gives no limit."""
 
@@ -42,6 +43,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InvalidBase(f"{folder / CONFIG} must be a JSON object")
     return config
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """Return what the base's makers say of sampling, and of its ends; nothing where they don't."""
+    try:
+        config = json.loads((folder / GENERATION_CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def number(config: Mapping[str, Any], key: str) -> int:

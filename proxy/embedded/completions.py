@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from strop.proxy.embedded.answer import Answer
 from strop.proxy.embedded.engine import Engine, Exchange
 from strop.proxy.embedded.errors import BadRequest, EngineError, Overloaded
-from strop.proxy.embedded.jobs import Event, Job, Sampled, Started
+from strop.proxy.embedded.jobs import Event, Job, Sampled, Sampling, Started
 from strop.proxy.embedded.protocol import Request
 from strop.proxy.embedded.render import Envelope, Part, Renderer
 from strop.proxy.embedded.text_parts import Markup
@@ -34,10 +34,12 @@ class Completions:
 
     Args:
         engine: gives the engine once the application has started.
-        parse: makes a request of a JSON body.
+        parse: makes a request of a JSON body, and of what is sampled where that says nothing.
     """
 
-    def __init__(self, engine: Callable[[], Engine], parse: Callable[[object], Request]) -> None:
+    def __init__(
+        self, engine: Callable[[], Engine], parse: Callable[[object, Sampling], Request]
+    ) -> None:
         self._engine = engine
         self._parse = parse
 
@@ -45,8 +47,8 @@ class Completions:
         """Answer one request."""
         engine = self._engine()
         try:
-            engine.model()
-            request = self._parse(await read_json(receive))
+            usual = engine.model().sampling
+            request = self._parse(await read_json(receive), usual)
             request = replace(request, model=request.model or engine.options.name)
             engine.check_name(request.model)
             jobs = await engine.encode(request)

@@ -3,6 +3,7 @@
 Belongs to the owner thread. Knows no requests and no versions.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,26 @@ import mlx_lm
 from strop.adapters import base_model
 from strop.adapters.mlx_rows import Float32Logits
 from strop.adapters.rope import flat_rope, turn_partly
+from strop.proxy.embedded.errors import BadRequest
+from strop.proxy.embedded.fields import Fields
 from strop.proxy.embedded.grammar import Grammars
 from strop.proxy.embedded.harmony import end_ids
+from strop.proxy.embedded.jobs import Sampling
 from strop.proxy.embedded.lora import LinearShape, shapes_of
 from strop.proxy.embedded.options import Options
+from strop.proxy.embedded.protocol import NEUTRAL, read_sampling
+
+_USUAL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The resident base. `module` is mlx-lm's own, `model` the same with float32 logits."""
+    """The resident base. `module` is mlx-lm's own, `model` the same with float32 logits.
+
+    `sampling` is what a request that says nothing of it gets.
+    """
 
     module: Any
     model: Float32Logits
@@ -32,12 +44,14 @@ class LoadedModel:
     vocab_size: int
     shapes: Mapping[str, LinearShape]
     grammars: Grammars
+    sampling: Sampling = NEUTRAL
 
 
 def load(options: Options) -> LoadedModel:
     """Load the model named in `options`; raises what mlx-lm raises where it can't be loaded."""
+    folder = _folder(options.model)
     module, tokenizer, config = mlx_lm.load(
-        options.model, model_config=flat_rope(_config(options.model)), return_config=True
+        options.model, model_config=flat_rope(base_model.read_config(folder)), return_config=True
     )
     turn_partly(module, config)
     tokenizer.eos_token_ids = end_ids(tokenizer)
@@ -52,14 +66,34 @@ def load(options: Options) -> LoadedModel:
         vocab_size,
         shapes_of(module),
         Grammars(tokenizer, vocab_size),
+        _usual_sampling(folder),
     )
 
 
-def _config(model: str) -> dict[str, Any]:
+def _folder(model: str) -> Path:
+    """Return where the model lies, or at least its config, which is fetched if need be."""
     folder = Path(model)
-    if not folder.is_dir():
-        folder = Path(huggingface_hub.hf_hub_download(model, base_model.CONFIG)).parent
-    return base_model.read_config(folder)
+    if folder.is_dir():
+        return folder
+    return Path(huggingface_hub.hf_hub_download(model, base_model.CONFIG)).parent
+
+
+def _usual_sampling(folder: Path) -> Sampling:
+    """Return how the model's makers want it sampled; of their wishes, those that vLLM heeds.
+
+    A value that a request could not have is passed over, with a warning.
+    """
+    config = base_model.generation_config(folder)
+    usual = NEUTRAL
+    for name in _USUAL:
+        try:
+            usual = read_sampling(Fields({name: config.get(name)}), usual)
+        except BadRequest as error:
+            _log.warning("%s: %s", base_model.GENERATION_CONFIG, error.message)
+    if usual != NEUTRAL:
+        said = ", ".join(f"{name} {getattr(usual, name):g}" for name in _USUAL)
+        _log.info("where a request doesn't say, as %s does: %s", base_model.GENERATION_CONFIG, said)
+    return usual
 
 
 def _max_model_len(config: Mapping[str, Any], limit: int | None) -> int:

@@ -22,6 +22,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_N = 64
 MAX_PROMPTS = 256
 DEFAULT_MAX_TOKENS = 16  # of text completions
+NEUTRAL = Sampling()
 _MOST_ID_DIGITS = 10
 
 # Would change the answer, so ignoring them would be a lie. With the values that mean nothing.
@@ -93,8 +94,8 @@ class Request:
     cache_salt: str = ""
 
 
-def parse_chat(body: object) -> Request:
-    """Return a chat request.
+def parse_chat(body: object, usual: Sampling = NEUTRAL) -> Request:
+    """Return a chat request; what it leaves out is sampled as `usual` says.
 
     Raises:
         BadRequest: a field is missing, wrong, or asks for what this engine can't do.
@@ -128,6 +129,7 @@ def parse_chat(body: object) -> Request:
     limit = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
     return _request(
         fields,
+        usual,
         "chat",
         max_tokens=_max_tokens(fields, limit),
         logprobs=(top or 0) if wants_logprobs else None,
@@ -140,7 +142,7 @@ def parse_chat(body: object) -> Request:
     )
 
 
-def parse_completion(body: object) -> Request:
+def parse_completion(body: object, usual: Sampling = NEUTRAL) -> Request:
     """Return a text completion request; raises as `parse_chat`."""
     fields = Fields(body)
     # As in vLLM, and OpenAI's own; a null asks for the rest of the context.
@@ -151,11 +153,12 @@ def parse_completion(body: object) -> Request:
     else:
         logprobs = fields.integer("logprobs", low=0, high=MAX_TOP_LOGPROBS)
     echo = fields.flag("echo")
-    usual = None if is_null else DEFAULT_MAX_TOKENS
+    default = None if is_null else DEFAULT_MAX_TOKENS
     return _request(
         fields,
+        usual,
         "completions",
-        max_tokens=_max_tokens(fields, "max_tokens", usual, low=0 if echo else 1),
+        max_tokens=_max_tokens(fields, "max_tokens", default, low=0 if echo else 1),
         logprobs=logprobs,
         prompts=_prompts(fields.get("prompt")),
         echo=echo,
@@ -169,7 +172,7 @@ def _max_tokens(
     return fields.integer(name, default, low=low, high=1 << 31)
 
 
-def _request(fields: Fields, dialect: Dialect, **rest: Any) -> Request:
+def _request(fields: Fields, usual: Sampling, dialect: Dialect, **rest: Any) -> Request:
     _refuse(fields)
     is_stream = fields.flag("stream")
     prompt_logprobs = fields.integer("prompt_logprobs", low=0, high=MAX_TOP_LOGPROBS)
@@ -180,7 +183,7 @@ def _request(fields: Fields, dialect: Dialect, **rest: Any) -> Request:
     return Request(
         dialect=dialect,
         model=fields.string("model") if "model" in fields else "",
-        sampling=_sampling(fields),
+        sampling=read_sampling(fields, usual),
         is_stream=is_stream,
         include_usage=bool(fields.mapping("stream_options").get("include_usage")),
         n=fields.integer("n", 1, low=1, high=MAX_N) or 1,
@@ -209,21 +212,34 @@ def _refuse(fields: Fields) -> None:
             raise BadRequest(f"`{name}` is not supported by the embedded engine", param=name)
 
 
-def _sampling(fields: Fields) -> Sampling:
+def read_sampling(fields: Fields, usual: Sampling) -> Sampling:
+    """Return how tokens are to be drawn; what `fields` don't say of that is as usual.
+
+    Raises:
+        BadRequest: a value that can't be.
+    """
+
     def penalty(name: str) -> float:
         return fields.number(name, 0.0, lambda x: -2 <= x <= 2, "a number from -2 to 2")
 
     seed = fields.integer("seed", low=-(1 << 63), high=(1 << 63) - 1)
     return Sampling(
-        temperature=fields.number("temperature", 1.0, lambda x: x >= 0, "a number of at least 0"),
-        top_p=fields.number("top_p", 1.0, lambda x: 0 < x <= 1, "a number above 0 and up to 1"),
-        top_k=max(0, fields.integer("top_k", 0, low=-1, high=1 << 31) or 0),
-        min_p=fields.number("min_p", 0.0, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
+        temperature=fields.number(
+            "temperature", usual.temperature, lambda x: x >= 0, "a number of at least 0"
+        ),
+        top_p=fields.number(
+            "top_p", usual.top_p, lambda x: 0 < x <= 1, "a number above 0 and up to 1"
+        ),
+        top_k=max(0, fields.integer("top_k", usual.top_k, low=-1, high=1 << 31) or 0),
+        min_p=fields.number("min_p", usual.min_p, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         seed=None if seed == -1 else seed,  # As in vLLM, -1 is none.
         presence_penalty=penalty("presence_penalty"),
         frequency_penalty=penalty("frequency_penalty"),
         repetition_penalty=fields.number(
-            "repetition_penalty", 1.0, lambda x: 0 < x <= 10, "a number above 0 and up to 10"
+            "repetition_penalty",
+            usual.repetition_penalty,
+            lambda x: 0 < x <= 10,
+            "a number above 0 and up to 10",
         ),
         logit_bias=_logit_bias(fields),
         min_tokens=fields.integer("min_tokens", 0, low=0, high=1 << 31) or 0,

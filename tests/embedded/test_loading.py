@@ -13,7 +13,7 @@ from random_models import IDS, make, reference
 
 from strop.proxy.embedded import loading
 from strop.proxy.embedded.engine import Engine
-from strop.proxy.embedded.jobs import Sampled
+from strop.proxy.embedded.jobs import Sampled, Sampling
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import parse_completion
 
@@ -36,6 +36,31 @@ def test_the_context_is_what_the_model_and_the_options_say(
 ) -> None:
     """The smaller where both say something; where the model says nothing, the options alone."""
     assert expected == loading._max_model_len(config, limit)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('{"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": true, "eos_token_id": 2}',
+         Sampling(temperature=0.6, top_p=0.95, top_k=20)),
+        ('{"min_p": 0.1, "repetition_penalty": 1.1}', Sampling(min_p=0.1, repetition_penalty=1.1)),
+        ('{"temperature": null, "top_k": -1}', Sampling()),
+        # One that can't be doesn't keep the others from counting.
+        ('{"temperature": "warm", "top_p": 0, "top_k": 40, "min_p": 2}', Sampling(top_k=40)),
+        ("{}", Sampling()),
+        ("[1]", Sampling()),
+        ("none", Sampling()),
+        (None, Sampling()),
+    ],
+)  # fmt: skip
+def test_a_model_is_sampled_as_its_makers_say(
+    tmp_path: Path, said: str | None, expected: Sampling
+) -> None:
+    """In generation_config.json, if there is one that says it; of its members those vLLM heeds."""
+    if said is not None:
+        (tmp_path / "generation_config.json").write_text(said)
+
+    assert expected == loading._usual_sampling(tmp_path)
 
 
 async def ask(engine: Engine, prompt: list[int]) -> list[tuple[int, float]]:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import math
+import shutil
 import threading
 from collections.abc import AsyncIterator
 from functools import partial
@@ -503,3 +504,25 @@ async def test_where_the_gpu_fails_who_has_failed_already_is_told_why_and_once(
     assert b"no finite numbers" in calls[0].body
     assert b"Insufficient Memory" in calls[1].body
     assert len(told) == len(set(told)) == 2
+
+
+async def test_what_a_request_leaves_out_is_as_the_models_makers_say(
+    qwen3: Path, tmp_path: Path
+) -> None:
+    """With a temperature of 0 in generation_config.json answers are alike; unless one is sent."""
+    mx.disable_compile()
+    folder = shutil.copytree(qwen3, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"temperature": 0.0}')
+    engine = Engine(Options(model=str(folder), served_name="base"))
+    await engine.ready.wait()
+
+    async def texts(**sent: Any) -> set[str]:
+        calls = [Call(engine, max_tokens=8, **sent) for _ in range(3)]
+        await asyncio.gather(*(call.task for call in calls))
+        return {json.loads(call.body)["choices"][0]["text"] for call in calls}
+
+    unsaid, greedy, warm = await texts(), await texts(temperature=0), await texts(temperature=1)
+    await engine.stop()
+
+    assert (1, 3) == (len(unsaid), len(warm))
+    assert greedy == unsaid
