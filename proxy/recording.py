@@ -21,7 +21,8 @@ from strop.proxy.wire.answer import Answer, AnsweredChoice
 from strop.proxy.wire.restore import Split
 from strop.proxy.wire.stream_copy import StreamCopy
 
-# What decided the sampling, as the client asked for it; what is absent was the engine's default.
+# What decided the sampling, as the client asked for it, or else as the engine says that it samples;
+# what is absent was the default of an engine that doesn't say.
 SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stop_token_ids", "max_tokens",
     "max_completion_tokens", "min_tokens", "ignore_eos", "presence_penalty", "frequency_penalty",
@@ -103,7 +104,11 @@ def complete(draft: Draft) -> Completion:
     model = ask.fields.get("model")
     redaction = draft.redaction
     request = redaction.json(ask.raw)
-    sampling = _json({key: ask.fields[key] for key in SAMPLING if key in ask.fields})
+    asked = {key: ask.fields[key] for key in SAMPLING if key in ask.fields}
+    usual = {
+        key: value for key, value in draft.capabilities.sampling.items() if asked.get(key) is None
+    }
+    sampling = _json(asked | usual)
     return Completion(
         id=draft.id,
         created_ms=draft.created_ms,

@@ -168,9 +168,10 @@ async def _follow(app: Starlette) -> None:
     await engine.ready.wait()
     if not engine.failure:
         _log.info(
-            "serving %s, with a context of up to %d tokens",
+            "serving %s, with a context of up to %d tokens; where a request doesn't say, by %s",
             engine.options.name,
             engine.max_model_len,
+            engine.model().wishes or "temperature 1",
         )
     await engine.failed.wait()
     _log.error("can't serve %s: %s", engine.options.model, engine.failure)
@@ -187,6 +188,7 @@ def _models(engine: Engine, created: int) -> dict[str, Any]:
         "root": options.model,
         "parent": None,
         "max_model_len": engine.max_model_len,
+        "sampling": engine.model().wishes,
     }
     versions = [
         {"id": name, **head, "root": path, "parent": options.name, "max_model_len": None}

@@ -46,6 +46,12 @@ class LoadedModel:
     grammars: Grammars
     sampling: Sampling = NEUTRAL
 
+    @property
+    def wishes(self) -> dict[str, float]:
+        """The parameters by which the model's makers want it sampled."""
+        pairs = ((name, getattr(self.sampling, name)) for name in _USUAL)
+        return {name: value for name, value in pairs if value != getattr(NEUTRAL, name)}
+
 
 def load(options: Options) -> LoadedModel:
     """Load the model named in `options`; raises what mlx-lm raises where it can't be loaded."""
@@ -90,9 +96,6 @@ def _usual_sampling(folder: Path) -> Sampling:
             usual = read_sampling(Fields({name: config.get(name)}), usual)
         except BadRequest as error:
             _log.warning("%s: %s", base_model.GENERATION_CONFIG, error.message)
-    if usual != NEUTRAL:
-        said = ", ".join(f"{name} {getattr(usual, name):g}" for name in _USUAL)
-        _log.info("where a request doesn't say, as %s does: %s", base_model.GENERATION_CONFIG, said)
     return usual
 
 

@@ -4,7 +4,7 @@ Knows no engine. A driver declares what its engine can do; nobody asks for an en
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -42,6 +42,7 @@ class Capabilities:
         obeys_n: it gives as many choices as `n` says, and not one whatever it says.
         dtype: what it keeps its weights or its cache in, whichever is coarser; empty where it
             doesn't say.
+        sampling: what it takes for parameters that a request leaves out, as far as it says so.
     """
 
     token_ids: bool
@@ -57,6 +58,7 @@ class Capabilities:
     may_drop_tokens: bool = False
     obeys_n: bool = True
     dtype: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 class Ask(msgspec.Struct, frozen=True):

@@ -193,7 +193,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Snapshot": object_of(
         {
-            "sampling": {"type": "object", "description": "The parameters that were asked for."},
+            "sampling": {"type": "object", "description": "The parameters, as far as they are known."},
             "prompt_ids": or_null(array_of(integer())),
             "prompt_text": or_null(string("As the engine showed it, where it gives no ids.")),
             "choices": array_of(

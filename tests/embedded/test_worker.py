@@ -18,7 +18,7 @@ pytest.importorskip("mlx.core")
 import mlx.core as mx
 from waiting import LIMIT_S, until
 
-from strop.proxy.embedded import completions, lora, prefix, prompts, worker
+from strop.proxy.embedded import app, completions, lora, prefix, prompts, worker
 from strop.proxy.embedded.batch import Batch
 from strop.proxy.embedded.completions import Completions
 from strop.proxy.embedded.engine import Engine
@@ -522,7 +522,9 @@ async def test_what_a_request_leaves_out_is_as_the_models_makers_say(
         return {json.loads(call.body)["choices"][0]["text"] for call in calls}
 
     unsaid, greedy, warm = await texts(), await texts(temperature=0), await texts(temperature=1)
+    [card] = app._models(engine, 0)["data"]
     await engine.stop()
 
     assert (1, 3) == (len(unsaid), len(warm))
     assert greedy == unsaid
+    assert {"temperature": 0.0} == card["sampling"]

@@ -112,6 +112,36 @@ async def test_an_old_vllm_is_found_out_and_said(
     assert choice.logprobs is not None
 
 
+class Telling(FakeVllm):
+    """One that says how it samples where a request doesn't, as strop's own engine does."""
+
+    def _cards(self) -> list[dict[str, object]]:
+        usual = {"temperature": 0.6, "top_k": 20, "sampler": "its own"}
+        return [{**card, "sampling": usual} for card in super()._cards()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded"),
+    [
+        ({}, {"temperature": 0.6, "top_k": 20}),
+        ({"temperature": None}, {"temperature": 0.6, "top_k": 20}),
+        ({"temperature": 0, "top_p": 0.5}, {"temperature": 0, "top_p": 0.5, "top_k": 20}),
+    ],
+)
+async def test_the_record_has_how_it_was_sampled(
+    tmp_path: Path, asked: dict[str, object], recorded: dict[str, object]
+) -> None:
+    """By what the client asked for, and for the rest by what the engine says that it does."""
+    async with (
+        FakeEngine(Telling()) as engine,
+        running(settings_for(engine.url), tmp_path / "home") as proxy,
+    ):
+        await proxy.chat(**asked)
+        completion = (await proxy.row()).completion
+
+    assert recorded == json.loads(completion.sampling)
+
+
 async def test_an_engine_without_the_adapter_routes_is_found_out() -> None:
     """It serves its bases, and strop says how to start it."""
     async with FakeEngine(OldVllm()) as engine:
