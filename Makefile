@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help same-python install serve demo test test-faults test-hindered test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning clean
+.PHONY: help same-python install serve demo test test-faults test-hindered test-clients test-llamacpp test-vllm lint types imports wheel bench bench-quick bench-scale bench-throughput bench-swap bench-learning bench-real-model clean
 
 help:  ## Say what each target does.
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*?## "} {printf "  make %-17s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ bench-swap: $(VENV)/.installed-dev  ## What a switch costs, beside a stock mlx_l
 bench-learning: $(VENV)/.installed-dev  ## What ratings teach, beside TRL and others (hours; goes on where it was).
 	-$(BIN)/python -m bench.learning.setup
 	$(BIN)/python -m bench.learning $(ARGS)
+
+bench-real-model: $(VENV)/.installed-dev  ## What a real model of 135M learns from ratings (hours without a GPU).
+	$(BIN)/python -m bench.real_model $(ARGS)
 
 wheel: $(VENV)/.installed-dev  ## Build the wheel into dist/.
 	rm -rf build
