@@ -4,6 +4,7 @@ Pure. Knows nothing of ratings or versions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -65,3 +66,35 @@ def wilson(num_hits: float, num: float, confidence: float = CONFIDENCE) -> Inter
     low = 0.0 if num_hits == 0 else (centre - spread) / scale
     high = 1.0 if num_hits == num else (centre + spread) / scale
     return Interval(low, high)
+
+
+def pooled(groups: Sequence[Rate], correlation: float) -> Rate:
+    """Return the rate over all `groups`, which say less, the more each says as a whole.
+
+    N in groups of m are worth N / (1 + (m - 1) correlation) independent ones (Kish 1965, Survey
+    Sampling, 5.4). Where groups differ, m is the size of one's group on average.
+    """
+    num = sum(one.num for one in groups)
+    size = sum(one.num**2 for one in groups) / num if num else 1.0
+    worth = num / (1 + (size - 1) * correlation)
+    return Rate(sum(one.num_hits for one in groups), num, worth)
+
+
+def correlation(samples: Sequence[Sequence[Rate]]) -> float:
+    """Return how much those of a group are hits or not together, in [0, 1].
+
+    The mean product of two such ones' distances from their sample's rate, over the variance of one.
+    1 where no sample has both hits and others: nothing can be seen there.
+
+    Args:
+        samples: of groups each, which may have different rates.
+    """
+    covariance = variance = 0.0
+    for groups in samples:
+        rate = pooled(groups, 0.0).value
+        for one in groups:
+            together = one.num_hits - rate * one.num
+            alone = one.num_hits * (1 - rate) ** 2 + (one.num - one.num_hits) * rate**2
+            covariance += together**2 - alone
+            variance += one.num * (one.num - 1) * rate * (1 - rate)
+    return min(max(covariance / variance, 0.0), 1.0) if variance else 1.0

@@ -105,9 +105,8 @@ def complete(draft: Draft) -> Completion:
     redaction = draft.redaction
     request = redaction.json(ask.raw)
     asked = {key: ask.fields[key] for key in SAMPLING if key in ask.fields}
-    usual = {
-        key: value for key, value in draft.capabilities.sampling.items() if asked.get(key) is None
-    }
+    told = draft.capabilities.sampling
+    usual = {key: told[key] for key in SAMPLING if key in told and asked.get(key) is None}
     sampling = _json(asked | usual)
     return Completion(
         id=draft.id,

@@ -2,6 +2,8 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,13 +26,13 @@ from strop.training.demo.served import serve
         ("2) then", True),
         ("A well-known fact - no list, of 1.5 lines.", False),
         ("-5 degrees", False),
-        ("", False),
+        (" \n", False),
     ],
 )
 def test_who_likes_lists_likes_what_has_one(text: str, has_list: bool) -> None:
     """Who likes prose likes the others, unless they say nothing."""
     assert has_list == person.TASTES["lists"](text)
-    assert (bool(text) and not has_list) == person.TASTES["prose"](text)
+    assert (bool(text.strip()) and not has_list) == person.TASTES["prose"](text)
 
 
 def test_what_measures_is_never_rated() -> None:
@@ -46,11 +48,11 @@ def test_what_measures_is_never_rated() -> None:
 
 def test_a_play_is_a_table() -> None:
     """The base, then each round with its run, one that failed too."""
-    measured = Measured("v1", Rate(40, 160), "")
+    measured = Measured("v1", Rate(40, 160))
     finished = {
         "state": "passed",
         "step": 20,
-        "metrics": {"ending": "finished", "kl_base": 0.0154},
+        "metrics": {"ending": "finished", "gate_kl_parent": 0.0154},
     }
     failed = {"state": "failed", "step": 0, "metrics": {}}
     plan = {"taste": "lists", "preset": "balanced", "seed": 0}
@@ -66,6 +68,58 @@ def test_a_play_is_a_table() -> None:
     assert ["0", "", "", "", "", "", *served] == cells[0]
     assert ["40", "5", "passed", "20", "finished", "0.015", *served] == cells[1]
     assert ["80", "0", "failed", "0", "", "", *served] == cells[2]
+
+
+class Scripted:
+    """A strop whose every other answer has a list, and whose runs pass at once."""
+
+    model = "m"
+
+    def __init__(self) -> None:
+        self.asked: dict[str, tuple[str, str]] = {}
+        self.rated: dict[str, int] = {}
+        completions = SimpleNamespace(with_raw_response=SimpleNamespace(create=self._create))
+        chat = SimpleNamespace(completions=completions)
+        self.agent = SimpleNamespace(chat=chat, close=self._close)
+
+    async def _close(self) -> None:
+        pass
+
+    async def _create(self, *, messages: Any, **_: Any) -> Any:
+        id_, text = str(len(self.asked)), "- a" if len(self.asked) % 2 else "a"
+        self.asked[id_] = messages[0]["content"], text
+        answer = SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=text))])
+        return SimpleNamespace(headers={"X-Strop-Completion-Id": id_}, parse=lambda: answer)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "/v1/feedback":
+            self.rated[body["completion_id"]] = body["rating"]
+        return {"id": "r", "state": "queued"}
+
+    def get(self, path: str) -> dict[str, Any]:
+        if path == "/health":
+            return {"model": {"active": "v1"}}
+        state = "active" if "adapters" in path else "passed"
+        return {"id": "r", "state": state, "version": "v1", "events": []}
+
+
+def test_who_plays_rates_what_is_liked_and_nothing_that_measures() -> None:
+    """Each question of a round once, and each that is held out four times before and after."""
+    strop: Any = Scripted()
+    base, one, two = play(strop, Plan("lists", rounds=2, ratings=10, seed=0, preset="p"))
+    rated, held_out = person.questions(0)
+
+    questions = [strop.asked[id_][0] for id_ in strop.rated]
+    others = [question for id_, (question, _) in strop.asked.items() if id_ not in strop.rated]
+    assert isinstance(base, Measured)
+    assert isinstance(two, Round)
+    assert rated[:20] == questions
+    assert sorted(held_out * NUM_SAMPLES * 3) == sorted(others)
+    assert strop.rated == {id_: 1 if strop.asked[id_][1] == "- a" else -1 for id_ in strop.rated}
+    assert [(10, 5), (20, 5)] == [
+        (each.num_ratings, each.num_good) for each in (one, two) if isinstance(each, Round)
+    ]
+    assert (80, 160) == (two.measured.liked.num_hits, two.measured.liked.num)
 
 
 def test_a_round_is_asked_rated_learned_and_measured(tmp_path: Path) -> None:

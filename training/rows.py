@@ -8,13 +8,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from strop.proxy.store import prompt
 from strop.proxy.store.records import Choice, Completion
 from strop.training.sequences import Floats, Tokens
+
+# Below it vLLM, and strop's own engine, take the best token.
+_GREEDY_BELOW: Final = 1e-5
 
 
 class LeftOut(StrEnum):
@@ -283,14 +286,14 @@ def _sampling(completion: Completion) -> Mapping[str, object]:
 
 
 def _sampling_flags(sampling: Mapping[str, object]) -> set[Flag]:
-    """Return how the answer's distribution was not the model's own, as far as the client set it."""
+    """Return how the answer's distribution was not the model's own, as far as that is known."""
 
     def number(name: str, default: float) -> float:
         value = sampling.get(name)
         return float(value) if isinstance(value, int | float) else default
 
     flags = set()
-    if number("temperature", 1) == 0 or number("top_k", 0) == 1:
+    if number("temperature", 1) < _GREEDY_BELOW or number("top_k", 0) == 1:
         flags.add(Flag.GREEDY)
     elif number("top_p", 1) < 1 or number("top_k", 0) > 0 or number("min_p", 0) > 0:
         flags.add(Flag.TRUNCATED)

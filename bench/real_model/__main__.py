@@ -20,7 +20,7 @@ import orjson
 from bench import machine
 from bench.processes import StartError, end_at_sigterm
 from bench.real_model import model, person
-from bench.real_model.play import Measured, Plan, Round, play
+from bench.real_model.play import MAX_TOKENS, TEMPERATURE, Measured, Plan, Round, play
 from bench.report import facts_line, markdown, update_docs
 from bench.swap.servers import VLLM_PYTHON, start_vllm
 from strop.training.demo.served import DemoFailed, serve
@@ -30,8 +30,8 @@ _MODELS: Final = _ROOT / "bench" / "out" / "models"
 _RESULTS: Final = _ROOT / "bench" / "results" / "real_model.json"
 _PAGE: Final = _ROOT / "docs" / "learning-results.md"
 _MARKS: Final = ("<!-- real model: begin -->", "<!-- real model: end -->")
-_HEAD: Final = ("ratings", "good of these", "run", "steps", "ended by", "KL to the base", "serves",
-                "liked", "at 90 %")  # fmt: skip
+_HEAD: Final = ("ratings", "good of these", "run", "steps", "ended by", "KL to its parent",
+                "serves", "liked", "at 90 %")  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,12 +51,16 @@ def main(arguments: Sequence[str]) -> int:
     plan = Plan(given.taste, given.rounds, given.ratings, given.seed, given.preset)
     end_at_sigterm()
     if plan.rounds:
+        rows: list[list[str]] = []
+        played = {"plan": asdict(plan), "facts": machine.describe() | _asked(), "rows": rows}
         try:
-            rows = _rows(plan)
+            for one in _play(plan):
+                rows.append(_row(one))
+                _keep(played)
+                print("  ".join(rows[-1]), flush=True)
         except (DemoFailed, StartError, model.CannotGetError) as error:
             print(error, file=sys.stderr)
             return 1
-        _keep({"plan": asdict(plan), "facts": machine.describe(), "rows": rows})
     plays = _kept()
     tables = "\n\n".join(map(_table, plays))
     print(f"\n{tables}")
@@ -76,18 +80,24 @@ def _keep(played: dict[str, Any]) -> None:
     _RESULTS.write_bytes(orjson.dumps([*others, played], option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def _rows(plan: Plan) -> list[list[str]]:
-    """Play, and return a row of the table for the base and for each round."""
-    rows: list[list[str]] = []
+def _asked() -> dict[str, str]:
+    """Return what the figures depend on beside the machine."""
+    return {
+        "model": model.NAME,
+        "engine": "embedded" if sys.platform == "darwin" else "vLLM",
+        "temperature": f"{TEMPERATURE:g}",
+        "tokens": str(MAX_TOKENS),
+    }
+
+
+def _play(plan: Plan) -> Iterator[Measured | Round]:
+    """Serve the model, and play."""
     base = model.get(_MODELS)
     with tempfile.TemporaryDirectory() as name, _engine(base, Path(name)) as engine:
         home = Path(name) / "home"
         home.mkdir()
         with serve(home, {"training.enabled": "false", **engine}) as served:
-            for one in play(served, plan):
-                rows.append(_row(one))
-                print("  ".join(rows[-1]), flush=True)
-    return rows
+            yield from play(served, plan)
 
 
 @contextlib.contextmanager
@@ -113,14 +123,14 @@ def _row(one: Measured | Round) -> list[str]:
         return ["0", "", "", "", "", "", *serves]
     said: dict[str, Any] = one.run["metrics"]
     ending = str(said.get("ending", ""))
-    kl = f"{said['kl_base']:.3f}" if "kl_base" in said else ""
+    kl = f"{said['gate_kl_parent']:.3f}" if "gate_kl_parent" in said else ""
     run = [one.run["state"], str(one.run["step"]), ending, kl]
     return [str(one.num_ratings), str(one.num_good), *run, *serves]
 
 
 def _table(played: Mapping[str, Any]) -> str:
     plan = played["plan"]
-    title = f"likes {plan['taste']}; preset {plan['preset']}, seed {plan['seed']}"
+    title = f"likes {plan['taste']}; preset {Path(plan['preset']).name}, seed {plan['seed']}"
     facts, table = facts_line(played["facts"]), markdown(_HEAD, played["rows"])
     return f"### {title[0].upper()}{title[1:]}\n\n{facts}\n\n{table}"
 

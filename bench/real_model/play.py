@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench.real_model import person
+from strop.adapters import rates
 from strop.adapters.rates import Rate
 from strop.training.demo.served import DemoFailed, Served
 
@@ -46,11 +47,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Fresh answers of what serves, to questions that nobody rates."""
+    """Fresh answers of what serves, to questions that nobody rates.
+
+    `liked` counts an answer for less, the more the answers to a question are alike in being liked.
+    """
 
     version: str
     liked: Rate
-    example: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +100,12 @@ async def _measure(
     served: Served, held_out: Sequence[str], likes: Callable[[str], bool]
 ) -> Measured:
     answers = await _ask(served, [one for one in held_out for _ in range(NUM_SAMPLES)])
-    return Measured(
-        version=served.get("/health")["model"]["active"],
-        liked=Rate(sum(likes(text) for text, _ in answers), len(answers)),
-        example=answers[0][0],
-    )
+    of_questions = [
+        Rate(sum(likes(text) for text, _ in answers[start : start + NUM_SAMPLES]), NUM_SAMPLES)
+        for start in range(0, len(answers), NUM_SAMPLES)
+    ]
+    liked = rates.pooled(of_questions, rates.correlation([of_questions]))
+    return Measured(served.get("/health")["model"]["active"], liked)
 
 
 async def _ask(served: Served, questions: Sequence[str]) -> list[tuple[str, str]]:
@@ -123,7 +127,11 @@ async def _ask(served: Served, questions: Sequence[str]) -> list[tuple[str, str]
 
 
 def _train(served: Served, plan: Plan) -> dict[str, Any]:
-    """Start a run, and return it once it is over, and its version serves if it passed."""
+    """Start a run, and return it once it is over, and its version serves if it passed.
+
+    Raises:
+        DemoFailed: its version could not be activated, or it is not over in time.
+    """
     run = served.post("/admin/runs", {"preset": plan.preset})
     deadline_s = time.monotonic() + _RUN_TIMEOUT_S
     while time.monotonic() < deadline_s:
@@ -135,6 +143,8 @@ def _train(served: Served, plan: Plan) -> dict[str, Any]:
                 version = served.get(f"/admin/adapters/{run['version']}")
                 if version["state"] == "active":
                     return run
+                if any(event["kind"] == "activation_failed" for event in version["events"]):
+                    raise DemoFailed(f"{run['version']} could not be activated: {version}")
             case _:
                 return run
         time.sleep(_POLL_S)

@@ -25,7 +25,11 @@ from strop.proxy.embedded.lora import LinearShape, shapes_of
 from strop.proxy.embedded.options import Options
 from strop.proxy.embedded.protocol import NEUTRAL, read_sampling
 
-_USUAL = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# Of `max_new_tokens`, which it heeds too, nothing: an answer may take the rest of the context.
+_USUAL = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty",
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +89,7 @@ def _folder(model: str) -> Path:
 
 
 def _usual_sampling(folder: Path) -> Sampling:
-    """Return how the model's makers want it sampled; of their wishes, those that vLLM heeds.
+    """Return how the model's makers want it sampled: what vLLM heeds of their wishes.
 
     A value that a request could not have is passed over, with a warning.
     """
@@ -94,8 +98,8 @@ def _usual_sampling(folder: Path) -> Sampling:
     for name in _USUAL:
         try:
             usual = read_sampling(Fields({name: config.get(name)}), usual)
-        except BadRequest as error:
-            _log.warning("%s: %s", base_model.GENERATION_CONFIG, error.message)
+        except (BadRequest, OverflowError) as error:
+            _log.warning("%s: %s", base_model.GENERATION_CONFIG, error)
     return usual
 
 

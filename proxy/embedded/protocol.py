@@ -219,8 +219,8 @@ def read_sampling(fields: Fields, usual: Sampling) -> Sampling:
         BadRequest: a value that can't be.
     """
 
-    def penalty(name: str) -> float:
-        return fields.number(name, 0.0, lambda x: -2 <= x <= 2, "a number from -2 to 2")
+    def penalty(name: str, otherwise: float) -> float:
+        return fields.number(name, otherwise, lambda x: -2 <= x <= 2, "a number from -2 to 2")
 
     seed = fields.integer("seed", low=-(1 << 63), high=(1 << 63) - 1)
     return Sampling(
@@ -233,8 +233,8 @@ def read_sampling(fields: Fields, usual: Sampling) -> Sampling:
         top_k=max(0, fields.integer("top_k", usual.top_k, low=-1, high=1 << 31) or 0),
         min_p=fields.number("min_p", usual.min_p, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         seed=None if seed == -1 else seed,  # As in vLLM, -1 is none.
-        presence_penalty=penalty("presence_penalty"),
-        frequency_penalty=penalty("frequency_penalty"),
+        presence_penalty=penalty("presence_penalty", usual.presence_penalty),
+        frequency_penalty=penalty("frequency_penalty", usual.frequency_penalty),
         repetition_penalty=fields.number(
             "repetition_penalty",
             usual.repetition_penalty,

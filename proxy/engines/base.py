@@ -42,7 +42,7 @@ class Capabilities:
         obeys_n: it gives as many choices as `n` says, and not one whatever it says.
         dtype: what it keeps its weights or its cache in, whichever is coarser; empty where it
             doesn't say.
-        sampling: what it takes for parameters that a request leaves out, as far as it says so.
+        sampling: by which parameters it samples where a request says nothing, as far as it tells.
     """
 
     token_ids: bool
@@ -58,7 +58,7 @@ class Capabilities:
     may_drop_tokens: bool = False
     obeys_n: bool = True
     dtype: str = ""
-    sampling: Mapping[str, float] = field(default_factory=dict)
+    sampling: Mapping[str, int | float] = field(default_factory=dict)
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -122,6 +122,7 @@ class EngineState:
 
     `digest` is what it says identifies its base's weights, where it has better than names.
     `synonyms` are further names that it takes for the first of `models`, which has them not.
+    `sampling` is as in `Capabilities`.
     """
 
     models: tuple[str, ...]
@@ -129,6 +130,7 @@ class EngineState:
     max_model_len: int | None = None
     digest: str | None = None
     synonyms: tuple[str, ...] = ()
+    sampling: Mapping[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

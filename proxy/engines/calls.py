@@ -32,6 +32,8 @@ LOAD_TIMEOUT_S = 600.0
 READ_TIMEOUT_S = 60.0
 # A list of models is the longest that is asked for.
 MAX_ANSWER_BYTES = 16 * 2**20
+# No parameter of sampling means anything beyond; NaN is not below it either.
+_MOST = 2**31
 NO_COUNT = (
     "this engine can't tell how many tokens a prompt has without answering it; vLLM, llama-server"
     " and strop's own engine can"
@@ -205,7 +207,17 @@ class Calls:
             version=answer.headers.get("server"),
             max_model_len=length if isinstance(length, int) else None,
             digest=root if isinstance(root, str) else None,
+            sampling=_sampling(bases[first].get("sampling")),
         )
+
+
+def _sampling(said: object) -> dict[str, int | float]:
+    """Return what strop's own engine says of its model's sampling; no other says anything."""
+    return {
+        name: value
+        for name, value in (said.items() if isinstance(said, dict) else ())
+        if type(value) in (int, float) and abs(value) <= _MOST
+    }
 
 
 def credentials(key: str) -> Headers:

@@ -107,6 +107,8 @@ class Vllm(SingleServer):
     async def check(self) -> EngineState:
         """Return what `/v1/models` and `/version` say."""
         state = await self._check_list()
+        if state.sampling != self.capabilities.sampling:
+            self.capabilities = replace(self.capabilities, sampling=state.sampling)
         answer = await self._calls.ask("GET", "/version")
         return replace(state, version=_version(answer.content) or state.version)
 
@@ -138,15 +140,8 @@ class Vllm(SingleServer):
             score_tokens=claimed.score_tokens and found.kind != "logits",
             adapters=num_adapters,
             logprobs_kind="processed" if found.kind == "processed" else "raw",
-            sampling=await self._sampling(model),
+            sampling=self.capabilities.sampling,
         )
-
-    async def _sampling(self, model: str) -> dict[str, float]:
-        """Return what a request that leaves it out is sampled by; strop's own engine says so."""
-        _, cards = await self._calls.list_cards()
-        said = next((card.get("sampling") for card in cards if card["id"] == model), None)
-        pairs = said.items() if isinstance(said, dict) else ()
-        return {name: value for name, value in pairs if isinstance(value, int | float)}
 
 
 def _version(answer: bytes) -> str | None:

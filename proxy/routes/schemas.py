@@ -193,7 +193,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Snapshot": object_of(
         {
-            "sampling": {"type": "object", "description": "The parameters, as far as they are known."},
+            "sampling": {
+                "type": "object",
+                "description": "Its parameters, as far as known.",
+            },
             "prompt_ids": or_null(array_of(integer())),
             "prompt_text": or_null(string("As the engine showed it, where it gives no ids.")),
             "choices": array_of(

@@ -28,7 +28,7 @@ _INSERT: Final = """
 INSERT INTO runs (id, created_ms, state, objective, preset, parent, base, requested_by, config)
 VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?)"""
 _SET_STATE: Final = """
-UPDATE runs SET state = ?, started_ms = coalesce(started_ms, ?), finished_ms = ?, eta_s = NULL
+UPDATE runs SET state = ?, started_ms = coalesce(started_ms, ?), finished_ms = ?
 WHERE id = ?"""
 _BEGIN_ANEW: Final = """
 UPDATE runs SET started_ms = ?, step = 0, num_steps = 0, eta_s = NULL, counts = '{}', metrics = '{}'
@@ -82,20 +82,21 @@ def create(
 def update(connection: sqlite3.Connection, id_: str, new: RunUpdate, *, now_ms: int) -> Run:
     """Change what `new` has of a run.
 
-    The time of its start and of its end come from the state, and with each state what is left is
-    unknown again. A candidate of a run that ends without
-    having published it is rejected with it.
+    The time of its start and of its end come from the state; who says it anew doesn't know yet how
+    long it takes. A candidate of a run that ends without having published it is rejected with it.
 
     Raises:
         NotFound: there is no such run.
         Conflict: it is over, or that state can't follow.
     """
     known = _running(connection, id_)
-    given = {
+    given: dict[str, object] = {
         field.name: value.decode() if isinstance(value, bytes) else value
         for field in fields(new)
         if field.name != "state" and (value := getattr(new, field.name)) is not None
     }
+    if new.state is not None:
+        given["eta_s"] = None
     if given:
         assignments = ", ".join(f"{name} = ?" for name in given)
         connection.execute(f"UPDATE runs SET {assignments} WHERE id = ?", (*given.values(), id_))

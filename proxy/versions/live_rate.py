@@ -6,6 +6,7 @@ Reads no store and activates nothing; `promotion` does.
 from collections.abc import Sequence
 from typing import Final
 
+from strop.adapters import rates
 from strop.adapters.rates import Rate
 from strop.proxy.store.version_records import Activation, Version
 
@@ -46,14 +47,14 @@ def complaint(version: str, own: Sequence[Rate], parent: str, before: Sequence[R
     """
     if len(own) < MIN_SESSIONS or _num(own) < MIN_ANSWERS:
         return None
-    correlation = _correlation((own, before))
-    rate, was = _rate(own, correlation), _rate(before, correlation)
+    correlation = rates.correlation((own, before))
+    rate, was = rates.pooled(own, correlation), rates.pooled(before, correlation)
     # One session that is much larger than the others would decide alone, and hide how much its
     # answers hang together.
     worst = max(own, key=lambda one: one.num - one.num_hits)
     rest = list(own)
     rest.remove(worst)
-    highest = max(one.interval.high for one in (rate, _rate(rest, correlation)))
+    highest = max(one.interval.high for one in (rate, rates.pooled(rest, correlation)))
     if highest >= was.interval.low:
         return None
     return (
@@ -64,35 +65,6 @@ def complaint(version: str, own: Sequence[Rate], parent: str, before: Sequence[R
 
 def _num(sessions: Sequence[Rate]) -> int:
     return sum(one.num for one in sessions)
-
-
-def _rate(sessions: Sequence[Rate], correlation: float) -> Rate:
-    """Return the rate over all `sessions`, which say less, the more each says as a whole.
-
-    N answers in sessions of m are worth N / (1 + (m - 1) correlation) independent ones (Kish 1965,
-    Survey Sampling, 5.4). Where sessions differ, m is the size of an answer's session on average.
-    """
-    num = _num(sessions)
-    size = sum(one.num**2 for one in sessions) / num if num else 1.0
-    worth = num / (1 + (size - 1) * correlation)
-    return Rate(sum(one.num_hits for one in sessions), num, worth)
-
-
-def _correlation(versions: Sequence[Sequence[Rate]]) -> float:
-    """Return how much answers of one session are liked or not together, in [0, 1].
-
-    The mean product of two such answers' distances from their version's rate, over the variance of
-    an answer. 1 where no version has both liked and disliked answers: nothing can be seen there.
-    """
-    covariance = variance = 0.0
-    for sessions in versions:
-        rate = _rate(sessions, 0.0).value
-        for one in sessions:
-            together = one.num_hits - rate * one.num
-            alone = one.num_hits * (1 - rate) ** 2 + (one.num - one.num_hits) * rate**2
-            covariance += together**2 - alone
-            variance += one.num * (one.num - 1) * rate * (1 - rate)
-    return min(max(covariance / variance, 0.0), 1.0) if variance else 1.0
 
 
 def _shown(version: str, rate: Rate, num_sessions: int) -> str:

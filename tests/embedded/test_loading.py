@@ -1,6 +1,7 @@
 """What the embedded engine makes of a model's folder, and of models that are served one by one."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from strop.proxy.embedded import loading
 from strop.proxy.embedded.engine import Engine
 from strop.proxy.embedded.jobs import Sampled, Sampling
 from strop.proxy.embedded.options import Options
-from strop.proxy.embedded.protocol import parse_completion
+from strop.proxy.embedded.protocol import Request, parse_chat, parse_completion
 
 
 @pytest.mark.parametrize(
@@ -44,9 +45,12 @@ def test_the_context_is_what_the_model_and_the_options_say(
         ('{"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": true, "eos_token_id": 2}',
          Sampling(temperature=0.6, top_p=0.95, top_k=20)),
         ('{"min_p": 0.1, "repetition_penalty": 1.1}', Sampling(min_p=0.1, repetition_penalty=1.1)),
+        ('{"presence_penalty": 1.5, "frequency_penalty": -1, "max_new_tokens": 5}',
+         Sampling(presence_penalty=1.5, frequency_penalty=-1.0)),
         ('{"temperature": null, "top_k": -1}', Sampling()),
         # One that can't be doesn't keep the others from counting.
         ('{"temperature": "warm", "top_p": 0, "top_k": 40, "min_p": 2}', Sampling(top_k=40)),
+        (f'{{"temperature": 1{"0" * 400}, "top_p": NaN, "top_k": 20.0}}', Sampling(top_k=20)),
         ("{}", Sampling()),
         ("[1]", Sampling()),
         ("none", Sampling()),
@@ -56,11 +60,33 @@ def test_the_context_is_what_the_model_and_the_options_say(
 def test_a_model_is_sampled_as_its_makers_say(
     tmp_path: Path, said: str | None, expected: Sampling
 ) -> None:
-    """In generation_config.json, if there is one that says it; of its members those vLLM heeds."""
+    """In generation_config.json, if there is one that says it."""
     if said is not None:
         (tmp_path / "generation_config.json").write_text(said)
 
     assert expected == loading._usual_sampling(tmp_path)
+
+
+USUAL = Sampling(
+    temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.5,
+    frequency_penalty=-0.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("parse", "body"),
+    [(parse_chat, {"messages": [{"role": "user"}]}), (parse_completion, {"prompt": "a"})],
+)
+def test_a_request_is_sampled_so_where_it_says_nothing(
+    parse: Callable[[object, Sampling], Request], body: dict[str, Any]
+) -> None:
+    """In both dialects; a null says nothing."""
+    neutral = {"temperature": 1, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1,
+               "presence_penalty": 0, "frequency_penalty": 0}  # fmt: skip
+
+    assert USUAL == parse(body, USUAL).sampling
+    assert USUAL == parse(body | dict.fromkeys(neutral), USUAL).sampling
+    assert Sampling() == parse(body | neutral, USUAL).sampling
 
 
 async def ask(engine: Engine, prompt: list[int]) -> list[tuple[int, float]]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,34 +113,59 @@ async def test_an_old_vllm_is_found_out_and_said(
     assert choice.logprobs is not None
 
 
+@dataclass
 class Telling(FakeVllm):
     """One that says how it samples where a request doesn't, as strop's own engine does."""
 
+    said: object = None
+
     def _cards(self) -> list[dict[str, object]]:
-        usual = {"temperature": 0.6, "top_k": 20, "sampler": "its own"}
-        return [{**card, "sampling": usual} for card in super()._cards()]
+        own, *rest = super()._cards()
+        other = {**own, "id": "other", "parent": own["id"], "sampling": {"temperature": 0.1}}
+        return [other, {**own, "sampling": self.said}, *rest]
 
 
 @pytest.mark.parametrize(
-    ("asked", "recorded"),
+    ("said", "asked", "recorded"),
     [
-        ({}, {"temperature": 0.6, "top_k": 20}),
-        ({"temperature": None}, {"temperature": 0.6, "top_k": 20}),
-        ({"temperature": 0, "top_p": 0.5}, {"temperature": 0, "top_p": 0.5, "top_k": 20}),
+        ({"temperature": 0.6, "top_k": 20}, {}, {"temperature": 0.6, "top_k": 20}),
+        ({"temperature": 0.6}, {"temperature": None}, {"temperature": 0.6}),
+        ({"temperature": 0.6, "top_k": 20}, {"temperature": 0, "top_p": 0.5},
+         {"temperature": 0, "top_p": 0.5, "top_k": 20}),
+        ({"top_k": 20, "temperature": True, "top_p": 10**30, "min_p": "0.1", "x": 2}, {},
+         {"top_k": 20}),
+        ("greedy", {}, {}),
     ],
-)
+)  # fmt: skip
 async def test_the_record_has_how_it_was_sampled(
-    tmp_path: Path, asked: dict[str, object], recorded: dict[str, object]
+    tmp_path: Path, said: object, asked: dict[str, object], recorded: dict[str, object]
 ) -> None:
     """By what the client asked for, and for the rest by what the engine says that it does."""
     async with (
-        FakeEngine(Telling()) as engine,
+        FakeEngine(Telling(said=said)) as engine,
         running(settings_for(engine.url), tmp_path / "home") as proxy,
     ):
         await proxy.chat(**asked)
         completion = (await proxy.row()).completion
 
     assert recorded == json.loads(completion.sampling)
+
+
+async def test_how_it_samples_is_read_whenever_it_is_looked_at() -> None:
+    """It may be back with another model; and what is found out of the rest keeps it."""
+    fake = Telling(said={"temperature": 0.6})
+    seen = []
+    async with FakeEngine(fake) as engine:
+        upstream = Upstream(engine.url)
+        driver = Vllm(upstream)
+        for said in ({"temperature": 0.6}, {"temperature": 0.7}, None):
+            fake.said = said
+            await driver.check()
+            await driver.verify("tiny")
+            seen.append(driver.capabilities.sampling)
+        await upstream.aclose()
+
+    assert [{"temperature": 0.6}, {"temperature": 0.7}, {}] == seen
 
 
 async def test_an_engine_without_the_adapter_routes_is_found_out() -> None:

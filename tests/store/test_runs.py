@@ -134,13 +134,15 @@ async def test_an_update_changes_what_it_has(store: Store) -> None:
 
 
 async def test_what_is_left_of_its_steps_says_nothing_of_the_gate(store: Store) -> None:
-    """A run whose steps are done isn't over in no time."""
+    """A run whose steps are done isn't over in no time; nor is it known of one that is resumed."""
     made = await bring(store, "running")
     learning = await store.runs.add_step(made.id, 1, b'{"loss":3}', eta_s=20.0)
 
+    resumed = await store.runs.update(made.id, RunUpdate(state="running"))
+    await store.runs.add_step(made.id, 2, b'{"loss":3}', eta_s=10.0)
     judged = await store.runs.update(made.id, RunUpdate(state="gating"))
 
-    assert (20.0, None) == (learning.eta_s, judged.eta_s)
+    assert (20.0, None, None) == (learning.eta_s, resumed.eta_s, judged.eta_s)
 
 
 async def test_a_run_that_is_over_has_an_end_and_nothing_left_to_do(store: Store) -> None:

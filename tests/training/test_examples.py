@@ -104,6 +104,7 @@ def test_the_rated_choice_is_the_one_that_trains() -> None:
         ({}, set()),
         ({"temperature": 0.7, "top_p": 1, "top_k": -1, "min_p": 0, "seed": 1}, set()),
         ({"temperature": 0, "top_p": 0.9}, {Flag.GREEDY}),
+        ({"temperature": 1e-6}, {Flag.GREEDY}),
         ({"top_k": 1}, {Flag.GREEDY}),
         ({"top_p": 0.9}, {Flag.TRUNCATED}),
         ({"top_k": 40}, {Flag.TRUNCATED}),
