@@ -92,18 +92,23 @@ def draw(
     scaled_BV = logprobs_BV / temperature
     vocab_size = scaled_BV.shape[-1]
     if min_p > 0:
-        least_B1 = mx.max(scaled_BV, axis=-1, keepdims=True) + math.log(min_p)
-        scaled_BV = mx.where(scaled_BV < least_B1, -mx.inf, scaled_BV)
+        floor_B1 = mx.max(scaled_BV, axis=-1, keepdims=True) + math.log(min_p)
+        scaled_BV = mx.where(scaled_BV < floor_B1, -mx.inf, scaled_BV)
+    best_BK = scaled_BV
+    least_B1: mx.array | None = None
     if 0 < top_k < vocab_size:
         kth = vocab_size - top_k
-        least_B1 = mx.partition(scaled_BV, kth, axis=-1)[:, kth : kth + 1]
-        scaled_BV = mx.where(scaled_BV < least_B1, -mx.inf, scaled_BV)
+        best_BK = mx.partition(scaled_BV, kth, axis=-1)[:, kth:]
+        least_B1 = best_BK[:, :1]
     if top_p < 1:
-        ascending_BV = mx.sort(scaled_BV, axis=-1)
-        mass_BV = mx.cumsum(mx.softmax(ascending_BV, axis=-1), axis=-1)
+        # Of the best alone, where these are chosen: sorting a whole vocabulary takes long.
+        ascending_BK = mx.sort(best_BK, axis=-1)
+        mass_BK = mx.cumsum(mx.softmax(ascending_BK, axis=-1), axis=-1)
         # The largest always stays, whatever the rounding of the sum.
-        is_kept_BV = (mass_BV > 1 - top_p) | (mx.arange(vocab_size) == vocab_size - 1)
-        least_B1 = mx.min(mx.where(is_kept_BV, ascending_BV, mx.inf), axis=-1, keepdims=True)
+        last = ascending_BK.shape[-1] - 1
+        is_kept_BK = (mass_BK > 1 - top_p) | (mx.arange(last + 1) == last)
+        least_B1 = mx.min(mx.where(is_kept_BK, ascending_BK, mx.inf), axis=-1, keepdims=True)
+    if least_B1 is not None:
         scaled_BV = mx.where(scaled_BV < least_B1, -mx.inf, scaled_BV)
     return mx.random.categorical(scaled_BV, key=keys())
 

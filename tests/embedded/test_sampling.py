@@ -31,6 +31,16 @@ def normalised(values: list[float]) -> list[float]:
     return [value / sum(values) for value in values]
 
 
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_the_best_token_stays_however_little_is_kept(top_k: int) -> None:
+    """Wherever it stands; in float32 no sum of probabilities is over 1 - 1e-9."""
+    rows = mx.log(mx.array([PROBABILITIES[::-1]] * 9))
+
+    drawn = draw(rows, keys=Keys(0), temperature=1.0, top_p=1e-9, top_k=top_k, min_p=0.0)
+
+    assert [4] * 9 == drawn.tolist()
+
+
 @pytest.mark.parametrize(
     ("parameters", "weights"),
     [
