@@ -1,9 +1,8 @@
 """bench.real_model: its tastes, its questions, and a round of it with strop's small model."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from bench.real_model import person
 from bench.real_model.__main__ import _row, _table
 from bench.real_model.play import NUM_SAMPLES, Measured, Plan, Round, play
 from strop.adapters.rates import Rate
-from strop.training.demo.served import serve
+from strop.training.demo.served import Served, serve
 
 
 @pytest.mark.parametrize(
@@ -70,70 +69,43 @@ def test_a_play_is_a_table() -> None:
     assert ["80", "0", "failed", "0", "", "", *served] == cells[2]
 
 
-class Scripted:
-    """A strop whose every other answer has a list, and whose runs pass at once."""
-
-    model = "m"
-
-    def __init__(self) -> None:
-        self.asked: dict[str, tuple[str, str]] = {}
-        self.rated: dict[str, int] = {}
-        completions = SimpleNamespace(with_raw_response=SimpleNamespace(create=self._create))
-        chat = SimpleNamespace(completions=completions)
-        self.agent = SimpleNamespace(chat=chat, close=self._close)
-
-    async def _close(self) -> None:
-        pass
-
-    async def _create(self, *, messages: Any, **_: Any) -> Any:
-        id_, text = str(len(self.asked)), "- a" if len(self.asked) % 2 else "a"
-        self.asked[id_] = messages[0]["content"], text
-        answer = SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=text))])
-        return SimpleNamespace(headers={"X-Strop-Completion-Id": id_}, parse=lambda: answer)
-
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if path == "/v1/feedback":
-            self.rated[body["completion_id"]] = body["rating"]
-        return {"id": "r", "state": "queued"}
-
-    def get(self, path: str) -> dict[str, Any]:
-        if path == "/health":
-            return {"model": {"active": "v1"}}
-        state = "active" if "adapters" in path else "passed"
-        return {"id": "r", "state": state, "version": "v1", "events": []}
-
-
-def test_who_plays_rates_what_is_liked_and_nothing_that_measures() -> None:
-    """Each question of a round once, and each that is held out four times before and after."""
-    strop: Any = Scripted()
-    base, one, two = play(strop, Plan("lists", rounds=2, ratings=10, seed=0, preset="p"))
-    rated, held_out = person.questions(0)
-
-    questions = [strop.asked[id_][0] for id_ in strop.rated]
-    others = [question for id_, (question, _) in strop.asked.items() if id_ not in strop.rated]
-    assert isinstance(base, Measured)
-    assert isinstance(two, Round)
-    assert rated[:20] == questions
-    assert sorted(held_out * NUM_SAMPLES * 3) == sorted(others)
-    assert strop.rated == {id_: 1 if strop.asked[id_][1] == "- a" else -1 for id_ in strop.rated}
-    assert [(10, 5), (20, 5)] == [
-        (each.num_ratings, each.num_good) for each in (one, two) if isinstance(each, Round)
-    ]
-    assert (80, 160) == (two.measured.liked.num_hits, two.measured.liked.num)
+def recorded(served: Served) -> Iterator[tuple[str, str, list[float]]]:
+    """Each question that was asked, what was answered, and its ratings."""
+    after = ""
+    while True:
+        page = served.get(f"/admin/completions?limit=100{after}")
+        for one in page["data"]:
+            whole = served.get(f"/admin/completions/{one['id']}")
+            [message] = whole["request"]["messages"]
+            ratings = [rating["rating"] for rating in whole["feedback"]]
+            yield message["content"], whole["choices"][0]["message"]["content"], ratings
+        if not page["has_more"]:
+            return
+        after = f"&after={page['data'][-1]['id']}"
 
 
 def test_a_round_is_asked_rated_learned_and_measured(tmp_path: Path) -> None:
-    """Of strop's small model, which hardly knows a list, there is next to nothing to like."""
-    plan = Plan(taste="lists", rounds=1, ratings=8, seed=0, preset="balanced")
+    """What measures is never rated; strop's small model writes prose, mostly."""
+    plan = Plan(taste="prose", rounds=1, ratings=24, seed=0, preset="balanced")
+    rated_questions, held_out = person.questions(0)
 
     with serve(tmp_path, {"training.enabled": "false"}) as served:
-        base, rated = play(served, plan)
+        base, played = play(served, plan)
         [run] = served.get("/admin/runs")["data"]
-        ratings = served.get("/v1/feedback")["data"]
+        answers = list(recorded(served))
 
+    rated = [(question, text, ratings) for question, text, ratings in answers if ratings]
     assert isinstance(base, Measured)
-    assert isinstance(rated, Round)
-    assert (8, 8, run["id"]) == (rated.num_ratings, len(ratings), rated.run["id"])
+    assert isinstance(played, Round)
+    assert sorted(rated_questions[:24]) == sorted(question for question, _, _ in rated)
+    for _, text, ratings in rated:
+        assert [1.0 if person.TASTES["prose"](text) else -1.0] == ratings
+    num_good = sum(ratings == [1.0] for _, _, ratings in rated)
+    assert (24, num_good, run["id"]) == (played.num_ratings, played.num_good, played.run["id"])
     assert run["finished"] is not None
-    assert NUM_SAMPLES * person.NUM_HELD_OUT == base.liked.num == rated.measured.liked.num
-    assert {"base", run["version"] or "base"} == {base.version, rated.measured.version}
+    measuring = [question for question, _, ratings in answers if not ratings]
+    assert sorted(held_out * NUM_SAMPLES * 2) == sorted(measuring)
+    liked = sum(person.TASTES["prose"](text) for _, text, ratings in answers if not ratings)
+    assert base.liked.num_hits + played.measured.liked.num_hits == liked
+    serves = run["version"] if run["state"] == "passed" else "base"
+    assert ("base", serves) == (base.version, played.measured.version)
