@@ -87,13 +87,13 @@ def test_balanced_on_the_demo_model_is_what_was_measured() -> None:
 
 
 def test_the_rate_follows_active_parameters_size_and_sparsity() -> None:
-    """A dense 8B model has 7e-5, and so have 3B active ones, times 0.85 for 9 to each of them.
+    """A dense 8B model has 1.7e-4, and so have 3B active ones, times 0.85 for 9 to each of them.
 
-    671B with 37B active have 5e-5 x 0.35 x 0.7.
+    671B with 37B active have 1.2e-4 x 0.35 x 0.7.
     """
     rates = [load("balanced", config).lr for config in (LLAMA_8B, QWEN3_30B_A3B, DEEPSEEK_V3)]
 
-    assert pytest.approx([7e-5, 7e-5 * 0.85, 5e-5 * 0.35 * 0.7]) == rates
+    assert pytest.approx([1.7e-4, 1.7e-4 * 0.85, 1.2e-4 * 0.35 * 0.7]) == rates
 
 
 @pytest.mark.parametrize(
